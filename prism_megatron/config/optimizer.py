@@ -1,0 +1,41 @@
+"""AdamW and its schedule, for one role."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with decoupled weight decay. Defaults are those of PRISM's alignment (both players)."""
+
+    lr: float = 1e-6
+    """peak learning rate"""
+    min_lr_ratio: float = 1.0
+    """final learning rate as a share of lr; 1 keeps a constant schedule constant"""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """shape after warm-up"""
+    warmup_steps: int = 0
+    """linear warm-up from 0, in optimizer steps"""
+    beta1: float = 0.9
+    """first-moment decay"""
+    beta2: float = 0.999
+    """second-moment decay"""
+    eps: float = 1e-8
+    """AdamW epsilon"""
+    weight_decay: float = 0.01
+    """decoupled weight decay"""
+    clip_grad: float = 1.0
+    """global gradient-norm clip; 0 turns clipping off"""
+
+    def lr_at(self, step: int, total_steps: int) -> float:
+        """Learning rate of 0-based optimizer step ``step`` in a run of ``total_steps``."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        progress = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
+        floor = self.lr * self.min_lr_ratio
+        return floor + (self.lr - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))

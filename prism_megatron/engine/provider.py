@@ -1,0 +1,83 @@
+"""What an engine needs to know of a model, and what a loss gives back. Models live in ``model_providers``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import MegatronModule, TransformerConfig
+from torch import Tensor
+
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.engine.batch import Batch
+
+
+class ModelProvider(Protocol):
+    """Builds one model's pipeline chunks and names its weights."""
+
+    @property
+    def has_experts(self) -> bool: ...
+
+    def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
+        """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
+
+    def build_chunk(
+        self,
+        config: TransformerConfig,
+        groups: ProcessGroupCollection,
+        *,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+    ) -> MegatronModule:
+        """One pipeline chunk. Its ``forward(batch)`` returns the payload for the next stage, or the output.
+
+        The output is vocab-parallel logits ``[S, B, V/tp]`` for a policy and scores for a discriminator.
+        """
+
+    def weight_mappings(self) -> Sequence[WeightMapping]:
+        """Every Hugging Face tensor exactly once (see ``conversion/mapping.py``)."""
+
+    def is_frozen(self, parameter_name: str) -> bool:
+        """Whether a parameter of a chunk (by its name in the chunk) stays as loaded."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossOutput:
+    """What a loss returns for one micro-batch.
+
+    ``loss`` is already divided by its global denominator, so micro-batches and data-parallel ranks simply add.
+    ``sums`` are detached scalars that add in the same way; ``rows`` are detached per-row tensors ``[B, …]``.
+    """
+
+    loss: Tensor
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+LossFn = Callable[[Tensor, Batch], LossOutput]
+
+
+@dataclass(frozen=True, eq=False)
+class PassOutput:
+    """What a pass over micro-batches leaves on every rank of the model-parallel group.
+
+    ``sums`` are added over micro-batches and data-parallel ranks; ``rows[i]`` belongs to micro-batch i of this
+    data-parallel rank and stands on every pipeline stage.
+    """
+
+    sums: Mapping[str, float]
+    rows: Sequence[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step did. ``updated`` is False when the gradient was not finite and the step was skipped."""
+
+    grad_norm: float
+    lr: float
+    updated: bool

@@ -1,0 +1,28 @@
+"""Every error that prism_megatron raises on purpose.
+
+The message says where the trouble is and what to do; tools print it in one line and exit with status 2.
+"""
+
+
+class PrismError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class ConfigError(PrismError):
+    """A flag or a combination of flags cannot work. Raised before any process group starts."""
+
+
+class DataError(PrismError):
+    """A record, an image or a data folder is malformed."""
+
+
+class ConversionError(PrismError):
+    """A weight folder does not fit the model: missing, unknown or misshapen tensors."""
+
+
+class WeightSyncError(PrismError):
+    """A rollout engine was offered weights that are not the model's."""
+
+
+class CheckpointError(PrismError):
+    """A checkpoint is incomplete, hostile, or belongs to another run."""

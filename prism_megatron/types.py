@@ -1,0 +1,99 @@
+"""The vocabulary of the project as frozen types.
+
+Shape suffixes: P patches, D pixels per patch (3 · temporal_patch · patch · patch), S tokens, B rows, V vocabulary.
+
+Example: one prompt, its reference and two rollouts::
+
+    prompt = Prompt(id="scene-7", token_ids=(1, 9, 9, 4), images=(image,), question="How many red circles?")
+    reference = Response(token_ids=(31, 32, 2), segments=Segments(Span(0, 1), Span(1, 3), None))
+    group = RolloutGroup(prompt=prompt, reference=reference, rollouts=(rollout_a, rollout_b))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+FinishReason = Literal["stop", "length"]
+
+
+class Span(NamedTuple):
+    """Half-open range of token positions ``[start, end)`` inside a response."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the two judged parts of a response lie, in token positions of the response.
+
+    ``problem`` is None for a valid response and otherwise says why it is not; spans are None exactly then.
+    ``perception`` covers the caption with its tags, ``reasoning`` covers think and answer with their tags.
+    """
+
+    perception: Span | None
+    reasoning: Span | None
+    problem: str | None
+
+    @property
+    def valid(self) -> bool:
+        return self.problem is None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageInput:
+    """One preprocessed image. Two sequences share its features exactly when they hold the same object."""
+
+    pixel_values_P_D: npt.NDArray[np.float32]
+    grid_thw: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One row for the model: token ids with image pads already expanded, and the images in order."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[ImageInput, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered question: chat template applied, image pads expanded, generation prompt appended."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    images: tuple[ImageInput, ...]
+    question: str
+
+
+@dataclass(frozen=True)
+class Response:
+    """A tokenised reference answer, ending in the same end token that a finished rollout ends in."""
+
+    token_ids: tuple[int, ...]
+    segments: Segments
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer. ``logprobs`` are under the sampling temperature, one per token of ``token_ids``."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    policy_version: int
+    segments: Segments
+
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """All rollouts of one prompt beside its one reference."""
+
+    prompt: Prompt
+    reference: Response
+    rollouts: tuple[Rollout, ...]
