@@ -42,11 +42,12 @@ def collate(
     device: torch.device,
     tower_ids: Sequence[int] | None = None,
     token_extras: Mapping[str, Sequence[Sequence[float]]] | None = None,
-    row_extras: Mapping[str, Sequence[float]] | None = None,
+    row_extras: Mapping[str, Sequence[float] | Sequence[int]] | None = None,
 ) -> Batch:
     """Pad rows on the right to one length, a multiple of ``multiple_of`` (tp for sequence parallelism).
 
-    ``token_extras`` are per-token float lists as long as their row; they are padded with 0.
+    ``token_extras`` are per-token float lists as long as their row; they are padded with 0. ``row_extras`` hold one
+    number a row: ints become int64, floats float32.
     Images are deduplicated by object identity.
     """
     lengths = [len(row.token_ids) for row in rows]
@@ -75,8 +76,8 @@ def collate(
                 raise ValueError(f"extra {name!r} has {len(row_values)} values for a row of {lengths[b]} tokens")
             table[b, : lengths[b]] = row_values
         extras[name] = torch.from_numpy(table).to(device)
-    for name, row_values in (row_extras or {}).items():
-        extras[name] = torch.tensor(list(row_values), dtype=torch.float32, device=device)
+    for name, per_row in (row_extras or {}).items():
+        extras[name] = torch.tensor(list(per_row), device=device)
 
     return Batch(
         input_ids_B_S=torch.from_numpy(input_ids).to(device),

@@ -1,0 +1,149 @@
+"""From rollout groups to micro-batches, and from score rows back to groups. No model here.
+
+Shape suffixes: B rows, S tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_megatron.engine.batch import Batch, collate
+from prism_megatron.types import Response, Rollout, RolloutGroup, TokenSequence
+
+PERCEPTION, REASONING = 0, 1
+TOWERS = (PERCEPTION, REASONING)
+TOWER_NAMES = ("perception", "reasoning")
+
+
+@dataclass(frozen=True)
+class BatchFormat:
+    """How rows become tensors: the model's pad token, its patch size, the layout's length multiple, the device."""
+
+    pad_token_id: int
+    end_token_id: int
+    patch_dim: int
+    length_multiple: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """What one discriminator row judges. ``rollout`` is None for the group's reference."""
+
+    group: int
+    tower: int
+    rollout: int | None
+
+
+def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end_token_id: int) -> TokenSequence:
+    """The discriminator's input: prompt, then one segment, then the end token on both sides of the game.
+
+    Reference and rollout rows end in the same token, so the last token tells nothing about who wrote the segment
+    (method notes, trap 3). The caption is not in the reasoning row's context.
+    """
+    span = answer.segments.perception if tower == PERCEPTION else answer.segments.reasoning
+    if span is None:
+        raise ValueError(f"prompt {group.prompt.id}: a response without a {TOWER_NAMES[tower]} segment cannot be judged")
+    segment = answer.token_ids[span.start : span.end]
+    return TokenSequence((*group.prompt.token_ids, *segment, end_token_id), group.prompt.images)
+
+
+def discriminator_batch(
+    groups: Sequence[RolloutGroup], *, form: BatchFormat, seed: int, step: int, first_group: int
+) -> tuple[Batch, tuple[ScoreRow, ...]]:
+    """One micro-batch: per group and tower the reference row followed by its valid rollouts.
+
+    Row extras: ``reference_row`` index of the row's reference, ``is_rollout`` 1 for rollout rows, ``dropout_key``
+    (see :func:`dropout_key`), all int64. ``first_group`` is the global index of ``groups[0]`` in the step.
+    """
+    rows: list[TokenSequence] = []
+    keys: list[ScoreRow] = []
+    reference_row: list[int] = []
+    for g, group in enumerate(groups):
+        for tower in TOWERS:
+            reference_index = len(rows)
+            answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
+            answers += [(r, rollout) for r, rollout in enumerate(group.rollouts) if rollout.segments.valid]
+            for index, answer in answers:
+                rows.append(segment_row(group, answer, tower, form.end_token_id))
+                keys.append(ScoreRow(group=first_group + g, tower=tower, rollout=index))
+                reference_row.append(reference_index)
+    batch = collate(
+        rows,
+        pad_token_id=form.pad_token_id,
+        multiple_of=form.length_multiple,
+        patch_dim=form.patch_dim,
+        device=form.device,
+        tower_ids=[key.tower for key in keys],
+        row_extras={
+            "reference_row": reference_row,
+            "is_rollout": [int(key.rollout is not None) for key in keys],
+            "dropout_key": [dropout_key(seed, step, key) for key in keys],
+        },
+    )
+    return batch, tuple(keys)
+
+
+def dropout_key(seed: int, step: int, row: ScoreRow) -> int:
+    """A 63-bit key of (seed, step, sample, tower): the head's dropout mask is the same in every layout and on resume."""
+    text = f"{seed}/{step}/{row.group}/{row.tower}/{row.rollout}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def collect_scores(
+    score_rows: Sequence[Tensor], keys: Sequence[Sequence[ScoreRow]]
+) -> Mapping[tuple[int, int, int | None], float]:
+    """Scores by (group, tower, rollout) from one ``[B]`` tensor a micro-batch."""
+    return {
+        (key.group, key.tower, key.rollout): float(score)
+        for scores, batch_keys in zip(score_rows, keys, strict=True)
+        for score, key in zip(scores.tolist(), batch_keys, strict=True)
+    }
+
+
+def policy_batch(
+    groups: Sequence[RolloutGroup], advantages: Sequence[Sequence[Sequence[float]]], *, form: BatchFormat
+) -> Batch:
+    """One micro-batch of prompt + rollout rows.
+
+    ``advantages[g][r]`` has one value per response token. Token extras stand at the position of the *label* token:
+    ``label_mask`` 1 on response tokens, ``advantages``, and ``rollout_logprobs`` as the rollout engine drew them.
+    """
+    rows: list[TokenSequence] = []
+    extras: dict[str, list[list[float]]] = {"label_mask": [], "advantages": [], "rollout_logprobs": []}
+    for group, group_advantages in zip(groups, advantages, strict=True):
+        zeros = [0.0] * len(group.prompt.token_ids)
+        for rollout, token_advantages in zip(group.rollouts, group_advantages, strict=True):
+            rows.append(TokenSequence((*group.prompt.token_ids, *rollout.token_ids), group.prompt.images))
+            extras["label_mask"].append(zeros + [1.0] * len(rollout.token_ids))
+            extras["advantages"].append([*zeros, *token_advantages])
+            extras["rollout_logprobs"].append([*zeros, *rollout.logprobs])
+    return _collate_rows(rows, extras, form)
+
+
+def supervised_batch(rows: Sequence[TokenSequence], label_masks: Sequence[Sequence[float]], *, form: BatchFormat) -> Batch:
+    """One micro-batch of demonstrations; ``label_mask`` is 1 on the tokens to learn."""
+    return _collate_rows(rows, {"label_mask": label_masks}, form)
+
+
+def _collate_rows(
+    rows: Sequence[TokenSequence], extras: Mapping[str, Sequence[Sequence[float]]], form: BatchFormat
+) -> Batch:
+    return collate(
+        rows,
+        pad_token_id=form.pad_token_id,
+        multiple_of=form.length_multiple,
+        patch_dim=form.patch_dim,
+        device=form.device,
+        token_extras=extras,
+    )
+
+
+def shift_left(values_B_S: Tensor) -> Tensor:
+    """Move label-aligned values to the positions that predict them: ``out[:, t] = values[:, t + 1]``, last 0."""
+    return torch.nn.functional.pad(values_B_S[:, 1:], (0, 1))
