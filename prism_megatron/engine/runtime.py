@@ -1,0 +1,133 @@
+"""The world a process belongs to: process groups, its place in each, and the seeds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.engine.cpu import open_cpu_door
+from prism_megatron.errors import ConfigError
+
+_UNUSED_GROUPS = frozenset({"hcp", "inter_dist_opt", "dp_cp_ag", "expt_dp_ag"})
+"""Made only for hierarchical context parallelism, several optimizer instances, and overlapped FSDP all-gathers."""
+
+_END_STAGE_GROUPS = frozenset({"embd", "pos_embd"})
+"""Megatron gives these to the stages that share an embedding, and None to the stages between."""
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """One process's place in the run. ``layout`` is what reports print: tp, pp, cp, dp, ep."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    parallel: ParallelConfig
+    groups: ProcessGroupCollection
+    tp_rank: int
+    pp_rank: int
+    dp_rank: int
+    dp_size: int
+    layout: Mapping[str, int]
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.parallel.pp - 1
+
+
+def start(
+    parallel: ParallelConfig,
+    *,
+    seed: int,
+    rank: int | None = None,
+    world_size: int | None = None,
+    store: dist.Store | None = None,
+    timeout: timedelta = timedelta(minutes=10),
+) -> World:
+    """Join the world and build the groups of ``parallel``.
+
+    Rank, size and rendezvous come from torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); a process
+    without one is a world of one. ``store`` with ``rank`` and ``world_size`` is a rendezvous made by the caller.
+    The backend is NCCL where CUDA is present and gloo elsewhere.
+    Raises ConfigError when the world does not fit ``parallel``.
+    """
+    on_cpu = open_cpu_door()
+    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
+    world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    if world_size % parallel.model_parallel_size:
+        raise ConfigError(
+            f"--tp {parallel.tp} --pp {parallel.pp} needs a multiple of {parallel.model_parallel_size} processes, "
+            f"but {world_size} were started"
+        )
+    if on_cpu:
+        device = torch.device("cpu")
+    else:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if store is None and "MASTER_ADDR" not in os.environ:
+        store = dist.HashStore()
+    backend = "gloo" if on_cpu else "nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.tp if parallel.ep == 1 else 1,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
+    )
+    groups = _complete_groups()
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    return World(
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        parallel=parallel,
+        groups=groups,
+        tp_rank=groups.tp.rank(),
+        pp_rank=groups.pp.rank(),
+        dp_rank=groups.dp.rank(),
+        dp_size=groups.dp.size(),
+        layout={"tp": parallel.tp, "pp": parallel.pp, "cp": 1, "dp": groups.dp.size(), "ep": parallel.ep},
+    )
+
+
+def stop(world: World) -> None:
+    """Leave the world: every process group is destroyed, so that a new one can be started."""
+    del world
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def _complete_groups() -> ProcessGroupCollection:
+    """The one collection that is passed everywhere.
+
+    megatron-core 0.19.2 answers None for a group nobody set, so ``hasattr`` proves nothing and a forgotten group would
+    pass silently as 'not parallel': every field is checked here, once.
+    """
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    required = {field.name for field in fields(ProcessGroupCollection)} - _UNUSED_GROUPS
+    if not parallel_state.is_pipeline_first_stage(ignore_virtual=True):
+        required -= _END_STAGE_GROUPS
+    missing = sorted(name for name in required if getattr(groups, name, None) is None)
+    if missing:
+        raise RuntimeError(f"megatron-core built no process group for {', '.join(missing)}")
+    return groups
