@@ -1,0 +1,140 @@
+"""Where the judged parts of a response lie, exact in token space.
+
+A response is ``<caption>..</caption> <think>..</think> <answer>..</answer>`` and the end token. Tags may be split
+over tokens in any way, and one token may hold the end of one tag and the start of the next, so tags are located in
+the bytes of the response and mapped back through the byte offset of every token: nothing is decoded and re-encoded.
+
+The rule is strict (method notes, section 2): exactly one of each tag, in this order, nothing but white space outside,
+no empty body, ended by the end token. ``<thought>`` is accepted as an alias of ``<think>``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prism_megatron.types import Segments, Span
+
+TAGS = ("caption", "think", "answer")
+THINK_ALIAS = "thought"
+
+
+@dataclass(frozen=True)
+class TaggedText:
+    """The three bodies of a valid response and the byte ranges of its two judged parts."""
+
+    caption: str
+    think: str
+    answer: str
+    perception_bytes: Span
+    reasoning_bytes: Span
+
+
+def response_text(caption: str, think: str, answer: str) -> str:
+    """The one layout in which responses are written, without the end token."""
+    return f"<caption>\n{caption}\n</caption>\n<think>\n{think}\n</think>\n<answer>{answer}</answer>"
+
+
+def parse_response(data: bytes) -> TaggedText | str:
+    """Split the bytes of a response, without its end token. Returns what is wrong with it as text if it is invalid.
+
+    Linear in the length; never raises. Bytes that are no UTF-8 are allowed inside bodies, as a sampled response may
+    hold them, and not between the tags.
+    """
+    names = (TAGS[0], THINK_ALIAS if f"<{THINK_ALIAS}>".encode() in data else TAGS[1], TAGS[2])
+    for name in (*TAGS, THINK_ALIAS):
+        for tag in (f"<{name}>", f"</{name}>"):
+            count = data.count(tag.encode())
+            if count != (name in names):
+                return f"{tag} appears {count} times"
+
+    bodies: list[str] = []
+    bounds: list[Span] = []
+    position = 0
+    for name in names:
+        opening, closing = f"<{name}>".encode(), f"</{name}>".encode()
+        start, end = data.index(opening), data.index(closing)
+        if start < position or end < start:
+            return f"<{name}> is out of order"
+        if _text(data[position:start]).strip():
+            return f"text before <{name}>, outside the tags"
+        body = _text(data[start + len(opening) : end])
+        if not body.strip():
+            return f"<{name}> is empty"
+        position = end + len(closing)
+        bodies.append(body)
+        bounds.append(Span(start, position))
+    if _text(data[position:]).strip():
+        return "text after the last tag"
+    return TaggedText(*bodies, bounds[0], Span(bounds[1].start, bounds[2].end))
+
+
+class SegmentFinder:
+    """Finds the segments of a response from its token ids alone."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """``tokenizer``: a Hugging Face fast tokenizer over byte-level BPE, such as Qwen's."""
+        self._byte_of_character = {character: byte for byte, character in byte_alphabet().items()}
+        self._vocab_size = len(tokenizer)
+        self._to_token = tokenizer.convert_ids_to_tokens
+        self._added = {int(i): token for i, token in tokenizer.added_tokens_decoder.items()}
+        self._end_token_id = int(tokenizer.eos_token_id)
+        self._bytes_of_id: dict[int, bytes] = {}
+
+    def find(self, token_ids: Sequence[int]) -> Segments:
+        """Spans from the first token holding a byte of the opening tag to the last one holding a byte of the closing tag.
+
+        Where one token holds bytes of both ``</caption>`` and ``<think>``, both spans include it. Never raises.
+        """
+        if not token_ids or token_ids[-1] != self._end_token_id:
+            return _invalid("the response does not end in the end token")
+        starts: list[int] = []  # byte offset of each token
+        pieces: list[bytes] = []
+        length = 0
+        for token_id in token_ids[:-1]:
+            piece = self._token_bytes(token_id)
+            if piece is None:
+                return _invalid(f"token {token_id} is a control token or unknown")
+            starts.append(length)
+            pieces.append(piece)
+            length += len(piece)
+        parsed = parse_response(b"".join(pieces))
+        if isinstance(parsed, str):
+            return _invalid(parsed)
+        perception, reasoning = (
+            Span(bisect_right(starts, span.start) - 1, bisect_right(starts, span.end - 1))
+            for span in (parsed.perception_bytes, parsed.reasoning_bytes)
+        )
+        return Segments(perception, reasoning, None)
+
+    def _token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes a token stands for; None for control tokens and for ids beyond the tokenizer."""
+        if token_id not in self._bytes_of_id:
+            if token_id in self._added:
+                if self._added[token_id].special:
+                    return None
+                piece = self._added[token_id].content.encode()
+            else:
+                token = self._to_token(token_id) if 0 <= token_id < self._vocab_size else None
+                if token is None:
+                    return None
+                piece = bytes(self._byte_of_character[character] for character in token)
+            self._bytes_of_id[token_id] = piece
+        return self._bytes_of_id[token_id]
+
+
+def byte_alphabet() -> dict[int, str]:
+    """The printable character that byte-level BPE writes for each byte (GPT-2's ``bytes_to_unicode``)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace")
+
+
+def _invalid(problem: str) -> Segments:
+    return Segments(None, None, problem)
