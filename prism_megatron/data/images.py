@@ -1,0 +1,104 @@
+"""From an image file to the patches that the vision tower reads, by transformers' own PIL processor.
+
+The processor is loaded by itself: AutoProcessor would also load the video processor, which needs torchvision. Its
+settings come from the folder's ``preprocessor_config.json``; the class defaults (patch 14, CLIP colours) are not
+Qwen3-VL's.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from prism_megatron.errors import DataError
+from prism_megatron.types import ImageInput
+
+MAX_PIXELS = 64_000_000  # a larger file is refused before it is decoded
+SETTINGS = ("size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
+
+
+class ImagePreprocessor:
+    """Turns pictures into patches, and sizes into token counts."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ImagePreprocessor:
+        """Raises DataError if ``preprocessor_config.json`` is missing or leaves a setting to the class defaults."""
+        path = folder / "preprocessor_config.json"
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; copy it from the model's Hugging Face folder")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in SETTINGS if name not in settings]
+        if missing:
+            raise DataError(f"{path}: {', '.join(missing)} missing; the class defaults are not Qwen3-VL's")
+        return cls(Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True))
+
+    def __call__(self, image: Image.Image) -> ImageInput:
+        """``pixel_values_P_D`` float32, P = t·h·w patches of D = 3 · temporal_patch · patch · patch values.
+
+        Raises DataError for a shape the model cannot take (sides differing by more than a factor of 200).
+        """
+        try:
+            features = self._processor(images=[to_rgb(image)], return_tensors="np")
+        except ValueError as error:
+            raise DataError(f"an image of {image.width}x{image.height} pixels cannot be processed: {error}") from error
+        t, h, w = (int(n) for n in features["image_grid_thw"][0])
+        return ImageInput(np.ascontiguousarray(features["pixel_values"], dtype=np.float32), (t, h, w))
+
+    def num_tokens(self, grid_thw: tuple[int, int, int]) -> int:
+        """Image pads of one image: its patches, merged."""
+        t, h, w = grid_thw
+        return t * h * w // int(self._processor.merge_size) ** 2
+
+    def num_tokens_of_size(self, size: tuple[int, int]) -> int:
+        """Image pads of a picture of this (width, height), without reading its pixels. Raises DataError as above."""
+        width, height = size
+        try:
+            patches = int(self._processor.get_number_of_image_patches(height, width))
+        except ValueError as error:
+            raise DataError(f"an image of {width}x{height} pixels cannot be processed: {error}") from error
+        return patches // int(self._processor.merge_size) ** 2
+
+
+def open_image(path: Path) -> Image.Image:
+    """A decoded image file, upright. Raises DataError if it is broken or larger than MAX_PIXELS."""
+    try:
+        with Image.open(path) as image:
+            _check_size(image.size, path)
+            upright: Image.Image = ImageOps.exif_transpose(image)
+            upright.load()
+            return upright
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises on bad files
+        raise DataError(f"{path}: the image cannot be read: {error}") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels from the file's header."""
+    try:
+        with Image.open(path) as image:
+            _check_size(image.size, path)
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: the image cannot be read: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: transparency over white (as transformers does), 16-bit grey scaled instead of clipped."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _check_size(size: tuple[int, int], path: Path) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(f"{path}: an image of {size[0]}x{size[1]} pixels; at most {MAX_PIXELS} pixels are read")

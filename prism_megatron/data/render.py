@@ -1,0 +1,119 @@
+"""From question, images and reference to token ids. Training, rollout and evaluation all go through here.
+
+Text from outside is never parsed for added tokens: a question holding ``<|im_start|>`` could open a role of its own,
+and transformers would let it. Such text is refused with a DataError naming the record, not rewritten, because the
+real tokenizer has no spelling of those characters that survives a round trip through a chat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import AutoTokenizer
+
+from prism_megatron.data.images import ImagePreprocessor
+from prism_megatron.data.segments import SegmentFinder, response_text
+from prism_megatron.errors import DataError
+from prism_megatron.types import Prompt, Response, TokenSequence
+
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+class Renderer:
+    """The tokenizer, the chat template and the image preprocessor of one model, with one system prompt."""
+
+    def __init__(self, tokenizer: Any, preprocessor: ImagePreprocessor, *, system_prompt: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.preprocessor = preprocessor
+        self.segment_finder = SegmentFinder(tokenizer)
+        self.system_prompt = system_prompt
+        self._added = {int(i): token for i, token in tokenizer.added_tokens_decoder.items()}
+        self.pad_token_id = int(tokenizer.pad_token_id)
+        self.end_token_id = int(tokenizer.eos_token_id)
+        self.image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+
+    @classmethod
+    def from_folder(cls, folder: Path | str, *, system_prompt: str | None = None) -> Renderer:
+        """Read everything from a local Hugging Face folder. Raises DataError if a file is missing."""
+        folder = Path(folder)
+        for name in ("tokenizer.json", "chat_template.jinja"):
+            if not (folder / name).is_file():
+                raise DataError(f"{folder / name} does not exist; copy it from the model's Hugging Face folder")
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls(tokenizer, ImagePreprocessor.from_folder(folder), system_prompt=system_prompt)
+
+    @property
+    def control_token_ids(self) -> frozenset[int]:
+        """Ids that stand for no text, the end token excepted: a sampler must never emit them."""
+        return frozenset(i for i, token in self._added.items() if token.special) - {self.end_token_id}
+
+    def prompt(self, id: str, question: str, images: Sequence[Image.Image]) -> Prompt:  # noqa: A002 the field's name
+        """Images, then the question, as the user's turn; each image pad repeated once per merged patch.
+
+        Raises DataError, naming ``id``, for text with added tokens and for images that cannot be processed.
+        """
+        text = self._chat_text(id, question, num_images=len(images))
+        try:
+            inputs = tuple(self.preprocessor(image) for image in images)
+        except DataError as error:
+            raise DataError(f"{id}: {error}") from error
+        pads = iter(self.preprocessor.num_tokens(image.grid_thw) for image in inputs)
+        token_ids: list[int] = []
+        for token_id in self._encode(text):
+            token_ids.extend([token_id] * (next(pads) if token_id == self.image_token_id else 1))
+        return Prompt(id=id, token_ids=tuple(token_ids), images=inputs, question=question)
+
+    def num_prompt_tokens(self, id: str, question: str, image_sizes: Sequence[tuple[int, int]]) -> int:  # noqa: A002
+        """Length of the prompt with images of these (width, height), without reading pixels. Raises as ``prompt``."""
+        text = self._chat_text(id, question, num_images=len(image_sizes))
+        pads = sum(self.preprocessor.num_tokens_of_size(size) for size in image_sizes)
+        return len(self._encode(text)) - len(image_sizes) + pads
+
+    def response(self, caption: str, think: str, answer: str, *, id: str = "reference") -> Response:  # noqa: A002
+        """A reference in the one layout, ending in the end token that a finished rollout ends in.
+
+        Raises DataError, naming ``id``, if the three bodies do not make a valid response.
+        """
+        for body in (caption, think, answer):
+            self._refuse_added_tokens(id, body)
+        token_ids = (*self._encode(response_text(caption, think, answer)), self.end_token_id)
+        segments = self.segment_finder.find(token_ids)
+        if not segments.valid:
+            raise DataError(f"{id}: the reference is not a valid response: {segments.problem}")
+        return Response(token_ids, segments)
+
+    @staticmethod
+    def training_row(prompt: Prompt, response: Response) -> tuple[TokenSequence, list[float]]:
+        """One row of supervised training and its loss mask, both over the same positions.
+
+        ``loss_mask[t]`` is 1 where token t is a *label*: every token of the response, the end token included. The logit
+        that predicts it stands at position t - 1 (Hugging Face's unshifted ``labels``, with 0 for its -100).
+        """
+        row = TokenSequence((*prompt.token_ids, *response.token_ids), prompt.images)
+        return row, [0.0] * len(prompt.token_ids) + [1.0] * len(response.token_ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, added tokens included."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        return text
+
+    def _chat_text(self, id: str, question: str, *, num_images: int) -> str:  # noqa: A002
+        self._refuse_added_tokens(id, question)
+        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": question}]
+        text: str = self.tokenizer.apply_chat_template(
+            [*system, {"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _refuse_added_tokens(self, id: str, text: str) -> None:  # noqa: A002
+        for token in self._added.values():
+            if token.content in text:
+                raise DataError(f"{id}: the text holds {token.content!r}, which the tokenizer would take for a token")
