@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.errors import ConfigError
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
@@ -141,6 +142,26 @@ class Qwen3VLShape:
             pad_token_id=eos if pad is None else pad,
             dtype=_dtype(top, text),
         )
+
+    def check_layout(self, parallel: ParallelConfig) -> None:
+        """Raise ConfigError, naming the flag and the values that would do, for a layout this model cannot be cut into."""
+        text, vision = self.text, self.vision
+        cut_by_tp = {"attention heads": text.heads, "ffn width": text.ffn}
+        cut_by_tp |= {"vision heads": vision.heads, "vision ffn width": vision.ffn}
+        fitting = [tp for tp in range(1, text.heads + 1) if all(size % tp == 0 for size in cut_by_tp.values())]
+        fitting = [tp for tp in fitting if text.kv_heads % tp == 0 or tp % text.kv_heads == 0]
+        if parallel.tp not in fitting:
+            raise ConfigError(
+                f"--tp {parallel.tp} does not divide the model ({text.kv_heads} key/value heads, "
+                + ", ".join(f"{size} {name}" for name, size in cut_by_tp.items())
+                + f"); use one of {_listed(fitting)}"
+            )
+        if text.num_layers % (parallel.pp * parallel.vpp):
+            stages = [pp for pp in range(1, text.num_layers + 1) if text.num_layers % (pp * parallel.vpp) == 0]
+            raise ConfigError(
+                f"--pp {parallel.pp} --vpp {parallel.vpp} does not divide the model's {text.num_layers} layers; "
+                + (f"at --vpp {parallel.vpp} use --pp {_listed(stages)}" if stages else "use a smaller --vpp")
+            )
 
 
 class _Section:
@@ -278,6 +299,12 @@ def _first_id(name: str, *places: Mapping[str, Any]) -> int | None:
         if isinstance(value, int):
             return value
     return None
+
+
+def _listed(values: Sequence[int]) -> str:
+    """``1, 2, 4`` as a reader wants it: ``1, 2 or 4``."""
+    *head, last = map(str, values)
+    return f"{', '.join(head)} or {last}" if head else last
 
 
 def _dtype(top: _Section, text: _Section) -> str:

@@ -17,12 +17,14 @@ class WeightMapping:
 
     ``parameter`` is the name in the *global* model, with global layer and expert numbers.
     ``optional_alias`` names a Hugging Face tensor that may repeat this one (a tied ``lm_head.weight``).
+    ``hf_shapes`` are the shapes of ``hf_names``; ``conversion.verify`` holds a folder to them where they are given.
     """
 
     hf_names: tuple[str, ...]
     parameter: str
     op: Op
     optional_alias: str | None = None
+    hf_shapes: tuple[tuple[int, ...], ...] | None = None
 
 
 class TensorSource(Protocol):

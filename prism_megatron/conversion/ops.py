@@ -6,8 +6,10 @@ Each op has ``split`` (full Hugging Face tensors -> list of tp shards) and ``mer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -17,3 +19,110 @@ class Op(Protocol):
     def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]: ...
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """Whole on every rank. ``merge`` takes rank 0's."""
+
+    def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
+        (tensor,) = tensors
+        return [tensor] * tp_size
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        return [shards[0]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """``rows`` of dimension 0, padded with zeros to a multiple of tp (only a vocabulary ever needs it)."""
+
+    rows: int
+
+    def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
+        (tensor,) = tensors
+        padding = -self.rows % tp_size
+        if padding:
+            tensor = torch.cat([tensor, tensor.new_zeros((padding, *tensor.shape[1:]))])
+        return _shards(tensor, tp_size, dim=0)
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat(list(shards))[: self.rows]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Dimension 1, the input of a row-parallel linear."""
+
+    def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
+        (tensor,) = tensors
+        return _shards(tensor, tp_size, dim=1)
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat(list(shards), dim=1)]
+
+
+@dataclass(frozen=True)
+class GroupedQKV:
+    """Query, key and value weights as Megatron fuses them: per key/value group its query heads, its key, its value."""
+
+    kv_heads: int
+    head_dim: int
+
+    def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
+        grouped = torch.cat([tensor.unflatten(0, (self.kv_heads, -1)) for tensor in tensors], dim=1)
+        return _shards(grouped.flatten(0, 1), tp_size, dim=0)
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        grouped = torch.cat(list(shards)).unflatten(0, (self.kv_heads, -1))
+        queries = grouped.shape[1] - 2 * self.head_dim
+        return [part.flatten(0, 1) for part in grouped.split([queries, self.head_dim, self.head_dim], dim=1)]
+
+
+@dataclass(frozen=True)
+class GateUp:
+    """Gate and up weights of a gated MLP, one above the other *inside each shard*."""
+
+    def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
+        gates, ups = (_shards(tensor, tp_size, dim=0) for tensor in tensors)
+        return [torch.cat(pair) for pair in zip(gates, ups, strict=True)]
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        halves = [shard.chunk(2) for shard in shards]
+        return [torch.cat([half[which] for half in halves]) for which in (0, 1)]
+
+
+@dataclass(frozen=True)
+class VisionQKV:
+    """One tensor of all queries, all keys, all values (weight or bias) <-> query, key, value of each head in turn."""
+
+    heads: int
+
+    def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
+        (tensor,) = tensors
+        by_head = tensor.unflatten(0, (3, self.heads, -1)).transpose(0, 1)
+        return _shards(by_head.flatten(0, 2), tp_size, dim=0)
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        by_head = torch.cat(list(shards)).unflatten(0, (self.heads, 3, -1))
+        return [by_head.transpose(0, 1).flatten(0, 2)]
+
+
+@dataclass(frozen=True)
+class PatchEmbed:
+    """A convolution whose stride is its kernel (channels, frames, height, width), as the linear map it is."""
+
+    kernel: tuple[int, int, int, int]
+
+    def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
+        (tensor,) = tensors
+        return [tensor.flatten(1)] * tp_size
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        return [shards[0].unflatten(1, self.kernel)]
+
+
+def _shards(tensor: Tensor, tp_size: int, *, dim: int) -> list[Tensor]:
+    if tensor.shape[dim] % tp_size:
+        raise ValueError(f"dimension {dim} of a {tuple(tensor.shape)} tensor does not divide into {tp_size} shards")
+    return [shard.contiguous() for shard in tensor.chunk(tp_size, dim)]

@@ -1,0 +1,159 @@
+"""Every weight of a Qwen3-VL by its Hugging Face name and its name here."""
+
+from __future__ import annotations
+
+from model_providers.qwen3_vl.model import EMBEDDING, OUTPUT
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.conversion.ops import Column, GateUp, GroupedQKV, PatchEmbed, Replicated, Row, VisionQKV
+
+TEXT = "model.language_model"
+VISUAL = "model.visual"
+LM_HEAD = "lm_head.weight"
+
+
+def weight_mappings(shape: Qwen3VLShape) -> list[WeightMapping]:
+    """All weights of a dense policy. A tied model has no ``lm_head.weight`` of its own, though a folder may repeat it."""
+    mappings = [*vision_mappings(shape), *embedding_mappings(shape)]
+    for layer in range(shape.text.num_layers):
+        mappings += [*attention_mappings(shape, layer), *dense_mlp_mappings(shape, layer)]
+    if not shape.text.tied:
+        text = shape.text
+        mappings.append(
+            WeightMapping((LM_HEAD,), OUTPUT, Column(text.vocab), hf_shapes=((text.vocab, text.hidden),))
+        )
+    return mappings
+
+
+def embedding_mappings(shape: Qwen3VLShape) -> list[WeightMapping]:
+    """The token embedding and the final norm."""
+    text = shape.text
+    return [
+        WeightMapping(
+            (f"{TEXT}.embed_tokens.weight",),
+            EMBEDDING,
+            Column(text.vocab),
+            optional_alias=LM_HEAD if text.tied else None,
+            hf_shapes=((text.vocab, text.hidden),),
+        ),
+        _copy(f"{TEXT}.norm.weight", "decoder.final_layernorm.weight", (text.hidden,)),
+    ]
+
+
+def attention_mappings(shape: Qwen3VLShape, layer: int) -> list[WeightMapping]:
+    """Attention and both norms of one decoder layer."""
+    text = shape.text
+    hf, ours = f"{TEXT}.layers.{layer}", f"decoder.layers.{layer}"
+    query, keys = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    return [
+        _copy(f"{hf}.input_layernorm.weight", f"{ours}.input_layernorm.weight", (text.hidden,)),
+        WeightMapping(
+            tuple(f"{hf}.self_attn.{part}_proj.weight" for part in "qkv"),
+            f"{ours}.self_attention.linear_qkv.weight",
+            GroupedQKV(kv_heads=text.kv_heads, head_dim=text.head_dim),
+            hf_shapes=((query, text.hidden), (keys, text.hidden), (keys, text.hidden)),
+        ),
+        *(
+            _copy(f"{hf}.self_attn.{part}_norm.weight", f"{ours}.self_attention.{part}_layernorm.weight", (text.head_dim,))
+            for part in "qk"
+        ),
+        WeightMapping(
+            (f"{hf}.self_attn.o_proj.weight",),
+            f"{ours}.self_attention.linear_proj.weight",
+            Row(),
+            hf_shapes=((text.hidden, query),),
+        ),
+        _copy(f"{hf}.post_attention_layernorm.weight", f"{ours}.pre_mlp_layernorm.weight", (text.hidden,)),
+    ]
+
+
+def dense_mlp_mappings(shape: Qwen3VLShape, layer: int) -> list[WeightMapping]:
+    """The gated MLP of one decoder layer."""
+    text = shape.text
+    hf, ours = f"{TEXT}.layers.{layer}.mlp", f"decoder.layers.{layer}.mlp"
+    return [
+        WeightMapping(
+            (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"),
+            f"{ours}.linear_fc1.weight",
+            GateUp(),
+            hf_shapes=((text.ffn, text.hidden), (text.ffn, text.hidden)),
+        ),
+        WeightMapping(
+            (f"{hf}.down_proj.weight",), f"{ours}.linear_fc2.weight", Row(), hf_shapes=((text.hidden, text.ffn),)
+        ),
+    ]
+
+
+def vision_mappings(shape: Qwen3VLShape) -> list[WeightMapping]:
+    """The vision tower with its mergers."""
+    vision = shape.vision
+    kernel = (vision.channels, vision.temporal_patch, vision.patch, vision.patch)
+    mappings = [
+        WeightMapping(
+            (f"{VISUAL}.patch_embed.proj.weight",),
+            "vision_model.patch_embed.weight",
+            PatchEmbed(kernel),
+            hf_shapes=((vision.hidden, *kernel),),
+        ),
+        _copy(f"{VISUAL}.patch_embed.proj.bias", "vision_model.patch_embed.bias", (vision.hidden,)),
+        _copy(
+            f"{VISUAL}.pos_embed.weight",
+            "vision_model.pos_embed.weight",
+            (vision.num_position_embeddings, vision.hidden),
+        ),
+    ]
+    for block in range(vision.depth):
+        mappings += _vision_block_mappings(shape, block)
+    joined = vision.hidden * vision.merge**2
+    mergers = {"merger": vision.hidden} | {f"deepstack_merger_list.{k}": joined for k in range(len(vision.taps))}
+    for name, norm_size in mergers.items():
+        hf, ours = f"{VISUAL}.{name}", f"vision_model.{name.replace('_merger_list', '_mergers')}"
+        mappings += [
+            *(_copy(f"{hf}.norm.{kind}", f"{ours}.patch_norm.{kind}", (norm_size,)) for kind in ("weight", "bias")),
+            *_vision_mlp(hf, ours, (joined, joined, vision.out_hidden)),
+        ]
+    return mappings
+
+
+def _vision_block_mappings(shape: Qwen3VLShape, block: int) -> list[WeightMapping]:
+    vision = shape.vision
+    hf, ours = f"{VISUAL}.blocks.{block}", f"vision_model.blocks.{block}"
+    hidden = vision.hidden
+    norms = {"norm1": "input_layernorm", "norm2": "pre_mlp_layernorm"}
+    qkv, proj = "self_attention.linear_qkv", "self_attention.linear_proj"
+    return [
+        *(
+            _copy(f"{hf}.{theirs}.{kind}", f"{ours}.{name}.{kind}", (hidden,))
+            for theirs, name in norms.items()
+            for kind in ("weight", "bias")
+        ),
+        WeightMapping(
+            (f"{hf}.attn.qkv.weight",),
+            f"{ours}.{qkv}.weight",
+            VisionQKV(heads=vision.heads),
+            hf_shapes=((3 * hidden, hidden),),
+        ),
+        WeightMapping(
+            (f"{hf}.attn.qkv.bias",), f"{ours}.{qkv}.bias", VisionQKV(heads=vision.heads), hf_shapes=((3 * hidden,),)
+        ),
+        WeightMapping((f"{hf}.attn.proj.weight",), f"{ours}.{proj}.weight", Row(), hf_shapes=((hidden, hidden),)),
+        _copy(f"{hf}.attn.proj.bias", f"{ours}.{proj}.bias", (hidden,)),
+        *_vision_mlp(f"{hf}.mlp", f"{ours}.mlp", (hidden, vision.ffn, hidden)),
+    ]
+
+
+def _vision_mlp(hf: str, ours: str, sizes: tuple[int, int, int]) -> list[WeightMapping]:
+    """Two linears with bias; the bias of a row-parallel linear is whole on every rank."""
+    first, inner, last = sizes
+    return [
+        WeightMapping(
+            (f"{hf}.linear_fc1.weight",), f"{ours}.linear_fc1.weight", Column(inner), hf_shapes=((inner, first),)
+        ),
+        WeightMapping((f"{hf}.linear_fc1.bias",), f"{ours}.linear_fc1.bias", Column(inner), hf_shapes=((inner,),)),
+        WeightMapping((f"{hf}.linear_fc2.weight",), f"{ours}.linear_fc2.weight", Row(), hf_shapes=((last, inner),)),
+        _copy(f"{hf}.linear_fc2.bias", f"{ours}.linear_fc2.bias", (last,)),
+    ]
+
+
+def _copy(hf_name: str, parameter: str, shape: tuple[int, ...]) -> WeightMapping:
+    return WeightMapping((hf_name,), parameter, Replicated(), hf_shapes=(shape,))

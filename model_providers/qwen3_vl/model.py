@@ -1,0 +1,217 @@
+"""Pipeline chunks of a Qwen3-VL on Megatron-Core.
+
+``Qwen3VLTrunk`` is everything but the head: a policy adds a vocabulary, a discriminator a score.
+Shape suffixes: S tokens, S_local tokens of this sequence-parallel rank, B rows, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    copy_to_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer import MegatronModule, ModuleSpec, TransformerConfig
+from torch import Tensor
+
+from model_providers.qwen3_vl.decoder import Decoder
+from model_providers.qwen3_vl.deepstack import VisualRows, locate, pack, pending_taps, unpack
+from model_providers.qwen3_vl.mrope import rotary_angles
+from model_providers.qwen3_vl.vision import VisionModel
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.specs import mark_tensor_parallel
+
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT = "output_layer.weight"
+
+
+class Qwen3VLTrunk(LanguageModule):
+    """Vision tower and embedding (first chunk) and this chunk's decoder layers; ``head`` makes the last one's output.
+
+    Parameters carry their global names: layers are kept under their number in the whole model.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        shape: Qwen3VLShape,
+        layer_spec: ModuleSpec,
+        groups: ProcessGroupCollection,
+        *,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+    ) -> None:
+        super().__init__(config=config, pg_collection=groups)
+        self.shape = shape
+        self.pre_process = pre_process
+        self.post_process = post_process
+        self.vp_stage = vp_stage
+        self.share_embeddings_and_output_weights = False
+        if pre_process:
+            self.vision_model = VisionModel(config, shape.vision, groups)
+            self.embedding = LanguageModelEmbedding(
+                config=config,
+                vocab_size=padded_vocab(shape, config),
+                max_sequence_length=0,
+                position_embedding_type="none",
+                scatter_to_sequence_parallel=False,  # images are put in first
+                tp_group=groups.tp,
+            )
+        self.decoder = Decoder(config, layer_spec, groups, post_process=post_process, vp_stage=vp_stage)
+        self.input_payload: Tensor | None = None
+
+    @abstractmethod
+    def head(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """The output of the last chunk from normalised hidden states ``[S_local, B, H]``."""
+
+    def mlp_args(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Tensors that the MLP of every layer takes beside the hidden states."""
+        del batch
+        return ()
+
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
+        """What the previous stage sent; Megatron's schedules call this, with a list of one."""
+        self.input_payload = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The payload for the next chunk, or ``head``'s output (see ``deepstack.pack``)."""
+        visual, positions_3_B_S = locate(batch, self.shape)
+        text = self.shape.text
+        angles = rotary_angles(
+            positions_3_B_S, head_dim=text.head_dim, theta=text.theta, mrope_section=text.mrope_section
+        )
+        local = self._local_rows(visual, batch)
+        if self.pre_process:
+            hidden, taps = self._embed(batch, visual, local)
+        else:
+            hidden, taps = self._receive(batch, local)
+        hidden = self.decoder(hidden, angles, visual=local, taps=taps, mlp_args=self.mlp_args(batch))
+        if self.post_process:
+            return self.head(hidden, batch)
+        next_layer = self.decoder.first_layer + len(self.decoder.layers)
+        return pack(hidden, [taps[k] for k in pending_taps(len(self.shape.vision.taps), next_layer)])
+
+    def _local_rows(self, visual: VisualRows, batch: Batch) -> VisualRows:
+        if not self.config.sequence_parallel:
+            return visual
+        return visual.local(batch.input_ids_B_S.shape[1] // self.tp_group.size(), self.tp_group.rank())
+
+    def _embed(self, batch: Batch, visual: VisualRows, local: VisualRows) -> tuple[Tensor, Mapping[int, Tensor]]:
+        features, *taps = self.vision_model(batch.pixel_values_P_D, batch.grid_thw_N_3.tolist())
+        hidden_S_B_H = self.embedding(input_ids=batch.input_ids_B_S, position_ids=None)
+        hidden_S_B_H = visual.overwrite(hidden_S_B_H, features.index_select(0, visual.feature_V))
+        if self.config.sequence_parallel:
+            hidden_S_B_H = scatter_to_sequence_parallel_region(hidden_S_B_H, group=self.tp_group)
+            # Each rank takes its own rows of a tap: the identity forward, a sum over ranks backward. With a plain slice
+            # every rank would see its own rows' gradient only, and the mergers' replicated weights would drift apart.
+            taps = [copy_to_tensor_model_parallel_region(tap, group=self.tp_group) for tap in taps]
+        return hidden_S_B_H, {k: tap.index_select(0, local.feature_V) for k, tap in enumerate(taps)}
+
+    def _receive(self, batch: Batch, local: VisualRows) -> tuple[Tensor, Mapping[int, Tensor]]:
+        if self.input_payload is None:
+            raise RuntimeError("a later pipeline chunk ran before set_input_tensor gave it the previous one's output")
+        shards = self.tp_group.size() if self.config.sequence_parallel else 1
+        return unpack(
+            self.input_payload,
+            num_tokens=batch.input_ids_B_S.shape[1] // shards,
+            num_visual=len(local),
+            pending=pending_taps(len(self.shape.vision.taps), self.decoder.first_layer),
+        )
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """Checkpoint shards under global names. (``LanguageModule``'s own expects an output layer.)"""
+        shards: ShardedStateDict = MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
+        return shards
+
+
+class Qwen3VLModel(Qwen3VLTrunk):
+    """A policy: the trunk and a vocabulary-parallel output layer, tied to the embedding or not."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        shape: Qwen3VLShape,
+        layer_spec: ModuleSpec,
+        groups: ProcessGroupCollection,
+        *,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+    ) -> None:
+        super().__init__(
+            config,
+            shape,
+            layer_spec,
+            groups,
+            pre_process=pre_process,
+            post_process=post_process,
+            vp_stage=vp_stage,
+        )
+        self.share_embeddings_and_output_weights = shape.text.tied
+        if post_process:
+            self.output_layer = ColumnParallelLinear(
+                config.hidden_size,
+                padded_vocab(shape, config),
+                config=config,
+                init_method=config.init_method,
+                bias=False,
+                gather_output=False,
+                skip_weight_param_allocation=pre_process and shape.text.tied,
+                tp_group=groups.tp,
+            )
+        mark_tensor_parallel(self)
+        if pre_process or post_process:
+            self.setup_embeddings_and_output_layer()
+
+    @property
+    def tied_copies(self) -> Mapping[str, str]:
+        """Parameters of this chunk that repeat one of another chunk: their name, and the name of what they repeat.
+
+        A loader must fill them too; Megatron keeps them equal from then on.
+        """
+        has_copy = self.post_process and not self.pre_process and self.share_embeddings_and_output_weights
+        return {OUTPUT: EMBEDDING} if has_copy else {}
+
+    def head(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Vocabulary-parallel logits ``[S, B, V / tp]``; columns that only pad the vocabulary are the dtype's minimum."""
+        del batch
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden, weight=weight)
+        columns = logits.shape[-1]
+        real = self.shape.text.vocab - self.tp_group.rank() * columns
+        if real < columns:
+            padding = torch.arange(columns, device=logits.device) >= real
+            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+        return logits
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """Checkpoint shards under global names; a tied copy of the embedding is saved as its replica."""
+        shards: ShardedStateDict = LanguageModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
+        return shards
+
+
+def padded_vocab(shape: Qwen3VLShape, config: TransformerConfig) -> int:
+    """The vocabulary rounded up to a multiple of the tensor-parallel size."""
+    shards: int = config.tensor_model_parallel_size
+    return -(-shape.text.vocab // shards) * shards

@@ -1,0 +1,114 @@
+"""Builds the pipeline chunks of a Qwen3-VL policy and names its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+from torch.nn.functional import silu
+
+from model_providers.qwen3_vl.mapping import weight_mappings
+from model_providers.qwen3_vl.model import Qwen3VLModel
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.engine.specs import decoder_layer_spec, dense_mlp_spec
+from prism_megatron.errors import ConfigError
+
+
+class Qwen3VLProvider:
+    """A dense Qwen3-VL policy (see ``engine.provider.ModelProvider``)."""
+
+    def __init__(self, shape: Qwen3VLShape, *, freeze_vision: bool = False) -> None:
+        """``freeze_vision`` keeps the vision tower and its mergers as loaded. ConfigError for a model with experts."""
+        if shape.text.num_experts:
+            raise ConfigError(
+                f"a policy with {shape.text.num_experts} experts is not supported; use a dense Qwen3-VL (2B, 4B, 8B, 32B)"
+            )
+        self.shape = shape
+        self.freeze_vision = freeze_vision
+
+    @property
+    def has_experts(self) -> bool:
+        return False
+
+    def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
+        """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
+        return text_config(self.shape, parallel, dtype, experts=False)
+
+    def build_chunk(
+        self,
+        config: TransformerConfig,
+        groups: ProcessGroupCollection,
+        *,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+    ) -> Qwen3VLModel:
+        """One pipeline chunk; weights are left uninitialised, for loading."""
+        return Qwen3VLModel(
+            config,
+            self.shape,
+            decoder_layer_spec(dense_mlp_spec(config)),
+            groups,
+            pre_process=pre_process,
+            post_process=post_process,
+            vp_stage=vp_stage,
+        )
+
+    def weight_mappings(self) -> Sequence[WeightMapping]:
+        """Every Hugging Face tensor exactly once."""
+        return weight_mappings(self.shape)
+
+    def is_frozen(self, parameter_name: str) -> bool:
+        """Whether a parameter of a chunk stays as loaded."""
+        return self.freeze_vision and parameter_name.startswith("vision_model.")
+
+
+def text_config(
+    shape: Qwen3VLShape, parallel: ParallelConfig, dtype: torch.dtype, *, experts: bool, **overrides: Any
+) -> TransformerConfig:
+    """Megatron's config of a Qwen3-VL language tower; ``overrides`` add what a model with experts needs.
+
+    Raises ConfigError for a layout that does not fit the model.
+    """
+    shape.check_layout(parallel)
+    text = shape.text
+    settings: dict[str, Any] = {
+        "num_layers": text.num_layers,
+        "hidden_size": text.hidden,
+        "ffn_hidden_size": text.ffn,
+        "num_attention_heads": text.heads,
+        "num_query_groups": text.kv_heads,
+        "kv_channels": text.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": text.eps,
+        "qk_layernorm": True,
+        "gated_linear_unit": True,
+        "activation_func": silu,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "bias_activation_fusion": False,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "tensor_model_parallel_size": parallel.tp,
+        "pipeline_model_parallel_size": parallel.pp,
+        "virtual_pipeline_model_parallel_size": parallel.vpp if parallel.vpp > 1 else None,
+        "sequence_parallel": parallel.sequence_parallel(experts=experts),
+        # Payloads grow and shrink with the DeepStack taps they carry.
+        "variable_seq_lengths": parallel.pp > 1,
+        # Interleaved schedules: batched sends mix up activations and gradients at pp 2 · vpp 2, silently.
+        "overlap_p2p_comm": parallel.vpp > 1,
+        "batch_p2p_comm": parallel.vpp == 1,
+        # Losses arrive divided by their global denominators.
+        "calculate_per_token_loss": True,
+        "perform_initialization": False,
+        "use_cpu_initialization": not torch.cuda.is_available(),
+        "gradient_accumulation_fusion": False,
+    }
+    return TransformerConfig(**(settings | overrides))

@@ -1,0 +1,106 @@
+"""Decoder layers put together from Megatron modules, and what Megatron leaves out when weights are not initialised."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.utils import sharded_state_dict_default
+from torch import Tensor, nn
+
+from prism_megatron.engine.attention import SDPACoreAttention
+from prism_megatron.engine.norms import RMSNorm
+
+
+class DecoderLayer(TransformerLayer):
+    """Pre-norm attention and MLP with residuals.
+
+    The forward pass is our own, so that ``mlp_args`` (flat tensors, e.g. the tower of each row) reach the MLP and
+    nothing depends on the fusions, offloading and graph capture that differ between Megatron's versions.
+    """
+
+    def forward(self, hidden: Tensor, rotary_angles: Tensor, *mlp_args: Tensor) -> Tensor:
+        """``hidden [S_local, B, H]``, ``rotary_angles [S, B, 1, D]`` of the full sequence -> ``[S_local, B, H]``."""
+        attended, _ = self.self_attention(self.input_layernorm(hidden), attention_mask=None, rotary_pos_emb=rotary_angles)
+        hidden = hidden + attended
+        transformed, _ = self.mlp(self.pre_mlp_layernorm(hidden), *mlp_args)
+        return hidden + transformed
+
+
+def dense_mlp_spec(config: TransformerConfig) -> Any:
+    """The builder of a tensor-parallel MLP, in the form that the installed Megatron's layer takes."""
+    submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    if hasattr(MLP, "as_mlp_submodule"):  # 0.19: a callable; a ModuleSpec works but logs a warning for every layer
+        return functools.partial(
+            MLP.as_mlp_submodule, submodules=submodules, ffn_hidden_size=config.ffn_hidden_size
+        )
+    return ModuleSpec(module=MLP, submodules=submodules, params={"ffn_hidden_size": config.ffn_hidden_size})
+
+
+def decoder_layer_spec(mlp: Any) -> ModuleSpec:
+    """A causal decoder layer with q/k norm around any ``mlp`` (``dense_mlp_spec``, or a spec of a MoE layer).
+
+    The MLP is called as ``mlp(hidden, *mlp_args)`` and returns ``(output, bias)``; the bias is not used.
+    """
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=SDPACoreAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=RMSNorm,
+            k_layernorm=RMSNorm,
+        ),
+    )
+    return ModuleSpec(
+        module=DecoderLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm, self_attention=attention, pre_mlp_layernorm=RMSNorm, mlp=mlp
+        ),
+    )
+
+
+class ShardedModuleDict(nn.ModuleDict):
+    """Modules by name whose checkpoint shards are asked of each one.
+
+    Megatron takes a plain container for a leaf and would save the tensor-parallel weights inside it as replicas.
+    """
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """The children's shards under their names here (see ``MegatronModule.sharded_state_dict``)."""
+        shards: ShardedStateDict = {}
+        for name, module in self.items():
+            shards.update(sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata))
+        return shards
+
+
+def mark_tensor_parallel(module: nn.Module) -> None:
+    """Mark the sharded weights inside ``module`` as such.
+
+    Megatron marks them while it initialises them (0.16.1, and both versions on the CPU), and we always load weights
+    instead. The gradient norm counts an unmarked weight on tensor-parallel rank 0 only, silently.
+    """
+    for layer in module.modules():
+        if isinstance(layer, ColumnParallelLinear | VocabParallelEmbedding | RowParallelLinear):
+            weight = layer.weight
+            if weight is not None and not getattr(weight, "tensor_model_parallel", False):
+                dim = 1 if isinstance(layer, RowParallelLinear) else 0
+                set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=dim, stride=1)
