@@ -1,0 +1,1 @@
+"""Losses as pure functions on tensors: no collectives, no config objects, global denominators passed in."""
