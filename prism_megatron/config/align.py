@@ -1,0 +1,40 @@
+"""The whole configuration of an alignment run. Field defaults are the paper's (500 steps, both players AdamW 1e-6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.data import DataConfig
+from prism_megatron.config.discriminator import DiscriminatorConfig
+from prism_megatron.config.game import GameConfig
+from prism_megatron.config.model import ModelConfig
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.rollout import RolloutConfig
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Align a policy against a discriminator, adversarially and on-policy."""
+
+    parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
+    model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
+    data: tyro.conf.OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    rollout: tyro.conf.OmitArgPrefixes[RolloutConfig] = field(default_factory=RolloutConfig)
+    discriminator: tyro.conf.OmitArgPrefixes[DiscriminatorConfig] = field(default_factory=DiscriminatorConfig)
+    game: tyro.conf.OmitArgPrefixes[GameConfig] = field(default_factory=GameConfig)
+    checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
+    policy: OptimizerConfig = field(default_factory=OptimizerConfig)
+    discriminator_optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="discriminator")] = field(
+        default_factory=OptimizerConfig
+    )
+    steps: int = 500
+    """alignment steps; each updates the discriminator once and the policy once"""
+    seed: int = 42
+    """keys sampling, dropout and the order of the data"""
+    prompts_per_microbatch: int = 1
+    """prompts, each with all its rollouts, that one forward and backward pass holds"""

@@ -1,0 +1,18 @@
+"""Where a run writes, and where it goes on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Run folder and checkpoints; the last step is always saved."""
+
+    output: Path | None = None
+    """run folder; without it a new one under runs/"""
+    load: Path | None = None
+    """checkpoint, or run folder whose newest checkpoint, to go on from"""
+    save_every: int = 100
+    """steps between checkpoints"""

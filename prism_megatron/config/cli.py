@@ -1,0 +1,77 @@
+"""Command line of the tools: field defaults, or the mini world's recipe, below ``--config`` below flags."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import tyro
+
+from prism_megatron.config import merge
+from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.validate import check_ranges
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True)
+class _CommandLine(Generic[ConfigT]):
+    run: Annotated[ConfigT, tyro.conf.arg(name="")]
+    config: Path | None = None
+    """YAML with the same fields, nested as printed at the start of a run; flags win over it"""
+
+
+def parse(argv: Sequence[str]) -> AlignConfig:
+    """The configuration that ``tools/run_align.py`` was asked for; ``argv`` is without the program's name.
+
+    Without a model, by flag or by YAML, the mini world's recipe stands in for the field defaults.
+    ``--help`` and unknown flags end the process as command-line tools do. Raises ConfigError for a bad YAML file,
+    for a value out of range and for an input folder that does not exist.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path)
+    early.add_argument("--model")
+    known, _ = early.parse_known_args(argv)
+    model = (merge.read_yaml(known.config) if known.config else {}).get("model")
+    in_yaml = model.get("model") if isinstance(model, Mapping) else None
+    names_model = (in_yaml if known.model is None else known.model) not in (None, "None")
+    config = parse_over(
+        AlignConfig() if names_model else MINI_ALIGN,
+        argv,
+        description="Align a policy against a discriminator, adversarially and on-policy (PRISM). Without --model and "
+        "--data the built-in mini world runs.",
+    )
+    check_ranges(config)
+    return config
+
+
+def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str) -> ConfigT:
+    """``defaults`` with the YAML of ``--config`` over them, and the flags over both. Raises ConfigError for bad YAML."""
+    arguments = _spell_out_bare_sp(argv)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path)
+    path = early.parse_known_args(arguments)[0].config
+    values: Mapping[str, Any] = {} if path is None else merge.read_yaml(path)
+    command = tyro.cli(
+        _CommandLine[type(defaults)],  # type: ignore[misc]  # the class is known at run time only
+        default=_CommandLine(run=merge.merge(defaults, values), config=path),
+        args=arguments,
+        description=description,
+    )
+    run: ConfigT = command.run
+    return run
+
+
+def _spell_out_bare_sp(argv: Sequence[str]) -> list[str]:
+    """``--sp`` without a value means on."""
+    arguments: list[str] = []
+    for position, argument in enumerate(argv):
+        arguments.append(argument)
+        following = argv[position + 1] if position + 1 < len(argv) else "--"
+        if argument == "--sp" and following.startswith("-"):
+            arguments.append("on")
+    return arguments

@@ -1,0 +1,31 @@
+"""What a run trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STRUCTURED_SYSTEM_PROMPT = (
+    "You are a helpful scientific assistant. Answer the question from the image. "
+    "Your output must strictly follow this XML format and contain nothing else:\n"
+    "<caption>\nbullet points on the style of the image, its key objects and its text\n</caption>\n"
+    "<think>\nstep-by-step reasoning\n</think>\n"
+    "<answer>the final answer only</answer>"
+)
+"""The structured-output instruction; training, rollout and evaluation use one and the same."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Records with references, and how they become tokens."""
+
+    data: Path | None = None
+    """folder of records with images and references; without it the mini world's scenes"""
+    system_prompt: str | None = STRUCTURED_SYSTEM_PROMPT
+    """system message before every question; None for none"""
+    max_prompt_tokens: int = 2048
+    """longer prompts, image tokens included, are filtered out"""
+    max_response_tokens: int = 6144
+    """sampling stops here; longer references are filtered out"""
+    format_sft: int = 0
+    """supervised steps on the data's training part before the game, so that answers have the asked format"""

@@ -1,0 +1,114 @@
+"""Between nested frozen dataclasses and plain YAML, strictly: an unknown key or a wrong type is a ConfigError."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tempfile
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from prism_megatron.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError when there is no such file or it holds anything else."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path} must hold keys with values, not a {type(values).__name__}")
+    return values
+
+
+def merge(base: ConfigT, values: Mapping[str, Any], *, where: str = "") -> ConfigT:
+    """A copy of the dataclass ``base`` with the nested ``values`` in place of its own.
+
+    Raises ConfigError for a key that is not a field, naming the nearest ones, and for a value of another type.
+    """
+    assert dataclasses.is_dataclass(base) and not isinstance(base, type)
+    hints = get_type_hints(type(base))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{where}{key}"
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=3, cutoff=0.5) or sorted(hints)
+            raise ConfigError(f"unknown key {name!r}; did you mean {', '.join(where + known for known in near)}?")
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{name} must hold keys with values, not {value!r}")
+            changes[key] = merge(current, value, where=f"{name}.")
+        else:
+            changes[key] = _coerce(value, hints[key], name)
+    return dataclasses.replace(base, **changes)
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    origin = get_origin(hint)
+    if origin is Literal:
+        choices = get_args(hint)
+        # YAML 1.1 reads a bare on or off as a truth value.
+        text = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+        if text in choices:
+            return text
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+    if origin in (Union, types.UnionType):
+        members = get_args(hint)
+        if value is None and type(None) in members:
+            return None
+        (hint,) = (member for member in members if member is not type(None))
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        # YAML 1.1 reads 1e-6, without a dot, as text.
+        try:
+            return float(value)
+        except ValueError as error:
+            raise ConfigError(f"{name} must be a number, not {value!r}") from error
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{name} must be {hint.__name__}, not {value!r}")
+
+
+def to_plain(config: object) -> dict[str, Any]:
+    """Nested dicts of plain values; ``merge`` of them over any config of that class gives an equal one."""
+    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    plain: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            plain[item.name] = to_plain(value)
+        else:
+            plain[item.name] = str(value) if isinstance(value, Path) else value
+    return plain
+
+
+def to_yaml(config: object) -> str:
+    """The resolved config as the YAML that ``--config`` reads."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def save(config: object, path: Path) -> None:
+    """Write the resolved config; a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(to_yaml(config))
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

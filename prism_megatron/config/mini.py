@@ -1,0 +1,20 @@
+"""The mini world's recipe: rates and sizes that align a model of a few million parameters on two CPU cores."""
+
+from __future__ import annotations
+
+from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.data import DataConfig
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.rollout import RolloutConfig
+
+MINI_ALIGN = AlignConfig(
+    data=DataConfig(system_prompt=None, max_response_tokens=96),
+    rollout=RolloutConfig(prompts_per_step=8, rollouts_per_prompt=8),
+    checkpoint=CheckpointConfig(save_every=20),
+    # A policy rate of 3e-4 collapses into length; a discriminator rate ten times the policy's stays ahead of it.
+    policy=OptimizerConfig(lr=5e-5),
+    discriminator_optimizer=OptimizerConfig(lr=5e-4, beta2=0.95),
+    steps=40,
+    prompts_per_microbatch=2,
+)

@@ -1,0 +1,16 @@
+"""Which policy a run trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy's weights and the number format it trains in."""
+
+    model: str | None = None
+    """Hugging Face folder of a dense Qwen3-VL; without it the built-in mini world runs"""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """compute type of the parameters (masters are always fp32); auto takes the folder's own"""

@@ -1,0 +1,182 @@
+"""Checks that need no process group and no torch: each complaint names the flag, the reason and what would do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.errors import ConfigError
+
+NUM_TOWERS = 2
+
+
+def check_ranges(config: AlignConfig) -> None:
+    """Raise ConfigError for a value that no model and no world could use, or for a folder that is not there."""
+    at_least_one = {
+        "--tp": config.parallel.tp,
+        "--pp": config.parallel.pp,
+        "--vpp": config.parallel.vpp,
+        "--ep": config.parallel.ep,
+        "--steps": config.steps,
+        "--prompts-per-step": config.rollout.prompts_per_step,
+        "--rollouts-per-prompt": config.rollout.rollouts_per_prompt,
+        "--prompts-per-microbatch": config.prompts_per_microbatch,
+        "--max-prompt-tokens": config.data.max_prompt_tokens,
+        "--max-response-tokens": config.data.max_response_tokens,
+        "--save-every": config.checkpoint.save_every,
+        "--experts-per-tower": config.discriminator.experts_per_tower,
+    }
+    for flag, count in at_least_one.items():
+        if count < 1:
+            raise ConfigError(f"{flag} {count} must be at least 1")
+
+    discriminator, game = config.discriminator, config.game
+    _check_interval("--temperature", config.rollout.temperature, above=0.0)
+    _check_interval("--top-p", config.rollout.top_p, above=0.0, at_most=1.0)
+    _check_interval("--alpha", game.alpha, at_least=0.0, at_most=1.0)
+    _check_interval("--head-dropout", discriminator.head_dropout, at_least=0.0, below=1.0)
+    _check_interval("--score-clip", game.score_clip, above=0.0)
+    not_negative = {
+        "--format-sft": config.data.format_sft,
+        "--upcycle-noise": discriminator.upcycle_noise,
+        "--router-std": discriminator.router_std,
+        "--load-balance": discriminator.load_balance,
+        "--score-regulariser": game.score_regulariser,
+        "--format-penalty": game.format_penalty,
+    }
+    for role, optimizer in (("policy", config.policy), ("discriminator", config.discriminator_optimizer)):
+        for name in ("lr", "weight_decay", "clip_grad", "warmup_steps"):
+            not_negative[f"--{role}.{name.replace('_', '-')}"] = getattr(optimizer, name)
+        for name in ("beta1", "beta2"):
+            _check_interval(f"--{role}.{name}", getattr(optimizer, name), at_least=0.0, below=1.0)
+        _check_interval(f"--{role}.min-lr-ratio", optimizer.min_lr_ratio, at_least=0.0, at_most=1.0)
+    for flag, value in not_negative.items():
+        _check_interval(flag, value, at_least=0.0)
+    if not 1 <= discriminator.top_k <= discriminator.experts_per_tower:
+        raise ConfigError(
+            f"--top-k {discriminator.top_k} must lie between 1 and --experts-per-tower {discriminator.experts_per_tower}"
+        )
+    for flag, folder in (
+        ("--model", config.model.model),
+        ("--data", config.data.data),
+        ("--discriminator", discriminator.discriminator),
+        ("--load", config.checkpoint.load),
+    ):
+        _check_folder(flag, folder)
+
+
+def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, num_experts: int, roles_with_experts: str) -> None:
+    """Raise ConfigError for a layout that the models' sizes rule out, before any process starts.
+
+    ``num_experts`` counts the experts of a layer over all towers (0: no model of the run has any), and
+    ``roles_with_experts`` names who has them in messages, as in "the discriminator".
+    """
+    _check_divides(
+        "--tp",
+        parallel.tp,
+        [
+            (shape.text.kv_heads, "KV heads"),
+            (shape.text.heads, "attention heads"),
+            (shape.text.ffn, "MLP channels"),
+            (shape.vision.heads, "vision heads"),
+            (shape.vision.ffn, "vision MLP channels"),
+            (shape.text.vocab, "vocabulary entries"),
+        ],
+    )
+    layers = shape.text.num_layers
+    _check_divides("--pp", parallel.pp, [(layers, "language layers")])
+    if parallel.vpp > 1 and parallel.pp == 1:
+        raise ConfigError(f"--vpp {parallel.vpp} interleaves pipeline stages and needs --pp of at least 2; use --vpp 1")
+    _check_divides("--vpp", parallel.vpp, [(layers // parallel.pp, "language layers per pipeline stage")])
+    if num_experts:
+        _check_divides("--ep", parallel.ep, [(num_experts, f"experts in a layer of {roles_with_experts}")])
+        if parallel.sp == "off" and parallel.tp > 1:
+            raise ConfigError(
+                f"--sp off cannot work at --tp {parallel.tp}: expert layers ({roles_with_experts}) need sequence "
+                "parallelism there; use --sp auto or on"
+            )
+    elif parallel.ep > 1:
+        raise ConfigError(f"--ep {parallel.ep} needs a model with experts; use --ep 1")
+
+
+def check_world(parallel: ParallelConfig, world_size: int) -> int:
+    """The data-parallel size of ``world_size`` ranks. Raises ConfigError when the layout does not fit them."""
+    size = parallel.model_parallel_size
+    if world_size % size:
+        near = sorted({max(size, world_size // size * size), (world_size // size + 1) * size})
+        raise ConfigError(
+            f"--tp {parallel.tp} --pp {parallel.pp} takes a multiple of {size} processes, not {world_size}; "
+            f"start {_one_of(near)}"
+        )
+    stage_size = world_size // parallel.pp
+    if stage_size % parallel.ep:
+        raise ConfigError(
+            f"--ep {parallel.ep} must divide the {stage_size} processes of a pipeline stage "
+            f"({world_size} processes over --pp {parallel.pp}); use {_one_of(_divisors(stage_size))}"
+        )
+    return world_size // size
+
+
+def smallest_world(parallel: ParallelConfig) -> int:
+    """The fewest processes that hold the layout: each pipeline stage is a multiple of tp and of ep ranks.
+
+    At ep > 1 an expert is not split over tensor-parallel ranks, so expert parallelism may share those ranks.
+    """
+    return parallel.pp * math.lcm(parallel.tp, parallel.ep)
+
+
+def check_align(config: AlignConfig, shape: Qwen3VLShape) -> None:
+    """All checks of an alignment run that its folder of weights allows. Raises ConfigError."""
+    check_ranges(config)
+    check_layout(
+        config.parallel,
+        shape,
+        num_experts=NUM_TOWERS * config.discriminator.experts_per_tower,
+        roles_with_experts="the discriminator",
+    )
+
+
+def _check_divides(flag: str, size: int, counts: Sequence[tuple[int, str]]) -> None:
+    for count, what in counts:
+        if count % size:
+            fitting = [d for d in _divisors(counts[0][0]) if all(other % d == 0 for other, _ in counts)]
+            raise ConfigError(f"{flag} {size} must divide the model's {count} {what}; use {_one_of(fitting)}")
+
+
+def _check_interval(
+    flag: str,
+    value: float,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    # Written so that a NaN fails every bound.
+    bounds = (
+        (at_least, at_least is None or value >= at_least, "at least"),
+        (above, above is None or value > above, "above"),
+        (at_most, at_most is None or value <= at_most, "at most"),
+        (below, below is None or value < below, "below"),
+    )
+    if not all(holds for _, holds, _ in bounds):
+        wanted = " and ".join(f"{word} {bound:g}" for bound, _, word in bounds if bound is not None)
+        raise ConfigError(f"{flag} {value:g} must be {wanted}")
+
+
+def _check_folder(flag: str, folder: object) -> None:
+    if folder is not None and not Path(str(folder)).is_dir():
+        raise ConfigError(f"{flag} {folder} is not a folder; give one that exists, or leave {flag} out")
+
+
+def _divisors(count: int) -> list[int]:
+    return [d for d in range(1, count + 1) if count % d == 0]
+
+
+def _one_of(values: Iterable[int]) -> str:
+    *first, last = (str(value) for value in values)
+    return f"{', '.join(first)} or {last}" if first else last
