@@ -1,0 +1,77 @@
+"""What a stage asks of a rollout engine. Implementations: ``embedded`` (in process)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from prism_megatron.errors import ConfigError
+from prism_megatron.types import Prompt, Rollout, Segments
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    At ``temperature`` 0 the most likely token is taken and the reported log-probs are those at temperature 1.
+    """
+
+    temperature: float = 1.0
+    """divides the logits before the softmax; 0 is greedy"""
+    top_p: float = 1.0
+    """draw only from the fewest most likely tokens whose probabilities reach this sum"""
+    max_new_tokens: int = 128
+    """a response that has not ended by then is cut there, with finish reason ``length``"""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0.0:
+            raise ConfigError(f"sampling temperature {self.temperature} is negative; use 0 (greedy) or more")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"top_p {self.top_p} is outside (0, 1]; 1 turns it off")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; use 1 or more")
+
+
+class SegmentFinder(Protocol):
+    """Finds the judged parts of a response in its tokens."""
+
+    def find(self, token_ids: Sequence[int]) -> Segments:
+        """Spans in positions of ``token_ids``, or what makes the response invalid. Never raises."""
+
+
+class RolloutEngine(Protocol):
+    """Samples responses from the newest policy it was given."""
+
+    @property
+    def policy_version(self) -> int | None:
+        """Version of the weights in use; None until a first complete update."""
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take every weight of the policy, under its Hugging Face name.
+
+        Raises WeightSyncError unless names and shapes are exactly the model's; generating is then refused until
+        an update succeeds.
+        """
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        prompt_offset: int = 0,
+    ) -> list[tuple[Rollout, ...]]:
+        """Draw ``n`` responses for each prompt, in the order of the prompts.
+
+        Draws are keyed by (seed, step, number of the prompt, number of the sample, position), where the first
+        prompt has number ``prompt_offset``: a rank that holds a slice of the step's prompts passes the slice's start.
+        """
+
+    def close(self) -> None:
+        """Release the engine's memory; it cannot be used afterwards."""

@@ -1,0 +1,158 @@
+"""Rollouts without a server: a transformers replica in the trainer's own process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
+from prism_megatron.rollout.base import Sampling, SegmentFinder
+from prism_megatron.rollout.decode import Decoder
+from prism_megatron.rollout.replica import build_replica, copy_weights
+from prism_megatron.rollout.sampling import choose_tokens, keyed_uniforms
+from prism_megatron.types import Prompt, Rollout
+
+_COMPACT_BELOW = 7 / 8
+"""Rows that ended leave the batch once the running share falls below this: dropping them copies the key/value store."""
+
+
+class EmbeddedRollout:
+    """A RolloutEngine. Each rank holds a whole replica and samples its own slice of the prompts.
+
+    Image and video placeholder tokens are never sampled: no model could read them back without their image.
+    """
+
+    def __init__(
+        self,
+        model_folder: Path,
+        finder: SegmentFinder,
+        *,
+        end_token_ids: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        rows_per_batch: int = 128,
+    ) -> None:
+        """``model_folder`` needs only a ``config.json``; weights come from ``update_weights``.
+
+        A response ends with the first of ``end_token_ids``. ``rows_per_batch`` bounds the samples decoded at once,
+        and with them the memory of keys and values; prompts are taken in that many rows, never less than one prompt.
+        """
+        if not end_token_ids:
+            raise ConfigError("embedded rollouts need at least one end token id, or no response ever ends")
+        self._finder = finder
+        self._device = device
+        self._rows_per_batch = rows_per_batch
+        self._end_token_ids = torch.tensor(list(end_token_ids), device=device)
+        self._model = build_replica(model_folder, device=device, dtype=dtype)
+        self._decoder = Decoder(self._model)
+        config = self._model.config
+        self._max_positions: int = config.text_config.max_position_embeddings
+        placeholders = {config.image_token_id, config.video_token_id}
+        self._never_sampled = torch.tensor(
+            [token for token in placeholders if 0 <= token < config.text_config.vocab_size], device=device
+        ).long()
+        self._version: int | None = None
+
+    @property
+    def policy_version(self) -> int | None:
+        """Version of the weights in use; None until a first complete update."""
+        return self._version
+
+    @torch.no_grad()
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Overwrite all weights in place. Raises WeightSyncError; then nothing can be generated until one succeeds."""
+        self._version = None
+        copy_weights(self._model, tensors)
+        self._version = version
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        prompt_offset: int = 0,
+    ) -> list[tuple[Rollout, ...]]:
+        """Draw ``n`` responses for each prompt; see ``RolloutEngine.generate`` for the keys.
+
+        Another split of the prompts draws the same tokens unless a uniform number falls within float rounding (about
+        1e-6) of a boundary between two tokens. Raises WeightSyncError before a first complete update, DataError for
+        a prompt that leaves no room for ``max_new_tokens``, and PrismError if the policy's logits are not finite.
+        """
+        if self._version is None:
+            raise WeightSyncError("the rollout model has no complete set of weights; call update_weights first")
+        for prompt in prompts:
+            if len(prompt.token_ids) + sampling.max_new_tokens > self._max_positions:
+                raise DataError(
+                    f"prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with {sampling.max_new_tokens} new ones it "
+                    f"exceeds the model's {self._max_positions} positions; shorten it or lower max_new_tokens"
+                )
+        per_batch = max(1, self._rows_per_batch // n)
+        rollouts: list[tuple[Rollout, ...]] = []
+        for start in range(0, len(prompts), per_batch):
+            part = prompts[start : start + per_batch]
+            keys = [(prompt_offset + start + p, sample) for p in range(len(part)) for sample in range(n)]
+            uniforms = keyed_uniforms(
+                seed=seed, step=step, rows=keys, num_positions=sampling.max_new_tokens, device=self._device
+            )
+            rows = self._sample(part, n, sampling, uniforms)
+            rollouts += [tuple(rows[p * n : (p + 1) * n]) for p in range(len(part))]
+        return rollouts
+
+    def _sample(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, uniforms_R_T: Tensor) -> list[Rollout]:
+        """Decode all rows of one batch until each has ended or is full."""
+        logits, state = self._decoder.prefill(prompts, n, sampling.max_new_tokens)
+        num_rows = len(prompts) * n
+        tokens_R_T = torch.zeros(uniforms_R_T.shape, dtype=torch.long, device=self._device)
+        logprobs_R_T = torch.zeros(uniforms_R_T.shape, device=self._device)
+        rows = torch.arange(num_rows, device=self._device)  # of the whole batch, those in the decode state
+        running = torch.ones(num_rows, dtype=torch.bool, device=self._device)
+        for t in range(sampling.max_new_tokens):
+            tokens, logprobs = choose_tokens(logits, uniforms_R_T[rows, t], sampling, self._never_sampled)
+            # A row that has ended but not left yet goes on being written; what follows its end token is never read.
+            tokens_R_T[rows, t] = tokens
+            logprobs_R_T[rows, t] = logprobs
+            running &= ~torch.isin(tokens, self._end_token_ids)
+            num_running = int(running.sum())
+            if num_running == 0 or t + 1 == sampling.max_new_tokens:
+                break
+            if num_running < _COMPACT_BELOW * len(rows):
+                kept = running.nonzero()[:, 0]
+                state.keep(kept)
+                rows, tokens, running = rows[kept], tokens[kept], running[kept]
+            logits = self._decoder.step(tokens, state)
+        return self._finish(tokens_R_T, logprobs_R_T)
+
+    def _finish(self, tokens_R_T: Tensor, logprobs_R_T: Tensor) -> list[Rollout]:
+        """Cut each row after its first end token and find its segments."""
+        assert self._version is not None
+        is_end_R_T = torch.isin(tokens_R_T, self._end_token_ids)
+        stopped = is_end_R_T.any(dim=1).tolist()
+        first_end = is_end_R_T.int().argmax(dim=1).tolist()
+        rollouts = []
+        for r, (tokens, logprobs) in enumerate(zip(tokens_R_T.tolist(), logprobs_R_T.tolist(), strict=True)):
+            length = first_end[r] + 1 if stopped[r] else len(tokens)
+            if not math.isfinite(sum(logprobs[:length])):
+                raise PrismError(f"policy version {self._version} gives logits that are not finite; it has diverged")
+            rollouts.append(
+                Rollout(
+                    token_ids=tuple(tokens[:length]),
+                    logprobs=tuple(logprobs[:length]),
+                    finish_reason="stop" if stopped[r] else "length",
+                    policy_version=self._version,
+                    segments=self._finder.find(tokens[:length]),
+                )
+            )
+        return rollouts
+
+    def close(self) -> None:
+        """Release the replica's memory; the engine cannot be used afterwards."""
+        self._version = None
+        del self._decoder, self._model

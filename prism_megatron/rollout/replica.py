@@ -1,0 +1,72 @@
+"""A transformers Qwen3-VL whose weights are overwritten in place, under their Hugging Face names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from prism_megatron.errors import ConfigError, WeightSyncError
+
+_TIED_NAME = "lm_head.weight"
+_NUM_NAMES_SHOWN = 4
+
+
+def build_replica(model_folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model that ``model_folder/config.json`` describes, with *uninitialised* weights: nothing else is read.
+
+    Raises ConfigError for another architecture, and for projections with biases, which the decode step leaves out.
+    """
+    config = AutoConfig.from_pretrained(model_folder)
+    if config.model_type != "qwen3_vl":
+        raise ConfigError(f"embedded rollouts of {model_folder}: model_type {config.model_type!r} is not 'qwen3_vl'")
+    if config.text_config.attention_bias:
+        raise ConfigError(f"embedded rollouts of {model_folder}: attention_bias must be false, as in Qwen3-VL")
+    config._attn_implementation = "sdpa"
+    model_class: Any = Qwen3VLForConditionalGeneration
+    with no_init_weights():
+        model = model_class._from_config(config, dtype=dtype)
+    model.tie_weights()
+    return model.to(device).eval().requires_grad_(False)
+
+
+def copy_weights(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Overwrite every weight of ``model``, one tensor at a time, casting to its dtype.
+
+    A tied ``lm_head.weight`` may be left out; where it is given it must equal the embedding.
+    Raises WeightSyncError for an unknown, repeated, misshapen or missing tensor; ``model`` is then half written.
+    """
+    targets: dict[str, Tensor] = dict(model.state_dict())
+    tied = bool(model.config.tie_word_embeddings)
+    if tied:
+        targets.pop(_TIED_NAME)
+    tied_tensor: Tensor | None = None
+    written: set[str] = set()
+    for name, tensor in tensors:
+        if tied and name == _TIED_NAME:
+            tied_tensor = tensor
+            continue
+        if name not in targets:
+            raise WeightSyncError(f"rollout model has no weight {name!r}; export the policy under Hugging Face names")
+        if name in written:
+            raise WeightSyncError(f"weight {name!r} was sent twice; each name may come once per update")
+        if tensor.shape != targets[name].shape:
+            raise WeightSyncError(
+                f"weight {name!r} has shape {tuple(tensor.shape)}, the rollout model's is {tuple(targets[name].shape)}; "
+                "was a shard sent without being gathered?"
+            )
+        targets[name].copy_(tensor)
+        written.add(name)
+    missing = [name for name in targets if name not in written]
+    if missing:
+        shown = ", ".join(missing[:_NUM_NAMES_SHOWN]) + (", …" if len(missing) > _NUM_NAMES_SHOWN else "")
+        raise WeightSyncError(f"{len(missing)} of {len(targets)} weights of the rollout model were not sent: {shown}")
+    if tied_tensor is not None:
+        embedding = model.get_input_embeddings().weight
+        if not torch.equal(tied_tensor.to(embedding), embedding):
+            raise WeightSyncError(f"{_TIED_NAME} is tied to the embedding and was sent with other values")

@@ -1,0 +1,220 @@
+"""The embedded engine against transformers itself: same tokens when greedy, same log-probs, weights taken exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
+from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.embedded import EmbeddedRollout
+from prism_megatron.types import Prompt, Rollout
+from tests.unit.rollout.tiny_qwen import END, IMAGE, VIDEO, NoSegments, prompt, tiny_model, unequal_prompts
+
+CPU = torch.device("cpu")
+GREEDY = Sampling(temperature=0.0, max_new_tokens=24)
+LOGPROB_TOLERANCE = 1e-4
+
+
+def engine_for(folder: Path, **options: Any) -> EmbeddedRollout:
+    return EmbeddedRollout(folder, NoSegments(), end_token_ids=[END], device=CPU, **options)
+
+
+def policy_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """What an export gives: every weight once, without the tied head."""
+    return ((name, tensor) for name, tensor in model.state_dict().items() if name != "lm_head.weight")
+
+
+def model_inputs(prompt: Prompt, response: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    ids = torch.tensor([[*prompt.token_ids, *response]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if prompt.images:
+        inputs["pixel_values"] = torch.from_numpy(np.concatenate([i.pixel_values_P_D for i in prompt.images]))
+        inputs["image_grid_thw"] = torch.tensor([i.grid_thw for i in prompt.images])
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+    return inputs
+
+
+@torch.no_grad()
+def forced_logprobs(model: Any, prompt: Prompt, rollout: Rollout, temperature: float) -> Tensor:
+    """Log-probs of the response in one transformers forward over prompt and response."""
+    model.model.rope_deltas = None
+    logits = model(**model_inputs(prompt, rollout.token_ids)).logits[0].double() / temperature
+    start = len(prompt.token_ids)
+    predicted = logits[start - 1 : -1].log_softmax(-1)
+    return predicted.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, EmbeddedRollout]:
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny_model(folder)
+    engine = engine_for(folder)
+    engine.update_weights(policy_weights(model), version=3)
+    return model, engine
+
+
+def test_greedy_tokens_are_those_of_transformers_generate(world: tuple[Any, EmbeddedRollout]) -> None:
+    model, engine = world
+    prompts = unequal_prompts()
+    for prompt_, (rollout,) in zip(prompts, engine.generate(prompts, 1, GREEDY, seed=0, step=0), strict=True):
+        expected = model.generate(
+            **model_inputs(prompt_),
+            do_sample=False,
+            max_new_tokens=GREEDY.max_new_tokens,
+            suppress_tokens=[IMAGE, VIDEO],
+            eos_token_id=END,
+            pad_token_id=END,
+        )[0, len(prompt_.token_ids) :]
+        assert rollout.token_ids == tuple(expected.tolist())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_a_teacher_forced_forward(world: tuple[Any, EmbeddedRollout], temperature: float) -> None:
+    model, engine = world
+    prompts = unequal_prompts()
+    groups = engine.generate(prompts, 5, Sampling(temperature=temperature, max_new_tokens=40), seed=1, step=2)
+    for prompt_, group in zip(prompts, groups, strict=True):
+        for rollout in group:
+            forced = forced_logprobs(model, prompt_, rollout, temperature)
+            torch.testing.assert_close(
+                torch.tensor(rollout.logprobs).double(), forced, atol=LOGPROB_TOLERANCE, rtol=0.0
+            )
+
+
+def test_a_response_ends_at_the_end_token_or_is_cut(world: tuple[Any, EmbeddedRollout]) -> None:
+    _, engine = world
+    rollouts = [
+        r for g in engine.generate(unequal_prompts(), 16, Sampling(max_new_tokens=60), seed=5, step=0) for r in g
+    ]
+    reasons = {rollout.finish_reason for rollout in rollouts}
+    assert reasons == {"stop", "length"}, "blind: this seed must show both"
+    for rollout in rollouts:
+        assert END not in rollout.token_ids[:-1]
+        assert (rollout.token_ids[-1] == END) == (rollout.finish_reason == "stop")
+        assert rollout.finish_reason == "stop" or len(rollout.token_ids) == 60
+        assert len(rollout.logprobs) == len(rollout.token_ids)
+        assert rollout.policy_version == 3
+        assert rollout.segments.problem == f"{len(rollout.token_ids)} tokens"
+
+
+def test_samples_do_not_depend_on_how_prompts_are_split(world: tuple[Any, EmbeddedRollout], tmp_path: Path) -> None:
+    """Over ranks, over decode batches; each prompt keeps its number in the step."""
+    model, engine = world
+    prompts = unequal_prompts()
+    sampling = Sampling(max_new_tokens=30)
+    whole = engine.generate(prompts, 4, sampling, seed=7, step=9)
+    halves = [
+        *engine.generate(prompts[:1], 4, sampling, seed=7, step=9),
+        *engine.generate(prompts[1:], 4, sampling, seed=7, step=9, prompt_offset=1),
+    ]
+    model.config.save_pretrained(tmp_path)
+    narrow = engine_for(tmp_path, rows_per_batch=5)
+    narrow.update_weights(policy_weights(model), version=3)
+    one_by_one = narrow.generate(prompts, 4, sampling, seed=7, step=9)
+    tokens = [[r.token_ids for r in group] for group in whole]
+    assert [[r.token_ids for r in group] for group in halves] == tokens
+    assert [[r.token_ids for r in group] for group in one_by_one] == tokens
+
+
+def test_seed_step_and_sample_all_change_the_draw(world: tuple[Any, EmbeddedRollout]) -> None:
+    _, engine = world
+    sampling = Sampling(max_new_tokens=20)
+    draws = {
+        rollout.token_ids
+        for seed, step in ((0, 0), (1, 0), (0, 1))
+        for rollout in engine.generate([prompt(1)], 3, sampling, seed=seed, step=step)[0]
+    }
+    assert len(draws) == 9
+
+
+def test_placeholders_are_never_sampled(tmp_path: Path) -> None:
+    """An image pad in a response would ask the trainer for an image that is not there."""
+    model = tiny_model(tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight[IMAGE] *= 50.0
+    engine = engine_for(tmp_path)
+    engine.update_weights(policy_weights(model), version=0)
+    for sampling in (Sampling(max_new_tokens=30), GREEDY, Sampling(top_p=0.5, max_new_tokens=30)):
+        for group in engine.generate([prompt(2)], 8, sampling, seed=0, step=0):
+            assert all(not {IMAGE, VIDEO} & set(rollout.token_ids) for rollout in group)
+
+
+def test_updated_weights_are_used(world: tuple[Any, EmbeddedRollout], tmp_path: Path) -> None:
+    """Every weight counts: the second model's log-probs come out, in the same engine."""
+    tiny_model(tmp_path)
+    other = tiny_model(tmp_path, seed=1)
+    engine = engine_for(tmp_path)
+    for version, model in ((0, world[0]), (1, other)):
+        engine.update_weights(policy_weights(model), version)
+        (rollout,) = engine.generate([prompt(2, (4, 4))], 1, Sampling(max_new_tokens=12), seed=0, step=0)[0]
+        forced = forced_logprobs(model, prompt(2, (4, 4)), rollout, 1.0)
+        torch.testing.assert_close(torch.tensor(rollout.logprobs).double(), forced, atol=LOGPROB_TOLERANCE, rtol=0.0)
+        assert rollout.policy_version == version == engine.policy_version
+
+
+def test_an_untied_head_is_a_weight_of_its_own(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, tie_word_embeddings=False)
+    engine = engine_for(tmp_path)
+    with pytest.raises(WeightSyncError, match=r"1 of \d+ .* lm_head\.weight"):
+        engine.update_weights(policy_weights(model), version=0)
+    engine.update_weights(model.state_dict().items(), version=0)
+    (rollout,) = engine.generate([prompt(1)], 1, Sampling(max_new_tokens=12), seed=0, step=0)[0]
+    forced = forced_logprobs(model, prompt(1), rollout, 1.0)
+    torch.testing.assert_close(torch.tensor(rollout.logprobs).double(), forced, atol=LOGPROB_TOLERANCE, rtol=0.0)
+
+
+NORM = "model.language_model.norm.weight"
+MERGER = "model.visual.merger.linear_fc1.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop(MERGER), r"1 of \d+ weights .* were not sent: model\.visual\.merger\.linear_fc1\.weight"),
+        (lambda w: w.update({"model.extra": torch.zeros(1)}), r"has no weight 'model\.extra'"),
+        (lambda w: w.update({NORM: w[NORM][:16]}), r"has shape \(16,\), the rollout model's is \(32,\)"),
+        (lambda w: w.update({"lm_head.weight": torch.zeros(96, 32)}), "tied to the embedding"),
+    ],
+    ids=["missing", "unknown", "misshapen", "tied head differs"],
+)
+def test_weights_that_are_not_the_models_are_refused_and_nothing_can_be_sampled(
+    tmp_path: Path, change: Any, message: str
+) -> None:
+    model = tiny_model(tmp_path)
+    engine = engine_for(tmp_path)
+    engine.update_weights(model.state_dict().items(), version=0)
+    weights = dict(policy_weights(model))
+    change(weights)
+    with pytest.raises(WeightSyncError, match=message):
+        engine.update_weights(weights.items(), version=1)
+    assert engine.policy_version is None
+    with pytest.raises(WeightSyncError, match="no complete set of weights"):
+        engine.generate([prompt(1)], 1, GREEDY, seed=0, step=0)
+
+
+def test_a_weight_sent_twice_is_refused(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    with pytest.raises(WeightSyncError, match="sent twice"):
+        engine_for(tmp_path).update_weights([(NORM, model.state_dict()[NORM])] * 2, version=0)
+
+
+def test_bad_requests_and_diverged_weights_are_named(world: tuple[Any, EmbeddedRollout], tmp_path: Path) -> None:
+    _, engine = world
+    with pytest.raises(DataError, match="'p1' has 10 tokens"):
+        engine.generate([prompt(1)], 1, Sampling(max_new_tokens=250), seed=0, step=0)
+    with pytest.raises(ConfigError, match="end token"):
+        EmbeddedRollout(tmp_path, NoSegments(), end_token_ids=[], device=CPU)
+    model = tiny_model(tmp_path)
+    with torch.no_grad():
+        model.model.language_model.norm.weight.fill_(torch.nan)
+    broken = engine_for(tmp_path)
+    broken.update_weights(policy_weights(model), version=8)
+    with pytest.raises(PrismError, match="version 8 .* not finite"):
+        broken.generate([prompt(1)], 1, Sampling(max_new_tokens=4), seed=0, step=0)
