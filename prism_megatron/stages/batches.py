@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prism_megatron.engine.batch import Batch, collate
+from prism_megatron.losses.load_balance import load_balance_weights
 from prism_megatron.types import Response, Rollout, RolloutGroup, TokenSequence
 
 PERCEPTION, REASONING = 0, 1
@@ -54,33 +55,49 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end
 
 
 def discriminator_batch(
-    groups: Sequence[RolloutGroup], *, form: BatchFormat, seed: int, step: int, first_group: int
+    groups: Sequence[RolloutGroup],
+    *,
+    group_numbers: Sequence[int],
+    form: BatchFormat,
+    seed: int,
+    step: int,
+    load_balance: float = 0.0,
+    sequences_per_tower: int = 0,
 ) -> tuple[Batch, tuple[ScoreRow, ...]]:
     """One micro-batch: per group and tower the reference row followed by its valid rollouts.
 
     Row extras: ``reference_row`` index of the row's reference, ``is_rollout`` 1 for rollout rows, ``dropout_key``
-    (see :func:`dropout_key`), all int64. ``first_group`` is the global index of ``groups[0]`` in the step.
+    (see :func:`dropout_key`), all int64. ``group_numbers`` are the groups' places in the step. A ``load_balance``
+    coefficient above 0 adds ``load_balance_weight``, over the step's ``sequences_per_tower``.
     """
     rows: list[TokenSequence] = []
     keys: list[ScoreRow] = []
     reference_row: list[int] = []
-    for g, group in enumerate(groups):
+    for number, group in zip(group_numbers, groups, strict=True):
         for tower in TOWERS:
             reference_index = len(rows)
             answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
             answers += [(r, rollout) for r, rollout in enumerate(group.rollouts) if rollout.segments.valid]
             for index, answer in answers:
                 rows.append(segment_row(group, answer, tower, form.end_token_id))
-                keys.append(ScoreRow(group=first_group + g, tower=tower, rollout=index))
+                keys.append(ScoreRow(group=number, tower=tower, rollout=index))
                 reference_row.append(reference_index)
+    towers = [key.tower for key in keys]
+    balance: dict[str, Sequence[float]] = {}
+    if load_balance > 0.0:
+        weights = load_balance_weights(
+            towers, coefficient=load_balance, sequence_counts=[sequences_per_tower for _ in TOWERS]
+        )
+        balance["load_balance_weight"] = weights.tolist()
     batch = collate(
         rows,
         pad_token_id=form.pad_token_id,
         multiple_of=form.length_multiple,
         patch_dim=form.patch_dim,
         device=form.device,
-        tower_ids=[key.tower for key in keys],
+        tower_ids=towers,
         row_extras={
+            **balance,
             "reference_row": reference_row,
             "is_rollout": [int(key.rollout is not None) for key in keys],
             "dropout_key": [dropout_key(seed, step, key) for key in keys],

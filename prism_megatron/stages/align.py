@@ -1,0 +1,184 @@
+"""Stage 2, alignment: the policy answers, the discriminator ranks the reference above the answers, each learns.
+
+One step is sample -> score and train the discriminator -> advantages -> train the policy -> hand the weights over
+(method notes, section 4). Every rank holds all rollout groups of a step, so global denominators need no collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prism_megatron.advantages import GroupAdvantages, per_expert_advantages
+from prism_megatron.config.game import GameConfig
+from prism_megatron.data.loader import Example
+from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.logprobs import vocab_parallel_logprobs
+from prism_megatron.engine.provider import LossOutput, StepResult
+from prism_megatron.engine.runtime import World
+from prism_megatron.losses.policy import policy_gradient_loss
+from prism_megatron.observability.timers import PhaseTimers
+from prism_megatron.rollout.base import RolloutEngine, Sampling
+from prism_megatron.stages.batches import PERCEPTION, REASONING, BatchFormat, policy_batch, shift_left
+from prism_megatron.stages.judge import Judgement, judge_and_train
+from prism_megatron.stages.sampling import sample_groups
+from prism_megatron.types import Rollout, RolloutGroup
+
+
+@dataclass(frozen=True)
+class AlignStep:
+    """Everything one step produced; observers read it and change nothing. ``None`` results mean "not updated"."""
+
+    step: int
+    examples: Sequence[Example]
+    groups: Sequence[RolloutGroup]
+    judgement: Judgement
+    advantages: Sequence[GroupAdvantages]
+    policy_sums: Mapping[str, float]
+    policy_result: StepResult | None
+    policy_version: int
+
+
+@dataclass(frozen=True, eq=False)
+class Players:
+    """The two trainable roles and the engine that samples for the policy."""
+
+    policy: MegatronEngine
+    discriminator: MegatronEngine
+    rollout: RolloutEngine
+
+
+@dataclass(frozen=True)
+class AlignPlan:
+    """What a run keeps fixed from step to step."""
+
+    game: GameConfig
+    sampling: Sampling
+    rollouts_per_prompt: int
+    prompts_per_microbatch: int
+    load_balance: float
+    vocab_size: int
+    seed: int
+    form: BatchFormat
+
+
+def align(
+    players: Players,
+    prompts: Callable[[int], Sequence[Example]],
+    plan: AlignPlan,
+    *,
+    world: World,
+    steps: range,
+    timers: PhaseTimers,
+    on_step: Callable[[AlignStep], None],
+) -> None:
+    """Play ``steps`` rounds; ``prompts(step)`` gives the same examples on every rank. ``on_step`` runs on all ranks."""
+    for step in steps:
+        examples = prompts(step)
+        with timers.phase("rollout"):
+            groups = sample_groups(players.rollout, examples, plan.sampling, n=plan.rollouts_per_prompt,
+                                   seed=plan.seed, step=step, world=world)  # fmt: skip
+        with timers.phase("discriminator"):
+            judgement = judge_and_train(players.discriminator, groups, plan.game, world=world, form=plan.form,
+                                        seed=plan.seed, step=step,
+                                        groups_per_batch=plan.prompts_per_microbatch,
+                                        load_balance=plan.load_balance)  # fmt: skip
+        advantages = [group_advantages(group, g, judgement, plan, step=step) for g, group in enumerate(groups)]
+        with timers.phase("policy"):
+            sums, result = train_policy(players.policy, groups, advantages, plan, world=world)
+        if result is not None and result.updated:
+            with timers.phase("weight_sync"):
+                players.rollout.update_weights(players.policy.export_hf(), players.rollout.policy_version + 1)
+        on_step(AlignStep(step, examples, groups, judgement, advantages, sums, result, players.rollout.policy_version))
+
+
+def group_advantages(
+    group: RolloutGroup, index: int, judgement: Judgement, plan: AlignPlan, *, step: int
+) -> GroupAdvantages:
+    """Advantages of one group from the scores of the discriminator before its update."""
+    valid = torch.tensor([rollout.segments.valid for rollout in group.rollouts])
+    scores = torch.full((2, len(group.rollouts)), torch.nan, dtype=torch.float64)
+    for tower in (PERCEPTION, REASONING):
+        for r, rollout in enumerate(group.rollouts):
+            if rollout.segments.valid:
+                scores[tower, r] = judgement.scores[index, tower, r]
+    if plan.game.shuffle_scores:  # control: scores stay in the group but lose their owner
+        order = np.flatnonzero(valid.numpy())
+        shuffled = np.random.default_rng([plan.seed, step, index]).permutation(order)
+        scores[:, order] = scores[:, shuffled]
+    return per_expert_advantages(
+        scores[PERCEPTION],
+        scores[REASONING],
+        valid,
+        alpha=plan.game.alpha,
+        score_clip=plan.game.score_clip,
+        format_penalty=plan.game.format_penalty,
+    )
+
+
+def token_advantages(rollout: Rollout, index: int, advantages: GroupAdvantages, game: GameConfig) -> list[float]:
+    """One advantage per response token.
+
+    ``response`` credit gives the mixed advantage to every token (the released way). ``segment`` credit gives the
+    tokens up to the caption's end the perception advantage and the rest the reasoning advantage.
+    """
+    length = len(rollout.token_ids)
+    span = rollout.segments.perception
+    if game.credit == "response" or advantages.reasoning_N is None or span is None:
+        return [float(advantages.mixed_N[index])] * length
+    caption, rest = float(advantages.perception_N[index]), float(advantages.reasoning_N[index])
+    return [caption] * span.end + [rest] * (length - span.end)
+
+
+def train_policy(
+    policy: MegatronEngine,
+    groups: Sequence[RolloutGroup],
+    advantages: Sequence[GroupAdvantages],
+    plan: AlignPlan,
+    *,
+    world: World,
+) -> tuple[Mapping[str, float], StepResult | None]:
+    """One strictly on-policy gradient step, token-mean over all response tokens of the step."""
+    tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+    loss = partial(policy_loss, world=world, plan=plan, token_count=float(tokens))
+    mine = range(world.dp_rank, len(groups), world.dp_size)
+    batches = []
+    for start in range(0, len(mine), plan.prompts_per_microbatch):
+        part = mine[start : start + plan.prompts_per_microbatch]
+        per_token = [
+            [token_advantages(rollout, r, advantages[g], plan.game) for r, rollout in enumerate(groups[g].rollouts)]
+            for g in part
+        ]
+        batches.append(policy_batch([groups[g] for g in part], per_token, form=plan.form))
+    if plan.game.freeze_policy:
+        return policy.forward(batches, loss).sums, None
+    sums = policy.forward_backward(batches, loss).sums
+    return sums, policy.step()
+
+
+def policy_loss(logits_S_B_V: Tensor, batch: Batch, *, world: World, plan: AlignPlan, token_count: float) -> LossOutput:
+    """Policy gradient under the sampling temperature; also how far rollout and trainer log-probs are apart."""
+    logprobs_B_S = vocab_parallel_logprobs(
+        logits_S_B_V,
+        shift_left(batch.input_ids_B_S),
+        tp_group=world.groups.tp,
+        vocab_size=plan.vocab_size,
+        temperature=plan.sampling.temperature,
+    )
+    mask_B_S = shift_left(batch.extras["label_mask"])
+    result = policy_gradient_loss(
+        logprobs_B_S, shift_left(batch.extras["advantages"]), mask_B_S, token_count=token_count
+    )
+    gap_B_S = (logprobs_B_S.detach() - shift_left(batch.extras["rollout_logprobs"])).abs() * mask_B_S
+    sums = {
+        "policy_loss": result.loss.detach(),
+        "logprob_gap": gap_B_S.sum() / token_count,
+        "entropy_estimate": -(logprobs_B_S.detach() * mask_B_S).sum() / token_count,
+    }
+    return LossOutput(loss=result.loss, sums=sums)

@@ -1,0 +1,69 @@
+"""Builds what a stage runs on: formats, roles and the rollout replica, from folders and configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.runtime import World
+from prism_megatron.errors import ConfigError
+from prism_megatron.rollout.embedded import EmbeddedRollout
+from prism_megatron.stages.batches import BatchFormat
+
+DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
+
+
+def resolve_dtype(requested: str, shape: Qwen3VLShape) -> torch.dtype:
+    """``auto`` takes the dtype that the model folder states. Raises ConfigError for fp16 and others."""
+    name = shape.dtype if requested == "auto" else requested
+    if name not in DTYPES:
+        raise ConfigError(f"--dtype {requested}: the model folder states {name!r}; use --dtype bf16 or --dtype fp32")
+    return DTYPES[name]
+
+
+def batch_format(shape: Qwen3VLShape, renderer: Renderer, world: World) -> BatchFormat:
+    """Rows are padded to a multiple of tp, which sequence parallelism needs."""
+    return BatchFormat(
+        pad_token_id=renderer.pad_token_id,
+        end_token_id=renderer.end_token_id,
+        patch_dim=shape.vision.patch_dim,
+        length_multiple=world.parallel.tp,
+        device=world.device,
+    )
+
+
+def build_policy(
+    folder: Path,
+    shape: Qwen3VLShape,
+    *,
+    world: World,
+    dtype: torch.dtype,
+    optimizer: OptimizerConfig,
+    total_steps: int,
+    freeze_vision: bool = False,
+) -> MegatronEngine:
+    """The policy with the weights of ``folder``."""
+    engine = MegatronEngine(
+        name="policy",
+        provider=Qwen3VLProvider(shape, freeze_vision=freeze_vision),
+        world=world,
+        dtype=dtype,
+        optimizer=optimizer,
+        total_steps=total_steps,
+    )
+    engine.load_hf(HFFolder(folder))
+    return engine
+
+
+def build_rollout(folder: Path, renderer: Renderer, *, world: World, dtype: torch.dtype) -> EmbeddedRollout:
+    """A replica on every rank; it has no weights until the policy's first hand-over."""
+    return EmbeddedRollout(
+        folder, renderer.segment_finder, end_token_ids=[renderer.end_token_id], device=world.device, dtype=dtype
+    )

@@ -1,0 +1,89 @@
+"""The discriminator's half of a round: one trunk pass scores references and rollouts and gives the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from prism_megatron.config.game import GameConfig
+from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.provider import LossOutput, StepResult
+from prism_megatron.engine.runtime import World
+from prism_megatron.losses.discriminator import PairRows, discriminator_loss, pair_sums
+from prism_megatron.parallel.collectives import all_gather_objects
+from prism_megatron.stages.batches import TOWER_NAMES, TOWERS, BatchFormat, collect_scores, discriminator_batch
+from prism_megatron.types import RolloutGroup
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores by (group, tower, rollout or None for the reference), of the discriminator *before* its update."""
+
+    scores: Mapping[tuple[int, int, int | None], float]
+    sums: Mapping[str, float]
+    result: StepResult | None
+
+
+def judge_and_train(
+    discriminator: MegatronEngine,
+    groups: Sequence[RolloutGroup],
+    game: GameConfig,
+    *,
+    world: World,
+    form: BatchFormat,
+    seed: int,
+    step: int,
+    groups_per_batch: int,
+    load_balance: float,
+) -> Judgement:
+    """Score every valid segment and, unless the discriminator is frozen, take one Bradley-Terry step on the pairs.
+
+    ``load_balance`` is the coefficient of the load-balancing loss per layer, tower and sequence.
+    """
+    pairs = float(sum(rollout.segments.valid for group in groups for rollout in group.rollouts))
+    loss = partial(
+        game_loss, pair_counts=[pairs for _ in TOWERS], regulariser_coefficient=game.score_regulariser
+    )
+    mine = range(world.dp_rank, len(groups), world.dp_size)
+    batches, keys = [], []
+    for start in range(0, len(mine), groups_per_batch):
+        part = mine[start : start + groups_per_batch]
+        batch, batch_keys = discriminator_batch(
+            [groups[g] for g in part],
+            group_numbers=part,
+            form=form,
+            seed=seed,
+            step=step,
+            load_balance=load_balance,
+            sequences_per_tower=len(groups) + int(pairs),
+        )
+        batches.append(batch)
+        keys.append(batch_keys)
+    if game.freeze_discriminator:
+        output, result = discriminator.forward(batches, loss), None
+    else:
+        output = discriminator.forward_backward(batches, loss)
+        result = discriminator.step()
+    own = collect_scores([rows["scores"] for rows in output.rows], keys)
+    scores = {key: score for share in all_gather_objects(dict(own), group=world.groups.dp) for key, score in share.items()}
+    return Judgement(scores=scores, sums=output.sums, result=result)
+
+
+def game_loss(
+    scores_2_B: Tensor, batch: Batch, *, pair_counts: Sequence[float], regulariser_coefficient: float
+) -> LossOutput:
+    """Bradley-Terry per tower on the scores with dropout; metrics and the game's scores are those without."""
+    assert batch.tower_ids_B is not None
+    rows = PairRows(batch.extras["reference_row"], batch.extras["is_rollout"], batch.tower_ids_B)
+    clean_B, dropped_B = scores_2_B[0].detach(), scores_2_B[1]
+    result = discriminator_loss(
+        dropped_B, rows, pair_counts=pair_counts, regulariser_coefficient=regulariser_coefficient
+    )
+    sums = {"discriminator_loss": result.loss.detach()}
+    for tower, name in zip(TOWERS, TOWER_NAMES, strict=True):
+        sums |= {f"{name}/{key}": value for key, value in pair_sums(clean_B, rows, tower=tower).items()}
+    return LossOutput(loss=result.loss, sums=sums, rows={"scores": clean_B})

@@ -1,0 +1,34 @@
+#!/usr/bin/env python
+"""Make the mini world: its tokenizer, base, supervised policy and warm-started discriminator, through our own engine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from prism_megatron.config.cli import parse_over
+from prism_megatron.config.mini_world import MakeMiniConfig
+from prism_megatron.engine.launch import launch
+from prism_megatron.errors import PrismError
+
+
+def run(config: MakeMiniConfig) -> None:
+    """One rank's work."""
+    from prism_megatron.stages.mini_world import make_mini
+
+    make_mini(config)
+
+
+def main() -> int:
+    try:
+        config = parse_over(MakeMiniConfig(output=Path("runs/mini")), sys.argv[1:], description=__doc__ or "")
+    except PrismError as error:
+        print(f"make_mini: {error}", file=sys.stderr)
+        return 2
+    return launch(run, config, model_parallel_size=1, world_size=config.data_parallel)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
