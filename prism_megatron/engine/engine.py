@@ -1,0 +1,233 @@
+"""One trainable model on the parallel groups: build, load, forward, backward, step, export.
+
+Policy and discriminator are two of these, built from two providers on the same ``World``. Every method is collective
+over the ranks that its docstring names, and makes the same number of collective calls whatever the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import MegatronModule, TransformerConfig
+from torch import Tensor
+
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.conversion.mapping import TensorSource
+from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.export import WeightTable
+from prism_megatron.engine.optimizer import build_optimizer, gradient_norm, set_learning_rate
+from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider, PassOutput, StepResult
+from prism_megatron.engine.runtime import World
+from prism_megatron.parallel.collectives import broadcast_object, sum_numbers
+
+DEFAULT_BUCKET_BYTES = 256 * 2**20
+
+
+class MegatronEngine:
+    """A role: pipeline chunks, their optimizer and their step count.
+
+    ``optimizer=None`` makes an engine that only runs forward. ``dtype`` is fp32 or bf16; bf16 parameters have fp32
+    masters in the optimizer, and gradients are reduced in fp32 in either case.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        provider: ModelProvider,
+        world: World,
+        dtype: torch.dtype,
+        optimizer: OptimizerConfig | None,
+        total_steps: int,
+    ) -> None:
+        """Build on all ranks. Raises ConfigError for a layout that does not fit the model (see the provider)."""
+        self.name = name
+        self.world = world
+        self.dtype = dtype
+        self.total_steps = total_steps
+        self.steps_taken = 0
+        """optimizer steps so far, skipped ones included; the schedule's position"""
+        self.config = provider.transformer_config(world.parallel, dtype)
+        self.config.finalize_model_grads_func = _sum_gradients
+        self.modules = _build_chunks(provider, self.config, world, dtype)
+        self.weights = WeightTable(
+            self.modules,
+            provider.weight_mappings(),
+            world.groups,
+            num_experts=self.config.num_moe_experts or 0,
+        )
+        for module in self.modules:
+            for parameter_name, parameter in module.named_parameters():
+                if optimizer is None or provider.is_frozen(parameter_name):
+                    parameter.requires_grad_(False)
+        self._optimizer_config = optimizer
+        self.optimizer: MegatronOptimizer | None = None
+        self._chunks: list[Any] = self.modules
+        if optimizer is not None:
+            distributed = world.parallel.distributed_optimizer
+            self._chunks = [_data_parallel(module, self.config, world, distributed) for module in self.modules]
+            self.optimizer = build_optimizer(
+                self._chunks, optimizer, dtype=dtype, distributed=distributed, groups=world.groups
+            )
+
+    def load_hf(self, source: TensorSource) -> None:
+        """Take all weights from Hugging Face tensors; masters follow. Raises ConversionError (see ``WeightTable.load``)."""
+        self.weights.load(source)
+        if self.optimizer is not None:
+            self.optimizer.reload_model_params()
+
+    def export_hf(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(hf_name, full tensor)``, the same on every rank; all ranks iterate together, to the end."""
+        return self.weights.export(bucket_bytes)
+
+    def forward_backward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
+        """Gradients of the summed loss of ``batches``, replacing those of an earlier call; summed over DP ranks.
+
+        ``batches`` are this data-parallel rank's micro-batches, at least one, the same on all its ranks. Every
+        data-parallel rank calls this, with losses that return the same names of sums.
+        """
+        if self.optimizer is None:
+            raise RuntimeError(f"engine {self.name!r} was built without an optimizer; it only runs forward")
+        self.zero_grad()
+        for chunk in self._chunks:
+            chunk.train()
+        return self._run(batches, loss, forward_only=False)
+
+    def forward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
+        """As ``forward_backward`` without gradients, in evaluation mode; gradients of an earlier call stay."""
+        for chunk in self._chunks:
+            chunk.eval()
+        with torch.no_grad():
+            return self._run(batches, loss, forward_only=True)
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        assert self.optimizer is not None
+        for chunk in self._chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    def step(self) -> StepResult:
+        """Clip the gradients of the last ``forward_backward`` to the global norm and apply AdamW, on all ranks.
+
+        A gradient that is not finite is dropped: ``updated`` is False and no weight changes.
+        """
+        assert self.optimizer is not None and self._optimizer_config is not None
+        lr = self._optimizer_config.lr_at(self.steps_taken, self.total_steps)
+        set_learning_rate(self.optimizer, lr)
+        self.steps_taken += 1
+        norm = gradient_norm(self.optimizer)
+        if norm == float("inf"):
+            return StepResult(grad_norm=norm, lr=lr, updated=False)
+        self.optimizer.step()
+        return StepResult(grad_norm=norm, lr=lr, updated=True)
+
+    def _run(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> PassOutput:
+        if not batches:
+            raise ValueError(f"engine {self.name!r} needs at least one micro-batch on every rank")
+        rows, padded = batches[0].input_ids_B_S.shape
+        outputs: list[LossOutput] = get_forward_backward_func()(
+            forward_step_func=partial(_forward_step, loss=loss),
+            data_iterator=[iter(batches) for _ in self._chunks],
+            model=self._chunks,
+            num_microbatches=len(batches),
+            # With variable_seq_lengths stages tell each other the true shape; these two only have to be there.
+            seq_length=padded,
+            micro_batch_size=rows,
+            forward_only=forward_only,
+            pg_collection=self.world.groups,
+            **self._schedule_arguments(),
+        )
+        return self._share(outputs)
+
+    def _schedule_arguments(self) -> dict[str, Any]:
+        """The schedule takes our groups only together with a communicator over the same pipeline group."""
+        if self.world.parallel.pp == 1:
+            return {}
+        return {"p2p_communicator": P2PCommunicator(pp_group=self.world.groups.pp, config=self.config)}
+
+    def _share(self, outputs: Sequence[LossOutput]) -> PassOutput:
+        """Bring what the last stage's losses returned to every stage, and sum the sums over data-parallel ranks."""
+        world = self.world
+        payload = None
+        if world.is_last_stage:
+            sums: dict[str, float] = {}
+            for output in outputs:
+                for key, value in output.sums.items():
+                    sums[key] = sums.get(key, 0.0) + float(value)
+            payload = sums, [{key: value.detach().cpu() for key, value in output.rows.items()} for output in outputs]
+        sums, rows = broadcast_object(payload, source=world.parallel.pp - 1, group=world.groups.pp)
+        return PassOutput(
+            sums=sum_numbers(sums, device=world.device, group=world.groups.dp),
+            rows=[{key: value.to(world.device) for key, value in row.items()} for row in rows],
+        )
+
+
+def _forward_step(
+    batches: Iterator[Batch], chunk: MegatronModule, *, loss: LossFn
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, LossOutput]]]:
+    """Megatron's ``forward_step_func``; the second value is called on the last stage only."""
+    batch = next(batches)
+
+    def reduce(output: Tensor) -> tuple[Tensor, Tensor, LossOutput]:
+        result = loss(output, batch)
+        # Three values keep Megatron from dividing by the number of micro-batches; the count itself is not used.
+        return result.loss, torch.zeros((), dtype=torch.int, device=output.device), result
+
+    return chunk(batch), reduce
+
+
+def _sum_gradients(
+    chunks: list[DistributedDataParallel],
+    _num_tokens: Tensor | None,
+    pg_collection: ProcessGroupCollection | None = None,
+    force_all_reduce: bool = False,
+) -> None:
+    """Megatron's ``finalize_model_grads`` without its division: losses come divided by their global counts."""
+    finalize_model_grads(chunks, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
+
+
+def _build_chunks(
+    provider: ModelProvider, config: TransformerConfig, world: World, dtype: torch.dtype
+) -> list[MegatronModule]:
+    """This rank's pipeline chunks (one per virtual stage), parameters in ``dtype``.
+
+    Only parameters are cast: buffers such as rotary frequencies stay in fp32, which Megatron's Float16Module would
+    round, and its output is not blown up to fp32 either.
+    """
+    num_chunks = world.parallel.vpp
+    modules = []
+    for index in range(num_chunks):
+        module = provider.build_chunk(
+            config,
+            world.groups,
+            pre_process=world.is_first_stage and index == 0,
+            post_process=world.is_last_stage and index == num_chunks - 1,
+            vp_stage=index if num_chunks > 1 else None,
+        )
+        module.to(world.device)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
+        modules.append(module)
+    return modules
+
+
+def _data_parallel(
+    module: MegatronModule, config: TransformerConfig, world: World, distributed: bool
+) -> DistributedDataParallel:
+    """Megatron's DDP: gradients accumulate in fp32 and are *summed* over data-parallel ranks, never averaged."""
+    assert config.calculate_per_token_loss, "providers set calculate_per_token_loss, or DDP would average gradients"
+    return DistributedDataParallel(
+        config=config,
+        ddp_config=DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed),
+        module=module,
+        pg_collection=world.groups,
+    )

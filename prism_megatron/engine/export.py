@@ -1,0 +1,181 @@
+"""Weights between a Hugging Face folder and the tensor-, pipeline- and expert-parallel shards of an engine.
+
+``WeightTable`` ties the provider's mapping list to the parameters that this rank holds; loading splits full tensors
+into shards, exporting gathers shards into full tensors, bucket by bucket, with the same mapping read backwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor, nn
+
+from prism_megatron.conversion.mapping import TensorSource, WeightMapping
+from prism_megatron.errors import ConversionError
+from prism_megatron.parallel.collectives import all_gather_objects
+
+_EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
+_EMBEDDING = "embedding.word_embeddings.weight"
+_OUTPUT = "output_layer.weight"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One parameter of one pipeline stage as a bucket carries it.
+
+    ``mappings`` holds one mapping, or, for an expert's parameter, one per expert-parallel rank: they hold different
+    experts in the same place, so one gather brings them all.
+    """
+
+    mappings: tuple[WeightMapping, ...]
+    local_name: str
+    stage: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def is_expert(self) -> bool:
+        return _EXPERT.search(self.local_name) is not None
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+class WeightTable:
+    """The parameters of this rank beside the mapping that names them. Building one is collective."""
+
+    def __init__(
+        self,
+        chunks: Sequence[nn.Module],
+        mappings: Sequence[WeightMapping],
+        groups: ProcessGroupCollection,
+        *,
+        num_experts: int,
+    ) -> None:
+        """``chunks`` are the bare pipeline chunks of this rank; ``num_experts`` counts all experts of a layer, or is 0.
+
+        Raises ConversionError when a parameter has no mapping, or a mapping has no parameter on any stage.
+        """
+        self._groups = groups
+        self._mappings = tuple(mappings)
+        self._parameters = {name: p for chunk in chunks for name, p in chunk.named_parameters()}
+        self._num_local_experts = num_experts // groups.ep.size()
+        by_parameter = {mapping.parameter: mapping for mapping in mappings}
+        ep_rank = groups.ep.rank()
+        unmapped = [name for name in self._parameters if self._global_name(name, ep_rank) not in by_parameter]
+        tied = [name for name in unmapped if name == _OUTPUT and _EMBEDDING in by_parameter]
+        if unmapped != tied:
+            raise ConversionError(f"no weight mapping names {sorted(set(unmapped) - set(tied))}; add it to the model's mapping")
+        self._local_mappings = {
+            name: by_parameter[_EMBEDDING if name in tied else self._global_name(name, ep_rank)] for name in self._parameters
+        }
+        self._entries = self._plan(by_parameter, skip=set(tied))
+
+    def load(self, source: TensorSource) -> None:
+        """Copy this rank's shards out of ``source``.
+
+        Raises ConversionError when the source lacks a tensor, has one that nothing maps, or a shard does not fit.
+        """
+        available = set(source.names())
+        wanted = {name for mapping in self._mappings for name in mapping.hf_names}
+        aliases = {mapping.optional_alias for mapping in self._mappings if mapping.optional_alias is not None}
+        if missing := sorted(wanted - available):
+            raise ConversionError(f"the weights lack {len(missing)} tensors, first {missing[0]!r}")
+        if unknown := sorted(available - wanted - aliases):
+            raise ConversionError(f"the weights hold {len(unknown)} tensors the model does not have, first {unknown[0]!r}")
+        for name, parameter in self._parameters.items():
+            mapping = self._local_mappings[name]
+            group = self._shard_group(name)
+            shards = mapping.op.split([source.get(hf_name) for hf_name in mapping.hf_names], group.size())
+            shard = shards[group.rank()]
+            if shard.shape != parameter.shape:
+                raise ConversionError(
+                    f"{', '.join(mapping.hf_names)}: shard {tuple(shard.shape)} does not fit {name} {tuple(parameter.shape)}"
+                )
+            with torch.no_grad():
+                parameter.copy_(shard)
+
+    def export(self, bucket_bytes: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(hf_name, full tensor)`` for every mapped tensor, the same on every rank.
+
+        Collective: all ranks iterate together. A bucket of at most ``bucket_bytes`` of full tensors (or one parameter)
+        is held at a time: one all-gather over TP, one over EP for experts, one broadcast over PP.
+        """
+        for bucket in self._buckets(bucket_bytes):
+            gathered = self._gather(bucket)
+            offset = 0
+            for entry in bucket:
+                shards_E_T = gathered[:, :, offset : offset + entry.numel]
+                offset += entry.numel
+                for mapping, shards_T in zip(entry.mappings, shards_E_T, strict=True):
+                    merged = mapping.op.merge([shard.reshape(entry.shape) for shard in shards_T])
+                    # A merge may return views of the bucket, which the next bucket does not reuse; clones free it.
+                    yield from ((name, t.clone()) for name, t in zip(mapping.hf_names, merged, strict=True))
+
+    def _global_name(self, name: str, ep_rank: int) -> str:
+        """Experts are numbered per rank in a chunk and globally in a mapping."""
+        first = ep_rank * self._num_local_experts
+        return _EXPERT.sub(lambda match: f".local_experts.{first + int(match[1])}.", name)
+
+    def _shard_group(self, name: str) -> dist.ProcessGroup:
+        return self._groups.expt_tp if _EXPERT.search(name) else self._groups.tp
+
+    def _plan(self, by_parameter: dict[str, WeightMapping], skip: set[str]) -> list[_Entry]:
+        """Every parameter of every stage, in the same order on every rank."""
+        mine = [(name, tuple(p.shape), p.dtype) for name, p in self._parameters.items() if name not in skip]
+        ep_size = self._groups.ep.size()
+        entries = []
+        for stage, held in enumerate(all_gather_objects(mine, group=self._groups.pp)):
+            for name, shape, dtype in held:
+                holders = range(ep_size) if _EXPERT.search(name) else range(1)
+                of_holders = tuple(by_parameter[self._global_name(name, ep_rank)] for ep_rank in holders)
+                entries.append(_Entry(of_holders, name, stage, shape, dtype))
+        covered = {mapping.parameter for entry in entries for mapping in entry.mappings}
+        if absent := sorted(by_parameter.keys() - covered):
+            raise ConversionError(f"the weight mapping names parameters that no stage holds: {absent}")
+        return sorted(entries, key=lambda entry: (entry.stage, entry.is_expert, str(entry.dtype)))
+
+    def _buckets(self, bucket_bytes: int) -> Iterator[list[_Entry]]:
+        bucket: list[_Entry] = []
+        size = 0
+        for entry in self._entries:
+            ranks = len(entry.mappings) * self._shard_group(entry.local_name).size()
+            entry_size = entry.numel * entry.dtype.itemsize * ranks
+            alike = bucket and (entry.stage, entry.is_expert, entry.dtype) == (
+                bucket[0].stage,
+                bucket[0].is_expert,
+                bucket[0].dtype,
+            )
+            if bucket and (not alike or size + entry_size > bucket_bytes):
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(entry)
+            size += entry_size
+        if bucket:
+            yield bucket
+
+    def _gather(self, bucket: Sequence[_Entry]) -> Tensor:
+        """All shards of a bucket, ``[expert-parallel ranks, tensor-parallel ranks, elements]``, on every rank."""
+        first = bucket[0]
+        tp_group = self._shard_group(first.local_name)
+        num_expert_ranks = len(first.mappings)
+        numel = sum(entry.numel for entry in bucket)
+        device = next(iter(self._parameters.values())).device
+        shards = torch.empty(num_expert_ranks, tp_group.size(), numel, dtype=first.dtype, device=device)
+        if self._groups.pp.rank() == first.stage:
+            flat = torch.cat([self._parameters[entry.local_name].detach().flatten() for entry in bucket])
+            of_tp = torch.empty(tp_group.size() * numel, dtype=first.dtype, device=device)
+            dist.all_gather_into_tensor(of_tp, flat, group=tp_group)
+            if first.is_expert:
+                dist.all_gather_into_tensor(shards.view(-1), of_tp, group=self._groups.ep)
+            else:
+                shards.view(-1).copy_(of_tp)
+        if self._groups.pp.size() > 1:
+            dist.broadcast(shards, group=self._groups.pp, group_src=first.stage)
+        return shards

@@ -1,0 +1,43 @@
+"""Collectives on Python objects and numbers, with the group as an argument.
+
+Each call is a fixed number of collectives whatever the data, so ranks with little to say stay in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def all_gather_objects(value: T, *, group: dist.ProcessGroup | None = None) -> list[T]:
+    """``value`` of every rank of ``group`` (default: the world), in group order, on every rank. Tensors must be on CPU."""
+    size = dist.get_world_size(group)
+    if size == 1:
+        return [value]
+    gathered: list[T | None] = [None] * size
+    dist.all_gather_object(gathered, value, group=group)
+    return gathered  # type: ignore[return-value]  # every slot has been filled
+
+
+def broadcast_object(value: T | None, *, source: int, group: dist.ProcessGroup | None = None) -> T:
+    """``value`` of rank ``source`` *of the group*, on every rank of it. Tensors must be on CPU."""
+    if dist.get_world_size(group) == 1:
+        return value  # type: ignore[return-value]  # the only rank is the source
+    box = [value]
+    dist.broadcast_object_list(box, group=group, group_src=source)
+    return box[0]  # type: ignore[return-value]  # the source's value
+
+
+def sum_numbers(
+    numbers: Mapping[str, float], *, device: torch.device, group: dist.ProcessGroup | None = None
+) -> dict[str, float]:
+    """Sums over the ranks of ``group``, by name, in float64. Every rank must bring the same names."""
+    names = sorted(numbers)
+    total = torch.tensor([numbers[name] for name in names], dtype=torch.float64, device=device)
+    dist.all_reduce(total, group=group)
+    return dict(zip(names, total.tolist(), strict=True))
