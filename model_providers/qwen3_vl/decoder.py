@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model_providers.qwen3_vl.deepstack import VisualRows
 from prism_megatron.engine.norms import RMSNorm
-from prism_megatron.engine.specs import ShardedModuleDict
+from prism_megatron.engine.specs import NumberedModules
 
 
 class Decoder(MegatronModule):
@@ -34,12 +34,13 @@ class Decoder(MegatronModule):
         self.tp_group = groups.tp
         pp_rank = groups.pp.rank()
         self.first_layer: int = get_transformer_layer_offset(config, vp_stage, pp_rank)
-        self.layers = ShardedModuleDict()
-        for index in range(get_num_layers_to_build(config, vp_stage, pp_rank)):
-            layer = build_module(
-                layer_spec, config=config, layer_number=index + 1, pg_collection=groups, vp_stage=vp_stage
-            )
-            self.layers[str(self.first_layer + index)] = layer
+        self.layers = NumberedModules(
+            (
+                build_module(layer_spec, config=config, layer_number=index + 1, pg_collection=groups, vp_stage=vp_stage)
+                for index in range(get_num_layers_to_build(config, vp_stage, pp_rank))
+            ),
+            first=self.first_layer,
+        )
         if post_process:
             self.final_layernorm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
         self.post_process = post_process
@@ -58,9 +59,9 @@ class Decoder(MegatronModule):
         ``taps[k] [V_local, H]`` is added at ``visual`` after global layer k, for the k of this chunk.
         ``mlp_args`` are handed, flat, to the MLP of every layer (a discriminator's router takes the row's tower).
         """
-        for name, layer in self.layers.items():
+        for number, layer in self.layers.numbered():
             hidden = layer(hidden, rotary_angles, *mlp_args)
-            tap = taps.get(int(name))
+            tap = taps.get(number)
             if tap is not None:
                 hidden = visual.add(hidden, tap)
         return self.final_layernorm(hidden) if self.post_process else hidden

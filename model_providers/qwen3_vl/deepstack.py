@@ -104,6 +104,7 @@ def unpack(
     payload: Tensor, *, num_tokens: int, num_visual: int, pending: range
 ) -> tuple[Tensor, Mapping[int, Tensor]]:
     """Undo ``pack``: hidden states of ``num_tokens`` and the pending taps by number, ``[num_visual, H]`` each."""
-    hidden_S_B_H = payload[:num_tokens]
-    flat = payload[num_tokens:].reshape(-1, payload.shape[-1])[: len(pending) * num_visual]
-    return hidden_S_B_H, dict(zip(pending, flat.view(len(pending), num_visual, -1).unbind(), strict=True))
+    rows = payload[num_tokens:].flatten(0, 1)
+    return payload[:num_tokens], {
+        tap: rows[slot * num_visual : (slot + 1) * num_visual] for slot, tap in enumerate(pending)
+    }

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -53,6 +54,7 @@ class Qwen3VLTrunk(LanguageModule):
         vp_stage: int | None,
     ) -> None:
         super().__init__(config=config, pg_collection=groups)
+        self.model_type = ModelType.encoder_or_decoder  # read by Megatron's schedules
         self.shape = shape
         self.pre_process = pre_process
         self.post_process = post_process

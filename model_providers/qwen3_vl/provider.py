@@ -102,9 +102,11 @@ def text_config(
         "sequence_parallel": parallel.sequence_parallel(experts=experts),
         # Payloads grow and shrink with the DeepStack taps they carry.
         "variable_seq_lengths": parallel.pp > 1,
+        "moe_token_dispatcher_type": "alltoall",  # the only one Megatron takes with them, experts or not
         # Interleaved schedules: batched sends mix up activations and gradients at pp 2 · vpp 2, silently.
         "overlap_p2p_comm": parallel.vpp > 1,
         "batch_p2p_comm": parallel.vpp == 1,
+        "deallocate_pipeline_outputs": True,
         # Losses arrive divided by their global denominators.
         "calculate_per_token_loss": True,
         "perform_initialization": False,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from prism_megatron.config.qwen3_vl import VisionShape
 from prism_megatron.engine.norms import LayerNorm, parameter_device
-from prism_megatron.engine.specs import ShardedModuleDict
+from prism_megatron.engine.specs import NumberedModules
 
 EPS = 1e-6
 """LayerNorm epsilon, fixed in transformers and absent from the config file."""
@@ -177,13 +177,9 @@ class VisionModel(MegatronModule):
         self.pos_embed = nn.utils.skip_init(
             nn.Embedding, shape.num_position_embeddings, shape.hidden, dtype=dtype, device=device
         )
-        self.blocks = ShardedModuleDict(
-            {str(index): VisionBlock(config, shape, groups) for index in range(shape.depth)}
-        )
+        self.blocks = NumberedModules(VisionBlock(config, shape, groups) for _ in range(shape.depth))
         self.merger = Merger(config, shape, groups, norm_after=False)
-        self.deepstack_mergers = ShardedModuleDict(
-            {str(k): Merger(config, shape, groups, norm_after=True) for k in range(len(shape.taps))}
-        )
+        self.deepstack_mergers = NumberedModules(Merger(config, shape, groups, norm_after=True) for _ in shape.taps)
 
     def forward(self, pixels_P_D: Tensor, grid_thw: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
         """Features ``[R, H]`` followed by one tap ``[R, H]`` per DeepStack index.
@@ -205,10 +201,11 @@ class VisionModel(MegatronModule):
         positions = (self.pos_embed(indices) * weights[..., None]).sum(1)
         hidden = hidden + positions.to(hidden.dtype)
         taps = []
-        for name, block in self.blocks.items():
+        mergers = iter(self.deepstack_mergers)
+        for number, block in self.blocks.numbered():
             hidden = block(hidden, cos, sin, frame_lengths)
-            if int(name) in shape.taps:
-                taps.append(self.deepstack_mergers[str(shape.taps.index(int(name)))](hidden))
+            if number in shape.taps:
+                taps.append(next(mergers)(hidden))
         return (self.merger(hidden), *taps)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -73,11 +74,27 @@ def decoder_layer_spec(mlp: Any) -> ModuleSpec:
     )
 
 
-class ShardedModuleDict(nn.ModuleDict):
-    """Modules by name whose checkpoint shards are asked of each one.
+class NumberedModules(nn.Module):
+    """Modules under consecutive numbers from ``first``, so that a layer has its global number in every layout.
 
-    Megatron takes a plain container for a leaf and would save the tensor-parallel weights inside it as replicas.
+    Its checkpoint shards are asked of each module: Megatron takes a plain ModuleList for a leaf and would save the
+    tensor-parallel weights inside as replicas.
     """
+
+    def __init__(self, modules: Iterable[nn.Module], *, first: int = 0) -> None:
+        super().__init__()
+        for number, module in enumerate(modules, start=first):
+            self.add_module(str(number), module)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return self.children()
+
+    def numbered(self) -> Iterator[tuple[int, nn.Module]]:
+        """Each module with its number."""
+        return ((int(name), module) for name, module in self.named_children())
 
     def sharded_state_dict(
         self,
@@ -85,9 +102,9 @@ class ShardedModuleDict(nn.ModuleDict):
         sharded_offsets: tuple[tuple[int, int, int], ...] = (),
         metadata: dict[str, Any] | None = None,
     ) -> ShardedStateDict:
-        """The children's shards under their names here (see ``MegatronModule.sharded_state_dict``)."""
+        """The modules' shards under their numbers (see ``MegatronModule.sharded_state_dict``)."""
         shards: ShardedStateDict = {}
-        for name, module in self.items():
+        for name, module in self.named_children():
             shards.update(sharded_state_dict_default(module, f"{prefix}{name}.", sharded_offsets, metadata))
         return shards
 
