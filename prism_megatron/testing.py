@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from prism_megatron.config.parallel import ParallelConfig
 
-_PRELOAD = ("pytest", "prism_megatron.engine.runtime")
+_PRELOAD = ("pytest", "torch._dynamo", "prism_megatron.engine.engine", "model_providers.qwen3_vl.provider")
 """Imported once, in the fork server. pytest is there because every child re-imports the main module."""
 
 

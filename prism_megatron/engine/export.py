@@ -7,7 +7,7 @@ into shards, exporting gathers shards into full tensors, bucket by bucket, with 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +20,6 @@ from prism_megatron.errors import ConversionError
 from prism_megatron.parallel.collectives import all_gather_objects
 
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
-_EMBEDDING = "embedding.word_embeddings.weight"
-_OUTPUT = "output_layer.weight"
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,8 @@ class WeightTable:
     ) -> None:
         """``chunks`` are the bare pipeline chunks of this rank; ``num_experts`` counts all experts of a layer, or is 0.
 
+        A chunk whose parameter repeats another chunk's (a tied embedding) says so in ``tied_copies: {name: of}``.
+
         Raises ConversionError when a parameter has no mapping, or a mapping has no parameter on any stage.
         """
         self._groups = groups
@@ -69,13 +69,13 @@ class WeightTable:
         by_parameter = {mapping.parameter: mapping for mapping in mappings}
         ep_rank = groups.ep.rank()
         unmapped = [name for name in self._parameters if self._global_name(name, ep_rank) not in by_parameter]
-        tied = [name for name in unmapped if name == _OUTPUT and _EMBEDDING in by_parameter]
-        if unmapped != tied:
-            raise ConversionError(f"no weight mapping names {sorted(set(unmapped) - set(tied))}; add it to the model's mapping")
+        tied = {name: of for chunk in chunks for name, of in getattr(chunk, "tied_copies", {}).items()}
+        if strangers := sorted(set(unmapped) - tied.keys()):
+            raise ConversionError(f"no weight mapping names {', '.join(strangers)}; add them to the model's mapping")
         self._local_mappings = {
-            name: by_parameter[_EMBEDDING if name in tied else self._global_name(name, ep_rank)] for name in self._parameters
+            name: by_parameter[tied.get(name, self._global_name(name, ep_rank))] for name in self._parameters
         }
-        self._entries = self._plan(by_parameter, skip=set(tied))
+        self._entries = self._plan(by_parameter, skip=tied.keys())
 
     def load(self, source: TensorSource) -> None:
         """Copy this rank's shards out of ``source``.
@@ -126,7 +126,7 @@ class WeightTable:
     def _shard_group(self, name: str) -> dist.ProcessGroup:
         return self._groups.expt_tp if _EXPERT.search(name) else self._groups.tp
 
-    def _plan(self, by_parameter: dict[str, WeightMapping], skip: set[str]) -> list[_Entry]:
+    def _plan(self, by_parameter: dict[str, WeightMapping], skip: Set[str]) -> list[_Entry]:
         """Every parameter of every stage, in the same order on every rank."""
         mine = [(name, tuple(p.shape), p.dtype) for name, p in self._parameters.items() if name not in skip]
         ep_size = self._groups.ep.size()
