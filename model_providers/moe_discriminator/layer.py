@@ -1,0 +1,55 @@
+"""The expert layer of a discriminator: Megatron's MoE layer with routing inputs as arguments."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from torch import Tensor
+
+from model_providers.moe_discriminator.routing import TowerRouter
+from model_providers.moe_discriminator.towers import Towers
+
+
+class TowerMoELayer(MoELayer):
+    """Route, dispatch, compute, combine. Which tower a row belongs to is an argument, never remembered."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: MoESubmodules,
+        *,
+        groups: ProcessGroupCollection,
+        layer_number: int | None = None,
+        **_passed_by_the_layer: Any,
+    ) -> None:
+        """``groups`` is in the spec: 0.16 hands its groups to Megatron's own MoE classes only, 0.19 to every MLP."""
+        super().__init__(config, submodules, layer_number=layer_number, pg_collection=groups)
+
+    def forward(
+        self, hidden_S_B_H: Tensor, tower_ids_B: Tensor, lengths_B: Tensor, balance_weights_B: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """``hidden [S_local, B, H]`` through the chosen experts of each row's tower; no bias."""
+        gates_T_E, map_T_E = self.router(hidden_S_B_H, tower_ids_B, lengths_B, balance_weights_B)
+        tokens, gates = self.preprocess(hidden_S_B_H, gates_T_E, map_T_E)
+        tokens, gates = self.dispatch(tokens, gates)
+        output, _ = self.routed_experts_compute(tokens, gates)
+        return self.postprocess(self.combine(output), None), None
+
+
+def tower_mlp_spec(towers: Towers, groups: ProcessGroupCollection) -> ModuleSpec:
+    """The spec of a ``TowerMoELayer`` with one MLP after another as experts (``SequentialMLP``)."""
+    experts = ModuleSpec(
+        module=SequentialMLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+    )
+    router = functools.partial(TowerRouter, towers=towers)
+    return ModuleSpec(
+        module=TowerMoELayer, submodules=MoESubmodules(experts=experts, router=router), params={"groups": groups}
+    )

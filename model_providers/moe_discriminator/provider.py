@@ -1,0 +1,105 @@
+"""Builds the pipeline chunks of a discriminator and names its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import TransformerConfig
+
+from model_providers.moe_discriminator.folder import read_towers
+from model_providers.moe_discriminator.layer import tower_mlp_spec
+from model_providers.moe_discriminator.mapping import weight_mappings
+from model_providers.moe_discriminator.model import Discriminator
+from model_providers.moe_discriminator.towers import Towers
+from model_providers.qwen3_vl.provider import text_config
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.engine.specs import decoder_layer_spec
+from prism_megatron.errors import ConfigError
+
+
+class DiscriminatorProvider:
+    """A discriminator with the sizes of a dense Qwen3-VL (see ``engine.provider.ModelProvider``)."""
+
+    def __init__(
+        self, shape: Qwen3VLShape, towers: Towers, *, head_dropout: float = 0.1, freeze_vision: bool = False
+    ) -> None:
+        """``shape`` is the dense model's. ConfigError for one that has experts already, or a dropout outside [0, 1)."""
+        if shape.text.num_experts:
+            raise ConfigError(
+                f"a discriminator is built on a dense Qwen3-VL, not on one with {shape.text.num_experts} experts"
+            )
+        if not 0.0 <= head_dropout < 1.0:
+            raise ConfigError(f"--head-dropout {head_dropout} must be at least 0 and below 1")
+        self.shape = shape
+        self.towers = towers
+        self.head_dropout = head_dropout
+        self.freeze_vision = freeze_vision
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, *, head_dropout: float = 0.1, freeze_vision: bool = False) -> Self:
+        """The provider of a saved discriminator. Raises ConfigError when the folder holds none."""
+        towers = read_towers(folder)
+        return cls(Qwen3VLShape.from_folder(folder), towers, head_dropout=head_dropout, freeze_vision=freeze_vision)
+
+    @property
+    def has_experts(self) -> bool:
+        return True
+
+    def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
+        """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
+        self.towers.check_expert_parallel(parallel.ep)
+        if parallel.tp > 1 and not parallel.sequence_parallel(experts=True):
+            raise ConfigError(
+                f"--tp {parallel.tp} --sp {parallel.sp}: a model with experts needs sequence parallelism at tp > 1; "
+                "use --sp auto or --sp on"
+            )
+        return text_config(
+            self.shape,
+            parallel,
+            dtype,
+            experts=True,
+            num_moe_experts=self.towers.num_experts,
+            moe_router_topk=self.towers.top_k,
+            moe_ffn_hidden_size=self.shape.text.ffn,
+            expert_model_parallel_size=parallel.ep,
+            expert_tensor_parallel_size=parallel.tp if parallel.ep == 1 else 1,
+            # The all-gather dispatcher refuses pipeline payloads of varying length.
+            moe_token_dispatcher_type="alltoall",
+            # Balancing is our router's own (see routing.AttachLoss).
+            moe_router_load_balancing_type="none",
+        )
+
+    def build_chunk(
+        self,
+        config: TransformerConfig,
+        groups: ProcessGroupCollection,
+        *,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+    ) -> Discriminator:
+        """One pipeline chunk; weights are left uninitialised, for loading."""
+        return Discriminator(
+            config,
+            self.shape,
+            decoder_layer_spec(tower_mlp_spec(self.towers, groups)),
+            groups,
+            head_dropout=self.head_dropout,
+            pre_process=pre_process,
+            post_process=post_process,
+            vp_stage=vp_stage,
+        )
+
+    def weight_mappings(self) -> Sequence[WeightMapping]:
+        """Every tensor of a discriminator folder exactly once."""
+        return weight_mappings(self.shape, self.towers)
+
+    def is_frozen(self, parameter_name: str) -> bool:
+        """Whether a parameter of a chunk stays as loaded."""
+        return self.freeze_vision and parameter_name.startswith("vision_model.")

@@ -1,0 +1,136 @@
+"""What each rank does in the discriminator's parity tests, through ``MegatronEngine``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from discriminator_oracle import BALANCE, DROPOUT, REGULARISER, TOWERS, Case, batch_of, pair_rows, tiny_shape
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from torch import Tensor
+
+from model_providers.moe_discriminator.provider import DiscriminatorProvider
+from model_providers.moe_discriminator.towers import Towers
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.conversion.mapping import TensorSource
+from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.provider import LossOutput
+from prism_megatron.engine.runtime import World
+from prism_megatron.losses.discriminator import discriminator_loss
+
+
+@dataclass(frozen=True)
+class RankStep:
+    """One step of a rank: scores of its prompts, the global loss, the gradient norm, full gradients by name."""
+
+    scores: dict[int, Tensor]
+    loss: float
+    grad_norm: float
+    gradients: dict[str, Tensor]
+
+
+def build(world: World, source: TensorSource, towers: Towers = TOWERS) -> MegatronEngine:
+    engine = MegatronEngine(
+        name="discriminator",
+        provider=DiscriminatorProvider(tiny_shape(), towers, head_dropout=DROPOUT),
+        world=world,
+        dtype=torch.float32,
+        optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0),
+        total_steps=1,
+    )
+    engine.load_hf(source)
+    return engine
+
+
+def my_batches(world: World, case: Case, *, balance: float = BALANCE) -> dict[int, Batch]:
+    """This data-parallel rank's micro-batches by prompt."""
+    mine = range(world.dp_rank, len(case.prompts), world.dp_size)
+    return {p: batch_of(case, [p], multiple_of=world.parallel.tp, balance=balance) for p in mine}
+
+
+def train_step(world: World, source: TensorSource, case: Case, balance: float = BALANCE) -> RankStep:
+    """Forward and backward over all prompts; needs a layout without the distributed optimizer (gradients stay whole)."""
+    engine = build(world, source)
+    batches = my_batches(world, case, balance=balance)
+
+    def loss(scores_2_B: Tensor, batch: Batch) -> LossOutput:
+        result = discriminator_loss(
+            scores_2_B[1], pair_rows(batch), pair_counts=case.pair_counts, regulariser_coefficient=REGULARISER
+        )
+        return LossOutput(result.loss, {"loss": result.loss.detach()}, {"scores": scores_2_B[0].detach()})
+
+    output = engine.forward_backward(list(batches.values()), loss)
+    # Gradients travel under the names, and through the gather, of the weights they belong to.
+    with torch.no_grad():
+        for module in engine.modules:
+            for parameter in module.parameters():
+                parameter.copy_(parameter.main_grad)
+    gradients = dict(engine.export_hf())
+    norm = engine.step().grad_norm
+    scores = {p: rows["scores"] for p, rows in zip(batches, output.rows, strict=True)}
+    return RankStep(scores, output.sums["loss"], norm, gradients)
+
+
+def last_hidden_states(world: World, source: TensorSource, case: Case) -> dict[int, Tensor]:
+    """Hidden states ``[B, S, H]`` after the final norm by prompt, on the ranks of the last stage."""
+    engine = build(world, source)
+    batches = my_batches(world, case)
+    seen: list[Tensor] = []
+
+    def capture(_module: object, _inputs: object, output: Tensor) -> None:
+        whole = output
+        if engine.config.sequence_parallel:
+            whole = gather_from_sequence_parallel_region(output, group=world.groups.tp)
+        seen.append(whole.transpose(0, 1))
+
+    if world.is_last_stage:
+        engine.modules[-1].decoder.register_forward_hook(capture)
+    engine.forward(list(batches.values()), lambda scores, _batch: LossOutput(scores.sum()))
+    return dict(zip(batches, seen, strict=False))
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Tokens per *global* expert that this rank's dispatchers received, and gradient norms by tensor name."""
+
+    tokens: list[int]
+    gradient_norms: Mapping[str, float]
+
+
+def visits_of_one_tower(world: World, source: TensorSource, case: Case, rows: Sequence[int]) -> Visits:
+    """Run the rows ``rows`` of prompt 0 and count, in every layer's dispatcher, where their tokens went."""
+    engine = build(world, source)
+    batch = only_rows(batch_of(case, [0], multiple_of=world.parallel.tp, balance=0.0), rows)
+    totals = torch.zeros(TOWERS.num_experts, dtype=torch.int64)
+    first = world.groups.ep.rank() * (TOWERS.num_experts // world.parallel.ep)
+
+    def count(dispatcher: object, _inputs: object = None) -> None:
+        received = torch.as_tensor(dispatcher.tokens_per_expert)  # type: ignore[attr-defined]
+        totals[first : first + len(received)] += received
+
+    output = engine.forward_backward([batch], lambda scores, _batch: LossOutput(scores[1].sum()))
+    del output
+    for module in engine.modules:
+        for layer in module.decoder.layers.values():
+            count(layer.mlp.token_dispatcher)
+    with torch.no_grad():
+        for module in engine.modules:
+            for parameter in module.parameters():
+                parameter.copy_(parameter.main_grad)
+    return Visits(totals.tolist(), {name: float(tensor.norm()) for name, tensor in engine.export_hf()})
+
+
+def only_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    index = torch.tensor(rows)
+    assert batch.tower_ids_B is not None
+    return Batch(
+        batch.input_ids_B_S[index],
+        batch.lengths_B[index],
+        batch.pixel_values_P_D,
+        batch.grid_thw_N_3,
+        tuple(batch.images_by_row[row] for row in rows),
+        batch.tower_ids_B[index],
+        {name: values[index] for name, values in batch.extras.items()},
+    )
