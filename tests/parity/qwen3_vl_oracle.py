@@ -38,7 +38,7 @@ def tiny_config(*, taps: Sequence[int] = (0, 1), tied: bool = True, vocab: int =
         vision_config={
             "depth": 3,
             "hidden_size": 64,
-            "num_heads": 4,
+            "num_heads": 8,
             "intermediate_size": 96,
             "patch_size": 4,
             "out_hidden_size": 128,

@@ -71,7 +71,7 @@ def run_cases(world: World, config: Mapping[str, Any], cases: Sequence[str]) -> 
     def loss_of(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         logits.append(output.detach().clone())
         columns = output.shape[-1]
-        weights = probe(batch, columns * world.parallel.tp)[..., : shape_of(config).text.vocab]
+        weights = probe(batch, shape_of(config).text.vocab)
         weights = torch.nn.functional.pad(weights, (0, columns * world.parallel.tp - weights.shape[-1]))
         mine = weights[..., world.tp_rank * columns :][..., :columns].transpose(0, 1)
         return (output * mine).sum(), torch.tensor(1), {}
