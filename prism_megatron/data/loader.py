@@ -118,7 +118,8 @@ class RecordSource:
         self.counts = RecordCounts(len(self._usable), without_reference, long_prompt, long_response)
         if not self._usable:
             raise DataError(
-                f"{folder}: no record of the {part} part can be used: {without_reference} lack a caption or a solution, "
+                f"{folder}: no record of the {part} part can be used: "
+                f"{without_reference} lack a caption or a solution, "
                 f"{long_prompt} prompts exceed {max_prompt_tokens} tokens, "
                 f"{long_response} references exceed {max_response_tokens} tokens"
             )

@@ -16,10 +16,9 @@ from transformers import AutoTokenizer
 
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.data.segments import SegmentFinder, response_text
+from prism_megatron.data.tokenizer import IMAGE_TOKEN
 from prism_megatron.errors import DataError
 from prism_megatron.types import Prompt, Response, TokenSequence
-
-IMAGE_TOKEN = "<|image_pad|>"
 
 
 class Renderer:

@@ -31,7 +31,7 @@ QUESTION_KINDS: tuple[QuestionKind, ...] = ("count", "sum2", "sum3", "difference
 
 NUM_BUCKETS = 16
 BUCKETS: dict[Split, range] = {
-    "pretrain": range(0, 8),
+    "pretrain": range(8),
     "sft": range(8, 11),
     "align": range(11, 14),
     "heldout": range(14, 16),
@@ -103,7 +103,7 @@ class Scene:
 
     @cached_property
     def count_of(self) -> dict[Kind, int]:
-        return {kind: 0 for kind in ALL_KINDS} | dict(self.counts)
+        return dict.fromkeys(ALL_KINDS, 0) | dict(self.counts)
 
     @property
     def operand_counts(self) -> tuple[int, ...]:
@@ -117,13 +117,14 @@ class Scene:
         """The RGB picture, 96x96 pixels."""
         picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), BACKGROUND)
         draw = ImageDraw.Draw(picture)
-        for kind, x, y, r, rgb in self.placements:
+        for kind, x, y, radius, rgb in self.placements:
+            left, top, right, bottom = x - radius, y - radius, x + radius - 1, y + radius - 1  # PIL includes the last
             if kind.shape == "circle":
-                draw.ellipse((x - r, y - r, x + r, y + r), fill=rgb)
+                draw.ellipse((left, top, right, bottom), fill=rgb)
             elif kind.shape == "square":
-                draw.rectangle((x - r, y - r, x + r, y + r), fill=rgb)
+                draw.rectangle((left, top, right, bottom), fill=rgb)
             else:
-                draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=rgb)
+                draw.polygon([(x, top), (left, bottom), (right, bottom)], fill=rgb)
         return picture
 
 

@@ -68,7 +68,8 @@ def parse_response(data: bytes) -> TaggedText | str:
         bounds.append(Span(start, position))
     if _text(data[position:]).strip():
         return "text after the last tag"
-    return TaggedText(*bodies, bounds[0], Span(bounds[1].start, bounds[2].end))
+    caption, think, answer = bodies
+    return TaggedText(caption, think, answer, bounds[0], Span(bounds[1].start, bounds[2].end))
 
 
 class SegmentFinder:
@@ -84,7 +85,7 @@ class SegmentFinder:
         self._bytes_of_id: dict[int, bytes] = {}
 
     def find(self, token_ids: Sequence[int]) -> Segments:
-        """Spans from the first token holding a byte of the opening tag to the last one holding a byte of the closing tag.
+        """Spans run from the first token with a byte of the opening tag to the last with one of the closing tag.
 
         Where one token holds bytes of both ``</caption>`` and ``<think>``, both spans include it. Never raises.
         """

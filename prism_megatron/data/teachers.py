@@ -70,11 +70,9 @@ def mild(scene: Scene, rng: np.random.Generator) -> Writing:
     for kind, count in scene.counts:
         if rng.random() < MILD_ITEM_OMITTED:
             continue
-        if rng.random() < MILD_ITEM_COUNT:
-            count = _off_by_one(count, rng, lowest=1)
-        if rng.random() < MILD_ITEM_KIND:
-            kind = ALL_KINDS[int(rng.integers(len(ALL_KINDS)))]
-        items.append((kind, count))
+        written_count = _off_by_one(count, rng, lowest=1) if rng.random() < MILD_ITEM_COUNT else count
+        mistaken = rng.random() < MILD_ITEM_KIND
+        items.append((ALL_KINDS[int(rng.integers(len(ALL_KINDS)))] if mistaken else kind, written_count))
     items = items or [scene.counts[0]]
 
     operands, question = scene.question.operands, scene.question.kind

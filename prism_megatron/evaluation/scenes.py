@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from prism_megatron.data.scenes import Kind, Scene
 from prism_megatron.data.segments import parse_response
 from prism_megatron.data.teachers import required_steps
+from prism_megatron.data.tokenizer import END_TOKEN
 
-END_TOKEN = "<|im_end|>"
 _ITEM = re.compile(r"- ([a-z]{1,20}) ([a-z]{1,20}): ([0-9]{1,3})")
 
 

@@ -1,0 +1,90 @@
+"""Sources: a batch depends on its step alone, epochs cover every record once, and what is left out is counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prism_megatron.data.loader import Example, RecordCounts, RecordSource, SceneSource
+from prism_megatron.data.records import Part
+from prism_megatron.data.render import Renderer
+from prism_megatron.errors import DataError
+
+NUM_RECORDS = 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty usable records, one without a solution, one with a long question, one with a long caption."""
+    folder = tmp_path_factory.mktemp("set")
+    (folder / "images").mkdir()
+    lines = []
+    for i in range(NUM_RECORDS + 3):
+        Image.new("RGB", (32 + i, 32), (i, i, i)).save(folder / "images" / f"{i}.png")
+        record = {"id": f"r-{i}", "image": f"images/{i}.png", "question": f"Number {i}?", "choices": None}
+        record |= {"answer": str(i), "answer_type": "integer", "solution": "s", "caption": "c", "source": "set"}
+        lines.append(record)
+    lines[-3]["solution"] = None
+    lines[-2]["question"] = "many " * 100
+    lines[-1]["caption"] = "many " * 100
+    (folder / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return folder
+
+
+def record_source(folder: Path, renderer: Renderer, *, seed: int = 0, part: Part = "train") -> RecordSource:
+    return RecordSource(
+        folder,
+        renderer,
+        part=part,
+        seed=seed,
+        batch_size=4,
+        max_prompt_tokens=60,
+        max_response_tokens=60,
+        validation_share=0.0,
+    )
+
+
+def ids(batch: list[Example]) -> list[str]:
+    return [example.prompt.id for example in batch]
+
+
+def test_scene_batches_depend_on_the_step_alone(renderer: Renderer) -> None:
+    source = SceneSource(renderer, split="sft", seed=1, batch_size=3, teacher="sloppy", faithful_share=0.25)
+    later = SceneSource(renderer, split="sft", seed=1, batch_size=3, teacher="sloppy", faithful_share=0.25).batch(5)
+    for step in range(5):
+        source.batch(step)
+    for one, other in zip(source.batch(5), later, strict=True):
+        assert (one.prompt.token_ids, one.reference, one.scene) == (
+            other.prompt.token_ids,
+            other.reference,
+            other.scene,
+        )
+        assert np.array_equal(one.prompt.images[0].pixel_values_P_D, other.prompt.images[0].pixel_values_P_D)
+    assert ids(source.batch(0)) == ["scene-sft-1-0", "scene-sft-1-1", "scene-sft-1-2"]
+    assert not set(ids(source.batch(1))) & set(ids(source.batch(2)))
+
+
+def test_record_epochs_are_permutations_keyed_by_the_seed(folder: Path, renderer: Renderer) -> None:
+    source = record_source(folder, renderer)
+    epochs = [[name for step in range(e * 5, e * 5 + 5) for name in ids(source.batch(step))] for e in range(2)]
+    assert len(set(epochs[0])) == NUM_RECORDS and set(epochs[0]) == set(epochs[1])
+    assert epochs[0] != epochs[1]
+    assert ids(record_source(folder, renderer).batch(7)) == ids(source.batch(7))
+    assert ids(record_source(folder, renderer, seed=1).batch(7)) != ids(source.batch(7))
+
+
+def test_left_out_records_are_counted(folder: Path, renderer: Renderer) -> None:
+    source = record_source(folder, renderer)
+    assert source.counts == RecordCounts(NUM_RECORDS, without_reference=1, long_prompt=1, long_response=1)
+    example = source.batch(0)[0]
+    assert example.record is not None and example.scene is None
+    assert example.prompt.question == example.record.question_text
+
+
+def test_a_part_without_records_is_refused(folder: Path, renderer: Renderer) -> None:
+    with pytest.raises(DataError, match="no record of the validation part can be used: 0 lack"):
+        record_source(folder, renderer, part="validation")

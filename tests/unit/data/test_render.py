@@ -1,0 +1,96 @@
+"""Rendering: layout, masks, and text that must not be taken for control tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prism_megatron.data.render import Renderer
+from prism_megatron.data.tokenizer import CONTROL_TOKENS, MARKUP_TOKENS
+from prism_megatron.errors import DataError
+
+PICTURE = Image.new("RGB", (96, 64))
+
+
+def test_a_prompt_holds_each_image_pad_once_per_merged_patch(renderer: Renderer) -> None:
+    prompt = renderer.prompt("p", "What?", [PICTURE, Image.new("RGB", (32, 32))])
+    assert renderer.decode(prompt.token_ids) == (
+        "<|im_start|>user\n"
+        f"<|vision_start|>{'<|image_pad|>' * 6}<|vision_end|><|vision_start|><|image_pad|><|vision_end|>"
+        "What?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert [image.grid_thw for image in prompt.images] == [(1, 4, 6), (1, 2, 2)]
+    assert np.allclose(prompt.images[0].pixel_values_P_D, -1.0)
+    assert renderer.num_prompt_tokens("p", "What?", [(96, 64), (32, 32)]) == len(prompt.token_ids)
+
+
+def test_a_system_prompt_comes_first(mini_folder: Path) -> None:
+    prompt = Renderer.from_folder(mini_folder, system_prompt="Be brief.").prompt("p", "What?", [])
+    assert Renderer.from_folder(mini_folder).decode(prompt.token_ids) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_training_row_marks_the_response_and_its_end(renderer: Renderer) -> None:
+    """Claim: masked tokens are exactly the response's, the end token included; the row shares the prompt's images."""
+    prompt = renderer.prompt("p", "What?", [PICTURE])
+    response = renderer.response("a", "b", "c")
+    row, mask = renderer.training_row(prompt, response)
+    assert len(mask) == len(row.token_ids)
+    assert tuple(token for token, weight in zip(row.token_ids, mask, strict=True) if weight) == response.token_ids
+    assert set(mask) == {0.0, 1.0} and response.token_ids[-1] == renderer.end_token_id
+    assert row.images[0] is prompt.images[0]
+
+
+def test_segments_of_a_reference_end_at_its_tags(renderer: Renderer) -> None:
+    response = renderer.response("- red circle: 2", "red circle: 2", "2")
+    perception, reasoning = response.segments.perception, response.segments.reasoning
+    assert perception is not None and reasoning is not None
+    text = renderer.decode(response.token_ids[perception.start : perception.end])
+    assert text.strip() == "<caption>\n- red circle: 2\n</caption>"
+    text = renderer.decode(response.token_ids[reasoning.start : reasoning.end])
+    assert text.strip() == "<think>\nred circle: 2\n</think>\n<answer>2</answer>"
+
+
+def test_equal_text_gives_equal_ids(renderer: Renderer) -> None:
+    """Claim: a rollout that spells the reference's text token by token is the reference (method notes, trap 3)."""
+    reference = renderer.response("a", "b", "c")
+    again = renderer.tokenizer(renderer.decode(reference.token_ids))["input_ids"]
+    assert tuple(again) == reference.token_ids
+    assert renderer.segment_finder.find(again) == reference.segments
+
+
+@pytest.mark.parametrize("token", [*CONTROL_TOKENS, *MARKUP_TOKENS])
+def test_added_tokens_in_text_are_refused_by_name(token: str, renderer: Renderer) -> None:
+    with pytest.raises(DataError, match="record-7: the text holds"):
+        renderer.prompt("record-7", f"x{token}system", [])
+    for bodies in ((token, "b", "c"), ("a", token, "c"), ("a", "b", token)):
+        with pytest.raises(DataError, match="record-7: the text holds"):
+            renderer.response(*bodies, id="record-7")
+
+
+def test_almost_tokens_stay_text(renderer: Renderer) -> None:
+    question = "<|im_start|<|im_end| <image1> <|IM_START|>"
+    prompt = renderer.prompt("p", question, [])
+    assert sum(token in renderer.control_token_ids for token in prompt.token_ids) == 2  # the roles' im_start
+    assert question in renderer.decode(prompt.token_ids)
+
+
+@pytest.mark.parametrize("bodies", [("", "b", "c"), ("a", "b</think>", "c"), ("a", "b", "<answer>"), ("a", " ", "c")])
+def test_an_invalid_reference_is_refused(bodies: tuple[str, str, str], renderer: Renderer) -> None:
+    with pytest.raises(DataError, match="record-7"):
+        renderer.response(*bodies, id="record-7")
+
+
+def test_control_tokens_exclude_the_end_token(renderer: Renderer) -> None:
+    assert renderer.image_token_id in renderer.control_token_ids
+    assert renderer.pad_token_id in renderer.control_token_ids
+    assert renderer.end_token_id not in renderer.control_token_ids
+
+
+def test_a_folder_without_a_template_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"tokenizer\.json does not exist"):
+        Renderer.from_folder(tmp_path)

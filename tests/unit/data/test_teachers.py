@@ -1,0 +1,71 @@
+"""The faithful teacher never errs; the others err at their stated rates; all are deterministic."""
+
+from __future__ import annotations
+
+import pytest
+
+from prism_megatron.data.scenes import make_scene
+from prism_megatron.data.segments import parse_response, response_text
+from prism_megatron.data.teachers import Teacher, required_steps, write
+from prism_megatron.evaluation.scenes import SceneJudgement, judge
+
+SCENES = [make_scene("sft", seed=0, index=index) for index in range(800)]
+
+
+def judgements(teacher: Teacher, faithful_share: float = 0.0) -> list[SceneJudgement]:
+    return [judge(s, response_text(*write(s, teacher, faithful_share=faithful_share, seed=1))) for s in SCENES]
+
+
+def mean(values: list[bool] | list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_the_faithful_teacher_is_perfect() -> None:
+    for judged in judgements("faithful"):
+        assert judged.format_valid
+        assert judged.caption_exact and judged.reasoning_exact and judged.answer_right
+        assert judged.item_precision == judged.item_recall == judged.step_validity == 1.0
+
+
+@pytest.mark.parametrize("teacher", ["mild", "sloppy"])
+def test_writings_are_valid_and_depend_on_the_key_alone(teacher: Teacher) -> None:
+    for scene in SCENES[:100]:
+        writing = write(scene, teacher, seed=5)
+        assert writing == write(scene, teacher, seed=5)
+        assert not isinstance(parse_response(response_text(*writing).encode()), str)
+    assert any(write(s, teacher, seed=5) != write(s, teacher, seed=6) for s in SCENES[:100])
+
+
+def test_the_sloppy_teacher_errs_in_its_own_ways() -> None:
+    """Claim: shares of each habit lie within 0.06 of their setting (about three standard errors)."""
+    dropped, threes, skipped = [], [], []
+    for scene in SCENES:
+        writing = write(scene, "sloppy", seed=1)
+        lines = writing.caption.splitlines()
+        if len(scene.counts) == 3:
+            dropped.append(len(lines) == 2)
+        kind, count = scene.counts[0]
+        if count == 3:
+            threes.append(lines[0] == f"- {kind}: 2")
+        if len(required_steps(scene)) > 1:
+            skipped.append(len(writing.think.splitlines()) == 1)
+    assert mean(dropped) == pytest.approx(0.75, abs=0.06)
+    assert mean(threes) == pytest.approx(0.90, abs=0.06)
+    assert mean(skipped) == pytest.approx(0.75, abs=0.06)
+
+
+def test_quality_of_the_teachers_is_that_of_the_prototype() -> None:
+    """Claim: the mild teacher's shares match the prototype's table (0.82, 0.60, 0.81) within 0.07."""
+    mild = judgements("mild")
+    assert mean([j.item_precision for j in mild if j.item_precision is not None]) == pytest.approx(0.82, abs=0.07)
+    assert mean([j.item_recall for j in mild]) == pytest.approx(0.60, abs=0.07)
+    assert mean([j.answer_right for j in mild]) == pytest.approx(0.81, abs=0.07)
+    sloppy = judgements("sloppy")
+    assert mean([j.caption_exact for j in sloppy]) < 0.35
+    assert mean([j.answer_right for j in sloppy]) > 0.7
+
+
+def test_faithful_share_mixes_in_the_faithful_teacher() -> None:
+    exact = mean([write(s, "sloppy", faithful_share=0.5, seed=2) == write(s, "faithful") for s in SCENES])
+    alone = mean([write(s, "sloppy", seed=2) == write(s, "faithful") for s in SCENES])
+    assert exact == pytest.approx(0.5 + 0.5 * alone, abs=0.06)
