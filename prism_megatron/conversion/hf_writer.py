@@ -1,0 +1,126 @@
+"""Writes a Hugging Face model folder, shard by shard, so that it appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prism_megatron.conversion.hf_reader import INDEX, SINGLE
+from prism_megatron.errors import ConversionError
+
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
+"""Everything beside the weights that makes a folder loadable; what ``like`` has of it is copied."""
+
+DEFAULT_SHARD_BYTES = 4 * 2**30
+
+
+def write_hf_folder(
+    path: str | Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    like: str | Path,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Write ``tensors`` and the companion files of the model folder ``like`` to ``path``.
+
+    Streaming: at most one shard of ``max_shard_bytes`` (or one larger tensor) is in memory. The folder is written
+    beside ``path``, flushed to disk and renamed into place; an older model folder at ``path`` is replaced then.
+    Raises ConversionError for a repeated name, no tensors, or a ``path`` that holds something else.
+    """
+    path, like = Path(path), Path(like)
+    if path.exists() and not (path / "config.json").is_file():
+        raise ConversionError(f"{path} exists and is not a model folder; choose another place")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        _write_shards(aside, tensors, max_shard_bytes)
+        for name in COMPANIONS:
+            if (like / name).is_file():
+                shutil.copyfile(like / name, aside / name)
+        aside.chmod(0o755)  # mkdtemp's folders are private
+        for written in (*aside.iterdir(), aside):
+            _flush(written)
+        _put_in_place(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> None:
+    shard_of: dict[str, int] = {}
+    total, size, num_shards = 0, 0, 0
+    shard: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if name in shard_of:
+            raise ConversionError(f"tensor {name!r} was written twice")
+        if shard and size + tensor.nbytes > max_shard_bytes:
+            save_file(shard, _part(folder, num_shards), metadata={"format": "pt"})
+            num_shards, shard, size = num_shards + 1, {}, 0
+        shard[name] = _own_memory(tensor)
+        shard_of[name] = num_shards
+        size += tensor.nbytes
+        total += tensor.nbytes
+    if not shard:
+        raise ConversionError(f"there are no tensors to write to {folder}")
+    save_file(shard, _part(folder, num_shards), metadata={"format": "pt"})
+    num_shards += 1
+    if num_shards == 1:
+        _part(folder, 0).rename(folder / SINGLE)
+        return
+    final = [f"model-{number + 1:05d}-of-{num_shards:05d}.safetensors" for number in range(num_shards)]
+    for number, name in enumerate(final):
+        _part(folder, number).rename(folder / name)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: final[number] for name, number in sorted(shard_of.items())},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _part(folder: Path, number: int) -> Path:
+    """A shard's name until the number of shards is known."""
+    return folder / f"part-{number:05d}.safetensors"
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """A contiguous CPU tensor that shares no storage: safetensors refuses shared ones, and a view keeps its base."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    """Rename, moving an older folder out of the way first: a reader sees the old one, none for a moment, or the new."""
+    old = path.with_name(f"{aside.name}.old")
+    if path.exists():
+        path.rename(old)
+    aside.rename(path)
+    _flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
