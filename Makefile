@@ -1,0 +1,72 @@
+# Every target sets up what it needs. PYTHON=python3.12 does it all in an environment of its own (.venv-py312).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PRINT_PYTHON := -c 'import sys; print(sys.executable)'
+INTERPRETER := $(shell $(PYTHON) $(PRINT_PYTHON) 2>/dev/null)
+ifeq ($(INTERPRETER),)
+# pythonX.Y may be a pyenv shim, which refuses a version that is installed but not selected.
+WANTED := $(patsubst python%,%,$(notdir $(PYTHON)))
+PYENV_FOUND := $(shell pyenv versions --bare 2>/dev/null | grep -F "$(WANTED)." | tail -n 1)
+INTERPRETER := $(or $(shell PYENV_VERSION="$(PYENV_FOUND)" $(PYTHON) $(PRINT_PYTHON) 2>/dev/null),$(PYTHON))
+endif
+
+ifeq ($(origin PYTHON),file)
+VENV := .venv
+else
+VENV := .venv-py$(shell $(INTERPRETER) -c 'import sys; print("%d%d" % sys.version_info[:2])' 2>/dev/null)
+endif
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: help align test lint types effect mini clean
+
+help:
+	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
+	@echo "make test [ARGS=...]    all tests that this machine can run"
+	@echo "make lint               ruff and import-linter"
+	@echo "make types              mypy --strict"
+	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
+	@echo "make mini               rebuild the mini world's weights"
+	@echo "make clean              remove environments, caches and runs"
+
+align: $(VENV)/.installed
+	$(RUN) torchrun tools/run_align.py --tp 4 --pp 2 $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) lint-imports
+
+types: $(VENV)/.installed-dev
+	$(RUN) mypy
+
+effect: $(VENV)/.installed
+	$(RUN) python tools/effect.py $(ARGS)
+
+mini: $(VENV)/.installed
+	$(RUN) python tools/make_mini.py $(ARGS)
+
+$(BIN)/python:
+	@$(INTERPRETER) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	    { echo "$(PYTHON) is not a Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(INTERPRETER) -m venv $(VENV)
+
+# torch first: the resolver then has little left to decide.
+$(VENV)/.installed: setup.py constraints/cpu.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints/cpu.txt torch
+	$(PIP) install --quiet --constraint constraints/cpu.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints/cpu.txt --editable .[dev]
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-py* runs build .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,49 @@
+"""Package metadata. Tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="prism-megatron",
+    version="0.1.0",
+    description="SFT, adversarial on-policy alignment and RL of Qwen3-VL on Megatron-Core",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["prism_megatron*", "model_providers*"]),
+    include_package_data=True,
+    package_data={"prism_megatron": ["**/*.safetensors", "**/*.json", "**/*.jinja", "**/*.txt"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.6",
+        # From 0.17 on megatron-core declares Python 3.12 or newer.
+        "megatron-core==0.16.1; python_version < '3.12'",
+        "megatron-core==0.19.2; python_version >= '3.12'",
+        "transformers==5.23.*",
+        "tokenizers",
+        "safetensors",
+        "jinja2",  # the chat template
+        "numpy",
+        "pillow",
+        "psutil",  # megatron-core's dist_checkpointing imports it and does not ask for it
+        "pyyaml",
+        "rich",
+        "tyro",
+    ],
+    extras_require={
+        # Needs a CUDA build of torch first: both compile against it, hence --no-build-isolation. NVIDIA Apex is not on
+        # the package index (a package called apex there is something else); megatron-core runs without it.
+        "gpu": ["transformer-engine[pytorch]", "flash-attn"],
+        "dev": [
+            "hypothesis",
+            "import-linter",
+            "mypy",
+            "pytest",
+            "ruff",
+            "types-psutil",
+            "types-PyYAML",
+        ],
+    },
+)
