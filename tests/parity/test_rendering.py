@@ -59,7 +59,7 @@ def oracle(tokenizer: Any, processor: Any, line: dict[str, Any], image: Path) ->
 
 @pytest.mark.parametrize("name", ["nlvr", "tabmwp", "puzzlevqa", "mathvision_testmini"])
 def test_real_records_render_as_transformers_does(name: str, shared_dir: Path, qwen: tuple[Renderer, Any, Any]) -> None:
-    """Claim: exact equality for 100 records, evenly spread. Blind spot: missing captions and solutions become 'none'."""
+    """Claim: exact equality for 100 records, evenly spread. Blind spot: missing texts are "none"."""
     renderer, tokenizer, processor = qwen
     folder = shared_dir / "data" / name
     records = read_records(folder, purpose="evaluate")

@@ -25,7 +25,7 @@ ORACLE = re.compile(
 BODIES = re.compile(r"<(\w+)>(.*?)</\1>", re.DOTALL)
 
 pieces = st.sampled_from(
-    ["<caption>", "</caption>", "<think>", "</think>", "<thought>", "</thought>", "<answer>", "</answer>"]
+    [f"<{slash}{name}>" for slash in ("", "/") for name in ("caption", "think", "thought", "answer")]
     + ["a", " ", "\n", "é", "\u00a0", "<", ">", "</", "think>", "><", "🙂"]
 )
 texts = st.one_of(
