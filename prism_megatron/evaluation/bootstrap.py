@@ -1,0 +1,42 @@
+"""How sure a mean over scenes is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+_NUM_RESAMPLES = 4000
+_RESAMPLES_AT_ONCE = 250
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float] | npt.NDArray[np.float64], *, seed: int) -> Interval:
+    """Percentile bootstrap of the mean of ``values`` (one per scene), scenes resampled with replacement.
+
+    Efron and Tibshirani 1993, section 13.3. For a change, pass the paired differences. Raises ValueError without
+    values or with one that is not finite: a scene without data must be left out by the caller, knowingly.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"an interval needs at least one value in one dimension, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("an interval needs finite values")
+    generator = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            array[generator.integers(0, array.size, size=(_RESAMPLES_AT_ONCE, array.size))].mean(axis=1)
+            for _ in range(_NUM_RESAMPLES // _RESAMPLES_AT_ONCE)
+        ]
+    )
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Interval(float(array.mean()), float(low), float(high))

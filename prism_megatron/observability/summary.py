@@ -1,0 +1,114 @@
+"""``summary.json``: what a run came to, computed from its rows, so that a resumed run sums up all of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prism_megatron.observability.metrics import Row, to_json, write_atomically
+
+TOWERS = ("perception", "reasoning")
+ROLES = ("policy", "discriminator")
+SECONDS_PREFIX = "seconds/"
+_WINDOW = 10
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the rows do not know."""
+
+    world_size: int
+    layout: Mapping[str, int]
+    """sizes of tp, pp, cp, dp and ep"""
+    hf_export: str | None
+    """folder of the exported policy"""
+    checkpoint: str | None
+    """folder of the last checkpoint"""
+    megatron_core: str
+    """version"""
+    torch: str
+    """version"""
+    other_seconds: Mapping[str, float]
+    """seconds by phase outside the steps of this process, such as start-up and saving"""
+
+
+def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
+    """The summary of a run of at least one step.
+
+    Shares and gaps are pooled over the last ten steps, weighted by their counts, which stand beside them; totals and
+    the largest gradient norms are those of all steps. A share without data is None beside a count of 0.
+    """
+    last = rows[-_WINDOW:]
+    tokens = _total(rows, "response_tokens")
+    seconds = _seconds_by_phase(rows)
+    step_seconds = sum(seconds.values())
+    return {
+        "steps": len(rows),
+        "policy_version": rows[-1].get("policy_version") if rows else None,
+        "world_size": facts.world_size,
+        "layout": dict(facts.layout),
+        "window_steps": len(last),
+        "reward_gap": {tower: _pooled(last, f"{tower}/reward_gap", f"{tower}/pairs") for tower in TOWERS},
+        "disc_accuracy": {tower: _pooled(last, f"{tower}/accuracy", f"{tower}/pairs") for tower in TOWERS},
+        "pairs": {tower: _total(last, f"{tower}/pairs") for tower in TOWERS},
+        "valid_share": _pooled(last, "valid_share", "rollouts"),
+        "valid_rollouts": _total(last, "valid_rollouts"),
+        "rollouts": _total(last, "rollouts"),
+        "tokens_per_second": tokens / step_seconds if step_seconds else None,
+        "totals": {
+            "pairs": {tower: _total(rows, f"{tower}/pairs") for tower in TOWERS},
+            "valid_rollouts": _total(rows, "valid_rollouts"),
+            "rollouts": _total(rows, "rollouts"),
+            "response_tokens": tokens,
+        },
+        "largest_grad_norm": {role: _largest(rows, f"{role}_grad_norm") for role in ROLES},
+        "seconds_by_phase": {**facts.other_seconds, **seconds},
+        "hf_export": facts.hf_export,
+        "checkpoint": facts.checkpoint,
+        "megatron_core": facts.megatron_core,
+        "torch": facts.torch,
+    }
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write indented JSON in one rename."""
+    write_atomically(path, to_json(summary, indent=2) + "\n")
+
+
+def number(row: Row, key: str) -> float | None:
+    """The metric, or None where the row has none or it is not a number."""
+    value = row.get(key)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def step_seconds(row: Row) -> float | None:
+    """Seconds of all phases of a step, or None where none was timed."""
+    seconds = [number(row, key) or 0.0 for key in row if key.startswith(SECONDS_PREFIX)]
+    return sum(seconds) if seconds else None
+
+
+def _pooled(rows: Sequence[Row], key: str, count_key: str) -> float | None:
+    pairs = [(number(row, key), number(row, count_key)) for row in rows]
+    known = [(value, count) for value, count in pairs if value is not None and count]
+    total = sum(count for _, count in known)
+    return sum(value * count for value, count in known) / total if total else None
+
+
+def _total(rows: Sequence[Row], key: str) -> int:
+    return int(sum(number(row, key) or 0.0 for row in rows))
+
+
+def _largest(rows: Sequence[Row], key: str) -> float | None:
+    return max((value for row in rows if (value := number(row, key)) is not None), default=None)
+
+
+def _seconds_by_phase(rows: Sequence[Row]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for row in rows:
+        for key in row:
+            if key.startswith(SECONDS_PREFIX):
+                phase = key.removeprefix(SECONDS_PREFIX)
+                seconds[phase] = seconds.get(phase, 0.0) + (number(row, key) or 0.0)
+    return seconds
