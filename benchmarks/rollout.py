@@ -33,7 +33,7 @@ class NoSegments:
     """Judging responses is not part of the measured work."""
 
     def find(self, token_ids: Sequence[int]) -> Segments:
-        return Segments(None, None, "not judged")
+        return Segments(None, None, f"{len(token_ids)} tokens, not judged")
 
 
 def mini_config() -> Qwen3VLConfig:

@@ -14,8 +14,8 @@ from prism_megatron.observability.summary import number, step_seconds
 
 _HEADER_EVERY = 20
 _STEPS_REMEMBERED = 10
-_GROUPS = "         |    reward gap     | discriminator acc. |       |          |"
-_HEADER = "    step | percept.   reason | percept.    reason | valid | tokens/s | time left"
+_GROUPS = "         |     reward gap      | discriminator right |       |          |"
+_HEADER = "    step | perception  reason. | perception  reason. | valid | tokens/s | time left"
 
 
 class Progress:
@@ -55,8 +55,8 @@ class Progress:
         speed = tokens / seconds if tokens is not None and seconds else None
         self._print(
             f"{f'{step + 1}/{self._total_steps}':>8} | "
-            f"{_signed(row, 'perception')}  {_signed(row, 'reasoning')} | "
-            f"{_share(row, 'perception/accuracy'):>8}  {_share(row, 'reasoning/accuracy'):>8} | "
+            f"{_signed(row, 'perception'):>10}  {_signed(row, 'reasoning'):>7} | "
+            f"{_share(row, 'perception/accuracy'):>10}  {_share(row, 'reasoning/accuracy'):>7} | "
             f"{_share(row, 'valid_share'):>5} | "
             f"{'-' if speed is None else f'{speed:,.0f}':>8} | {self._time_left(step):>9}"
         )
@@ -83,7 +83,7 @@ def format_seconds(seconds: float) -> str:
 
 def _signed(row: Row, tower: str) -> str:
     value = number(row, f"{tower}/reward_gap")
-    return f"{'-' if value is None else f'{value:+.2f}':>8}"
+    return "-" if value is None else f"{value:+.2f}"
 
 
 def _share(row: Row, key: str) -> str:

@@ -157,7 +157,7 @@ class Decoder:
 
 @dataclass(eq=False)
 class DecodeState:
-    """What a decode step reads and extends: per layer keys and values ``[R, K, L, D]``, of which ``length`` are used."""
+    """What a decode step reads and extends. Keys and values, ``[R, K, L, D]`` a layer, are used up to ``length``."""
 
     keys: list[Tensor]
     values: list[Tensor]

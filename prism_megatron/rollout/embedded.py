@@ -91,8 +91,8 @@ class EmbeddedRollout:
         for prompt in prompts:
             if len(prompt.token_ids) + sampling.max_new_tokens > self._max_positions:
                 raise DataError(
-                    f"prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with {sampling.max_new_tokens} new ones it "
-                    f"exceeds the model's {self._max_positions} positions; shorten it or lower max_new_tokens"
+                    f"prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with {sampling.max_new_tokens} new ones "
+                    f"it exceeds the model's {self._max_positions} positions; shorten it or lower max_new_tokens"
                 )
         per_batch = max(1, self._rows_per_batch // n)
         rollouts: list[tuple[Rollout, ...]] = []

@@ -57,8 +57,8 @@ def copy_weights(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
             raise WeightSyncError(f"weight {name!r} was sent twice; each name may come once per update")
         if tensor.shape != targets[name].shape:
             raise WeightSyncError(
-                f"weight {name!r} has shape {tuple(tensor.shape)}, the rollout model's is {tuple(targets[name].shape)}; "
-                "was a shard sent without being gathered?"
+                f"weight {name!r} has shape {tuple(tensor.shape)}, the rollout model's is "
+                f"{tuple(targets[name].shape)}; was a shard sent without being gathered?"
             )
         targets[name].copy_(tensor)
         written.add(name)

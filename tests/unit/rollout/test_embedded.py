@@ -216,5 +216,5 @@ def test_bad_requests_and_diverged_weights_are_named(world: tuple[Any, EmbeddedR
         model.model.language_model.norm.weight.fill_(torch.nan)
     broken = engine_for(tmp_path)
     broken.update_weights(policy_weights(model), version=8)
-    with pytest.raises(PrismError, match="version 8 .* not finite"):
+    with pytest.raises(PrismError, match=r"version 8 .* not finite"):
         broken.generate([prompt(1)], 1, Sampling(max_new_tokens=4), seed=0, step=0)
