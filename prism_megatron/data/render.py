@@ -68,7 +68,10 @@ class Renderer:
     def num_prompt_tokens(self, id: str, question: str, image_sizes: Sequence[tuple[int, int]]) -> int:  # noqa: A002
         """Length of the prompt with images of these (width, height), without reading pixels. Raises as ``prompt``."""
         text = self._chat_text(id, question, num_images=len(image_sizes))
-        pads = sum(self.preprocessor.num_tokens_of_size(size) for size in image_sizes)
+        try:
+            pads = sum(self.preprocessor.num_tokens_of_size(size) for size in image_sizes)
+        except DataError as error:
+            raise DataError(f"{id}: {error}") from error
         return len(self._encode(text)) - len(image_sizes) + pads
 
     def response(self, caption: str, think: str, answer: str, *, id: str = "reference") -> Response:  # noqa: A002

@@ -85,6 +85,13 @@ def test_an_invalid_reference_is_refused(bodies: tuple[str, str, str], renderer:
         renderer.response(*bodies, id="record-7")
 
 
+def test_an_impossible_image_is_refused_by_name(renderer: Renderer) -> None:
+    with pytest.raises(DataError, match="record-7: an image of 500x1"):
+        renderer.prompt("record-7", "What?", [Image.new("RGB", (500, 1))])
+    with pytest.raises(DataError, match="record-7: an image of 500x1"):
+        renderer.num_prompt_tokens("record-7", "What?", [(500, 1)])
+
+
 def test_control_tokens_exclude_the_end_token(renderer: Renderer) -> None:
     assert renderer.image_token_id in renderer.control_token_ids
     assert renderer.pad_token_id in renderer.control_token_ids
