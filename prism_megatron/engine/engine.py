@@ -6,13 +6,13 @@ over the ranks that its docstring names, and makes the same number of collective
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -23,7 +23,15 @@ from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.export import WeightTable
-from prism_megatron.engine.optimizer import build_optimizer, gradient_norm, set_learning_rate
+from prism_megatron.engine.optimizer import (
+    adam_step,
+    build_optimizer,
+    gradient_norm,
+    restore_state,
+    set_learning_rate,
+    sharded_state,
+    shards_of,
+)
 from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import broadcast_object, sum_numbers
@@ -69,7 +77,7 @@ class MegatronEngine:
                 if optimizer is None or provider.is_frozen(parameter_name):
                     parameter.requires_grad_(False)
         self._optimizer_config = optimizer
-        self.optimizer: MegatronOptimizer | None = None
+        self.optimizer: ChainedOptimizer | None = None
         self._chunks: list[Any] = self.modules
         if optimizer is not None:
             distributed = world.parallel.distributed_optimizer
@@ -129,6 +137,56 @@ class MegatronEngine:
             return StepResult(grad_norm=norm, lr=lr, updated=False)
         self.optimizer.step()
         return StepResult(grad_norm=norm, lr=lr, updated=True)
+
+    def progress(self) -> dict[str, int]:
+        """What a checkpoint keeps of this engine beside its tensors."""
+        return {
+            "steps_taken": self.steps_taken,
+            "adam_step": 0 if self.optimizer is None else adam_step(self.optimizer),
+        }
+
+    def sharded_state_dict(self, *, is_loading: bool) -> dict[str, Any]:
+        """Sharded tensors of weights, masters and moments, under names that are the same in every layout.
+
+        They are views to save from, or (``is_loading``) to load into; see ``engine/checkpoint.py``.
+        """
+        model = self._model_shards()
+        state = {"model": shards_of(model)}
+        if self.optimizer is not None:
+            metadata = self._checkpoint_metadata()
+            state["optimizer"] = sharded_state(self.optimizer, model, metadata, is_loading=is_loading)
+        return state
+
+    def load_sharded_state_dict(self, loaded: dict[str, Any], progress: Mapping[str, int]) -> None:
+        """Put back what ``dist_checkpointing.load`` returned for ``sharded_state_dict``, and the counts of ``progress``."""
+        prefix = f"{self.name}."
+        weights = {key.removeprefix(prefix): value for key, value in loaded["model"].items()}
+        for module in self.modules:
+            missing, _ = module.load_state_dict(weights, strict=False)
+            # Objects such as Transformer Engine's extra state are rebuilt, not loaded.
+            assert not [key for key in missing if not key.endswith("_extra_state")], missing
+        if self.optimizer is not None:
+            restore_state(
+                self.optimizer,
+                loaded["optimizer"],
+                self._model_shards(),
+                self._checkpoint_metadata(),
+                step=progress["adam_step"],
+            )
+        self.steps_taken = progress["steps_taken"]
+
+    def _model_shards(self) -> dict[str, Any]:
+        shards: dict[str, Any] = {}
+        for module in self.modules:
+            shards |= module.sharded_state_dict(prefix=f"{self.name}.", metadata=self._checkpoint_metadata())
+        return shards
+
+    def _checkpoint_metadata(self) -> dict[str, Any]:
+        return {
+            "distrib_optim_sharding_type": "fully_reshardable",
+            "chained_optim_avoid_prefix": True,
+            "dp_cp_group": self.world.groups.dp_cp,
+        }
 
     def _run(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> PassOutput:
         if not batches:

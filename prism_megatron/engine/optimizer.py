@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedTensor, ShardedTensorFactory
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
-from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from prism_megatron.config.optimizer import OptimizerConfig
@@ -23,7 +26,7 @@ def build_optimizer(
     dtype: torch.dtype,
     distributed: bool,
     groups: ProcessGroupCollection,
-) -> MegatronOptimizer:
+) -> ChainedOptimizer:
     """AdamW over the trainable parameters of ``chunks``, with fp32 master weights where ``dtype`` is bf16.
 
     ``distributed`` shards masters and moments over data-parallel ranks. Biases and other vectors are not decayed
@@ -51,34 +54,34 @@ def build_optimizer(
     return optimizer
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:
+def set_learning_rate(optimizer: ChainedOptimizer, lr: float) -> None:
     """Use ``lr`` from the next step on, in every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def adam_step(optimizer: MegatronOptimizer) -> int:
+def adam_step(optimizer: ChainedOptimizer) -> int:
     """Updates that Adam's bias correction has counted so far."""
     for inner in _inner_optimizers(optimizer):
-        for group in inner.param_groups:
-            if "step" in group:  # Transformer Engine and Apex count per group
-                return int(group["step"])
-        for state in inner.state.values():
-            return int(state["step"])
+        counts = inner.state.values() if _counts_per_parameter(inner) else inner.param_groups
+        for holder in counts:
+            return int(holder.get("step", 0))
     return 0
 
 
-def set_adam_step(optimizer: MegatronOptimizer, step: int) -> None:
+def set_adam_step(optimizer: ChainedOptimizer, step: int) -> None:
     """Set Adam's count for every parameter, and allocate moments (zeros) that are not there yet.
 
     Every parameter gets a count of its own: Megatron's distributed optimizer shares one tensor between all of them
     when it loads, and torch's AdamW would then advance it once per parameter.
     """
     for inner in _inner_optimizers(optimizer):
-        per_parameter = isinstance(inner, torch.optim.AdamW)
+        per_parameter = _counts_per_parameter(inner)
         for group in inner.param_groups:
             if not per_parameter:
                 group["step"] = step
+            else:
+                group.pop("step", None)  # left by Megatron's load; nothing would advance it
             for parameter in group["params"]:
                 state = inner.state[parameter]
                 for moment in ("exp_avg", "exp_avg_sq"):
@@ -88,15 +91,67 @@ def set_adam_step(optimizer: MegatronOptimizer, step: int) -> None:
                     state["step"] = torch.tensor(float(step), dtype=torch.float32)
 
 
-def gradient_norm(optimizer: MegatronOptimizer) -> float:
+def _counts_per_parameter(inner: Any) -> bool:
+    """torch's AdamW counts steps per parameter; Transformer Engine's and Apex's per group."""
+    return isinstance(inner, torch.optim.AdamW)
+
+
+def gradient_norm(optimizer: ChainedOptimizer) -> float:
     """Global L2 norm of the finished gradients, before clipping; the same on every rank. Infinite if any is not finite."""
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
     return norm if math.isfinite(norm) else math.inf
 
 
-def _inner_optimizers(optimizer: MegatronOptimizer) -> Iterator[Any]:
+def shards_of(state: Any) -> Any:
+    """The sharded tensors of a nested Megatron state, in its structure; groups, counts and objects are left out."""
+    shards, _ = extract_matching_values(state, _is_shard, return_lists_as_dicts=True)
+    return shards
+
+
+def sharded_state(optimizer: ChainedOptimizer, model_shards: Any, metadata: dict[str, Any], *, is_loading: bool) -> Any:
+    """Masters and moments as sharded tensors under their parameters' names, so that any layout can read them."""
+    return shards_of(optimizer.sharded_state_dict(model_shards, is_loading=is_loading, metadata=metadata))
+
+
+def restore_state(
+    optimizer: ChainedOptimizer, loaded: Any, model_shards: Any, metadata: dict[str, Any], *, step: int
+) -> None:
+    """Put back what ``sharded_state`` gave. Rates and decay stay those of the present config; ``step`` is Adam's count."""
+    parts = optimizer.chained_optimizers
+    own = optimizer.sharded_state_dict(model_shards, is_loading=True, metadata=metadata)
+    for index, part in enumerate(parts):
+        part_own, part_loaded = (own, loaded) if len(parts) == 1 else (own[index], loaded[index])
+        if isinstance(part, DistributedOptimizer):
+            # Megatron's load expects torch's per-parameter count among the loaded tensors, but never saves it there.
+            for state in part.optimizer.state.values():
+                state.pop("step", None)
+            part.load_parameter_state_from_fully_reshardable(part_loaded["param_state"])
+        else:
+            part.load_state_dict(_filled(part_own, part_loaded))
+    set_adam_step(optimizer, step)
+
+
+def _is_shard(value: Any) -> bool:
+    return isinstance(value, ShardedTensor | ShardedTensorFactory)
+
+
+def _filled(state: Any, loaded: Any) -> Any:
+    """``state`` with every shard replaced by what was loaded for it; lists are dicts by position in ``loaded``."""
+    if _is_shard(state):
+        return loaded
+    if isinstance(state, LocalNonpersistentObject):
+        return state.unwrap()
+    found = loaded if isinstance(loaded, dict) else {}
+    if isinstance(state, dict):
+        return {key: _filled(value, found.get(key)) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_filled(value, found.get(index)) for index, value in enumerate(state)]
+    return state
+
+
+def _inner_optimizers(optimizer: ChainedOptimizer) -> Iterator[Any]:
     """The torch, Transformer Engine or Apex optimizers inside; experts have one of their own."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in optimizer.chained_optimizers:
         if not getattr(part, "is_stub_optimizer", False):
             yield part.optimizer

@@ -1,0 +1,184 @@
+"""Checkpoints: every role of a run in one folder, committed by one rename, readable in any other layout.
+
+A folder ``step_000040/`` is a Megatron ``torch_dist`` checkpoint (tensors under names that do not depend on the
+layout, in the optimizer's fully reshardable form) with a ``state.json`` beside it. It holds tensors and JSON only:
+Megatron's ``common.pt`` is empty, so 0.16.1 and 0.19.2 read each other's, and what is still pickled
+(the index of the tensors) is read only after ``engine/pickles.py`` has passed it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed.checkpoint import FileSystemWriter
+
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.pickles import check_index, check_objects
+from prism_megatron.errors import CheckpointError
+from prism_megatron.parallel.collectives import broadcast_object
+
+FORMAT = 1
+STATE_FILE = "state.json"
+INDEX_FILE = ".metadata"
+OBJECTS_FILE = "common.pt"
+_SAVING = ".saving"
+_REPLACED = ".replaced"
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies."""
+    return root / f"step_{step:06d}"
+
+
+def latest(root: Path) -> Path | None:
+    """``root`` itself if it is a checkpoint, else its newest complete ``step_*``, else None. Leftovers are not looked at."""
+    if (root / STATE_FILE).is_file():
+        return root
+    return max((path.parent for path in root.glob(f"step_*/{STATE_FILE}")), default=None, key=lambda path: path.name)
+
+
+def save(folder: Path, engines: Mapping[str, MegatronEngine], state: Mapping[str, Any]) -> None:
+    """Write ``engines`` and the JSON-able ``state`` to ``folder``, on all ranks together.
+
+    Everything is written and flushed to a hidden sibling first; one rename makes it the checkpoint, so a save that is
+    killed leaves what was there before. Its leftovers are removed by the next save.
+    """
+    hidden = folder.with_name(f".{folder.name}{_SAVING}")
+    if dist.get_rank() == 0:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in [*folder.parent.glob(f".*{_SAVING}"), *folder.parent.glob(f".*{_REPLACED}")]:
+            shutil.rmtree(leftover)
+        hidden.mkdir()
+    dist.barrier()
+    shards = {name: engine.sharded_state_dict(is_loading=False) for name, engine in engines.items()}
+    dist_checkpointing.save(shards, str(hidden), sharded_strategy=_InProcessSave("torch_dist", 1))
+    if dist.get_rank() == 0:
+        document = {
+            "format": FORMAT,
+            "megatron_core": version("megatron-core"),
+            "torch": torch.__version__,
+            "engines": {name: engine.progress() for name, engine in engines.items()},
+            "state": dict(state),
+        }
+        with (hidden / STATE_FILE).open("w") as file:
+            json.dump(document, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        _commit(hidden, folder)
+    dist.barrier()
+
+
+def load(folder: Path, engines: Mapping[str, MegatronEngine]) -> dict[str, Any]:
+    """Restore ``engines`` from ``folder``, on all ranks together, and return the ``state`` saved with them.
+
+    The layout may differ from the saved one. Raises CheckpointError, on every rank, when the folder is incomplete,
+    lacks an engine, does not fit it, or its pickled index names anything but tensor metadata.
+    """
+    document = _read_document(folder)
+    missing = sorted(engines.keys() - document["engines"].keys())
+    if missing:
+        raise CheckpointError(f"{folder} holds {sorted(document['engines'])}, not {', '.join(missing)}")
+    shards = {name: engine.sharded_state_dict(is_loading=True) for name, engine in engines.items()}
+    try:
+        loaded = dist_checkpointing.load(shards, str(folder))
+    except (CheckpointingException, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} does not fit this model or optimizer ({error}); "
+            "load it with the model and the distributed-optimizer setting it was saved with"
+        ) from error
+    for name, engine in engines.items():
+        engine.load_sharded_state_dict(loaded[name], document["engines"][name])
+    state: dict[str, Any] = document["state"]
+    return state
+
+
+class _InProcessSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]  # Megatron is not typed
+    """Megatron's sharded save, written by the rank itself.
+
+    Upstream (both versions) prepares for asynchronous saves: a manager process is spawned, which imports the main
+    module again (29 s on 8 ranks), and 0.16.1 forks a writer each time. A synchronous save needs neither.
+    """
+
+    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
+        # 0.19.2 puts its common state here as a pickled object; ours is empty and stands in common.pt, as in 0.16.1.
+        sharded_state_dict.pop("common_state", None)
+        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
+        assert all(isinstance(shard, ShardedTensor) for shards in by_key.values() for shard in shards)
+        torch.distributed.checkpoint.save(
+            mcore_to_pyt_state_dict(by_key, False),
+            storage_writer=FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True, thread_count=1),
+            planner=MCoreSavePlanner(
+                dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
+            ),
+        )
+        if dist.get_rank() == 0:
+            torch.save({}, Path(checkpoint_dir) / OBJECTS_FILE)
+
+
+def _commit(hidden: Path, folder: Path) -> None:
+    """Make ``hidden`` the checkpoint ``folder`` by a rename; an older one of the same step steps aside first."""
+    _flush(hidden)
+    replaced = folder.with_name(f".{folder.name}{_REPLACED}")
+    if folder.exists():
+        folder.rename(replaced)
+    hidden.rename(folder)
+    _flush(folder.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _flush(folder: Path) -> None:
+    """Make the entries of a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    """``state.json`` after all checks; rank 0 reads, every rank gets the answer or the error."""
+    answer: dict[str, Any] | str | None = None
+    if dist.get_rank() == 0:
+        try:
+            answer = _checked_document(folder)
+        except CheckpointError as error:
+            answer = str(error)
+    shared = broadcast_object(answer, source=0)
+    if isinstance(shared, str):
+        raise CheckpointError(shared)
+    assert shared is not None
+    return shared
+
+
+def _checked_document(folder: Path) -> dict[str, Any]:
+    for name in (STATE_FILE, INDEX_FILE, OBJECTS_FILE, "metadata.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing; load another step")
+    try:
+        document: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
+        found, _, _ = document["format"], document["engines"], document["state"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / STATE_FILE} is damaged ({error!r}); load another step") from error
+    if found != FORMAT:
+        raise CheckpointError(f"{folder} has checkpoint format {found}; this version reads {FORMAT}")
+    check_index(folder / INDEX_FILE)
+    check_objects(folder / OBJECTS_FILE)
+    return document

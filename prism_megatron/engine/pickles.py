@@ -1,0 +1,77 @@
+"""A guard before Megatron unpickles parts of a checkpoint: unpickling runs whatever the file names.
+
+torch and Megatron read a ``torch_dist`` checkpoint's index (``.metadata``) with plain ``pickle``. Here it is first
+read by an unpickler that resolves nothing but the classes such an index is made of.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from prism_megatron.errors import CheckpointError
+
+_INDEX_GLOBALS = frozenset(
+    {
+        "collections.OrderedDict",
+        "pathlib.PosixPath",
+        "pathlib._local.PosixPath",
+        "torch.Size",
+        "torch.serialization._get_layout",
+        "torch.distributed.checkpoint.filesystem._StorageInfo",
+        *(
+            f"torch.distributed.checkpoint.metadata.{name}"
+            for name in (
+                "Metadata",
+                "MetadataIndex",
+                "ChunkStorageMetadata",
+                "TensorProperties",
+                "TensorStorageMetadata",
+                "StorageMeta",
+                "_MEM_FORMAT_ENCODING",
+            )
+        ),
+        *(f"torch.{dtype}" for dtype in ("float32", "float64", "float16", "bfloat16", "uint8", "int32", "int64")),
+    }
+)
+
+
+class _Guard(pickle.Unpickler):
+    def __init__(self, data: bytes, *, allowed: frozenset[str], path: Path) -> None:
+        super().__init__(io.BytesIO(data))
+        self._allowed = allowed
+        self._path = path
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        name = f"{module_name}.{global_name}"
+        if name not in self._allowed:
+            raise CheckpointError(f"{self._path} would run {name!r} when read; do not use this checkpoint")
+        return super().find_class(module_name, global_name)
+
+
+def check_index(path: Path) -> None:
+    """Pass ``.metadata``, or raise CheckpointError naming the first global that has no place in an index."""
+    _check(path.read_bytes(), _INDEX_GLOBALS, path)
+
+
+def check_objects(path: Path) -> None:
+    """Pass a ``common.pt`` made of plain containers and numbers, or raise CheckpointError naming the first global."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (entry,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            data = archive.read(entry)
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise CheckpointError(f"{path} is not a file that torch.save writes; do not use this checkpoint") from error
+    _check(data, frozenset(), path)
+
+
+def _check(data: bytes, allowed: frozenset[str], path: Path) -> None:
+    try:
+        _Guard(data, allowed=allowed, path=path).load()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); load another step") from error
