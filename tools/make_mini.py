@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make the mini world: its tokenizer, base, supervised policy and warm-started discriminator, through our own engine."""
+"""Make the mini world: tokenizer, base, supervised policy and warm-started discriminator, through our own engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.mini_world import MakeMiniConfig
-from prism_megatron.engine.launch import launch
+from prism_megatron.engine.launch import launch, report_error
 from prism_megatron.errors import PrismError
 
 
@@ -25,8 +25,7 @@ def main() -> int:
     try:
         config = parse_over(MakeMiniConfig(output=Path("runs/mini")), sys.argv[1:], description=__doc__ or "")
     except PrismError as error:
-        print(f"make_mini: {error}", file=sys.stderr)
-        return 2
+        return report_error(error)
     return launch(run, config, model_parallel_size=1, world_size=config.data_parallel)
 
 

@@ -29,3 +29,5 @@ class DataConfig:
     """sampling stops here; longer references are filtered out"""
     format_sft: int = 0
     """supervised steps on the data's training part before the game, so that answers have the asked format"""
+    format_sft_lr: float = 1e-5
+    """peak learning rate of these steps"""

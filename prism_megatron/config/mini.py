@@ -9,7 +9,7 @@ from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.rollout import RolloutConfig
 
 MINI_ALIGN = AlignConfig(
-    data=DataConfig(system_prompt=None, max_response_tokens=96),
+    data=DataConfig(system_prompt=None, max_response_tokens=96, format_sft_lr=1e-3),
     rollout=RolloutConfig(prompts_per_step=8, rollouts_per_prompt=8),
     checkpoint=CheckpointConfig(save_every=20),
     # A policy rate of 3e-4 collapses into length; a discriminator rate ten times the policy's stays ahead of it.

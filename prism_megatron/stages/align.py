@@ -42,7 +42,11 @@ class AlignStep:
     advantages: Sequence[GroupAdvantages]
     policy_sums: Mapping[str, float]
     policy_result: StepResult | None
-    policy_version: int
+
+    @property
+    def sampled_version(self) -> int:
+        """Version of the policy that sampled: the number of the last step that updated it."""
+        return self.groups[0].rollouts[0].policy_version
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +56,10 @@ class Players:
     policy: MegatronEngine
     discriminator: MegatronEngine
     rollout: RolloutEngine
+
+    def engines(self) -> dict[str, MegatronEngine]:
+        """What a checkpoint holds."""
+        return {"policy": self.policy, "discriminator": self.discriminator}
 
 
 @dataclass(frozen=True)
@@ -94,8 +102,8 @@ def align(
             sums, result = train_policy(players.policy, groups, advantages, plan, world=world)
         if result is not None and result.updated:
             with timers.phase("weight_sync"):
-                players.rollout.update_weights(players.policy.export_hf(), players.rollout.policy_version + 1)
-        on_step(AlignStep(step, examples, groups, judgement, advantages, sums, result, players.rollout.policy_version))
+                players.rollout.update_weights(players.policy.export_hf(), step + 1)
+        on_step(AlignStep(step, examples, groups, judgement, advantages, sums, result))
 
 
 def group_advantages(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
@@ -60,6 +63,21 @@ def build_policy(
     )
     engine.load_hf(HFFolder(folder))
     return engine
+
+
+def export_folder(
+    engine: MegatronEngine, target: Path, *, like: Path, world: World, dtype: torch.dtype | None = None
+) -> None:
+    """Write an engine's weights as a Hugging Face folder beside the files of ``like``; all ranks take part.
+
+    ``dtype`` is what is stored, by default the engine's own.
+    """
+    tensors = ((name, tensor.to(dtype or engine.dtype)) for name, tensor in engine.export_hf())
+    if world.is_main:
+        write_hf_folder(target, tensors, like=like)
+    else:
+        deque(tensors, maxlen=0)
+    dist.barrier()
 
 
 def build_rollout(folder: Path, renderer: Renderer, *, world: World, dtype: torch.dtype) -> EmbeddedRollout:

@@ -49,7 +49,9 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end
     """
     span = answer.segments.perception if tower == PERCEPTION else answer.segments.reasoning
     if span is None:
-        raise ValueError(f"prompt {group.prompt.id}: a response without a {TOWER_NAMES[tower]} segment cannot be judged")
+        raise ValueError(
+            f"prompt {group.prompt.id}: a response without a {TOWER_NAMES[tower]} segment cannot be judged"
+        )
     segment = answer.token_ids[span.start : span.end]
     return TokenSequence((*group.prompt.token_ids, *segment, end_token_id), group.prompt.images)
 
@@ -107,7 +109,7 @@ def discriminator_batch(
 
 
 def dropout_key(seed: int, step: int, row: ScoreRow) -> int:
-    """A 63-bit key of (seed, step, sample, tower): the head's dropout mask is the same in every layout and on resume."""
+    """A 63-bit key of (seed, step, sample, tower): the dropout mask is the same in every layout and on resume."""
     text = f"{seed}/{step}/{row.group}/{row.tower}/{row.rollout}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
@@ -143,7 +145,9 @@ def policy_batch(
     return _collate_rows(rows, extras, form)
 
 
-def supervised_batch(rows: Sequence[TokenSequence], label_masks: Sequence[Sequence[float]], *, form: BatchFormat) -> Batch:
+def supervised_batch(
+    rows: Sequence[TokenSequence], label_masks: Sequence[Sequence[float]], *, form: BatchFormat
+) -> Batch:
     """One micro-batch of demonstrations; ``label_mask`` is 1 on the tokens to learn."""
     return _collate_rows(rows, {"label_mask": label_masks}, form)
 

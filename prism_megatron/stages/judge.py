@@ -45,9 +45,7 @@ def judge_and_train(
     ``load_balance`` is the coefficient of the load-balancing loss per layer, tower and sequence.
     """
     pairs = float(sum(rollout.segments.valid for group in groups for rollout in group.rollouts))
-    loss = partial(
-        game_loss, pair_counts=[pairs for _ in TOWERS], regulariser_coefficient=game.score_regulariser
-    )
+    loss = partial(game_loss, pair_counts=[pairs for _ in TOWERS], regulariser_coefficient=game.score_regulariser)
     mine = range(world.dp_rank, len(groups), world.dp_size)
     batches, keys = [], []
     for start in range(0, len(mine), groups_per_batch):
@@ -69,7 +67,9 @@ def judge_and_train(
         output = discriminator.forward_backward(batches, loss)
         result = discriminator.step()
     own = collect_scores([rows["scores"] for rows in output.rows], keys)
-    scores = {key: score for share in all_gather_objects(dict(own), group=world.groups.dp) for key, score in share.items()}
+    scores = {
+        key: score for share in all_gather_objects(dict(own), group=world.groups.dp) for key, score in share.items()
+    }
     return Judgement(scores=scores, sums=output.sums, result=result)
 
 

@@ -11,19 +11,21 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from model_providers.moe_discriminator.folder import write_config
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
+from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.mini_world import MakeMiniConfig, SupervisedPhase, mini_model_config
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
@@ -35,8 +37,8 @@ from prism_megatron.errors import PrismError
 from prism_megatron.evaluation.auc import AUC, within_group_auc
 from prism_megatron.evaluation.scenes import judge
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout
-from prism_megatron.stages.batches import TOWERS
+from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout, export_folder
+from prism_megatron.stages.batches import PERCEPTION, TOWER_NAMES, TOWERS
 from prism_megatron.stages.judge import Judgement
 from prism_megatron.stages.sft import Demonstration, SFTStep, train
 from prism_megatron.stages.warm_start import warm_start
@@ -44,20 +46,22 @@ from prism_megatron.types import RolloutGroup
 
 MAX_RESPONSE_TOKENS = 96
 ROWS_PER_MICROBATCH = 16
+GROUPS_PER_MICROBATCH = 4
 AUC_PROMPTS = 48
 AUC_ROLLOUTS = 8
 FAITHFUL_SHARE = 0.25
 
 
 def make_mini(config: MakeMiniConfig) -> None:
-    """Write ``base``, ``policy`` and ``discriminator`` under ``config.output``. Raises PrismError below the AUC gate."""
+    """Write ``base``, ``policy`` and ``discriminator`` under ``config.output``; PrismError below the AUC gate."""
     world = start(ParallelConfig(), seed=config.seed)
     output = config.output
     if world.is_main and not (output / "init").exists():
         _write_untrained(output / "init", seed=config.seed)
     dist.barrier()
-    supervised(config.pretrain, output / "init", output / "base", "pretrain", "mild", config.seed, world)
-    supervised(config.sft, output / "base", output / "policy", "sft", "sloppy", config.seed, world)
+    teach = partial(supervised, seed=config.seed, world=world)
+    teach(config.pretrain, output / "init", output / "base", split="pretrain", teacher="mild")
+    teach(config.sft, output / "base", output / "policy", split="sft", teacher="sloppy")
     discriminate(config, output / "policy", output / "discriminator", world)
     stop(world)
 
@@ -83,7 +87,7 @@ def _write_untrained(folder: Path, *, seed: int) -> None:
 
 
 def supervised(
-    phase: SupervisedPhase, source: Path, target: Path, split: Split, teacher: Teacher, seed: int, world: World
+    phase: SupervisedPhase, source: Path, target: Path, *, split: Split, teacher: Teacher, seed: int, world: World
 ) -> None:
     """One supervised phase from ``source`` to ``target``; the projector and vision tower stay frozen in ``sft``."""
     if target.exists():
@@ -99,9 +103,7 @@ def supervised(
         freeze_vision=split == "sft",
     )
     share = phase.rows_per_step // world.dp_size
-    scenes = SceneSource(
-        renderer, split=split, seed=seed, batch_size=1, teacher=teacher, faithful_share=FAITHFUL_SHARE
-    )
+    scenes = SceneSource(renderer, split=split, seed=seed, batch_size=1, teacher=teacher, faithful_share=FAITHFUL_SHARE)
 
     def my_rows(step: int) -> Sequence[Demonstration]:
         first = step * phase.rows_per_step + world.dp_rank * share
@@ -113,7 +115,8 @@ def supervised(
     def say(result: SFTStep) -> None:
         if world.is_main and (result.step % 20 == 0 or result.step == phase.steps - 1):
             seconds = time.monotonic() - started
-            print(f"{split:9} step {result.step:5}  loss {result.loss:.4f}  grad {result.grad_norm:.3f}  {seconds:.0f} s")
+            print(f"{split} step {result.step:5}  loss {result.loss:.4f}  grad {result.grad_norm:.3f}  {seconds:.0f} s",
+                  flush=True)  # fmt: skip
 
     train(
         policy,
@@ -125,7 +128,9 @@ def supervised(
         steps=phase.steps,
         on_step=say,
     )
-    _export(policy, source, target, world)
+    # What ships is stored in bf16; the base keeps its precision for the phases that follow.
+    stored = torch.float32 if split == "pretrain" else torch.bfloat16
+    export_folder(policy, target, like=source, world=world, dtype=stored)
 
 
 def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, world: World) -> None:
@@ -134,51 +139,78 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
         return
     phase, seed = config.warm_start, config.seed
     shape, renderer = Qwen3VLShape.from_folder(policy_folder), Renderer.from_folder(policy_folder)
-    provider = DiscriminatorProvider(shape, freeze_vision=True)
+    weights, towers = HFFolder(policy_folder), Towers()
     discriminator = MegatronEngine(
         name="discriminator",
-        provider=provider,
+        provider=DiscriminatorProvider(shape, towers, freeze_vision=True),
         world=world,
         dtype=torch.float32,
         optimizer=phase.optimizer,
         total_steps=phase.steps,
     )
-    discriminator.load_hf(UpcycledSource(HFFolder(policy_folder), provider, seed=seed))
+    discriminator.load_hf(UpcycledSource(weights, shape, towers, seed=seed))
     rollout = build_rollout(policy_folder, renderer, world=world, dtype=torch.float32)
-    source = HFFolder(policy_folder)
-    rollout.update_weights(((name, source.get(name)) for name in source.names()), version=0)
-    sampling = Sampling(max_new_tokens=MAX_RESPONSE_TOKENS)
-    form = batch_format(shape, renderer, world)
-    measured: list[list[list[tuple[float, bool]]]] = [[] for _ in TOWERS]
+    rollout.update_weights(((name, weights.get(name)) for name in weights.names()), version=0)
+    play = partial(
+        warm_start,
+        discriminator,
+        rollout,
+        sampling=Sampling(max_new_tokens=MAX_RESPONSE_TOKENS),
+        world=world,
+        form=batch_format(shape, renderer, world),
+        groups_per_batch=GROUPS_PER_MICROBATCH,
+        seed=seed,
+    )
 
     def say(step: int, _examples: Sequence[Example], _groups: Sequence[RolloutGroup], judgement: Judgement) -> None:
         if world.is_main and (step % 10 == 0 or step == phase.steps - 1):
-            pairs = max(judgement.sums["perception/pairs"], 1.0)
-            accuracy = [judgement.sums[f"{tower}/correct"] / pairs for tower in ("perception", "reasoning")]
-            print(f"warmstart step {step:5}  loss {judgement.sums['discriminator_loss']:.4f}  "
-                  f"accuracy {accuracy[0]:.2f} / {accuracy[1]:.2f}")  # fmt: skip
+            sums = judgement.sums
+            accuracy = [sums[f"{name}/correct"] / max(sums[f"{name}/pairs"], 1.0) for name in TOWER_NAMES]
+            loss = sums["discriminator_loss"]
+            print(
+                f"warm-start step {step:5}  loss {loss:.4f}  accuracy {accuracy[0]:.2f} {accuracy[1]:.2f}", flush=True
+            )
 
-    def measure(
-        _step: int, examples: Sequence[Example], groups: Sequence[RolloutGroup], judgement: Judgement
-    ) -> None:
-        for tower in TOWERS:
-            measured[tower] += scored_against_truth(tower, examples, groups, judgement, renderer)
+    prompts = SceneSource(renderer, split="sft", seed=seed + 1, batch_size=phase.prompts_per_step)
+    play(prompts.batch, game=GameConfig(), rollouts_per_prompt=phase.rollouts_per_prompt,
+         load_balance=phase.load_balance, steps=range(phase.steps), on_step=say)  # fmt: skip
+    auc: list[AUC] = []
 
-    fixed = GameConfig(freeze_discriminator=True)
-    for game, steps, split, size, n, hook in (
-        (GameConfig(load_balance=phase.load_balance), phase.steps, "sft", phase.prompts_per_step, phase.rollouts_per_prompt, say),
-        (fixed, 1, "heldout", AUC_PROMPTS, AUC_ROLLOUTS, measure),
-    ):
-        prompts = SceneSource(renderer, split=split, seed=seed + 1, batch_size=size)  # type: ignore[arg-type]
-        warm_start(discriminator, rollout, prompts.batch, sampling, game, world=world, form=form,
-                   rollouts_per_prompt=n, groups_per_batch=4, steps=range(steps), seed=seed, on_step=hook)  # fmt: skip
+    def measure(_step: int, examples: Sequence[Example], groups: Sequence[RolloutGroup], judgement: Judgement) -> None:
+        auc.extend(scored_against_truth(examples, groups, judgement, renderer))
 
-    auc = [within_group_auc(groups) for groups in measured]
+    prompts = SceneSource(renderer, split="heldout", seed=seed + 1, batch_size=AUC_PROMPTS)
+    play(prompts.batch, game=GameConfig(freeze_discriminator=True), rollouts_per_prompt=AUC_ROLLOUTS,
+         load_balance=0.0, steps=range(1), on_step=measure)  # fmt: skip
+    figures = ", ".join(
+        f"{name} {'none' if own.value is None else format(own.value, '.3f')} ({own.pairs} pairs)"
+        for name, own in zip(TOWER_NAMES, auc, strict=True)
+    )
     if world.is_main:
-        print(f"held-out AUC: perception {_show(auc[0])}, reasoning {_show(auc[1])}; gate {config.min_auc}")
-    if any(tower.value is None or tower.value < config.min_auc for tower in auc):
-        raise PrismError(
-            f"the discriminator's held-out AUC is {_show(auc[0])} / {_show(auc[1])}, below --min-auc {config.min_auc}; "
-            "train it longer or lower the gate"
-        )
-    _export(discriminator, policy_folder, target, world, config=provider.hf_config(policy_folder))
+        print(f"held-out AUC: {figures}; gate {config.min_auc}", flush=True)
+    if any(own.value is None or own.value < config.min_auc for own in auc):
+        raise PrismError(f"held-out AUC {figures} is below --min-auc {config.min_auc}; train longer or lower the gate")
+    like = target.with_name("discriminator-files")
+    if world.is_main:
+        shutil.copytree(policy_folder, like, ignore=shutil.ignore_patterns("*.safetensors*"), dirs_exist_ok=True)
+        write_config(like, dense_folder=policy_folder, towers=towers)
+    dist.barrier()
+    export_folder(discriminator, target, like=like, world=world, dtype=torch.bfloat16)
+
+
+def scored_against_truth(
+    examples: Sequence[Example], groups: Sequence[RolloutGroup], judgement: Judgement, renderer: Renderer
+) -> list[AUC]:
+    """Per tower: do rollouts with an exact caption (or exact reasoning) score above the others of their group?"""
+    scored: list[list[list[tuple[float, bool]]]] = [[], []]
+    for g, (example, group) in enumerate(zip(examples, groups, strict=True)):
+        assert example.scene is not None, "only scenes have a known truth"
+        for tower in TOWERS:
+            own = []
+            for r, answer in enumerate(group.rollouts):
+                if answer.segments.valid:
+                    truth = judge(example.scene, renderer.decode(answer.token_ids))
+                    right = truth.caption_exact if tower == PERCEPTION else truth.reasoning_exact
+                    own.append((judgement.scores[g, tower, r], right))
+            scored[tower].append(own)
+    return [within_group_auc(own) for own in scored]

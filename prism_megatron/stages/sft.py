@@ -32,7 +32,9 @@ class SFTStep:
     lr: float
 
 
-def cross_entropy(logits_S_B_V: Tensor, batch: Batch, *, world: World, vocab_size: int, label_tokens: float) -> LossOutput:
+def cross_entropy(
+    logits_S_B_V: Tensor, batch: Batch, *, world: World, vocab_size: int, label_tokens: float
+) -> LossOutput:
     """Negative log-likelihood summed over label tokens, divided by the step's global count of them."""
     logprobs = vocab_parallel_logprobs(
         logits_S_B_V, shift_left(batch.input_ids_B_S), tp_group=world.groups.tp, vocab_size=vocab_size

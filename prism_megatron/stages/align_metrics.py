@@ -1,0 +1,119 @@
+"""What one alignment step reports, as one flat row. A share without data is None beside a count of 0."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+
+from prism_megatron.data.images import open_image
+from prism_megatron.data.loader import Example
+from prism_megatron.data.render import Renderer
+from prism_megatron.evaluation.report import Sample
+from prism_megatron.evaluation.scenes import SceneJudgement, judge
+from prism_megatron.stages.align import AlignStep
+from prism_megatron.stages.batches import TOWER_NAMES, TOWERS
+
+Row = dict[str, float | int | None]
+
+
+def share(total: float, count: float) -> float | None:
+    """``total / count``, or None where there is nothing to divide."""
+    return total / count if count else None
+
+
+def step_row(step: AlignStep, renderer: Renderer) -> Row:
+    """Figures of the whole step, equal on every rank."""
+    rollouts = [rollout for group in step.groups for rollout in group.rollouts]
+    num_valid = sum(rollout.segments.valid for rollout in rollouts)
+    row: Row = {
+        "step": step.step,
+        "policy_version": step.step + 1 if step.policy_result and step.policy_result.updated else step.sampled_version,
+        "sampled_version": step.sampled_version,
+        "rollouts": len(rollouts),
+        "valid_rollouts": num_valid,
+        "valid_share": share(num_valid, len(rollouts)),
+        "truncated_rollouts": sum(rollout.finish_reason == "length" for rollout in rollouts),
+        "response_tokens": sum(len(rollout.token_ids) for rollout in rollouts),
+        "all_invalid_groups": sum(advantages.all_invalid for advantages in step.advantages),
+        "clipped_scores": sum(advantages.num_clipped_scores for advantages in step.advantages),
+    }
+    row |= game_row(step.judgement.sums)
+    row |= dict(step.policy_sums)
+    for role, result in (("discriminator", step.judgement.result), ("policy", step.policy_result)):
+        row[f"{role}_grad_norm"] = None if result is None else result.grad_norm
+        row[f"{role}_lr"] = None if result is None else result.lr
+        row[f"{role}_updated"] = None if result is None else int(result.updated)
+    return row | scene_row(step, renderer)
+
+
+def game_row(sums: Mapping[str, float]) -> Row:
+    """Per tower: pairs, accuracy (a tie is one half), reward gap and mean scores, from the discriminator's sums."""
+    row: Row = {"discriminator_loss": sums["discriminator_loss"]}
+    for tower in TOWER_NAMES:
+        pairs = sums[f"{tower}/pairs"]
+        row[f"{tower}/pairs"] = int(pairs)
+        row[f"{tower}/accuracy"] = share(sums[f"{tower}/correct"], pairs)
+        row[f"{tower}/reward_gap"] = share(sums[f"{tower}/margin"], pairs)
+        row[f"{tower}/reference_score"] = share(sums[f"{tower}/reference_score"], pairs)
+        row[f"{tower}/rollout_score"] = share(sums[f"{tower}/rollout_score"], pairs)
+    return row
+
+
+def scene_row(step: AlignStep, renderer: Renderer) -> Row:
+    """How right the rollouts are, where the truth is known (scenes); nothing for records."""
+    judged = [
+        judge(example.scene, renderer.decode(rollout.token_ids))
+        for example, group in zip(step.examples, step.groups, strict=True)
+        if example.scene is not None
+        for rollout in group.rollouts
+    ]
+    return truth_row(judged)
+
+
+def truth_row(judged: Sequence[SceneJudgement]) -> Row:
+    """Means over responses; empty where none was judged."""
+    if not judged:
+        return {}
+    return {
+        "truth/responses": len(judged),
+        "truth/item_accuracy": statistics.fmean(item_accuracy(one) for one in judged),
+        "truth/caption_exact": statistics.fmean(one.caption_exact for one in judged),
+        "truth/step_validity": statistics.fmean(one.step_validity for one in judged),
+        "truth/reasoning_exact": statistics.fmean(one.reasoning_exact for one in judged),
+        "truth/answer_right": statistics.fmean(one.answer_right for one in judged),
+        "truth/items": statistics.fmean(one.num_items for one in judged),
+    }
+
+
+def item_accuracy(judgement: SceneJudgement) -> float:
+    """Right caption items over the larger of items written and items in the scene: omitting and padding both cost."""
+    return judgement.items_right / max(judgement.num_items, judgement.items_in_scene)
+
+
+def report_samples(step: AlignStep, renderer: Renderer, *, count: int = 3) -> list[Sample]:
+    """The first rollout of the first ``count`` groups, with the scores that trained the policy."""
+    samples = []
+    for g, (example, group) in enumerate(zip(step.examples[:count], step.groups, strict=False)):
+        rollout, scores = group.rollouts[0], step.judgement.scores
+        samples.append(
+            Sample(
+                images=[image_of(example)],
+                prompt=group.prompt.question,
+                response=renderer.decode(rollout.token_ids),
+                reference=renderer.decode(group.reference.token_ids),
+                problem=rollout.segments.problem,
+                scores={name: scores.get((g, t, 0)) for t, name in zip(TOWERS, TOWER_NAMES, strict=True)},
+                reference_scores={name: scores.get((g, t, None)) for t, name in zip(TOWERS, TOWER_NAMES, strict=True)},
+            )
+        )
+    return samples
+
+
+def image_of(example: Example) -> Image.Image:
+    """The picture a prompt shows, as its source has it."""
+    if example.scene is not None:
+        return example.scene.image()
+    assert example.record is not None, "an example comes from a scene or from a record"
+    return open_image(example.record.image)

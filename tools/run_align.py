@@ -1,0 +1,39 @@
+#!/usr/bin/env python
+"""Align a Qwen3-VL policy against a mixture-of-experts discriminator: ``torchrun tools/run_align.py --tp 4 --pp 2``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.cli import parse
+from prism_megatron.config.mini_world import policy_folder
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.validate import check_align, smallest_world
+from prism_megatron.engine.launch import launch, report_error
+from prism_megatron.errors import PrismError
+
+
+def run(config: AlignConfig) -> None:
+    """One rank's work."""
+    from prism_megatron.stages.align_run import run_alignment
+
+    run_alignment(config)
+
+
+def main() -> int:
+    try:
+        config = parse(sys.argv[1:])
+        check_align(config, Qwen3VLShape.from_folder(policy_folder(config.model.model)))
+    except PrismError as error:
+        return report_error(error)
+    return launch(
+        run, config, model_parallel_size=config.parallel.model_parallel_size, world_size=smallest_world(config.parallel)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
