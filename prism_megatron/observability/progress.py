@@ -72,8 +72,10 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-    """``45 s``, ``3:07 min`` or ``2:05 h``."""
+    """``4.5 s``, ``45 s``, ``3:07 min`` or ``2:05 h``."""
     whole = round(seconds)
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
