@@ -43,7 +43,10 @@ class AlignRun:
 
 
 def build_run(config: AlignConfig, world: World, *, say: Callable[[str], None]) -> AlignRun:
-    """Load both players, after ``--format-sft`` where a new run asks for it. Raises ConfigError, DataError or ConversionError before anything is trained."""
+    """Load both players, after ``--format-sft`` where a new run asks for it.
+
+    Raises ConfigError, DataError or ConversionError before anything is trained.
+    """
     if config.rollout.prompts_per_step % world.dp_size:
         raise ConfigError(
             f"--prompts-per-step {config.rollout.prompts_per_step} must be a multiple of the {world.dp_size} "
@@ -56,7 +59,17 @@ def build_run(config: AlignConfig, world: World, *, say: Callable[[str], None]) 
     prompts = build_prompts(config, renderer)
     output = config.checkpoint.output
     if config.data.format_sft and config.checkpoint.load is None and output is not None:
-        teach_format(config, folder, output / FORMAT_SFT, shape, renderer, prompts, world=world, dtype=dtype, say=say)
+        teach_format(
+            config,
+            source=folder,
+            target=output / FORMAT_SFT,
+            shape=shape,
+            renderer=renderer,
+            prompts=prompts,
+            world=world,
+            dtype=dtype,
+            say=say,
+        )
         folder = output / FORMAT_SFT
     policy = build_policy(folder, shape, world=world, dtype=dtype, optimizer=config.policy, total_steps=config.steps)
     rollout = build_rollout(folder, renderer, world=world, dtype=dtype)
