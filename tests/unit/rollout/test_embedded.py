@@ -48,7 +48,8 @@ def forced_logprobs(model: Any, prompt: Prompt, rollout: Rollout, temperature: f
     logits = model(**model_inputs(prompt, rollout.token_ids)).logits[0].double() / temperature
     start = len(prompt.token_ids)
     predicted = logits[start - 1 : -1].log_softmax(-1)
-    return predicted.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+    chosen: Tensor = predicted.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+    return chosen
 
 
 @pytest.fixture(scope="module")
