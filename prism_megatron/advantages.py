@@ -63,10 +63,10 @@ def per_expert_advantages(
     all_invalid = not bool(valid_N.any())
     num_clipped = 0
     own: list[Tensor] = []
-    for scores_N in (perception_scores_N, reasoning_scores_N):
-        if scores_N is None:
+    for given_N in (perception_scores_N, reasoning_scores_N):
+        if given_N is None:
             continue
-        scores_N = scores_N.detach().double()
+        scores_N = given_N.detach().double()
         if not bool(torch.isfinite(scores_N[valid_N]).all()):
             raise ValueError("a valid rollout has a score that is not finite: the discriminator has diverged")
         num_clipped += int((scores_N[valid_N].abs() > score_clip).sum())

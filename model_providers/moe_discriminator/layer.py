@@ -20,18 +20,6 @@ from model_providers.moe_discriminator.towers import Towers
 class TowerMoELayer(MoELayer):
     """Route, dispatch, compute, combine. Which tower a row belongs to is an argument, never remembered."""
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        submodules: MoESubmodules,
-        *,
-        groups: ProcessGroupCollection,
-        layer_number: int | None = None,
-        **_passed_by_the_layer: Any,
-    ) -> None:
-        """``groups`` is in the spec: 0.16 hands its groups to Megatron's own MoE classes only, 0.19 to every MLP."""
-        super().__init__(config, submodules, layer_number=layer_number, pg_collection=groups)
-
     def forward(
         self, hidden_S_B_H: Tensor, tower_ids_B: Tensor, lengths_B: Tensor, balance_weights_B: Tensor | None = None
     ) -> tuple[Tensor, None]:
@@ -43,13 +31,20 @@ class TowerMoELayer(MoELayer):
         return self.postprocess(self.combine(output), None), None
 
 
-def tower_mlp_spec(towers: Towers, groups: ProcessGroupCollection) -> ModuleSpec:
-    """The spec of a ``TowerMoELayer`` with one MLP after another as experts (``SequentialMLP``)."""
+def tower_mlp(towers: Towers, groups: ProcessGroupCollection) -> type[TowerMoELayer]:
+    """A ``TowerMoELayer`` with one MLP after another as experts, bound to its towers and groups.
+
+    A class and not a ModuleSpec: 0.16 gives its groups only to specs of Megatron's own MoE classes and warns about
+    every other spec; 0.19 calls whatever it gets.
+    """
     experts = ModuleSpec(
         module=SequentialMLP,
         submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
     )
-    router = functools.partial(TowerRouter, towers=towers)
-    return ModuleSpec(
-        module=TowerMoELayer, submodules=MoESubmodules(experts=experts, router=router), params={"groups": groups}
-    )
+    parts = MoESubmodules(experts=experts, router=functools.partial(TowerRouter, towers=towers))
+
+    class BoundTowerMoELayer(TowerMoELayer):
+        def __init__(self, config: TransformerConfig, **_passed_by_0_19: Any) -> None:
+            super().__init__(config, parts, pg_collection=groups)
+
+    return BoundTowerMoELayer

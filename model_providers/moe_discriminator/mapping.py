@@ -37,9 +37,7 @@ def weight_mappings(shape: Qwen3VLShape, towers: Towers) -> list[WeightMapping]:
     mappings = [*vision_mappings(shape), *embedding_mappings(shape)]
     for layer in range(shape.text.num_layers):
         mappings += [*attention_mappings(shape, layer), *expert_mappings(shape, towers, layer)]
-    mappings.append(
-        WeightMapping((SCORE,), "score_head.weight", Replicated(), hf_shapes=((1, shape.text.hidden),))
-    )
+    mappings.append(WeightMapping((SCORE,), "score_head.weight", Replicated(), hf_shapes=((1, shape.text.hidden),)))
     return mappings
 
 

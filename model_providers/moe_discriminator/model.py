@@ -101,7 +101,8 @@ class Discriminator(Qwen3VLTrunk):
 
     def head(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Scores ``[2, B]`` from the hidden state of each row's last real token; equal on all tensor-parallel ranks."""
-        return self.score_head(self._last_hidden(hidden, batch.lengths_B), batch.extras.get(DROPOUT_KEY))
+        scores_2_B: Tensor = self.score_head(self._last_hidden(hidden, batch.lengths_B), batch.extras.get(DROPOUT_KEY))
+        return scores_2_B
 
     def _last_hidden(self, hidden: Tensor, lengths_B: Tensor) -> Tensor:
         rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
@@ -112,4 +113,5 @@ class Discriminator(Qwen3VLTrunk):
         elsewhere_B = (position_B < 0) | (position_B >= num_local)
         picked_B_H = hidden[position_B.clamp(0, num_local - 1), rows_B].masked_fill(elsewhere_B.unsqueeze(-1), 0.0)
         # Sum forward, identity backward: each rank's own rows get the (equal) gradient of the replicated head.
-        return reduce_from_tensor_model_parallel_region(picked_B_H, group=self.tp_group)
+        last_B_H: Tensor = reduce_from_tensor_model_parallel_region(picked_B_H, group=self.tp_group)
+        return last_B_H

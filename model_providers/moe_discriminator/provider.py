@@ -11,7 +11,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
 from model_providers.moe_discriminator.folder import read_towers
-from model_providers.moe_discriminator.layer import tower_mlp_spec
+from model_providers.moe_discriminator.layer import tower_mlp
 from model_providers.moe_discriminator.mapping import weight_mappings
 from model_providers.moe_discriminator.model import Discriminator
 from model_providers.moe_discriminator.towers import Towers
@@ -88,7 +88,7 @@ class DiscriminatorProvider:
         return Discriminator(
             config,
             self.shape,
-            decoder_layer_spec(tower_mlp_spec(self.towers, groups)),
+            decoder_layer_spec(tower_mlp(self.towers, groups)),
             groups,
             head_dropout=self.head_dropout,
             pre_process=pre_process,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from qwen3_vl_oracle import IMAGE, PAD, image, real_tokens, row, shape_of, tiny_config, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +19,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.discriminator import PairRows
 from prism_megatron.types import TokenSequence
+from tests.parity.qwen3_vl_oracle import IMAGE, PAD, image, real_tokens, row, shape_of, tiny_config, tiny_model
 
 TOWERS = Towers(num_towers=2, experts_per_tower=4, top_k=2)
 DROPOUT = 0.25
@@ -35,7 +35,8 @@ class PlainExpert(nn.Module):
         self.down_proj = nn.Linear(ffn, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class PlainTowers(nn.Module):
@@ -113,7 +114,10 @@ def game_case() -> Case:
 
 def batch_of(case: Case, prompts: Sequence[int], *, multiple_of: int = 1, balance: float = BALANCE) -> Batch:
     """One micro-batch of several prompts; ``balance`` 0 leaves the load-balancing weights out."""
-    rows, towers, references, keys = [], [], [], []
+    rows: list[TokenSequence] = []
+    towers: list[int] = []
+    references: list[int] = []
+    keys: list[int] = []
     for p in prompts:
         references += [len(rows) + r for r in case.reference_rows[p]]
         rows += case.prompts[p]
@@ -150,7 +154,7 @@ def pair_rows(batch: Batch) -> PairRows:
     return PairRows(batch.extras["reference_row"], batch.extras["is_rollout"], batch.tower_ids_B)
 
 
-def plain_discriminator(config: Mapping[str, Any], towers: Towers = TOWERS, *, seed: int = 1) -> nn.Module:
+def plain_discriminator(config: Mapping[str, Any], towers: Towers = TOWERS, *, seed: int = 1) -> Any:
     """``tiny_model`` with random experts and a random head instead of its MLPs and vocabulary."""
     model = tiny_model(config, seed=seed)
     text = shape_of(config).text
@@ -162,13 +166,13 @@ def plain_discriminator(config: Mapping[str, Any], towers: Towers = TOWERS, *, s
     return model
 
 
-def plain_hidden(model: nn.Module, batch: Batch) -> Tensor:
+def plain_hidden(model: Any, batch: Batch) -> Tensor:
     """Last hidden states ``[B, S, H]`` after the final norm; the vision tower runs once per row that shows an image."""
     ids = batch.input_ids_B_S
     grids = batch.grid_thw_N_3
     patches = torch.split(batch.pixel_values_P_D, grids.prod(-1).tolist())
     shown = [n for images in batch.images_by_row for n in images]
-    return model.model(
+    hidden_B_S_H: Tensor = model.model(
         input_ids=ids,
         attention_mask=real_tokens(batch).long(),
         mm_token_type_ids=(ids == IMAGE).int(),
@@ -176,6 +180,7 @@ def plain_hidden(model: nn.Module, batch: Batch) -> Tensor:
         image_grid_thw=grids[shown],
         use_cache=False,
     ).last_hidden_state
+    return hidden_B_S_H
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class PlainResult:
     gradients: dict[str, Tensor]
 
 
-def plain_step(model: nn.Module, case: Case, *, balance: float = BALANCE) -> PlainResult:
+def plain_step(model: Any, case: Case, *, balance: float = BALANCE) -> PlainResult:
     """Scores, loss (with dropout) and every gradient of one whole step as one padded batch."""
     batch = batch_of(case, range(len(case.prompts)))
     assert batch.tower_ids_B is not None
@@ -197,7 +202,9 @@ def plain_step(model: nn.Module, case: Case, *, balance: float = BALANCE) -> Pla
         mlp.tower_ids, mlp.lengths = batch.tower_ids_B.tolist(), batch.lengths_B.tolist()
     last_B_H = plain_hidden(model, batch)[torch.arange(len(batch.lengths_B)), batch.lengths_B - 1]
     scores = model.score(last_B_H)[:, 0]
-    dropped = model.score(torch.stack([drop(h, key) for h, key in zip(last_B_H, batch.extras["dropout_key"], strict=True)]))
+    dropped = model.score(
+        torch.stack([drop(h, key) for h, key in zip(last_B_H, batch.extras["dropout_key"], strict=True)])
+    )
     loss = plain_pair_loss(dropped[:, 0], batch, case.pair_counts)
     balance_loss = torch.stack([mlp.balance for mlp in layers]).sum()
     (loss + balance * balance_loss).backward()

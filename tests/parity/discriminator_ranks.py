@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from discriminator_oracle import BALANCE, DROPOUT, REGULARISER, TOWERS, Case, batch_of, pair_rows, tiny_shape
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
+from model_providers.moe_discriminator import routing
+from model_providers.moe_discriminator.layer import TowerMoELayer
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.optimizer import OptimizerConfig
@@ -19,6 +20,16 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.losses.discriminator import discriminator_loss
+from tests.parity.discriminator_oracle import (
+    BALANCE,
+    DROPOUT,
+    REGULARISER,
+    TOWERS,
+    Case,
+    batch_of,
+    pair_rows,
+    tiny_shape,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ def my_batches(world: World, case: Case, *, balance: float = BALANCE) -> dict[in
 
 
 def train_step(world: World, source: TensorSource, case: Case, balance: float = BALANCE) -> RankStep:
-    """Forward and backward over all prompts; needs a layout without the distributed optimizer (gradients stay whole)."""
+    """Forward and backward over all prompts; without the distributed optimizer, so that gradients stay whole."""
     engine = build(world, source)
     batches = my_batches(world, case, balance=balance)
 
@@ -62,12 +73,7 @@ def train_step(world: World, source: TensorSource, case: Case, balance: float = 
         return LossOutput(result.loss, {"loss": result.loss.detach()}, {"scores": scores_2_B[0].detach()})
 
     output = engine.forward_backward(list(batches.values()), loss)
-    # Gradients travel under the names, and through the gather, of the weights they belong to.
-    with torch.no_grad():
-        for module in engine.modules:
-            for parameter in module.parameters():
-                parameter.copy_(parameter.main_grad)
-    gradients = dict(engine.export_hf())
+    gradients = full_gradients(engine)
     norm = engine.step().grad_norm
     scores = {p: rows["scores"] for p, rows in zip(batches, output.rows, strict=True)}
     return RankStep(scores, output.sums["loss"], norm, gradients)
@@ -96,30 +102,45 @@ class Visits:
     """Tokens per *global* expert that this rank's dispatchers received, and gradient norms by tensor name."""
 
     tokens: list[int]
-    gradient_norms: Mapping[str, float]
+    gradient_norms: dict[str, float]
 
 
-def visits_of_one_tower(world: World, source: TensorSource, case: Case, rows: Sequence[int]) -> Visits:
-    """Run the rows ``rows`` of prompt 0 and count, in every layer's dispatcher, where their tokens went."""
-    engine = build(world, source)
-    batch = only_rows(batch_of(case, [0], multiple_of=world.parallel.tp, balance=0.0), rows)
-    totals = torch.zeros(TOWERS.num_experts, dtype=torch.int64)
+def visits_of_rows(world: World, source: TensorSource, case: Case, rows: Sequence[int], mask_ignored: bool) -> Visits:
+    """Run some rows of prompt 0 and count what every layer's dispatcher hands to each expert.
+
+    ``mask_ignored`` breaks the routing on purpose: every token then sees all experts.
+    """
+    unbroken = routing.mask_other_towers
+    if mask_ignored:
+        routing.mask_other_towers = lambda logits_S_B_E, *_: logits_S_B_E
+    tokens = [0] * TOWERS.num_experts
     first = world.groups.ep.rank() * (TOWERS.num_experts // world.parallel.ep)
 
-    def count(dispatcher: object, _inputs: object = None) -> None:
-        received = torch.as_tensor(dispatcher.tokens_per_expert)  # type: ignore[attr-defined]
-        totals[first : first + len(received)] += received
+    def count(_experts: object, arguments: tuple[Tensor, Tensor, Tensor]) -> None:
+        _, tokens_per_expert, _ = arguments
+        for local, received in enumerate(tokens_per_expert.tolist()):
+            tokens[first + local] += received
 
-    output = engine.forward_backward([batch], lambda scores, _batch: LossOutput(scores[1].sum()))
-    del output
-    for module in engine.modules:
-        for layer in module.decoder.layers.values():
-            count(layer.mlp.token_dispatcher)
+    try:
+        engine = build(world, source)
+        for module in engine.modules:
+            for layer in module.modules():
+                if isinstance(layer, TowerMoELayer):
+                    layer.experts.register_forward_pre_hook(count)
+        batch = only_rows(batch_of(case, [0], multiple_of=world.parallel.tp, balance=0.0), rows)
+        engine.forward_backward([batch], lambda scores_2_B, _batch: LossOutput(scores_2_B[1].sum()))
+    finally:
+        routing.mask_other_towers = unbroken
+    return Visits(tokens, {name: float(gradient.norm()) for name, gradient in full_gradients(engine).items()})
+
+
+def full_gradients(engine: MegatronEngine) -> dict[str, Tensor]:
+    """Gradients by name on every rank; they travel through the gather of the weights they belong to."""
     with torch.no_grad():
         for module in engine.modules:
             for parameter in module.parameters():
                 parameter.copy_(parameter.main_grad)
-    return Visits(totals.tolist(), {name: float(tensor.norm()) for name, tensor in engine.export_hf()})
+    return dict(engine.export_hf())
 
 
 def only_rows(batch: Batch, rows: Sequence[int]) -> Batch:

@@ -65,6 +65,8 @@ def test_equal_old_logprobs_give_the_on_policy_gradient() -> None:
     one, two = logprobs.clone().requires_grad_(True), logprobs.clone().requires_grad_(True)
     policy_gradient_loss(one, advantages, mask, token_count=9.0).loss.backward()
     policy_gradient_loss(two, advantages, mask, token_count=9.0, old_logprobs_B_S=logprobs).loss.backward()
+    assert one.grad is not None
+    assert two.grad is not None
     assert torch.equal(one.grad, two.grad)
 
 

@@ -1,0 +1,175 @@
+"""Upcycling, the names on disk, and the folder's config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_providers.moe_discriminator.folder import read_towers, write_config
+from model_providers.moe_discriminator.mapping import SCORE, expert_name, router_name, weight_mappings
+from model_providers.moe_discriminator.provider import DiscriminatorProvider
+from model_providers.moe_discriminator.towers import Towers
+from model_providers.moe_discriminator.upcycle import UpcycledSource
+from model_providers.qwen3_vl.mapping import dense_mlp_mappings
+from model_providers.qwen3_vl.mapping import weight_mappings as dense_mappings
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.errors import ConfigError, ConversionError
+
+TOWERS = Towers(num_towers=2, experts_per_tower=2, top_k=2)
+
+
+def config_dict() -> dict[str, Any]:
+    return {
+        "model_type": "qwen3_vl",
+        "image_token_id": 90,
+        "video_token_id": 91,
+        "vision_start_token_id": 92,
+        "vision_end_token_id": 93,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
+        "text_config": {
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "intermediate_size": 48,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "vocab_size": 100,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e4,
+            "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [4, 2, 2]},
+        },
+        "vision_config": {
+            "depth": 1,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 32,
+            "patch_size": 4,
+            "temporal_patch_size": 2,
+            "in_channels": 3,
+            "spatial_merge_size": 2,
+            "num_position_embeddings": 16,
+            "out_hidden_size": 64,
+            "deepstack_visual_indexes": [0],
+        },
+    }
+
+
+SHAPE = Qwen3VLShape.from_dict(config_dict())
+
+
+class DenseSource:
+    """Random tensors for every name of the dense model, in bf16 unless told otherwise."""
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16, *, leave_out: Sequence[str] = ()) -> None:
+        torch.manual_seed(0)
+        self.tensors: dict[str, Tensor] = {"lm_head.weight": torch.zeros(100, 64, dtype=dtype)}
+        for mapping in dense_mappings(SHAPE):
+            assert mapping.hf_shapes is not None
+            for name, shape in zip(mapping.hf_names, mapping.hf_shapes, strict=True):
+                if name not in leave_out:
+                    self.tensors[name] = torch.randn(shape).to(dtype)
+
+    def names(self) -> Sequence[str]:
+        return list(self.tensors)
+
+    def get(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+
+def test_names_and_shapes_are_those_the_model_maps() -> None:
+    """The upcycled tensors are exactly the mapped ones, with the mapped shapes; no vocabulary head is left."""
+    upcycled = UpcycledSource(DenseSource(), SHAPE, TOWERS, seed=0)
+    mapped = {
+        name: shape
+        for mapping in weight_mappings(SHAPE, TOWERS)
+        for name, shape in zip(mapping.hf_names, mapping.hf_shapes or (), strict=True)
+    }
+    assert upcycled.shapes() == mapped
+    assert {name: tuple(upcycled.get(name).shape) for name in upcycled.names()} == mapped
+    parameters = [mapping.parameter for mapping in weight_mappings(SHAPE, TOWERS)]
+    assert len(parameters) == len(set(parameters))
+
+
+def test_zero_noise_copies_exactly_and_noise_has_its_size() -> None:
+    """Without noise every expert is its dense MLP bit by bit; with it the difference has the asked std."""
+    dense = DenseSource(torch.float32)
+    exact = UpcycledSource(dense, SHAPE, TOWERS, seed=0, expert_std=0.0)
+    noisy = UpcycledSource(dense, SHAPE, TOWERS, seed=0, expert_std=0.01)
+    for layer in range(2):
+        gate_up, down = dense_mlp_mappings(SHAPE, layer)
+        for origin, part in zip((*gate_up.hf_names, *down.hf_names), ("gate", "up", "down"), strict=True):
+            for expert in range(4):
+                name = expert_name(layer, expert, part)
+                assert torch.equal(exact.get(name), dense.get(origin))
+                assert float((noisy.get(name) - dense.get(origin)).std()) == pytest.approx(0.01, rel=0.1)
+    assert float(noisy.get(router_name(0)).std()) == pytest.approx(0.02, rel=0.2)
+
+
+def test_noise_depends_on_seed_and_name_alone() -> None:
+    """Read twice, in any order, a tensor is the same; another seed, layer or expert draws anew."""
+    one, two = (UpcycledSource(DenseSource(), SHAPE, TOWERS, seed=4) for _ in range(2))
+    for name in reversed(one.names()):
+        assert torch.equal(one.get(name), two.get(name)), name
+    other = UpcycledSource(DenseSource(), SHAPE, TOWERS, seed=5)
+    assert not torch.equal(one.get(SCORE), other.get(SCORE))
+    assert not torch.equal(one.get(expert_name(0, 0, "up")), one.get(expert_name(0, 1, "up")))
+    assert not torch.equal(one.get(router_name(0)), one.get(router_name(1)))
+    assert one.get(SCORE).dtype == torch.bfloat16
+
+
+def test_a_model_without_dense_mlps_is_refused() -> None:
+    """The error names the tensor that is missing."""
+    missing = dense_mlp_mappings(SHAPE, 1)[1].hf_names[0]
+    with pytest.raises(ConversionError, match=missing):
+        UpcycledSource(DenseSource(leave_out=[missing]), SHAPE, TOWERS, seed=0)
+
+
+def test_folder_round_trip(tmp_path: Path) -> None:
+    """A provider built from a written folder has the dense sizes and the same towers."""
+    dense, saved = tmp_path / "dense", tmp_path / "saved"
+    dense.mkdir()
+    saved.mkdir()
+    (dense / "config.json").write_text(json.dumps(config_dict()))
+    write_config(saved, dense_folder=dense, towers=TOWERS)
+    assert read_towers(saved) == TOWERS
+    provider = DiscriminatorProvider.from_folder(saved)
+    assert (provider.shape, provider.towers) == (SHAPE, TOWERS)
+    with pytest.raises(ConfigError, match="prism_discriminator"):
+        read_towers(dense)
+
+
+def test_a_malformed_section_is_refused(tmp_path: Path) -> None:
+    """Unknown keys and wrong types in the section are named, not guessed around."""
+    (tmp_path / "config.json").write_text(json.dumps({"prism_discriminator": {"num_towers": "2", "top_k": 2}}))
+    with pytest.raises(ConfigError, match="expected integers"):
+        read_towers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [(ParallelConfig(ep=4), "--ep 4"), (ParallelConfig(tp=2, sp="off"), "--sp off"), (ParallelConfig(tp=3), "--tp 3")],
+)
+def test_layouts_that_do_not_fit(parallel: ParallelConfig, message: str) -> None:
+    """An unfit layout is a ConfigError that names the flag."""
+    with pytest.raises(ConfigError, match=message):
+        DiscriminatorProvider(SHAPE, TOWERS).transformer_config(parallel, torch.float32)
+
+
+def test_towers_that_cannot_be() -> None:
+    """top-k beyond a tower's experts, and towers without experts, are refused."""
+    with pytest.raises(ConfigError, match="--top-k 3"):
+        Towers(experts_per_tower=2, top_k=3)
+    with pytest.raises(ConfigError, match="--experts-per-tower"):
+        Towers(experts_per_tower=0, top_k=1)
