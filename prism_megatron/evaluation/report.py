@@ -33,7 +33,8 @@ p.lead { margin: 0 0 1rem; color: #444; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: .2rem 1.4rem .2rem 0; vertical-align: top; }
 th { font-weight: 600; } tr + tr { border-top: 1px solid #e3e3e3; } td.n, th.n { text-align: right; }
 td, .legend { font-variant-numeric: tabular-nums; }
-.tables, .charts { display: flex; flex-wrap: wrap; gap: 1rem 3rem; } .charts { gap: 1rem 1.5rem; }
+.tables, .charts { display: flex; flex-wrap: wrap; gap: 1rem 3rem; }
+.tables { align-items: flex-start; } .charts { gap: 1rem 1.5rem; }
 figure { margin: 0; width: 28rem; max-width: 100%; break-inside: avoid; }
 figcaption { font-weight: 600; } figure > svg { width: 100%; height: auto; display: block; }
 svg text { font: 11px system-ui, sans-serif; fill: #444; } svg .grid { stroke: #e3e3e3; }
@@ -42,8 +43,10 @@ article { border-top: 1px solid #bbb; padding: .8rem 0; break-inside: avoid; }
 article > div { display: flex; gap: 1.4rem; flex-wrap: wrap; }
 .images { flex: 0 0 auto; max-width: 20rem; }
 .images img { max-width: 100%; min-width: 9rem; display: block; margin-bottom: .4rem; border: 1px solid #ccc; }
-.texts { flex: 1 1 24rem; display: grid; grid-template-columns: 1fr 1fr; gap: .2rem 1.4rem; min-width: 0; }
+.texts { flex: 1 1 24rem; display: grid; grid-template-columns: 1fr 1fr; gap: .2rem 1.4rem; min-width: 0;
+       align-content: start; }
 .texts .wide { grid-column: 1 / -1; } h3 { font-size: .85rem; margin: .4rem 0 0; color: #444; }
+.scores { color: #444; font-size: .85rem; margin: 0 0 .3rem; }
 pre { font: 13px/1.4 ui-monospace, "Liberation Mono", Menlo, monospace; margin: 0; white-space: pre-wrap;
       overflow-wrap: anywhere; unicode-bidi: isolate; }
 @media print { body { margin: 0; max-width: none; font-size: 11px; } a { color: inherit; } }
@@ -164,8 +167,8 @@ def _article(sample: Sample) -> str:
     return (
         f"<article><div><div class='images'>{images}</div><div class='texts'>"
         f"<div class='wide'><h3>Prompt</h3><pre>{_text(sample.prompt)}</pre></div>"
-        f"<div><h3>Rollout ({_text(verdict)}){_scores(sample.scores)}</h3><pre>{_text(sample.response)}</pre></div>"
-        f"<div><h3>Reference{_scores(sample.reference_scores)}</h3><pre>{_text(sample.reference)}</pre></div>"
+        f"<div><h3>Rollout ({_text(verdict)})</h3>{_scores(sample.scores)}<pre>{_text(sample.response)}</pre></div>"
+        f"<div><h3>Reference</h3>{_scores(sample.reference_scores)}<pre>{_text(sample.reference)}</pre></div>"
         "</div></div></article>"
     )
 
@@ -173,7 +176,8 @@ def _article(sample: Sample) -> str:
 def _scores(scores: Mapping[str, float | None]) -> str:
     if not scores:
         return ""
-    return "; scores " + ", ".join(f"{_text(tower)} {_figure(score, '+.2f')}" for tower, score in scores.items())
+    figures = ", ".join(f"{_text(tower)} {_figure(score, '+.2f')}" for tower, score in scores.items())
+    return f"<p class='scores'>scores: {figures}</p>"
 
 
 def _figure(value: float | None, form: str) -> str:

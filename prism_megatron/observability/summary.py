@@ -35,17 +35,20 @@ class RunFacts:
 
 
 def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
-    """The summary of a run of at least one step.
+    """The summary of a run.
 
     Shares and gaps are pooled over the last ten steps, weighted by their counts, which stand beside them; totals and
-    the largest gradient norms are those of all steps. A share without data is None beside a count of 0.
+    the largest gradient norms are those of all steps. A share without data is None beside a count of 0. ``steps``
+    counts from the very first step, also where the rows begin at a later one (a run that went on in a new folder).
     """
     last = rows[-_WINDOW:]
     tokens = _total(rows, "response_tokens")
-    seconds = _seconds_by_phase(rows)
-    step_seconds = sum(seconds.values())
+    in_steps = _seconds_by_phase(rows)
+    outside = facts.other_seconds
+    seconds = {phase: outside.get(phase, 0.0) + in_steps.get(phase, 0.0) for phase in {**outside, **in_steps}}
+    seconds_of_steps = sum(in_steps.values())
     return {
-        "steps": len(rows),
+        "steps": int(number(rows[-1], "step") or 0) + 1 if rows else 0,
         "policy_version": rows[-1].get("policy_version") if rows else None,
         "world_size": facts.world_size,
         "layout": dict(facts.layout),
@@ -56,7 +59,7 @@ def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
         "valid_share": _pooled(last, "valid_share", "rollouts"),
         "valid_rollouts": _total(last, "valid_rollouts"),
         "rollouts": _total(last, "rollouts"),
-        "tokens_per_second": tokens / step_seconds if step_seconds else None,
+        "tokens_per_second": tokens / seconds_of_steps if seconds_of_steps else None,
         "totals": {
             "pairs": {tower: _total(rows, f"{tower}/pairs") for tower in TOWERS},
             "valid_rollouts": _total(rows, "valid_rollouts"),
@@ -64,7 +67,7 @@ def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
             "response_tokens": tokens,
         },
         "largest_grad_norm": {role: _largest(rows, f"{role}_grad_norm") for role in ROLES},
-        "seconds_by_phase": {**facts.other_seconds, **seconds},
+        "seconds_by_phase": seconds,
         "hf_export": facts.hf_export,
         "checkpoint": facts.checkpoint,
         "megatron_core": facts.megatron_core,

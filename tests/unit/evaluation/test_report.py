@@ -103,7 +103,7 @@ def test_sample_images_are_real_and_small(tmp_path: Path) -> None:
 def test_figures_and_missing_data_are_told_apart(tmp_path: Path) -> None:
     page = page_of(tmp_path, sample())
     assert "+1.25" in page.text
-    assert "perception +1.50, reasoning –" in page.text
+    assert "scores: perception +1.50, reasoning –" in page.text
     assert "3 steps on 2 ranks (TP2 · PP1 · CP1 · DP1 · EP1)" in page.text
 
 

@@ -25,7 +25,7 @@ FACTS = RunFacts(
     checkpoint=None,
     megatron_core="0.16.1",
     torch="2.13",
-    other_seconds={"start": 3.0},
+    other_seconds={"start": 3.0, "policy": 0.5},
 )
 
 
@@ -114,7 +114,7 @@ def test_summary_pools_by_count_and_keeps_missing_data_missing() -> None:
     assert summary["reward_gap"] == {"perception": 2.0, "reasoning": None}
     assert summary["pairs"] == {"perception": 16, "reasoning": 0}
     assert summary["tokens_per_second"] == 200 / 8
-    assert summary["seconds_by_phase"] == {"start": 3.0, "rollout": 2.0, "policy": 6.0}
+    assert summary["seconds_by_phase"] == {"start": 3.0, "rollout": 2.0, "policy": 6.5}
     assert summary["largest_grad_norm"] == {"policy": 0.5, "discriminator": None}
     assert (summary["steps"], summary["policy_version"]) == (2, 2)
 
@@ -124,6 +124,12 @@ def test_summary_looks_at_the_last_ten_steps_and_totals_at_all() -> None:
     summary = summarise(rows, FACTS)
     assert (summary["valid_share"], summary["window_steps"], summary["rollouts"]) == (1.0, 10, 80)
     assert summary["totals"]["rollouts"] == 120
+
+
+def test_a_run_without_steps_has_no_numbers() -> None:
+    summary = summarise([], FACTS)
+    assert (summary["steps"], summary["rollouts"], summary["valid_share"]) == (0, 0, None)
+    assert summary["tokens_per_second"] is None
 
 
 def test_summary_file_has_the_promised_keys(tmp_path: Path) -> None:
