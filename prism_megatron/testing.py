@@ -60,30 +60,13 @@ class GlooWorld:
         self._num_runs = 0
 
     def __enter__(self) -> Self:
-        os.environ["OMP_NUM_THREADS"] = "1"
         self._folder = tempfile.TemporaryDirectory(prefix="gloo-world-")
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(list(_PRELOAD))
-        for rank in range(self.num_ranks):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs, list(sys.path)), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._pipes.append(ours)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pipe in self._pipes:
-            pipe.close()
-        deadline = time.monotonic() + 2.0
-        for process in self._processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
+        self._end()
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -98,16 +81,46 @@ class GlooWorld:
         """``function(world, *arguments)`` on the first ``num_ranks`` ranks (default all), laid out as ``parallel``.
 
         Returns one result per rank. Raises RankError with the traceback of the first rank that raised, or
-        TimeoutError after ``timeout_s``; the world is unusable after either.
+        TimeoutError after ``timeout_s``; after either the processes are ended, and the next call starts new ones.
         """
         assert self._folder is not None, "GlooWorld is a context manager"
+        if not self._processes:
+            self._start()
         size = self.num_ranks if num_ranks is None else num_ranks
         rendezvous = str(Path(self._folder.name) / f"run-{self._num_runs}")
         self._num_runs += 1
         job = _Job(function, arguments, parallel or ParallelConfig(), size, seed, rendezvous, self.timeout_s)
-        for pipe in self._pipes[:size]:
-            pipe.send(job)
-        return self._collect(size)
+        try:
+            for pipe in self._pipes[:size]:
+                pipe.send(job)
+            return self._collect(size)
+        except BaseException:
+            self._end()
+            raise
+
+    def _start(self) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(list(_PRELOAD))
+        for rank in range(self.num_ranks):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, theirs, list(sys.path)), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def _end(self) -> None:
+        """A rank that waits for work leaves when its pipe closes; one that hangs in a collective is killed."""
+        for pipe in self._pipes:
+            pipe.close()
+        deadline = time.monotonic() + 2.0
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._processes, self._pipes = [], []
 
     def _collect(self, size: int) -> list[Any]:
         results: dict[int, Any] = {}

@@ -119,6 +119,8 @@ def restore_state(
 ) -> None:
     """Put back what ``sharded_state`` gave. Rates and decay stay those of the present config; ``step`` is Adam's count."""
     parts = optimizer.chained_optimizers
+    # Megatron leaves a count of 0 out of its state, and torch then misses it.
+    set_adam_step(optimizer, max(1, step))
     own = optimizer.sharded_state_dict(model_shards, is_loading=True, metadata=metadata)
     for index, part in enumerate(parts):
         part_own, part_loaded = (own, loaded) if len(parts) == 1 else (own[index], loaded[index])
