@@ -34,10 +34,15 @@ class VisualRows:
 
     def local(self, tokens_per_rank: int, rank: int) -> VisualRows:
         """The rows of one sequence-parallel rank, with token numbers in its own chunk."""
-        start, end = (int(bound) for bound in torch.searchsorted(
-            self.token_V, torch.tensor([rank, rank + 1], device=self.token_V.device) * tokens_per_rank
-        ))
-        return VisualRows(self.token_V[start:end] - rank * tokens_per_rank, self.row_V[start:end], self.feature_V[start:end])
+        start, end = (
+            int(bound)
+            for bound in torch.searchsorted(
+                self.token_V, torch.tensor([rank, rank + 1], device=self.token_V.device) * tokens_per_rank
+            )
+        )
+        return VisualRows(
+            self.token_V[start:end] - rank * tokens_per_rank, self.row_V[start:end], self.feature_V[start:end]
+        )
 
     def overwrite(self, hidden_S_B_H: Tensor, rows_V_H: Tensor) -> Tensor:
         """``hidden`` with the visual positions replaced."""
@@ -75,7 +80,7 @@ def locate(batch: Batch, shape: Qwen3VLShape) -> tuple[VisualRows, Tensor]:
         positions[:, b] = row_positions(visual[b], frames)
         if images:
             features[b, visual[b]] = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in images])
-    token, row = np.nonzero(visual.T)
+    token, row = (np.ascontiguousarray(index) for index in np.nonzero(visual.T))
     device = batch.input_ids_B_S.device
     rows = VisualRows(
         token_V=torch.from_numpy(token).to(device),
@@ -100,9 +105,7 @@ def pack(hidden_S_B_H: Tensor, taps: Sequence[Tensor]) -> Tensor:
     return torch.cat([hidden_S_B_H, torch.cat([flat, padding]).view(-1, num_rows, hidden)])
 
 
-def unpack(
-    payload: Tensor, *, num_tokens: int, num_visual: int, pending: range
-) -> tuple[Tensor, Mapping[int, Tensor]]:
+def unpack(payload: Tensor, *, num_tokens: int, num_visual: int, pending: range) -> tuple[Tensor, Mapping[int, Tensor]]:
     """Undo ``pack``: hidden states of ``num_tokens`` and the pending taps by number, ``[num_visual, H]`` each."""
     rows = payload[num_tokens:].flatten(0, 1)
     return payload[:num_tokens], {

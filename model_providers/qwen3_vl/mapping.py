@@ -13,15 +13,13 @@ LM_HEAD = "lm_head.weight"
 
 
 def weight_mappings(shape: Qwen3VLShape) -> list[WeightMapping]:
-    """All weights of a dense policy. A tied model has no ``lm_head.weight`` of its own, though a folder may repeat it."""
+    """All weights of a dense policy. A tied model has no ``lm_head.weight``, though a folder may repeat it."""
     mappings = [*vision_mappings(shape), *embedding_mappings(shape)]
     for layer in range(shape.text.num_layers):
         mappings += [*attention_mappings(shape, layer), *dense_mlp_mappings(shape, layer)]
     if not shape.text.tied:
         text = shape.text
-        mappings.append(
-            WeightMapping((LM_HEAD,), OUTPUT, Column(text.vocab), hf_shapes=((text.vocab, text.hidden),))
-        )
+        mappings.append(WeightMapping((LM_HEAD,), OUTPUT, Column(text.vocab), hf_shapes=((text.vocab, text.hidden),)))
     return mappings
 
 
@@ -54,7 +52,9 @@ def attention_mappings(shape: Qwen3VLShape, layer: int) -> list[WeightMapping]:
             hf_shapes=((query, text.hidden), (keys, text.hidden), (keys, text.hidden)),
         ),
         *(
-            _copy(f"{hf}.self_attn.{part}_norm.weight", f"{ours}.self_attention.{part}_layernorm.weight", (text.head_dim,))
+            _copy(
+                f"{hf}.self_attn.{part}_norm.weight", f"{ours}.self_attention.{part}_layernorm.weight", (text.head_dim,)
+            )
             for part in "qk"
         ),
         WeightMapping(

@@ -191,10 +191,10 @@ class Qwen3VLModel(Qwen3VLTrunk):
         return {OUTPUT: EMBEDDING} if has_copy else {}
 
     def head(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Vocabulary-parallel logits ``[S, B, V / tp]``; columns that only pad the vocabulary are the dtype's minimum."""
+        """Vocabulary-parallel logits ``[S, B, V / tp]``; padding columns hold the dtype's minimum."""
         del batch
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits, _ = self.output_layer(hidden, weight=weight)
+        logits: Tensor = self.output_layer(hidden, weight=weight)[0]
         columns = logits.shape[-1]
         real = self.shape.text.vocab - self.tp_group.rank() * columns
         if real < columns:

@@ -1,8 +1,9 @@
 """Interleaved multimodal rotary positions (MRoPE) of Qwen3-VL.
 
-Every token has three positions: time, height, width. Text advances all three together; the tokens of a frame lie on its
-merged grid; the text after a frame goes on at its start plus the longer side of the grid. Matches ``get_rope_index`` and
-``Qwen3VLTextRotaryEmbedding`` of transformers 5.23. Shape suffixes: B rows, S tokens, D head size.
+Every token has three positions: time, height, width. Text advances all three together; the tokens of a frame lie on
+its merged grid; the text after a frame goes on at its start plus the longer side of the grid. Matches
+``get_rope_index`` and ``Qwen3VLTextRotaryEmbedding`` of transformers 5.23.
+Shape suffixes: B rows, S tokens, D head size.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ class Qwen3VLProvider:
         """``freeze_vision`` keeps the vision tower and its mergers as loaded. ConfigError for a model with experts."""
         if shape.text.num_experts:
             raise ConfigError(
-                f"a policy with {shape.text.num_experts} experts is not supported; use a dense Qwen3-VL (2B, 4B, 8B, 32B)"
+                f"a policy with {shape.text.num_experts} experts is not supported; "
+                "use a dense Qwen3-VL (2B, 4B, 8B, 32B)"
             )
         self.shape = shape
         self.freeze_vision = freeze_vision

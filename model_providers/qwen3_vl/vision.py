@@ -95,7 +95,7 @@ class VisionAttention(MegatronModule):
             context = nn.functional.scaled_dot_product_attention(q, k, v)
             attended.append(context.transpose(1, 2).reshape(end - start, -1))
             start = end
-        output, _ = self.linear_proj(torch.cat(attended))
+        output: Tensor = self.linear_proj(torch.cat(attended))[0]
         return output
 
 
@@ -118,7 +118,7 @@ class VisionMLP(MegatronModule):
 
     def forward(self, hidden: Tensor) -> Tensor:
         inner, _ = self.linear_fc1(hidden)
-        output, _ = self.linear_fc2(nn.functional.gelu(inner, approximate=self.gelu))
+        output: Tensor = self.linear_fc2(nn.functional.gelu(inner, approximate=self.gelu))[0]
         return output
 
 
@@ -135,7 +135,8 @@ class VisionBlock(MegatronModule):
 
     def forward(self, hidden_P_C: Tensor, cos: Tensor, sin: Tensor, frame_lengths: Sequence[int]) -> Tensor:
         hidden_P_C = hidden_P_C + self.self_attention(self.input_layernorm(hidden_P_C), cos, sin, frame_lengths)
-        return hidden_P_C + self.mlp(self.pre_mlp_layernorm(hidden_P_C))
+        output: Tensor = hidden_P_C + self.mlp(self.pre_mlp_layernorm(hidden_P_C))
+        return output
 
 
 class Merger(VisionMLP):
@@ -171,11 +172,10 @@ class VisionModel(MegatronModule):
         self.tp_group = groups.tp
         self.shape = shape
         dtype, device = config.params_dtype, parameter_device(config)
-        self.patch_embed = nn.utils.skip_init(
-            nn.Linear, shape.patch_dim, shape.hidden, dtype=dtype, device=device
-        )
-        self.pos_embed = nn.utils.skip_init(
-            nn.Embedding, shape.num_position_embeddings, shape.hidden, dtype=dtype, device=device
+        # Made on meta and then emptied: torch's own initialisation would be thrown away.
+        self.patch_embed = nn.Linear(shape.patch_dim, shape.hidden, dtype=dtype, device="meta").to_empty(device=device)
+        self.pos_embed = nn.Embedding(shape.num_position_embeddings, shape.hidden, dtype=dtype, device="meta").to_empty(
+            device=device
         )
         self.blocks = NumberedModules(VisionBlock(config, shape, groups) for _ in range(shape.depth))
         self.merger = Merger(config, shape, groups, norm_after=False)

@@ -127,7 +127,7 @@ class Qwen3VLShape:
         eos = _first_id("eos_token_id", top.values, text.values, generation or {})
         if eos is None:
             raise ConfigError(f"{where}: eos_token_id is missing (also from generation_config.json); add it")
-        # Hub configs have no pad id; their bos is the <|endoftext|> that pads. Padding is never read, so any id will do.
+        # Hub configs have no pad id; their bos is the <|endoftext|> that pads. Padding is never read: any id will do.
         pad = _first_id("pad_token_id", top.values, text.values, generation or {})
         if pad is None:
             pad = _first_id("bos_token_id", top.values, text.values)
@@ -144,7 +144,7 @@ class Qwen3VLShape:
         )
 
     def check_layout(self, parallel: ParallelConfig) -> None:
-        """Raise ConfigError, naming the flag and the values that would do, for a layout this model cannot be cut into."""
+        """Raise ConfigError, naming the values that would do, for a layout this model cannot be cut into."""
         text, vision = self.text, self.vision
         cut_by_tp = {"attention heads": text.heads, "ffn width": text.ffn}
         cut_by_tp |= {"vision heads": vision.heads, "vision ffn width": vision.ffn}
@@ -178,7 +178,7 @@ class _Section:
         spelled = " or ".join(repr(name) for name in names)
         raise ConfigError(f"{self.where}: key {spelled} is missing; class defaults are not used, so write it out")
 
-    def _typed(self, kind: type[int] | type[float] | type[str] | type[bool] | type[dict[str, Any]], *names: str) -> Any:
+    def _typed(self, kind: type[int | float | str | bool | dict[str, Any]], *names: str) -> Any:
         value = self._get(*names)
         accepted = (int, float) if kind is float else kind
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
@@ -284,8 +284,7 @@ def _vision_shape(vision: _Section) -> VisionShape:
         raise ConfigError(f"{vision.where}: num_position_embeddings {shape.num_position_embeddings} is not a square")
     if list(shape.taps) != sorted(set(shape.taps)) or any(tap >= shape.depth for tap in shape.taps):
         raise ConfigError(
-            f"{vision.where}: deepstack_visual_indexes {list(shape.taps)} must ascend and lie below "
-            f"depth {shape.depth}"
+            f"{vision.where}: deepstack_visual_indexes {list(shape.taps)} must ascend and lie below depth {shape.depth}"
         )
     return shape
 

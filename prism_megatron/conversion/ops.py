@@ -70,11 +70,11 @@ class GroupedQKV:
     head_dim: int
 
     def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
-        grouped = torch.cat([tensor.unflatten(0, (self.kv_heads, -1)) for tensor in tensors], dim=1)
+        grouped = torch.cat([_split_rows(tensor, self.kv_heads, -1) for tensor in tensors], dim=1)
         return _shards(grouped.flatten(0, 1), tp_size, dim=0)
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
-        grouped = torch.cat(list(shards)).unflatten(0, (self.kv_heads, -1))
+        grouped = _split_rows(torch.cat(list(shards)), self.kv_heads, -1)
         queries = grouped.shape[1] - 2 * self.head_dim
         return [part.flatten(0, 1) for part in grouped.split([queries, self.head_dim, self.head_dim], dim=1)]
 
@@ -100,11 +100,11 @@ class VisionQKV:
 
     def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
         (tensor,) = tensors
-        by_head = tensor.unflatten(0, (3, self.heads, -1)).transpose(0, 1)
+        by_head = _split_rows(tensor, 3, self.heads, -1).transpose(0, 1)
         return _shards(by_head.flatten(0, 2), tp_size, dim=0)
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
-        by_head = torch.cat(list(shards)).unflatten(0, (self.heads, 3, -1))
+        by_head = _split_rows(torch.cat(list(shards)), self.heads, 3, -1)
         return [by_head.transpose(0, 1).flatten(0, 2)]
 
 
@@ -119,7 +119,12 @@ class PatchEmbed:
         return [tensor.flatten(1)] * tp_size
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
-        return [shards[0].unflatten(1, self.kernel)]
+        return [shards[0].view(-1, *self.kernel)]
+
+
+def _split_rows(tensor: Tensor, *sizes: int) -> Tensor:
+    """Dimension 0 as several of these sizes."""
+    return tensor.reshape(*sizes, *tensor.shape[1:])
 
 
 def _shards(tensor: Tensor, tp_size: int, *, dim: int) -> list[Tensor]:

@@ -21,6 +21,7 @@ class SDPACoreAttention(nn.Module):
 
     def __init__(
         self,
+        *,
         config: TransformerConfig,
         layer_number: int,
         attn_mask_type: AttnMaskType,

@@ -34,19 +34,19 @@ class DecoderLayer(TransformerLayer):
 
     def forward(self, hidden: Tensor, rotary_angles: Tensor, *mlp_args: Tensor) -> Tensor:
         """``hidden [S_local, B, H]``, ``rotary_angles [S, B, 1, D]`` of the full sequence -> ``[S_local, B, H]``."""
-        attended, _ = self.self_attention(self.input_layernorm(hidden), attention_mask=None, rotary_pos_emb=rotary_angles)
+        normed = self.input_layernorm(hidden)
+        attended, _ = self.self_attention(normed, attention_mask=None, rotary_pos_emb=rotary_angles)
         hidden = hidden + attended
         transformed, _ = self.mlp(self.pre_mlp_layernorm(hidden), *mlp_args)
-        return hidden + transformed
+        output: Tensor = hidden + transformed
+        return output
 
 
 def dense_mlp_spec(config: TransformerConfig) -> Any:
     """The builder of a tensor-parallel MLP, in the form that the installed Megatron's layer takes."""
     submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     if hasattr(MLP, "as_mlp_submodule"):  # 0.19: a callable; a ModuleSpec works but logs a warning for every layer
-        return functools.partial(
-            MLP.as_mlp_submodule, submodules=submodules, ffn_hidden_size=config.ffn_hidden_size
-        )
+        return functools.partial(MLP.as_mlp_submodule, submodules=submodules, ffn_hidden_size=config.ffn_hidden_size)
     return ModuleSpec(module=MLP, submodules=submodules, params={"ffn_hidden_size": config.ffn_hidden_size})
 
 

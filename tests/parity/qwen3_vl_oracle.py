@@ -1,4 +1,4 @@
-"""The oracle of the model tests: a tiny random Qwen3-VL of transformers, batches for it, and its logits and gradients."""
+"""The oracle of the model tests: a tiny random Qwen3-VL of transformers, its logits and its gradients."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def image(rng: np.random.Generator, grid: tuple[int, int, int]) -> ImageInput:
 
 
 def row(rng: np.random.Generator, *parts: int | ImageInput) -> TokenSequence:
-    """A row of random text (an int is a number of tokens) and images (each frame of a video between its own markers)."""
+    """A row of random text (an int counts tokens) and images (each video frame between its own markers)."""
     ids: list[int] = []
     images = []
     for part in parts:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer import TransformerConfig
-from qwen3_vl_oracle import probe, shape_of, tiny_batch, tiny_model
 from torch import Tensor
 
+from model_providers.qwen3_vl import deepstack, model, provider
+from model_providers.qwen3_vl.deepstack import VisualRows
 from model_providers.qwen3_vl.model import Qwen3VLModel
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from model_providers.qwen3_vl.vision import VisionMLP
 from prism_megatron.conversion.ops import PatchEmbed, Replicated
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.runtime import World
+from tests.parity.qwen3_vl_oracle import probe, shape_of, tiny_batch, tiny_model
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,11 @@ class RankResult:
 
 def build(world: World, config: Mapping[str, Any]) -> tuple[TransformerConfig, list[Qwen3VLModel]]:
     """This rank's chunks with the weights of ``tiny_model``."""
-    provider = Qwen3VLProvider(shape_of(config))
-    transformer_config = provider.transformer_config(world.parallel, torch.float32)
+    policy = Qwen3VLProvider(shape_of(config))
+    transformer_config = policy.transformer_config(world.parallel, torch.float32)
     vpp, pp = world.parallel.vpp, world.parallel.pp
     chunks = [
-        provider.build_chunk(
+        policy.build_chunk(
             transformer_config,
             world.groups,
             pre_process=world.is_first_stage and stage == 0,
@@ -48,7 +53,7 @@ def build(world: World, config: Mapping[str, Any]) -> tuple[TransformerConfig, l
     weights = tiny_model(config).state_dict()
     shards = {
         mapping.parameter: mapping.op.split([weights[name] for name in mapping.hf_names], world.parallel.tp)
-        for mapping in provider.weight_mappings()
+        for mapping in policy.weight_mappings()
     }
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
@@ -96,9 +101,7 @@ def run_cases(world: World, config: Mapping[str, Any], cases: Sequence[str]) -> 
         **_communicator(world, transformer_config),
     )
     finalize_model_grads(wrapped, pg_collection=world.groups)
-    gradients = {
-        name: parameter.main_grad.clone() for chunk in chunks for name, parameter in chunk.named_parameters()
-    }
+    gradients = {name: parameter.main_grad.clone() for chunk in chunks for name, parameter in chunk.named_parameters()}
     return RankResult(world.tp_rank, logits, gradients, payload_rows)
 
 
@@ -142,3 +145,30 @@ def replica_spread(results: Sequence[RankResult], config: Mapping[str, Any]) -> 
             for other in others:
                 worst = max(worst, float((other - first).norm() / (first.norm() + 1e-12)))
     return worst
+
+
+def run_broken(world: World, defect: str, config: Mapping[str, Any], cases: Sequence[str]) -> RankResult:
+    """``run_cases`` with one defect put back, by its name in ``test_the_comparison_sees_each_defect``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if defect == "no DeepStack":
+            patch.setattr(VisualRows, "add", lambda _self, hidden, _rows: hidden)
+        elif defect == "plain RoPE":
+            patch.setattr(deepstack, "row_positions", lambda visual, _frames: np.tile(np.arange(len(visual)), (3, 1)))
+        elif defect == "tanh GELU in mergers":
+            patch.setattr(VisionMLP, "__init__", _with_tanh(VisionMLP.__init__))
+        elif defect == "taps sliced under SP":
+            patch.setattr(model, "copy_to_tensor_model_parallel_region", lambda tap, **_group: tap)
+        elif defect == "batched p2p under VPP":
+            patch.setattr(provider, "TransformerConfig", _batched_p2p)
+        return run_cases(world, config, cases)
+
+
+def _with_tanh(original: Callable[..., None]) -> Callable[..., None]:
+    def build(self: VisionMLP, *arguments: Any, **keywords: Any) -> None:
+        original(self, *arguments, **(keywords | {"gelu": "tanh"}))
+
+    return build
+
+
+def _batched_p2p(**settings: Any) -> TransformerConfig:
+    return TransformerConfig(**(settings | {"overlap_p2p_comm": False, "batch_p2p_comm": True}))

@@ -42,7 +42,7 @@ def sharded(folder: Path, like: Path) -> Path:
 
 @pytest.mark.parametrize("max_shard_bytes", [1, 70, 10**6])
 def test_what_is_written_is_read_back_exactly(tmp_path: Path, like: Path, max_shard_bytes: int) -> None:
-    """Claim: every tensor returns bit for bit at any shard size, views included; companions come along, others do not."""
+    """Claim: every tensor returns bit for bit at any shard size, views included; only companions come along."""
     target = tmp_path / "out" / "model"
     write_hf_folder(target, weights().items(), like=like, max_shard_bytes=max_shard_bytes)
     folder = HFFolder(target)
