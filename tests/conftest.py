@@ -25,14 +25,13 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded() -> None:
     """Every test starts from one seed, whatever ran before it; PRISM_TEST_SEED tries another."""
     import torch
 
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002  # third-party code may draw from numpy's global generator
     torch.manual_seed(SEED)
-    yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,11 +48,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:  # noqa: ARG001  # pytest passes it by name
+def pytest_runtest_makereport() -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[misc, assignment]  # a wrapper hook receives the result
     if report.failed:
         report.sections.append(("seed", f"PRISM_TEST_SEED={SEED}"))
-    return report  # type: ignore[return-value]  # noqa: B901  # and hands it on
+    return report  # type: ignore[return-value]  # and hands it on
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

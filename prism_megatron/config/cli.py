@@ -50,7 +50,7 @@ def parse(argv: Sequence[str]) -> AlignConfig:
 
 
 def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str) -> ConfigT:
-    """``defaults`` with the YAML of ``--config`` over them, and the flags over both. Raises ConfigError for bad YAML."""
+    """``defaults`` with the YAML of ``--config`` over them, and the flags over both. Raises ConfigError."""
     arguments = _spell_out_bare_sp(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", type=Path)

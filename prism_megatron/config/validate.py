@@ -58,7 +58,8 @@ def check_ranges(config: AlignConfig) -> None:
         _check_interval(flag, value, at_least=0.0)
     if not 1 <= discriminator.top_k <= discriminator.experts_per_tower:
         raise ConfigError(
-            f"--top-k {discriminator.top_k} must lie between 1 and --experts-per-tower {discriminator.experts_per_tower}"
+            f"--top-k {discriminator.top_k} must lie between 1 and "
+            f"--experts-per-tower {discriminator.experts_per_tower}"
         )
     for flag, folder in (
         ("--model", config.model.model),

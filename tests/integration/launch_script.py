@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from prism_megatron.engine.launch import launch
+from prism_megatron.engine.launch import PRELOAD, launch
 from prism_megatron.errors import ConfigError
 
 
@@ -46,8 +46,13 @@ def run(order: Order) -> None:
 
 
 def main() -> int:
-    action, folder, size = sys.argv[1:]
-    return launch(run, Order(action, Path(folder), time.time()), model_parallel_size=int(size))
+    action, folder, size, preload = sys.argv[1:]
+    return launch(
+        run,
+        Order(action, Path(folder), time.time()),
+        model_parallel_size=int(size),
+        preload=PRELOAD if preload == "all" else ("torch",),
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,12 @@ def imported_names(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["prism_megatron.config", "prism_megatron.config.cli", "prism_megatron.config.validate", "prism_megatron.engine.launch"],
+    [
+        "prism_megatron.config",
+        "prism_megatron.config.cli",
+        "prism_megatron.config.validate",
+        "prism_megatron.engine.launch",
+    ],
 )
 def test_module_loads_nothing_heavy(module: str) -> None:
     """Claim: parsing, checking and launching load no torch. Blind spot: imports inside functions."""

@@ -36,18 +36,20 @@ def check(parallel: ParallelConfig, shape: Qwen3VLShape) -> None:
         (ParallelConfig(tp=3), "--tp 3 must divide the model's 4 KV heads; use 1, 2 or 4"),
         (ParallelConfig(tp=8), "--tp 8 must divide the model's 4 KV heads; use 1, 2 or 4"),
         (ParallelConfig(tp=4, pp=3), "--pp 3 must divide the model's 4 language layers; use 1, 2 or 4"),
-        (ParallelConfig(pp=2, vpp=4), "--vpp 4 must divide the model's 2 language layers per pipeline stage; use 1 or 2"),
-        (ParallelConfig(vpp=2), "--vpp 2 interleaves pipeline stages and needs --pp of at least 2; use --vpp 1"),
-        (ParallelConfig(ep=3), "--ep 3 must divide the model's 8 experts in a layer of the discriminator; use 1, 2, 4 or 8"),
         (
-            ParallelConfig(tp=2, sp="off"),
-            "--sp off cannot work at --tp 2: expert layers (the discriminator) need sequence parallelism there; "
-            "use --sp auto or on",
+            ParallelConfig(pp=2, vpp=4),
+            "--vpp 4 must divide the model's 2 language layers per pipeline stage; use 1 or 2",
+        ),
+        (ParallelConfig(vpp=2), "--vpp 2 interleaves pipeline stages and needs --pp of at least 2; use --vpp 1"),
+        (
+            ParallelConfig(ep=3),
+            "--ep 3 must divide the model's 8 experts in a layer of the discriminator; use 1, 2, 4 or 8",
         ),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_layout_is_refused_by_flag_reason_and_remedy(parallel: ParallelConfig, complaint: str, mini: Qwen3VLShape) -> None:
+def test_layout_is_refused_by_flag_reason_and_remedy(
+    parallel: ParallelConfig, complaint: str, mini: Qwen3VLShape
+) -> None:
     with pytest.raises(ConfigError) as caught:
         check(parallel, mini)
     assert str(caught.value) == complaint
@@ -67,6 +69,12 @@ def test_every_value_the_message_offers_passes(mini: Qwen3VLShape) -> None:
         check(ParallelConfig(tp=4), narrow)
     for tp in (1, 2):
         check(ParallelConfig(tp=tp), narrow)
+
+
+def test_sp_off_is_refused_where_experts_need_it(mini: Qwen3VLShape) -> None:
+    check(ParallelConfig(tp=1, sp="off"), mini)
+    with pytest.raises(ConfigError, match=r"--sp off cannot work at --tp 2: .* use --sp auto or on"):
+        check(ParallelConfig(tp=2, sp="off"), mini)
 
 
 def test_dense_model_refuses_ep_and_allows_sp_off(mini: Qwen3VLShape) -> None:

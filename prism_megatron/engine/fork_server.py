@@ -1,0 +1,14 @@
+"""The first module that the fork server of ``launch.py`` imports, before torch and before any rank exists."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from prism_megatron.engine.launch import LAUNCHER_PID, die_with_parent
+
+if LAUNCHER_PID in os.environ:
+    # Taken out, so that no process the ranks start mistakes itself for the fork server.
+    die_with_parent(int(os.environ.pop(LAUNCHER_PID)))
+    # megatron-core says in five places that without Transformer Engine and Apex it uses torch.
+    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed", category=UserWarning)
