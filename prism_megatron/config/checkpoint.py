@@ -11,7 +11,7 @@ class CheckpointConfig:
     """Run folder and checkpoints; the last step is always saved."""
 
     output: Path | None = None
-    """run folder; without it a new one under runs/"""
+    """run folder; without it that of --load, or a new one under runs/"""
     load: Path | None = None
     """checkpoint, or run folder whose newest checkpoint, to go on from"""
     save_every: int = 100

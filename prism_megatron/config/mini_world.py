@@ -140,4 +140,4 @@ class MakeMiniConfig:
     warm_start: WarmStartPhase = field(default_factory=WarmStartPhase)
     """Bradley-Terry on references against samples"""
     min_auc: float = 0.8
-    """within-group AUC per tower on held-out prompts below which the discriminator is refused"""
+    """within-group AUC per tower on held-out prompts below which the discriminator is refused; 0 refuses none"""

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.merge import save, to_yaml
 from prism_megatron.config.validate import check_world
 from prism_megatron.engine import checkpoint
@@ -67,7 +68,7 @@ def run_alignment(config: AlignConfig) -> None:
     """Everything ``tools/run_align.py`` does, on one rank."""
     check_world(config.parallel, int(os.environ.get("WORLD_SIZE", "1")))
     world = start(config.parallel, seed=config.seed)
-    output = broadcast_object(config.checkpoint.output or _new_run_folder(), source=0)
+    output = broadcast_object(_run_folder(config.checkpoint), source=0)
     config = replace(config, checkpoint=replace(config.checkpoint, output=output))
     session = Session(config, world, output)
     if world.is_main:
@@ -141,6 +142,8 @@ def _resume(session: Session, run: AlignRun) -> int:
             f"--load {root} holds no complete checkpoint; give a run folder or one of its step_* folders"
         )
     state = checkpoint.load(folder, run.players.engines())
+    if state["step"] >= session.config.steps:
+        raise CheckpointError(f"{folder} has all of the {session.config.steps} steps; ask for more with --steps")
     if state["seed"] != session.config.seed:
         raise CheckpointError(f"{folder} belongs to --seed {state['seed']}, this run has --seed {session.config.seed}")
     session.say(f"restored both players from {folder}")
@@ -172,5 +175,10 @@ def _finish(session: Session, run: AlignRun, last: AlignStep | None) -> None:
     session.say(f"done: {output / SUMMARY}, {output / REPORT}, {facts.checkpoint}, {facts.hf_export}")
 
 
-def _new_run_folder() -> Path:
+def _run_folder(config: CheckpointConfig) -> Path:
+    """``--output``; else the run that ``--load`` goes on with; else a new folder."""
+    if config.output is not None:
+        return config.output
+    if config.load is not None and (config.load / CHECKPOINTS).is_dir():
+        return config.load
     return Path("runs") / time.strftime("align-%Y%m%d-%H%M%S")

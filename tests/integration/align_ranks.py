@@ -1,0 +1,52 @@
+"""What a rank runs to compare a checkpoint with the folder exported from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.data.loader import SceneSource
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine import checkpoint
+from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.logprobs import vocab_parallel_logprobs
+from prism_megatron.engine.provider import LossOutput
+from prism_megatron.engine.runtime import World
+from prism_megatron.stages.assembly import batch_format
+from prism_megatron.stages.batches import shift_left, supervised_batch
+
+
+def checkpoint_logprobs(world: World, folder: Path, num_scenes: int) -> list[list[float]]:
+    """Log-probs of the faithful answers to held-out scenes, by the policy of a checkpoint."""
+    shape = Qwen3VLShape.from_folder(MINI_FOLDER / "policy")
+    renderer = Renderer.from_folder(MINI_FOLDER / "policy")
+    policy = MegatronEngine(
+        name="policy",
+        provider=Qwen3VLProvider(shape),
+        world=world,
+        dtype=torch.float32,
+        optimizer=MINI_ALIGN.policy,
+        total_steps=1,
+    )
+    checkpoint.load(folder, {"policy": policy})
+    examples = SceneSource(renderer, split="heldout", seed=0, batch_size=num_scenes).batch(0)
+    rows = [renderer.training_row(example.prompt, example.reference) for example in examples]
+    batch = supervised_batch(
+        [row for row, _ in rows], [mask for _, mask in rows], form=batch_format(shape, renderer, world)
+    )
+
+    def collect(logits: torch.Tensor, batch: Batch) -> LossOutput:
+        logprobs = vocab_parallel_logprobs(
+            logits, shift_left(batch.input_ids_B_S), tp_group=world.groups.tp, vocab_size=shape.text.vocab
+        )
+        return LossOutput(loss=logprobs.sum(), rows={"logprobs": logprobs})
+
+    (output,) = policy.forward([batch], collect).rows
+    masks = shift_left(batch.extras["label_mask"]).bool()
+    return [row[mask].tolist() for row, mask in zip(output["logprobs"], masks, strict=True)]

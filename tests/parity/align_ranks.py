@@ -1,0 +1,86 @@
+"""What each rank runs for the layout table: one round of the game on the shipped mini, from the same rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.data.loader import SceneSource
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.runtime import World
+from prism_megatron.rollout.base import Sampling
+from prism_megatron.stages.align import AlignPlan, group_advantages, train_policy
+from prism_megatron.stages.align_build import build_discriminator
+from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout
+from prism_megatron.stages.judge import judge_and_train
+from prism_megatron.stages.sampling import sample_groups
+from prism_megatron.types import RolloutGroup
+
+NUM_PROMPTS, NUM_ROLLOUTS = 4, 3
+SEED = 7
+
+
+def sample(world: World) -> Sequence[RolloutGroup]:
+    """Four groups of the mini; short answers are cut in one group, so valid counts differ between its halves."""
+    folder = MINI_FOLDER / "policy"
+    renderer = Renderer.from_folder(folder)
+    rollout = build_rollout(folder, renderer, world=world, dtype=torch.float32)
+    weights = HFFolder(folder)
+    rollout.update_weights(((name, weights.get(name)) for name in weights.names()), version=0)
+    scenes = SceneSource(renderer, split="align", seed=SEED, batch_size=NUM_PROMPTS)
+    groups = sample_groups(
+        rollout, scenes.batch(0), Sampling(max_new_tokens=96), n=NUM_ROLLOUTS, seed=SEED, step=0, world=world
+    )
+    cut = sample_groups(
+        rollout, scenes.batch(0), Sampling(max_new_tokens=20), n=NUM_ROLLOUTS, seed=SEED, step=0, world=world
+    )
+    # Groups 0 and 2 go to one data-parallel rank and 1 and 3 to the other: two of rank 0's answers are invalid.
+    mixed = RolloutGroup(groups[0].prompt, groups[0].reference, (*cut[0].rollouts[:2], groups[0].rollouts[2]))
+    return [mixed, *groups[1:]]
+
+
+def one_round(world: World, groups: Sequence[RolloutGroup], groups_per_batch: int) -> dict[str, Any]:
+    """Losses, gradient norms and scores of one discriminator and one policy step."""
+    folder = MINI_FOLDER / "policy"
+    shape, renderer = Qwen3VLShape.from_folder(folder), Renderer.from_folder(folder)
+    policy = build_policy(folder, shape, world=world, dtype=torch.float32, optimizer=MINI_ALIGN.policy, total_steps=10)
+    discriminator = build_discriminator(MINI_ALIGN, folder, shape, world=world, dtype=torch.float32)
+    form = batch_format(shape, renderer, world)
+    judgement = judge_and_train(
+        discriminator,
+        groups,
+        MINI_ALIGN.game,
+        world=world,
+        form=form,
+        seed=SEED,
+        step=0,
+        groups_per_batch=groups_per_batch,
+        load_balance=0.005,
+    )
+    plan = AlignPlan(
+        game=MINI_ALIGN.game,
+        sampling=Sampling(),
+        rollouts_per_prompt=NUM_ROLLOUTS,
+        prompts_per_microbatch=groups_per_batch,
+        load_balance=0.005,
+        vocab_size=shape.text.vocab,
+        seed=SEED,
+        form=form,
+    )
+    advantages = [group_advantages(group, g, judgement, plan, step=0) for g, group in enumerate(groups)]
+    sums, policy_result = train_policy(policy, groups, advantages, plan, world=world)
+    assert judgement.result is not None
+    assert policy_result is not None
+    return {
+        "policy loss": sums["policy_loss"],
+        "discriminator loss": judgement.sums["discriminator_loss"],
+        "policy grad norm": policy_result.grad_norm,
+        "discriminator grad norm": judgement.result.grad_norm,
+        "scores": [judgement.scores[key] for key in sorted(judgement.scores, key=str)],
+    }
