@@ -29,6 +29,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from torch.distributed.checkpoint import FileSystemWriter
 
+from prism_megatron.engine.compat import hush_common_state_notice
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.pickles import check_index, check_objects
 from prism_megatron.errors import CheckpointError
@@ -96,6 +97,7 @@ def load(folder: Path, engines: Mapping[str, MegatronEngine]) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{folder} holds {sorted(document['engines'])}, not {', '.join(missing)}")
     shards = {name: engine.sharded_state_dict(is_loading=True) for name, engine in engines.items()}
+    hush_common_state_notice()
     try:
         loaded = dist_checkpointing.load(shards, str(folder))
     except (CheckpointingException, KeyError) as error:

@@ -2,6 +2,37 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import logging
+from collections.abc import Sequence
+from typing import Any
 
-MEGATRON_CORE_VERSION = version("megatron-core")
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import nn
+
+
+def buffer_layout_arguments(
+    parameters: Sequence[nn.Parameter], config: DistributedDataParallelConfig, groups: ProcessGroupCollection
+) -> dict[str, Any]:
+    """What DistributedDataParallel wants to be told, beyond the rest, about sharded gradient buffers.
+
+    0.19.2 takes the layout of its buffers from the distributed optimizer, and logs a complaint on every rank where it
+    has to work it out by itself; 0.16.1 has no such argument.
+    """
+    compute = getattr(DistributedOptimizer, "compute_full_param_layout", None)
+    if compute is None or not config.use_distributed_optimizer:
+        return {}
+    layout = compute(
+        [parameter for parameter in parameters if parameter.requires_grad],
+        None,  # one bucket: communication is not overlapped with the backward pass
+        groups.dp_cp.size(),
+        config,
+        expert_data_parallel_world_size=groups.expt_dp.size(),
+    )
+    return {"full_param_layout": layout}
+
+
+def hush_common_state_notice() -> None:
+    """0.19.2 announces on every rank, at every load, that ``common.pt`` is the old way; it is the one both versions read."""
+    logging.getLogger("megatron.core.dist_checkpointing.strategies.common").setLevel(logging.ERROR)

@@ -22,6 +22,7 @@ from torch import Tensor
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.compat import buffer_layout_arguments
 from prism_megatron.engine.export import WeightTable
 from prism_megatron.engine.optimizer import (
     adam_step,
@@ -283,9 +284,11 @@ def _data_parallel(
 ) -> DistributedDataParallel:
     """Megatron's DDP: gradients accumulate in fp32 and are *summed* over data-parallel ranks, never averaged."""
     assert config.calculate_per_token_loss, "providers set calculate_per_token_loss, or DDP would average gradients"
+    ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed)
     return DistributedDataParallel(
         config=config,
-        ddp_config=DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed),
+        ddp_config=ddp_config,
         module=module,
         pg_collection=world.groups,
+        **buffer_layout_arguments(list(module.parameters()), ddp_config, world.groups),
     )
