@@ -33,6 +33,7 @@ def run(order: Order) -> None:
     line = {"rank": rank, "pid": os.getpid(), "sum": total.item(), "seconds": time.time() - order.started}
     (order.folder / f"rank{rank}.tmp").write_text(json.dumps(line), encoding="utf-8")
     (order.folder / f"rank{rank}.tmp").replace(order.folder / f"rank{rank}.json")
+    dist.barrier()
     if order.action == "config-error":
         raise ConfigError("--tp 3 must divide\nthe model's 4 KV heads")
     if order.action == "hang":
@@ -41,7 +42,8 @@ def run(order: Order) -> None:
         raise ValueError("the last rank trips")
     if order.action == "die" and rank == dist.get_world_size() - 1:
         os._exit(7)
-    dist.barrier()
+    if order.action in ("crash", "die"):
+        time.sleep(300)
     dist.destroy_process_group()
 
 

@@ -24,7 +24,7 @@ OUTER = {
     "python": [sys.executable],
     "torchrun": [sys.executable, "-m", "torch.distributed.run"],
 }
-START_SECONDS = 240.0
+START_SECONDS = 120.0
 """Generous: the machine may be busy, and only hanging is a failure here."""
 
 Start = Callable[..., "subprocess.Popen[str]"]
