@@ -155,7 +155,10 @@ def _serve(rank: int, pipe: Connection, path: list[str]) -> None:
             answer = (True, _run_job(rank, job))
         except BaseException:  # noqa: BLE001 - whatever it is, the parent raises it with this traceback
             answer = (False, traceback.format_exc())
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:  # the parent has given this world up
+            return
 
 
 def _run_job(rank: int, job: _Job) -> Any:
@@ -163,7 +166,7 @@ def _run_job(rank: int, job: _Job) -> Any:
 
     from prism_megatron.engine.runtime import start, stop
 
-    store = dist.FileStore(job.rendezvous, job.world_size)
+    store = dist.FileStore(job.rendezvous, job.world_size)  # type: ignore[attr-defined]  # an unmarked re-export
     world = start(
         job.parallel,
         seed=job.seed,

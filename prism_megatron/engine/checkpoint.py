@@ -27,9 +27,10 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from prism_megatron.engine.compat import hush_common_state_notice
+from prism_megatron.engine.compat import quiet_checkpointing
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.pickles import check_index, check_objects
 from prism_megatron.errors import CheckpointError
@@ -49,7 +50,7 @@ def step_folder(root: Path, step: int) -> Path:
 
 
 def latest(root: Path) -> Path | None:
-    """``root`` itself if it is a checkpoint, else its newest complete ``step_*``, else None. Leftovers are not looked at."""
+    """``root`` itself if it is a checkpoint, else its newest complete ``step_*``, else None; leftovers do not count."""
     if (root / STATE_FILE).is_file():
         return root
     return max((path.parent for path in root.glob(f"step_*/{STATE_FILE}")), default=None, key=lambda path: path.name)
@@ -69,7 +70,8 @@ def save(folder: Path, engines: Mapping[str, MegatronEngine], state: Mapping[str
         hidden.mkdir()
     dist.barrier()
     shards = {name: engine.sharded_state_dict(is_loading=False) for name, engine in engines.items()}
-    dist_checkpointing.save(shards, str(hidden), sharded_strategy=_InProcessSave("torch_dist", 1))
+    with quiet_checkpointing():
+        dist_checkpointing.save(shards, str(hidden), sharded_strategy=_InProcessSave("torch_dist", 1))
     if dist.get_rank() == 0:
         document = {
             "format": FORMAT,
@@ -97,9 +99,9 @@ def load(folder: Path, engines: Mapping[str, MegatronEngine]) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{folder} holds {sorted(document['engines'])}, not {', '.join(missing)}")
     shards = {name: engine.sharded_state_dict(is_loading=True) for name, engine in engines.items()}
-    hush_common_state_notice()
     try:
-        loaded = dist_checkpointing.load(shards, str(folder))
+        with quiet_checkpointing():
+            loaded = dist_checkpointing.load(shards, str(folder))
     except (CheckpointingException, KeyError) as error:
         raise CheckpointError(
             f"{folder} does not fit this model or optimizer ({error}); "
@@ -111,7 +113,7 @@ def load(folder: Path, engines: Mapping[str, MegatronEngine]) -> dict[str, Any]:
     return state
 
 
-class _InProcessSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]  # Megatron is not typed
+class _InProcessSave(TorchDistSaveShardedStrategy):
     """Megatron's sharded save, written by the rank itself.
 
     Upstream (both versions) prepares for asynchronous saves: a manager process is spawned, which imports the main
@@ -123,7 +125,7 @@ class _InProcessSave(TorchDistSaveShardedStrategy):  # type: ignore[misc]  # Meg
         sharded_state_dict.pop("common_state", None)
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
         assert all(isinstance(shard, ShardedTensor) for shards in by_key.values() for shard in shards)
-        torch.distributed.checkpoint.save(
+        save_tensors(
             mcore_to_pyt_state_dict(by_key, False),
             storage_writer=FileSystemWriter(checkpoint_dir, single_file_per_rank=True, sync_files=True, thread_count=1),
             planner=MCoreSavePlanner(
@@ -157,17 +159,16 @@ def _flush(folder: Path) -> None:
 
 def _read_document(folder: Path) -> dict[str, Any]:
     """``state.json`` after all checks; rank 0 reads, every rank gets the answer or the error."""
-    answer: dict[str, Any] | str | None = None
+    answer: tuple[dict[str, Any], str] | None = None
     if dist.get_rank() == 0:
         try:
-            answer = _checked_document(folder)
+            answer = _checked_document(folder), ""
         except CheckpointError as error:
-            answer = str(error)
-    shared = broadcast_object(answer, source=0)
-    if isinstance(shared, str):
-        raise CheckpointError(shared)
-    assert shared is not None
-    return shared
+            answer = {}, str(error)
+    document, problem = broadcast_object(answer, source=0)
+    if problem:
+        raise CheckpointError(problem)
+    return document
 
 
 def _checked_document(folder: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallelConfig
@@ -33,6 +35,14 @@ def buffer_layout_arguments(
     return {"full_param_layout": layout}
 
 
-def hush_common_state_notice() -> None:
-    """0.19.2 announces on every rank, at every load, that ``common.pt`` is the old way; it is the one both versions read."""
+@contextlib.contextmanager
+def quiet_checkpointing() -> Iterator[None]:
+    """Keep notices about Megatron's own choices off the screen, where every rank would print them.
+
+    0.19.2 announces at every load that ``common.pt`` is old (it is what both versions read), and torch warns that
+    the sharded tensors Megatron builds are to become DTensors.
+    """
     logging.getLogger("megatron.core.dist_checkpointing.strategies.common").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -88,7 +88,7 @@ class MegatronEngine:
             )
 
     def load_hf(self, source: TensorSource) -> None:
-        """Take all weights from Hugging Face tensors; masters follow. Raises ConversionError (see ``WeightTable.load``)."""
+        """Take all weights from Hugging Face tensors; masters follow. ConversionError as in ``WeightTable.load``."""
         self.weights.load(source)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
@@ -159,7 +159,7 @@ class MegatronEngine:
         return state
 
     def load_sharded_state_dict(self, loaded: dict[str, Any], progress: Mapping[str, int]) -> None:
-        """Put back what ``dist_checkpointing.load`` returned for ``sharded_state_dict``, and the counts of ``progress``."""
+        """Put back what ``dist_checkpointing.load`` gave for ``sharded_state_dict``, and the counts of ``progress``."""
         prefix = f"{self.name}."
         weights = {key.removeprefix(prefix): value for key, value in loaded["model"].items()}
         for module in self.modules:

@@ -7,7 +7,8 @@ into shards, exporting gathers shards into full tensors, bucket by bucket, with 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import torch
@@ -88,7 +89,7 @@ class WeightTable:
         if missing := sorted(wanted - available):
             raise ConversionError(f"the weights lack {len(missing)} tensors, first {missing[0]!r}")
         if unknown := sorted(available - wanted - aliases):
-            raise ConversionError(f"the weights hold {len(unknown)} tensors the model does not have, first {unknown[0]!r}")
+            raise ConversionError(f"the weights hold {len(unknown)} tensors the model lacks, first {unknown[0]!r}")
         for name, parameter in self._parameters.items():
             mapping = self._local_mappings[name]
             group = self._shard_group(name)
@@ -96,7 +97,8 @@ class WeightTable:
             shard = shards[group.rank()]
             if shard.shape != parameter.shape:
                 raise ConversionError(
-                    f"{', '.join(mapping.hf_names)}: shard {tuple(shard.shape)} does not fit {name} {tuple(parameter.shape)}"
+                    f"{', '.join(mapping.hf_names)}: a shard of shape {tuple(shard.shape)} "
+                    f"does not fit {name} of {tuple(parameter.shape)}"
                 )
             with torch.no_grad():
                 parameter.copy_(shard)
@@ -124,9 +126,10 @@ class WeightTable:
         return _EXPERT.sub(lambda match: f".local_experts.{first + int(match[1])}.", name)
 
     def _shard_group(self, name: str) -> dist.ProcessGroup:
-        return self._groups.expt_tp if _EXPERT.search(name) else self._groups.tp
+        group: dist.ProcessGroup = self._groups.expt_tp if _EXPERT.search(name) else self._groups.tp
+        return group
 
-    def _plan(self, by_parameter: dict[str, WeightMapping], skip: Set[str]) -> list[_Entry]:
+    def _plan(self, by_parameter: dict[str, WeightMapping], skip: AbstractSet[str]) -> list[_Entry]:
         """Every parameter of every stage, in the same order on every rank."""
         mine = [(name, tuple(p.shape), p.dtype) for name, p in self._parameters.items() if name not in skip]
         ep_size = self._groups.ep.size()

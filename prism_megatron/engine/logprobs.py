@@ -24,7 +24,7 @@ def vocab_parallel_logprobs(
     vocab_size: int,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Log-probability of each target under ``softmax(logits / temperature)``, fp32 ``[B, S]``, the same on every TP rank.
+    """Log-probability of each target under ``softmax(logits / temperature)``: fp32 ``[B, S]``, alike on every TP rank.
 
     Rank r of ``tp_group`` holds the columns ``[r V, (r+1) V)``; columns from ``vocab_size`` on are padding and get no
     probability. ``targets_B_S`` are ids below ``vocab_size``. Two all-reduces of ``[S, B]`` forward, none backward;
@@ -40,8 +40,13 @@ class _VocabParallelLogprobs(torch.autograd.Function):
     """Chunks of tokens pass through fp32 one at a time; only the log-normaliser ``[S, B]`` is kept for backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits_S_B_V: Tensor, targets_S_B: Tensor, group: dist.ProcessGroup, vocab_size: int, temperature: float
+    def forward(  # noqa: PLR0917  # autograd functions take positional arguments only
+        ctx: Any,
+        logits_S_B_V: Tensor,
+        targets_S_B: Tensor,
+        group: dist.ProcessGroup,
+        vocab_size: int,
+        temperature: float,
     ) -> Tensor:
         first_column = group.rank() * logits_S_B_V.shape[-1]
         num_real = min(max(vocab_size - first_column, 0), logits_S_B_V.shape[-1])
@@ -64,7 +69,7 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         return sum_and_target_2_S_B[1] - log_normaliser_S_B
 
     @staticmethod
-    def backward(ctx: Any, grad_S_B: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_S_B: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits_S_B_V, targets_S_B, log_normaliser_S_B = ctx.saved_tensors
         grad_logits_S_B_V = torch.empty_like(logits_S_B_V)
         for part in _chunks(logits_S_B_V):

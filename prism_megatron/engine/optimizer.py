@@ -97,7 +97,7 @@ def _counts_per_parameter(inner: Any) -> bool:
 
 
 def gradient_norm(optimizer: ChainedOptimizer) -> float:
-    """Global L2 norm of the finished gradients, before clipping; the same on every rank. Infinite if any is not finite."""
+    """Global L2 norm of the finished gradients before clipping, on every rank; infinite if one is not finite."""
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
     return norm if math.isfinite(norm) else math.inf
@@ -117,7 +117,7 @@ def sharded_state(optimizer: ChainedOptimizer, model_shards: Any, metadata: dict
 def restore_state(
     optimizer: ChainedOptimizer, loaded: Any, model_shards: Any, metadata: dict[str, Any], *, step: int
 ) -> None:
-    """Put back what ``sharded_state`` gave. Rates and decay stay those of the present config; ``step`` is Adam's count."""
+    """Put back what ``sharded_state`` gave. Rates and decay are the present config's; ``step`` is Adam's count."""
     parts = optimizer.chained_optimizers
     # Megatron leaves a count of 0 out of its state, and torch then misses it.
     set_adam_step(optimizer, max(1, step))

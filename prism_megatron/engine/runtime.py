@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from torch.distributed.distributed_c10d import Store
 
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.cpu import open_cpu_door
@@ -58,7 +59,7 @@ def start(
     seed: int,
     rank: int | None = None,
     world_size: int | None = None,
-    store: dist.Store | None = None,
+    store: Store | None = None,
     timeout: timedelta = timedelta(minutes=10),
 ) -> World:
     """Join the world and build the groups of ``parallel``.
@@ -82,7 +83,7 @@ def start(
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if store is None and "MASTER_ADDR" not in os.environ:
-        store = dist.HashStore()
+        store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not mark its re-exports
     backend = "gloo" if on_cpu else "nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     parallel_state.initialize_model_parallel(

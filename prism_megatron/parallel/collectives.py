@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def all_gather_objects(value: T, *, group: dist.ProcessGroup | None = None) -> list[T]:
-    """``value`` of every rank of ``group`` (default: the world), in group order, on every rank. Tensors must be on CPU."""
+    """``value`` of every rank of ``group`` (default: the world), in its order, on every rank. Tensors are on CPU."""
     size = dist.get_world_size(group)
     if size == 1:
         return [value]

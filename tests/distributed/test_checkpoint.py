@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,12 +12,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from model_providers.moe_discriminator.provider import DiscriminatorProvider
+from model_providers.moe_discriminator.towers import Towers
+from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine import checkpoint
+from prism_megatron.engine.batch import Batch, collate
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import CheckpointError
 from prism_megatron.testing import GlooWorld
@@ -115,20 +123,9 @@ def die_in_save(world: World, root: Path, moment: str) -> None:
     engine = tiny.build(world)
     tiny.train(engine, range(1))
 
-    def die(*_args: object) -> None:
-        raise _Killed
-
-    original = checkpoint._commit, checkpoint.MegatronEngine.progress
-    if moment == "tensors are written":
-        checkpoint.MegatronEngine.progress = die  # type: ignore[method-assign, assignment]
-    else:
-        checkpoint._commit = die
-    try:
+    where = (engine, "progress") if moment == "tensors are written" else (checkpoint, "_commit")
+    with mock.patch.object(*where, side_effect=_Killed), contextlib.suppress(_Killed):
         checkpoint.save(checkpoint.step_folder(root, 4), {"policy": engine}, {"step": 4})
-    except _Killed:
-        pass
-    finally:
-        checkpoint._commit, checkpoint.MegatronEngine.progress = original  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("moment", ["tensors are written", "all is written but the rename"])
@@ -175,7 +172,7 @@ def test_a_hostile_checkpoint_is_refused_before_anything_runs(
 
 
 def test_what_does_not_fit_is_told_in_one_line(gloo: GlooWorld, saved: tuple[Path, History], tmp_path: Path) -> None:
-    """Claim: a missing file, a damaged index, an unknown role and damaged JSON are CheckpointErrors that name the file."""
+    """Claim: a missing file, a damaged index or JSON, and an unknown role are CheckpointErrors that name the file."""
     for name in (checkpoint.STATE_FILE, checkpoint.INDEX_FILE, checkpoint.OBJECTS_FILE):
         folder = tmp_path / f"without{name}" / "step_000002"
         shutil.copytree(saved[0], folder)
@@ -196,3 +193,59 @@ def test_state_is_json_and_objects_are_empty(saved: tuple[Path, History]) -> Non
     assert document["engines"]["policy"] == {"steps_taken": 2, "adam_step": 2}
     assert document["torch"] == torch.__version__
     assert torch.load(io.BytesIO((saved[0] / checkpoint.OBJECTS_FILE).read_bytes()), weights_only=True) == {}
+
+
+def _discriminator(world: World) -> MegatronEngine:
+    model = DiscriminatorProvider(tiny.provider().shape, Towers(experts_per_tower=4, top_k=2), head_dropout=0.0)
+    optimizer = OptimizerConfig(lr=1e-2)
+    engine = MegatronEngine(
+        name="discriminator", provider=model, world=world, dtype=torch.float32, optimizer=optimizer, total_steps=9
+    )
+    engine.load_hf(tiny.weights(model))
+    return engine
+
+
+def _score_step(engine: MegatronEngine, step: int) -> tuple[float, float]:
+    world = engine.world
+    mine = range(world.dp_rank, 8, world.dp_size)
+    everything = tiny.rows(step)
+    batch = collate(
+        [everything[index][0] for index in mine],
+        pad_token_id=tiny.PAD,
+        multiple_of=world.parallel.tp,
+        patch_dim=96,
+        device=world.device,
+        tower_ids=[index % 2 for index in mine],
+    )
+
+    def loss(scores_2_B: torch.Tensor, _batch: Batch) -> LossOutput:
+        total = ((scores_2_B[1] - 1.0) ** 2).sum() / 8
+        return LossOutput(total, {"loss": total.detach()})
+
+    output = engine.forward_backward([batch], loss)
+    return output.sums["loss"], engine.step().grad_norm
+
+
+def save_experts(world: World, folder: Path) -> tuple[float, float]:
+    engine = _discriminator(world)
+    _score_step(engine, 0)
+    checkpoint.save(folder, {"discriminator": engine}, {})
+    return _score_step(engine, 1)
+
+
+def load_experts(world: World, folder: Path) -> tuple[float, float]:
+    engine = _discriminator(world)
+    checkpoint.load(folder, {"discriminator": engine})
+    return _score_step(engine, 1)
+
+
+@pytest.mark.parametrize("distributed", [True, False], ids=["sharded", "replicated"])
+def test_experts_change_their_layout_too(gloo: GlooWorld, tmp_path: Path, distributed: bool) -> None:
+    """Claim: experts and their moments saved at TP2-EP2 go on at EP2 and on one rank (5e-6 relative)."""
+    folder = tmp_path / "step_000001"
+    saving = ParallelConfig(tp=2, ep=2, distributed_optimizer=distributed)
+    expected = gloo.run(save_experts, folder, parallel=saving)[0]
+    for ranks, ep in ((2, 2), (1, 1)):
+        loading = ParallelConfig(ep=ep, distributed_optimizer=distributed)
+        found = gloo.run(load_experts, folder, num_ranks=ranks, parallel=loading)[0]
+        assert found == pytest.approx(expected, rel=5e-6)

@@ -17,7 +17,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_logprobs
-from prism_megatron.engine.provider import LossOutput
+from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.types import ImageInput, TokenSequence
 
@@ -63,7 +63,9 @@ CONFIG: dict[str, Any] = {
     },
 }
 
-OPTIMIZER = OptimizerConfig(lr=1e-2, weight_decay=0.1, clip_grad=0.5, warmup_steps=2, schedule="cosine", min_lr_ratio=0.1)
+OPTIMIZER = OptimizerConfig(
+    lr=1e-2, weight_decay=0.1, clip_grad=0.5, warmup_steps=2, schedule="cosine", min_lr_ratio=0.1
+)
 
 
 def provider(*, tied: bool = True, freeze_vision: bool = False) -> Qwen3VLProvider:
@@ -89,12 +91,12 @@ class NamedWeights:
         return 1.0 + 0.1 * noise if "norm" in name and name.endswith("weight") else 0.08 * noise
 
 
-def weights(model: Qwen3VLProvider) -> NamedWeights:
+def weights(model: ModelProvider) -> NamedWeights:
     return NamedWeights(
         {
             name: shape
             for mapping in model.weight_mappings()
-            for name, shape in zip(mapping.hf_names, mapping.hf_shapes, strict=True)
+            for name, shape in zip(mapping.hf_names, mapping.hf_shapes or (), strict=True)
         }
     )
 
@@ -109,9 +111,7 @@ def build(
     optimizer: OptimizerConfig | None = OPTIMIZER,
 ) -> MegatronEngine:
     model = provider(tied=tied, freeze_vision=freeze_vision)
-    engine = MegatronEngine(
-        name=name, provider=model, world=world, dtype=dtype, optimizer=optimizer, total_steps=20
-    )
+    engine = MegatronEngine(name=name, provider=model, world=world, dtype=dtype, optimizer=optimizer, total_steps=20)
     engine.load_hf(weights(model))
     return engine
 
