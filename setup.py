@@ -29,7 +29,6 @@ setup(
         "pillow",
         "psutil",  # megatron-core's dist_checkpointing imports it and does not ask for it
         "pyyaml",
-        "rich",
         "tyro",
     ],
     extras_require={

@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
-    report: pytest.TestReport = yield  # type: ignore[misc, assignment]  # a wrapper hook receives the result
+    report: pytest.TestReport = yield  # type: ignore[assignment]  # a wrapper hook receives the result
     if report.failed:
         report.sections.append(("seed", f"PRISM_TEST_SEED={SEED}"))
     return report  # type: ignore[return-value]  # and hands it on

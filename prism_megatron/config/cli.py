@@ -56,14 +56,10 @@ def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str) -> C
     early.add_argument("--config", type=Path)
     path = early.parse_known_args(arguments)[0].config
     values: Mapping[str, Any] = {} if path is None else merge.read_yaml(path)
-    command = tyro.cli(
-        _CommandLine[type(defaults)],  # type: ignore[misc]  # the class is known at run time only
-        default=_CommandLine(run=merge.merge(defaults, values), config=path),
-        args=arguments,
-        description=description,
-    )
-    run: ConfigT = command.run
-    return run
+    form: Any = _CommandLine[type(defaults)]  # type: ignore[misc]  # the class is known at run time only
+    default = _CommandLine(run=merge.merge(defaults, values), config=path)
+    command: _CommandLine[ConfigT] = tyro.cli(form, default=default, args=arguments, description=description)
+    return command.run
 
 
 def _spell_out_bare_sp(argv: Sequence[str]) -> list[str]:

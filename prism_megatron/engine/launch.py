@@ -236,7 +236,7 @@ def _rank_main(
 
 def _serve_store(listener: socket.socket) -> object:
     """The key-value store that all ranks, this one included, meet through; it lives as long as the returned object."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # offered, but not in __all__
 
     port = listener.getsockname()[1]
     return TCPStore(_HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
