@@ -165,7 +165,7 @@ def test_a_checkpoint_goes_on_in_another_layout(finished: Path, tmp_path: Path) 
     output.mkdir()
     (output / "metrics.jsonl").write_bytes((finished / "metrics.jsonl").read_bytes())
     loaded = str(finished / "checkpoints" / "step_000002")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
         [*torchrun, *command(output, "--load", loaded)[1:]], capture_output=True, text=True, timeout=400, check=False
     )
