@@ -152,7 +152,10 @@ def train_policy(
     *,
     world: World,
 ) -> tuple[Mapping[str, float], StepResult | None]:
-    """One strictly on-policy gradient step, token-mean over all response tokens of the step."""
+    """One strictly on-policy gradient step, token-mean over all response tokens of the step.
+
+    Without a valid rollout in the whole step there is no reward, and the policy is not updated.
+    """
     tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
     loss = partial(policy_loss, world=world, plan=plan, token_count=float(tokens))
     mine = range(world.dp_rank, len(groups), world.dp_size)
@@ -167,7 +170,8 @@ def train_policy(
     if plan.game.freeze_policy:
         return policy.forward(batches, loss).sums, None
     sums = policy.forward_backward(batches, loss).sums
-    return sums, policy.step()
+    rewarded = any(rollout.segments.valid for group in groups for rollout in group.rollouts)
+    return sums, policy.step() if rewarded else None
 
 
 def policy_loss(logits_S_B_V: Tensor, batch: Batch, *, world: World, plan: AlignPlan, token_count: float) -> LossOutput:

@@ -42,8 +42,8 @@ class AlignRun:
     plan: AlignPlan
 
 
-def build_run(config: AlignConfig, world: World, *, say: Callable[[str], None]) -> AlignRun:
-    """Load both players, after ``--format-sft`` where a new run asks for it.
+def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[str], None]) -> AlignRun:
+    """Load both players; a ``fresh`` run (one without a checkpoint) teaches the format first where it is asked to.
 
     Raises ConfigError, DataError or ConversionError before anything is trained.
     """
@@ -58,7 +58,7 @@ def build_run(config: AlignConfig, world: World, *, say: Callable[[str], None]) 
     renderer = Renderer.from_folder(folder, system_prompt=config.data.system_prompt)
     prompts = build_prompts(config, renderer)
     output = config.checkpoint.output
-    if config.data.format_sft and config.checkpoint.load is None and output is not None:
+    if config.data.format_sft and fresh and output is not None:
         teach_format(
             config,
             source=folder,

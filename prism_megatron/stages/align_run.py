@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from prism_megatron.config.merge import save, to_yaml
 from prism_megatron.config.validate import check_world
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.runtime import World, start, stop
-from prism_megatron.errors import CheckpointError
+from prism_megatron.errors import CheckpointError, ConfigError
 from prism_megatron.evaluation.report import write_report
 from prism_megatron.observability.metrics import MetricsWriter, read_metrics
 from prism_megatron.observability.progress import Progress
@@ -68,20 +69,20 @@ def run_alignment(config: AlignConfig) -> None:
     """Everything ``tools/run_align.py`` does, on one rank."""
     check_world(config.parallel, int(os.environ.get("WORLD_SIZE", "1")))
     world = start(config.parallel, seed=config.seed)
-    output = broadcast_object(_run_folder(config.checkpoint), source=0)
+    output = _claim_run_folder(config.checkpoint, world)
+    restored = _checkpoint_to_load(config.checkpoint.load, output)
     config = replace(config, checkpoint=replace(config.checkpoint, output=output))
     session = Session(config, world, output)
     if world.is_main:
-        output.mkdir(parents=True, exist_ok=True)
         save(config, output / CONFIG)
         print(to_yaml(config), flush=True)
     layout = " ".join(f"{axis}{size}" for axis, size in world.layout.items())
     with session.phase("build", f"building both players on {world.world_size} ranks ({layout}); run folder {output}"):
-        run = build_run(config, world, say=session.say)
-        first_step = _resume(session, run)
+        run = build_run(config, world, fresh=restored is None, say=session.say)
+        first_step = 0 if restored is None else _restore(session, run, restored)
     with session.phase("weight_sync", "handing the policy's weights to the rollout replicas"):
         run.players.rollout.update_weights(run.players.policy.export_hf(), first_step)
-    last = _play(session, run, first_step)
+    last = _play(session, run, first_step) if first_step < config.steps else None
     _finish(session, run, last)
     stop(world)
 
@@ -127,23 +128,34 @@ def _save(session: Session, run: AlignRun, step: int) -> None:
     session.say(f"saved {folder} in {seconds:.1f} s")
 
 
-def _resume(session: Session, run: AlignRun) -> int:
-    """Restore both players from ``--load``; the step to go on with, 0 without a checkpoint.
+def _checkpoint_to_load(root: Path | None, output: Path) -> Path | None:
+    """The checkpoint that ``--load`` means; None for a new run, and for one killed before its first checkpoint.
 
-    Raises CheckpointError when there is none, or when it belongs to a run with another seed: its data and samples
-    would not be those of an uninterrupted run.
+    Raises CheckpointError when ``root`` is neither a checkpoint nor a run folder, or when ``output`` holds newer
+    checkpoints, which would be mixed with this run's.
     """
-    root = session.config.checkpoint.load
     if root is None:
-        return 0
+        return None
     folder = broadcast_object(checkpoint.latest(root) or checkpoint.latest(root / CHECKPOINTS), source=0)
     if folder is None:
-        raise CheckpointError(
-            f"--load {root} holds no complete checkpoint; give a run folder or one of its step_* folders"
-        )
+        if not (root / CONFIG).is_file():
+            raise CheckpointError(f"--load {root} is neither a run folder nor a checkpoint; give one of those")
+        return None
+    newest = broadcast_object(checkpoint.latest(output / CHECKPOINTS), source=0)
+    if newest is not None and newest.name > folder.name:
+        raise CheckpointError(f"{newest} is newer than --load {folder}; remove it, or give another --output")
+    return folder
+
+
+def _restore(session: Session, run: AlignRun, folder: Path) -> int:
+    """Load both players; the step to go on with.
+
+    Raises CheckpointError when the checkpoint is past ``--steps``, or of another seed: its data and samples would not
+    be those of an uninterrupted run.
+    """
     state = checkpoint.load(folder, run.players.engines())
-    if state["step"] >= session.config.steps:
-        raise CheckpointError(f"{folder} has all of the {session.config.steps} steps; ask for more with --steps")
+    if state["step"] > session.config.steps:
+        raise CheckpointError(f"{folder} is past --steps {session.config.steps}; ask for at least {state['step']}")
     if state["seed"] != session.config.seed:
         raise CheckpointError(f"{folder} belongs to --seed {state['seed']}, this run has --seed {session.config.seed}")
     session.say(f"restored both players from {folder}")
@@ -175,10 +187,35 @@ def _finish(session: Session, run: AlignRun, last: AlignStep | None) -> None:
     session.say(f"done: {output / SUMMARY}, {output / REPORT}, {facts.checkpoint}, {facts.hf_export}")
 
 
-def _run_folder(config: CheckpointConfig) -> Path:
-    """``--output``; else the run that ``--load`` goes on with; else a new folder."""
-    if config.output is not None:
-        return config.output
-    if config.load is not None and (config.load / CHECKPOINTS).is_dir():
-        return config.load
-    return Path("runs") / time.strftime("align-%Y%m%d-%H%M%S")
+def _claim_run_folder(config: CheckpointConfig, world: World) -> Path:
+    """The run's folder, made by the main rank and known to all.
+
+    ``--output``; else the run that ``--load`` goes on with; else a new folder, which no other command can have taken.
+    Raises ConfigError when a new run would write over an older one.
+    """
+    folder, problem = None, None
+    if world.is_main:
+        resumed = config.load if config.load is not None and (config.load / CONFIG).is_file() else None
+        folder = config.output or resumed or _new_folder(Path("runs"), time.strftime("align-%Y%m%d-%H%M%S"))
+        if config.load is None and ((folder / METRICS).exists() or (folder / CHECKPOINTS).exists()):
+            problem = (
+                f"--output {folder} holds an earlier run; go on with it by --load {folder}, or give another folder"
+            )
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+    folder, problem = broadcast_object((folder, problem), source=0)
+    if problem is not None:
+        raise ConfigError(problem)
+    assert folder is not None
+    return folder
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A folder that did not exist before: two commands started in the same second get two."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for attempt in itertools.count(1):
+        folder = parent / (name if attempt == 1 else f"{name}-{attempt}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("itertools.count has no end")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,13 @@ from prism_megatron.stages.evaluate import heldout_scenes, judge_scenes
 ARMS = ("aligned", "lr0", "random", "shuffled")
 CONTROLS = ARMS[1:]
 MODES = ("T=1", "greedy")
-MEASURES = ("item accuracy", "caption exact", "step validity", "reasoning exact", "answer right")
+MEASURES: dict[str, Callable[[SceneJudgement], float]] = {
+    "item accuracy": item_accuracy,
+    "caption exact": lambda one: float(one.caption_exact),
+    "step validity": lambda one: one.step_validity,
+    "reasoning exact": lambda one: float(one.reasoning_exact),
+    "answer right": lambda one: float(one.answer_right),
+}
 RANDOM_STD = 0.05
 
 
@@ -76,12 +83,13 @@ def measure_effect(config: EffectConfig, recipe: AlignConfig) -> None:
     before: list[dict[str, Sequence[SceneJudgement]]] = []
     after: dict[str, list[dict[str, Sequence[SceneJudgement]]]] = {arm: [] for arm in ARMS}
     games: dict[str, list[dict[str, float | int | None]]] = {arm: [] for arm in ARMS}
+    evaluate = partial(_evaluate, max_new_tokens=recipe.data.max_response_tokens, world=world)
     started = time.monotonic()
     for seed in range(config.seeds):
         for arm in ARMS:
             players, plan, prompts = _set_up(arm, folder, renderer, config, recipe, seed=seed, world=world)
             if arm == ARMS[0]:
-                before.append(_evaluate(players, examples, renderer, seed=seed, world=world))
+                before.append(evaluate(players, examples, renderer, seed=seed))
             rows: list[dict[str, float | int | None]] = []
 
             def keep(step: AlignStep, rows: list[dict[str, float | int | None]] = rows) -> None:
@@ -89,7 +97,7 @@ def measure_effect(config: EffectConfig, recipe: AlignConfig) -> None:
 
             align(players, prompts.batch, plan, world=world, steps=range(config.steps), timers=PhaseTimers(),
                   on_step=keep)  # fmt: skip
-            after[arm].append(_evaluate(players, examples, renderer, seed=seed, world=world))
+            after[arm].append(evaluate(players, examples, renderer, seed=seed))
             games[arm].append(rows[-1])
             if world.is_main:
                 print(f"seed {seed} {arm}: done after {time.monotonic() - started:.0f} s", flush=True)
@@ -144,12 +152,17 @@ def _set_up(
 
 
 def _evaluate(
-    players: Players, examples: Sequence[Example], renderer: Renderer, *, seed: int, world: World
+    players: Players, examples: Sequence[Example], renderer: Renderer, *, max_new_tokens: int, seed: int, world: World
 ) -> dict[str, Sequence[SceneJudgement]]:
     temperatures = dict(zip(MODES, (1.0, 0.0), strict=True))
     return {
         mode: judge_scenes(
-            players.rollout, examples, renderer, Sampling(temperature=t, max_new_tokens=96), seed=seed, world=world
+            players.rollout,
+            examples,
+            renderer,
+            Sampling(temperature=t, max_new_tokens=max_new_tokens),
+            seed=seed,
+            world=world,
         )
         for mode, t in temperatures.items()
     }
@@ -158,18 +171,10 @@ def _evaluate(
 def tabulate(runs: Sequence[Mapping[str, Sequence[SceneJudgement]]]) -> Table:
     """Judgements of several seeds as arrays ``[seeds, scenes]`` per mode and measure."""
 
-    def values(judged: Sequence[SceneJudgement], measure: str) -> list[float]:
-        read = {
-            "item accuracy": item_accuracy,
-            "caption exact": lambda one: float(one.caption_exact),
-            "step validity": lambda one: one.step_validity,
-            "reasoning exact": lambda one: float(one.reasoning_exact),
-            "answer right": lambda one: float(one.answer_right),
-        }[measure]
-        return [read(one) for one in judged]
-
     return {
-        mode: {measure: np.array([values(run[mode], measure) for run in runs]) for measure in MEASURES}
+        mode: {
+            measure: np.array([[read(one) for one in run[mode]] for run in runs]) for measure, read in MEASURES.items()
+        }
         for mode in MODES
     }
 

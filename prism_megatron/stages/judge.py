@@ -42,6 +42,8 @@ def judge_and_train(
 ) -> Judgement:
     """Score every valid segment and, unless the discriminator is frozen, take one Bradley-Terry step on the pairs.
 
+    Without a valid pair in the whole step nothing is updated: AdamW would still decay weights and apply old momentum.
+
     ``load_balance`` is the coefficient of the load-balancing loss per layer, tower and sequence.
     """
     pairs = float(sum(rollout.segments.valid for group in groups for rollout in group.rollouts))
@@ -65,7 +67,7 @@ def judge_and_train(
         output, result = discriminator.forward(batches, loss), None
     else:
         output = discriminator.forward_backward(batches, loss)
-        result = discriminator.step()
+        result = discriminator.step() if pairs else None
     own = collect_scores([rows["scores"] for rows in output.rows], keys)
     scores = {
         key: score for share in all_gather_objects(dict(own), group=world.groups.dp) for key, score in share.items()

@@ -97,8 +97,9 @@ def _write_untrained(folder: Path, *, seed: int) -> None:
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
     save_mini_processing(aside)
     tokenizer = Tokenizer.from_file(str(aside / "tokenizer.json"))
+    vocabulary = tokenizer.get_vocab()
     config = mini_model_config(
-        vocab_size=MODEL_VOCAB_SIZE, token_ids={token: tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
+        vocab_size=MODEL_VOCAB_SIZE, token_ids={token: vocabulary[token] for token in CONTROL_TOKENS}
     )
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config))
