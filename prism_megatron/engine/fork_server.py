@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
 
-from prism_megatron.engine.launch import LAUNCHER_PID, die_with_parent
+from prism_megatron.engine.launch import LAUNCHER_PID, die_with_parent, quiet_vendors
 
 if LAUNCHER_PID in os.environ:
     # Taken out, so that no process the ranks start mistakes itself for the fork server.
     die_with_parent(int(os.environ.pop(LAUNCHER_PID)))
-    # megatron-core says in five places that without Transformer Engine and Apex it uses torch.
-    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed", category=UserWarning)
+    quiet_vendors()

@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -87,6 +88,7 @@ def launch(
                     f"the layout takes a multiple of {model_parallel_size} processes, not {present}; "
                     f"use --nproc-per-node {model_parallel_size}, or leave it out"
                 )
+            quiet_vendors()
             fn(config)
         except PrismError as error:
             return report_error(error)
@@ -115,6 +117,17 @@ def die_with_parent(parent_pid: int | None = None) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if parent_pid is not None and os.getppid() != parent_pid:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def quiet_vendors() -> None:
+    """Hide the warnings of torch and megatron-core about each other, which every rank would repeat.
+
+    They are about calls that megatron-core makes and packages it would like to find: nothing a user of a tool can act
+    on. ``python -W default`` shows them.
+    """
+    if not sys.warnoptions:
+        for category in (UserWarning, FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"(torch|megatron)\.")
 
 
 def _has_gpu() -> bool:
