@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,12 +28,13 @@ def run(config: AlignConfig) -> None:
 def main() -> int:
     try:
         config = parse(sys.argv[1:])
-        check_align(config, Qwen3VLShape.from_folder(policy_folder(config.model.model)))
+        parallel = config.parallel
+        smallest, present = smallest_world(parallel), int(os.environ.get("WORLD_SIZE", "1"))
+        shape = Qwen3VLShape.from_folder(policy_folder(config.model.model))
+        check_align(config, shape, world_size=present if present > 1 else smallest)
     except PrismError as error:
         return report_error(error)
-    return launch(
-        run, config, model_parallel_size=config.parallel.model_parallel_size, world_size=smallest_world(config.parallel)
-    )
+    return launch(run, config, model_parallel_size=parallel.model_parallel_size, world_size=smallest)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ class OptimizerConfig:
 
     lr: float = 1e-6
     """peak learning rate"""
-    min_lr_ratio: float = 1.0
-    """final learning rate as a share of lr; 1 keeps a constant schedule constant"""
+    min_lr_ratio: float = 0.0
+    """final learning rate of the cosine schedule, as a share of lr"""
     schedule: Literal["constant", "cosine"] = "constant"
     """shape after warm-up"""
     warmup_steps: int = 0
@@ -26,7 +26,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     """AdamW epsilon"""
     weight_decay: float = 0.01
-    """decoupled weight decay"""
+    """decoupled weight decay, on all parameters"""
     clip_grad: float = 1.0
     """global gradient-norm clip; 0 turns clipping off"""
 

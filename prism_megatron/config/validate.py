@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError
-
-NUM_TOWERS = 2
 
 
 def check_ranges(config: AlignConfig) -> None:
@@ -48,9 +46,11 @@ def check_ranges(config: AlignConfig) -> None:
         "--score-regulariser": game.score_regulariser,
         "--format-penalty": game.format_penalty,
     }
+    _check_interval("--format-sft-lr", config.data.format_sft_lr, above=0.0)
     for role, optimizer in (("policy", config.policy), ("discriminator", config.discriminator_optimizer)):
         for name in ("lr", "weight_decay", "clip_grad", "warmup_steps"):
             not_negative[f"--{role}.{name.replace('_', '-')}"] = getattr(optimizer, name)
+        _check_interval(f"--{role}.eps", optimizer.eps, above=0.0)
         for name in ("beta1", "beta2"):
             _check_interval(f"--{role}.{name}", getattr(optimizer, name), at_least=0.0, below=1.0)
         _check_interval(f"--{role}.min-lr-ratio", optimizer.min_lr_ratio, at_least=0.0, at_most=1.0)
@@ -70,38 +70,28 @@ def check_ranges(config: AlignConfig) -> None:
         _check_folder(flag, folder)
 
 
-def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, num_experts: int, roles_with_experts: str) -> None:
+def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_tower: int) -> None:
     """Raise ConfigError for a layout that the models' sizes rule out, before any process starts.
 
-    ``num_experts`` counts the experts of a layer over all towers (0: no model of the run has any), and
-    ``roles_with_experts`` names who has them in messages, as in "the discriminator".
+    ``experts_per_tower`` is that of the discriminator's layers; 0 where no model of the run has experts.
     """
-    _check_divides(
-        "--tp",
-        parallel.tp,
-        [
-            (shape.text.kv_heads, "KV heads"),
-            (shape.text.heads, "attention heads"),
-            (shape.text.ffn, "MLP channels"),
-            (shape.vision.heads, "vision heads"),
-            (shape.vision.ffn, "vision MLP channels"),
-            (shape.text.vocab, "vocabulary entries"),
-        ],
-    )
-    layers = shape.text.num_layers
-    _check_divides("--pp", parallel.pp, [(layers, "language layers")])
+    shape.check_layout(parallel)
     if parallel.vpp > 1 and parallel.pp == 1:
         raise ConfigError(f"--vpp {parallel.vpp} interleaves pipeline stages and needs --pp of at least 2; use --vpp 1")
-    _check_divides("--vpp", parallel.vpp, [(layers // parallel.pp, "language layers per pipeline stage")])
-    if num_experts:
-        _check_divides("--ep", parallel.ep, [(num_experts, f"experts in a layer of {roles_with_experts}")])
-        if parallel.sp == "off" and parallel.tp > 1:
-            raise ConfigError(
-                f"--sp off cannot work at --tp {parallel.tp}: expert layers ({roles_with_experts}) need sequence "
-                "parallelism there; use --sp auto or on"
-            )
-    elif parallel.ep > 1:
-        raise ConfigError(f"--ep {parallel.ep} needs a model with experts; use --ep 1")
+    if not experts_per_tower:
+        if parallel.ep > 1:
+            raise ConfigError(f"--ep {parallel.ep} needs a model with experts; use --ep 1")
+        return
+    if experts_per_tower % parallel.ep:
+        raise ConfigError(
+            f"--ep {parallel.ep} must divide the {experts_per_tower} experts of a tower, so that every rank holds its "
+            f"share of both; use {_one_of(_divisors(experts_per_tower))}"
+        )
+    if parallel.sp == "off" and parallel.tp > 1:
+        raise ConfigError(
+            f"--sp off cannot work at --tp {parallel.tp}: the discriminator's expert layers need sequence parallelism "
+            "there; use --sp auto or on"
+        )
 
 
 def check_world(parallel: ParallelConfig, world_size: int) -> int:
@@ -130,22 +120,36 @@ def smallest_world(parallel: ParallelConfig) -> int:
     return parallel.pp * math.lcm(parallel.tp, parallel.ep)
 
 
-def check_align(config: AlignConfig, shape: Qwen3VLShape) -> None:
-    """All checks of an alignment run that its folder of weights allows. Raises ConfigError."""
+def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) -> None:
+    """All checks of an alignment run on ``world_size`` processes. Raises ConfigError."""
     check_ranges(config)
-    check_layout(
-        config.parallel,
-        shape,
-        num_experts=NUM_TOWERS * config.discriminator.experts_per_tower,
-        roles_with_experts="the discriminator",
-    )
+    check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower)
+    if shape.text.num_experts:
+        raise ConfigError(
+            f"--model has {shape.text.num_experts} experts; a policy is a dense Qwen3-VL for now (2B, 4B, 8B or 32B)"
+        )
+    if config.data.format_sft and config.data.data is None:
+        raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
+    data_parallel = check_world(config.parallel, world_size)
+    prompts = config.rollout.prompts_per_step
+    if prompts % data_parallel:
+        near = [rounds * data_parallel for rounds in (prompts // data_parallel, prompts // data_parallel + 1)]
+        raise ConfigError(
+            f"--prompts-per-step {prompts} must be a multiple of the {data_parallel} data-parallel ranks; "
+            f"use {_one_of(count for count in near if count)}"
+        )
+    _check_microbatches(config, prompts // data_parallel)
 
 
-def _check_divides(flag: str, size: int, counts: Sequence[tuple[int, str]]) -> None:
-    for count, what in counts:
-        if count % size:
-            fitting = [d for d in _divisors(counts[0][0]) if all(other % d == 0 for other, _ in counts)]
-            raise ConfigError(f"{flag} {size} must divide the model's {count} {what}; use {_one_of(fitting)}")
+def _check_microbatches(config: AlignConfig, prompts: int) -> None:
+    """Megatron's interleaved schedule takes whole rounds of pp micro-batches."""
+    pp, size = config.parallel.pp, config.prompts_per_microbatch
+    count = -(-prompts // size)
+    if config.parallel.vpp > 1 and (count % pp or config.data.format_sft):
+        raise ConfigError(
+            f"--vpp {config.parallel.vpp} needs a multiple of --pp {pp} micro-batches; --prompts-per-microbatch {size} "
+            f"makes {count} of the {prompts} prompts of a rank, and --format-sft has one; change these or use --vpp 1"
+        )
 
 
 def _check_interval(

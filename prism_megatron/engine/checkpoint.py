@@ -177,8 +177,11 @@ def _checked_document(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing; load another step")
     try:
         document: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
-        found, _, _ = document["format"], document["engines"], document["state"]
-    except (ValueError, KeyError, TypeError) as error:
+        found, _ = document["format"], dict(document["state"])
+        for progress in document["engines"].values():
+            if progress.keys() != {"steps_taken", "adam_step"} or not all(type(n) is int for n in progress.values()):
+                raise ValueError(f"an engine's progress is {progress}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / STATE_FILE} is damaged ({error!r}); load another step") from error
     if found != FORMAT:
         raise CheckpointError(f"{folder} has checkpoint format {found}; this version reads {FORMAT}")

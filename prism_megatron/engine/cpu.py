@@ -2,7 +2,8 @@
 
 ``open_cpu_door()`` is called once per process by ``engine.runtime`` and does nothing where CUDA is present.
 ``PATCHES`` lists every change with the upstream place it answers, the megatron-core versions it is for, the reason,
-and when it can go. All of them answer calls that would otherwise raise: nothing that works without CUDA is changed.
+and when it can go. They answer calls that would otherwise raise, but for two: ``Tensor.type()`` names CPU tensors as
+Megatron's type checks expect them, and all-to-all split sizes become plain integers.
 """
 
 from __future__ import annotations

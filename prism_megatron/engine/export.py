@@ -17,6 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
+from prism_megatron.conversion.verify import check_names
 from prism_megatron.errors import ConversionError
 from prism_megatron.parallel.collectives import all_gather_objects
 
@@ -83,13 +84,7 @@ class WeightTable:
 
         Raises ConversionError when the source lacks a tensor, has one that nothing maps, or a shard does not fit.
         """
-        available = set(source.names())
-        wanted = {name for mapping in self._mappings for name in mapping.hf_names}
-        aliases = {mapping.optional_alias for mapping in self._mappings if mapping.optional_alias is not None}
-        if missing := sorted(wanted - available):
-            raise ConversionError(f"the weights lack {len(missing)} tensors, first {missing[0]!r}")
-        if unknown := sorted(available - wanted - aliases):
-            raise ConversionError(f"the weights hold {len(unknown)} tensors the model lacks, first {unknown[0]!r}")
+        check_names(self._mappings, source)
         for name, parameter in self._parameters.items():
             mapping = self._local_mappings[name]
             group = self._shard_group(name)

@@ -29,8 +29,9 @@ def build_optimizer(
 ) -> ChainedOptimizer:
     """AdamW over the trainable parameters of ``chunks``, with fp32 master weights where ``dtype`` is bf16.
 
-    ``distributed`` shards masters and moments over data-parallel ranks. Biases and other vectors are not decayed
-    (Megatron's default). State is allocated here, so a checkpoint can be taken or loaded at any step.
+    ``distributed`` shards masters and moments over data-parallel ranks. Every parameter is decayed, norms and biases
+    included, as plain AdamW does: Megatron spares vectors only through its own scheduler, which is not used.
+    State is allocated here, so a checkpoint can be taken or loaded at any step.
     """
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(

@@ -39,6 +39,9 @@ _INDEX_GLOBALS = frozenset(
 )
 
 
+_ZIP_MAGIC = b"PK\x03\x04"
+
+
 class _Guard(pickle.Unpickler):
     def __init__(self, data: bytes, *, allowed: frozenset[str], path: Path) -> None:
         super().__init__(io.BytesIO(data))
@@ -60,6 +63,10 @@ def check_index(path: Path) -> None:
 def check_objects(path: Path) -> None:
     """Pass a ``common.pt`` made of plain containers and numbers, or raise CheckpointError naming the first global."""
     try:
+        # zipfile finds an archive at the end of any file; torch reads a file that does not begin with one as a pickle.
+        with path.open("rb") as file:
+            if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
+                raise ValueError("not a zip archive")
         with zipfile.ZipFile(path) as archive:
             (entry,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
             data = archive.read(entry)

@@ -47,11 +47,6 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
 
     Raises ConfigError, DataError or ConversionError before anything is trained.
     """
-    if config.rollout.prompts_per_step % world.dp_size:
-        raise ConfigError(
-            f"--prompts-per-step {config.rollout.prompts_per_step} must be a multiple of the {world.dp_size} "
-            "data-parallel ranks, so that all of them run the same number of micro-batches"
-        )
     folder = policy_folder(config.model.model)
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)

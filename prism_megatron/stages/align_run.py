@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,6 @@ import torch
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.merge import save, to_yaml
-from prism_megatron.config.validate import check_world
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.errors import CheckpointError, ConfigError
@@ -67,7 +65,6 @@ class Session:
 
 def run_alignment(config: AlignConfig) -> None:
     """Everything ``tools/run_align.py`` does, on one rank."""
-    check_world(config.parallel, int(os.environ.get("WORLD_SIZE", "1")))
     world = start(config.parallel, seed=config.seed)
     output = _claim_run_folder(config.checkpoint, world)
     restored = _checkpoint_to_load(config.checkpoint.load, output)
@@ -154,6 +151,8 @@ def _restore(session: Session, run: AlignRun, folder: Path) -> int:
     be those of an uninterrupted run.
     """
     state = checkpoint.load(folder, run.players.engines())
+    if not {"step", "seed"} <= state.keys():
+        raise CheckpointError(f"{folder} was not saved by an alignment run: it holds {sorted(state)}")
     if state["step"] > session.config.steps:
         raise CheckpointError(f"{folder} is past --steps {session.config.steps}; ask for at least {state['step']}")
     if state["seed"] != session.config.seed:

@@ -1,4 +1,8 @@
-"""A short supervised phase on a record set's training part, so that answers about its images have the asked format."""
+"""A short supervised phase on a record set's training part, so that answers about its images have the asked format.
+
+It teaches the format and little else: references are abridged to the first line of the caption and the last line of
+the reasoning, because a small model cannot learn a new domain's text in a few steps, and need not.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,12 @@ import torch
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.data.loader import ExampleSource
+from prism_megatron.data.loader import Example, ExampleSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.stages.assembly import batch_format, build_policy, export_folder
 from prism_megatron.stages.sft import Demonstration, SFTStep, train
+from prism_megatron.types import Response
 
 
 def teach_format(
@@ -29,13 +34,14 @@ def teach_format(
     dtype: torch.dtype,
     say: Callable[[str], None],
 ) -> None:
-    """Train on references for ``--format-sft`` steps from ``source`` and write the policy to ``target``.
+    """Train for ``--format-sft`` steps from ``source`` and write the policy to ``target``.
 
-    The vision tower and projector stay frozen. Steps take as many records as the game takes prompts.
+    The vision tower and projector stay frozen. Steps take as many records as the game takes prompts. The schedule is
+    cosine to zero with the paper's warm-up ratio of 0.1.
     """
     steps = config.data.format_sft
     optimizer = OptimizerConfig(
-        lr=config.data.format_sft_lr, schedule="cosine", min_lr_ratio=0.05, warmup_steps=max(1, steps // 20)
+        lr=config.data.format_sft_lr, schedule="cosine", min_lr_ratio=0.0, warmup_steps=steps // 10, beta2=0.95
     )
     policy = build_policy(
         source, shape, world=world, dtype=dtype, optimizer=optimizer, total_steps=steps, freeze_vision=True
@@ -43,7 +49,7 @@ def teach_format(
 
     def my_rows(step: int) -> Sequence[Demonstration]:
         examples = prompts.batch(step)[world.dp_rank :: world.dp_size]
-        return [renderer.training_row(example.prompt, example.reference) for example in examples]
+        return [renderer.training_row(example.prompt, abridged(example, renderer)) for example in examples]
 
     def report(result: SFTStep) -> None:
         if result.step % 10 == 0 or result.step == steps - 1:
@@ -60,3 +66,14 @@ def teach_format(
         on_step=report,
     )
     export_folder(policy, target, like=source, world=world)
+
+
+def abridged(example: Example, renderer: Renderer) -> Response:
+    """The record's reference cut to one line of caption and one of reasoning."""
+    assert example.record is not None and example.record.reference is not None, (
+        "format SFT takes records with references"
+    )
+    caption, think, answer = example.record.reference
+    return renderer.response(
+        caption.strip().splitlines()[0], think.strip().splitlines()[-1], answer, id=example.record.id
+    )
