@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.mini_world import MakeMiniConfig
-from prism_megatron.engine.launch import launch, report_error
+from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 
 
@@ -26,7 +26,13 @@ def main() -> int:
         config = parse_over(MakeMiniConfig(output=Path("runs/mini")), sys.argv[1:], description=__doc__ or "")
     except PrismError as error:
         return report_error(error)
-    return launch(run, config, model_parallel_size=1, world_size=config.data_parallel)
+    return launch(
+        run,
+        config,
+        model_parallel_size=1,
+        world_size=config.data_parallel,
+        preload=(*PRELOAD, "prism_megatron.stages.mini_world"),
+    )
 
 
 if __name__ == "__main__":

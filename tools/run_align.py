@@ -14,7 +14,7 @@ from prism_megatron.config.cli import parse
 from prism_megatron.config.mini_world import policy_folder
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.validate import check_align, smallest_world
-from prism_megatron.engine.launch import launch, report_error
+from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 
 
@@ -34,7 +34,13 @@ def main() -> int:
         check_align(config, shape, world_size=present if present > 1 else smallest)
     except PrismError as error:
         return report_error(error)
-    return launch(run, config, model_parallel_size=parallel.model_parallel_size, world_size=smallest)
+    return launch(
+        run,
+        config,
+        model_parallel_size=parallel.model_parallel_size,
+        world_size=smallest,
+        preload=(*PRELOAD, "prism_megatron.stages.align_run"),
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tyro
 
 from prism_megatron.config import merge
 from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.mini import MINI_ALIGN, MINI_ALIGN_RECORDS
 from prism_megatron.config.validate import check_ranges
 
 ConfigT = TypeVar("ConfigT")
@@ -28,19 +28,27 @@ class _CommandLine(Generic[ConfigT]):
 def parse(argv: Sequence[str]) -> AlignConfig:
     """The configuration that ``tools/run_align.py`` was asked for; ``argv`` is without the program's name.
 
-    Without a model, by flag or by YAML, the mini world's recipe stands in for the field defaults.
+    Without a model, by flag or by YAML, the mini world's recipe stands in for the field defaults: the one for records
+    where data is named, else the one for scenes.
     ``--help`` and unknown flags end the process as command-line tools do. Raises ConfigError for a bad YAML file,
     for a value out of range and for an input folder that does not exist.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", type=Path)
     early.add_argument("--model")
+    early.add_argument("--data")
     known, _ = early.parse_known_args(argv)
-    model = (merge.read_yaml(known.config) if known.config else {}).get("model")
-    in_yaml = model.get("model") if isinstance(model, Mapping) else None
-    names_model = (in_yaml if known.model is None else known.model) not in (None, "None")
+    yaml = merge.read_yaml(known.config) if known.config else {}
+
+    def names(section: str, flag: str | None) -> bool:
+        """Whether the flag, or else the YAML's field of the same name, names something."""
+        in_yaml = yaml.get(section)
+        field = in_yaml.get(section) if isinstance(in_yaml, Mapping) else None
+        return (field if flag is None else flag) not in {None, "None"}
+
+    mini = MINI_ALIGN_RECORDS if names("data", known.data) else MINI_ALIGN
     config = parse_over(
-        AlignConfig() if names_model else MINI_ALIGN,
+        AlignConfig() if names("model", known.model) else mini,
         argv,
         description="Align a policy against a discriminator, adversarially and on-policy (PRISM). Without --model and "
         "--data the built-in mini world runs.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.data import DataConfig
@@ -9,7 +11,7 @@ from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.rollout import RolloutConfig
 
 MINI_ALIGN = AlignConfig(
-    data=DataConfig(system_prompt=None, max_response_tokens=96, format_sft_lr=1e-3),
+    data=DataConfig(system_prompt=None, max_response_tokens=96),
     rollout=RolloutConfig(prompts_per_step=8, rollouts_per_prompt=8),
     checkpoint=CheckpointConfig(save_every=20),
     # A policy rate of 3e-4 collapses into length; a discriminator rate ten times the policy's stays ahead of it.
@@ -17,4 +19,11 @@ MINI_ALIGN = AlignConfig(
     discriminator_optimizer=OptimizerConfig(lr=5e-4, beta2=0.95),
     steps=40,
     prompts_per_microbatch=2,
+)
+
+MINI_ALIGN_RECORDS = replace(
+    MINI_ALIGN,
+    # The mini knows scenes only: it first learns to keep the format on the set's images and questions. Its text is
+    # spelled out byte by byte, hence longer answers.
+    data=DataConfig(system_prompt=None, max_response_tokens=320, format_sft=150, format_sft_lr=2e-3),
 )

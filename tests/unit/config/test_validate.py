@@ -37,8 +37,8 @@ def check(parallel: ParallelConfig, shape: Qwen3VLShape) -> None:
         (
             ParallelConfig(tp=3),
             (
-                "--tp 3 does not divide the model (4 key/value heads, 8 attention heads, 160 ffn width, 4 vision heads, "
-                "160 vision ffn width); use one of 1, 2 or 4"
+                "--tp 3 does not divide the model (4 key/value heads, 8 attention heads, 160 ffn width, "
+                "4 vision heads, 160 vision ffn width); use one of 1, 2 or 4"
             ),
         ),
         (
