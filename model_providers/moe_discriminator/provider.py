@@ -47,10 +47,6 @@ class DiscriminatorProvider:
         towers = read_towers(folder)
         return cls(Qwen3VLShape.from_folder(folder), towers, head_dropout=head_dropout, freeze_vision=freeze_vision)
 
-    @property
-    def has_experts(self) -> bool:
-        return True
-
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
         self.towers.check_expert_parallel(parallel.ep)

@@ -32,10 +32,6 @@ class Qwen3VLProvider:
         self.shape = shape
         self.freeze_vision = freeze_vision
 
-    @property
-    def has_experts(self) -> bool:
-        return False
-
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
         return text_config(self.shape, parallel, dtype, experts=False)

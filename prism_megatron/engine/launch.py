@@ -1,7 +1,7 @@
 """From one command to a world of processes, and out of it again without leaving any behind.
 
 A process that torchrun started as one of several is left alone. A single process that was asked for a larger
-world starts the ranks itself: a fork server imports torch, megatron-core and transformers once (``preload.py``) and
+world starts the ranks itself: a fork server imports torch, megatron-core and transformers once (``PRELOAD``) and
 the ranks are forked from it. Every process below the command dies with its parent, by the kernel's hand, so that
 even a SIGKILL of the outer process leaves none.
 

@@ -19,9 +19,6 @@ from prism_megatron.engine.batch import Batch
 class ModelProvider(Protocol):
     """Builds one model's pipeline chunks and names its weights."""
 
-    @property
-    def has_experts(self) -> bool: ...
-
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
 

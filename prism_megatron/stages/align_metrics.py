@@ -37,6 +37,7 @@ def step_row(step: AlignStep, renderer: Renderer) -> Row:
         "truncated_rollouts": sum(rollout.finish_reason == "length" for rollout in rollouts),
         "response_tokens": sum(len(rollout.token_ids) for rollout in rollouts),
         "all_invalid_groups": sum(advantages.all_invalid for advantages in step.advantages),
+        "unrewarded_step": int(num_valid == 0),
         "clipped_scores": sum(advantages.num_clipped_scores for advantages in step.advantages),
     }
     row |= game_row(step.judgement.sums)

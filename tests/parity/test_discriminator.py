@@ -132,7 +132,7 @@ def test_no_token_reaches_the_other_tower(
 ) -> None:
     """Counted where every layer's dispatcher hands over: all tokens go to the row's tower, none to the other.
 
-    The other tower's expert weights, and its rows of the router, get exactly zero gradient.
+    The other tower's expert weights get exactly zero gradient.
     """
     parallel, num_ranks = LAYOUTS[layout]
     rows = rows_of_tower(case, tower)
