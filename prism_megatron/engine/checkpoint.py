@@ -60,7 +60,7 @@ def save(folder: Path, engines: Mapping[str, MegatronEngine], state: Mapping[str
     """Write ``engines`` and the JSON-able ``state`` to ``folder``, on all ranks together.
 
     Everything is written and flushed to a hidden sibling first; one rename makes it the checkpoint, so a save that is
-    killed leaves what was there before. Its leftovers are removed by the next save. Only a save over a checkpoint of the
+    killed leaves what was there before. Its leftovers are removed by the next save. Only a save over the
     same step takes two renames, and a kill between them loses that step (not older ones).
     """
     hidden = folder.with_name(f".{folder.name}{_SAVING}")
