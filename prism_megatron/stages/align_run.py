@@ -181,7 +181,8 @@ def _finish(session: Session, run: AlignRun, last: AlignStep | None) -> None:
     summary = summarise(rows, facts)
     write_summary(output / SUMMARY, summary)
     samples = [] if last is None else report_samples(last, run.renderer)
-    title = f"Alignment of {run.folder.name} against its discriminator"
+    model = session.config.model.model
+    title = f"Alignment of {'the mini' if model is None else Path(model).name} against its discriminator"
     write_report(output / REPORT, title=title, rows=rows, summary=summary, samples=samples)
     session.say(f"done: {output / SUMMARY}, {output / REPORT}, {facts.checkpoint}, {facts.hf_export}")
 
