@@ -21,10 +21,15 @@ class TowerMoELayer(MoELayer):
     """Route, dispatch, compute, combine. Which tower a row belongs to is an argument, never remembered."""
 
     def forward(
-        self, hidden_S_B_H: Tensor, tower_ids_B: Tensor, lengths_B: Tensor, balance_weights_B: Tensor | None = None
+        self,
+        hidden_S_B_H: Tensor,
+        tower_ids_B: Tensor,
+        lengths_B: Tensor,
+        tokens_S: Tensor,
+        balance_weights_B: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """``hidden [S_local, B, H]`` through the chosen experts of each row's tower; no bias."""
-        gates_T_E, map_T_E = self.router(hidden_S_B_H, tower_ids_B, lengths_B, balance_weights_B)
+        """``hidden [S_local, B, H]``, of the tokens ``tokens_S`` of each row, through experts of its tower."""
+        gates_T_E, map_T_E = self.router(hidden_S_B_H, tower_ids_B, lengths_B, tokens_S, balance_weights_B)
         tokens, gates = self.preprocess(hidden_S_B_H, gates_T_E, map_T_E)
         tokens, gates = self.dispatch(tokens, gates)
         output, _ = self.routed_experts_compute(tokens, gates)

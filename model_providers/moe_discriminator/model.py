@@ -12,6 +12,7 @@ from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_regi
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from torch import Tensor, nn
 
+from model_providers.qwen3_vl.deepstack import Ints
 from model_providers.qwen3_vl.model import Qwen3VLTrunk
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch
@@ -62,8 +63,8 @@ class ScoreHead(nn.Module):
 class Discriminator(Qwen3VLTrunk):
     """The trunk with expert towers; the last chunk's output is ``[2, B]`` (see ``ScoreHead``).
 
-    A batch needs ``tower_ids_B``. Row extras: ``dropout_key`` (int64), and ``load_balance_weight`` (float32) to attach
-    the load-balancing loss; without the latter nothing is computed for it.
+    A batch needs ``tower_ids_Q`` and one sequence to a row. Extras: ``dropout_key`` (int64), and
+    ``load_balance_weight`` (float32) to attach the load-balancing loss; without the latter nothing is computed for it.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Discriminator(Qwen3VLTrunk):
         groups: ProcessGroupCollection,
         *,
         head_dropout: float,
+        recompute_vision: bool,
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
@@ -83,6 +85,7 @@ class Discriminator(Qwen3VLTrunk):
             shape,
             layer_spec,
             groups,
+            recompute_vision=recompute_vision,
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
@@ -91,27 +94,40 @@ class Discriminator(Qwen3VLTrunk):
             self.score_head = ScoreHead(config, head_dropout)
         mark_tensor_parallel(self)
 
-    def mlp_args(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Tower and length of each row, then the load-balancing weights where the batch has them."""
-        if batch.tower_ids_B is None:
-            raise ValueError("a discriminator batch needs tower_ids_B, the tower that judges each row")
+    def mlp_args(self, batch: Batch, tokens_L: Ints) -> tuple[Tensor, ...]:
+        """Tower and length of each row, the local tokens, and the load-balancing weights where the batch has them."""
+        if batch.tower_ids_Q is None:
+            raise ValueError("a discriminator batch needs tower_ids_Q, the tower that judges each row")
+        if batch.packed:
+            raise ValueError("a discriminator takes one sequence to a row; collate its batches without pack")
         weights_B = batch.extras.get(LOAD_BALANCE_WEIGHT)
-        always = (batch.tower_ids_B, batch.lengths_B)
+        always = (batch.tower_ids_Q, batch.lengths_Q, torch.from_numpy(tokens_L).to(batch.input_ids_B_S.device))
         return always if weights_B is None else (*always, weights_B)
 
     def head(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Scores ``[2, B]`` from the hidden state of each row's last real token; equal on all tensor-parallel ranks."""
-        scores_2_B: Tensor = self.score_head(self._last_hidden(hidden, batch.lengths_B), batch.extras.get(DROPOUT_KEY))
-        return scores_2_B
+        """Scores ``[2, B]`` from the hidden state of each row's last real token; equal on all ranks that share rows."""
+        last_B = np.array(batch.lengths) - 1
+        keys_B = batch.extras.get(DROPOUT_KEY)
+        scores_2_B: Tensor = self.score_head(self._last_hidden(hidden, last_B, self.local_tokens(batch)), keys_B)
+        if self.cp_group.size() == 1:
+            return scores_2_B
+        tokens_L = batch.tokens_of(cp_size=self.cp_group.size(), cp_rank=self.cp_group.rank())
+        elsewhere_B = torch.from_numpy(~np.isin(last_B, tokens_L)).to(scores_2_B.device)
+        # Sum forward, identity backward: the head's weight gets each row's gradient on one context-parallel rank.
+        scores_2_B = scores_2_B.masked_fill(elsewhere_B, 0.0)
+        summed_2_B: Tensor = reduce_from_tensor_model_parallel_region(scores_2_B, group=self.cp_group)
+        return summed_2_B
 
-    def _last_hidden(self, hidden: Tensor, lengths_B: Tensor) -> Tensor:
-        rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
+    def _last_hidden(self, hidden: Tensor, last_B: Ints, tokens_L: Ints) -> Tensor:
+        """``[B, H]``, whole on every tensor-parallel rank; zeros for a row whose last token another rank holds."""
+        sorter = np.argsort(tokens_L)
+        place_B = sorter[np.searchsorted(tokens_L, last_B, sorter=sorter).clip(max=len(tokens_L) - 1)]
+        elsewhere_B = torch.from_numpy(tokens_L[place_B] != last_B).to(hidden.device)
+        rows_B = torch.arange(len(last_B), device=hidden.device)
+        picked_B_H = hidden[torch.from_numpy(place_B).to(hidden.device), rows_B]
+        picked_B_H = picked_B_H.masked_fill(elsewhere_B.unsqueeze(-1), 0.0)
         if not self.config.sequence_parallel:
-            return hidden[lengths_B - 1, rows_B]
-        num_local = hidden.shape[0]
-        position_B = lengths_B - 1 - self.tp_group.rank() * num_local
-        elsewhere_B = (position_B < 0) | (position_B >= num_local)
-        picked_B_H = hidden[position_B.clamp(0, num_local - 1), rows_B].masked_fill(elsewhere_B.unsqueeze(-1), 0.0)
+            return picked_B_H
         # Sum forward, identity backward: each rank's own rows get the (equal) gradient of the replicated head.
         last_B_H: Tensor = reduce_from_tensor_model_parallel_region(picked_B_H, group=self.tp_group)
         return last_B_H

@@ -18,16 +18,25 @@ from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import text_config
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.engine.specs import decoder_layer_spec
 from prism_megatron.errors import ConfigError
+
+_KEEP_ALL = RecomputeConfig()
 
 
 class DiscriminatorProvider:
     """A discriminator with the sizes of a dense Qwen3-VL (see ``engine.provider.ModelProvider``)."""
 
     def __init__(
-        self, shape: Qwen3VLShape, towers: Towers, *, head_dropout: float = 0.1, freeze_vision: bool = False
+        self,
+        shape: Qwen3VLShape,
+        towers: Towers,
+        *,
+        head_dropout: float = 0.1,
+        freeze_vision: bool = False,
+        recompute: RecomputeConfig = _KEEP_ALL,
     ) -> None:
         """``shape`` is the dense model's. ConfigError for one that has experts already, or a dropout outside [0, 1)."""
         if shape.text.num_experts:
@@ -40,12 +49,26 @@ class DiscriminatorProvider:
         self.towers = towers
         self.head_dropout = head_dropout
         self.freeze_vision = freeze_vision
+        self.recompute = recompute
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, head_dropout: float = 0.1, freeze_vision: bool = False) -> Self:
+    def from_folder(
+        cls,
+        folder: str | Path,
+        *,
+        head_dropout: float = 0.1,
+        freeze_vision: bool = False,
+        recompute: RecomputeConfig = _KEEP_ALL,
+    ) -> Self:
         """The provider of a saved discriminator. Raises ConfigError when the folder holds none."""
         towers = read_towers(folder)
-        return cls(Qwen3VLShape.from_folder(folder), towers, head_dropout=head_dropout, freeze_vision=freeze_vision)
+        return cls(
+            Qwen3VLShape.from_folder(folder),
+            towers,
+            head_dropout=head_dropout,
+            freeze_vision=freeze_vision,
+            recompute=recompute,
+        )
 
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
@@ -64,7 +87,7 @@ class DiscriminatorProvider:
             moe_router_topk=self.towers.top_k,
             moe_ffn_hidden_size=self.shape.text.ffn,
             expert_model_parallel_size=parallel.ep,
-            expert_tensor_parallel_size=parallel.tp if parallel.ep == 1 else 1,
+            expert_tensor_parallel_size=parallel.expert_tp,
             # The all-gather dispatcher refuses pipeline payloads of varying length.
             moe_token_dispatcher_type="alltoall",
             # Balancing is our router's own (see routing.AttachLoss).
@@ -84,8 +107,9 @@ class DiscriminatorProvider:
         return Discriminator(
             config,
             self.shape,
-            decoder_layer_spec(tower_mlp(self.towers, groups)),
+            decoder_layer_spec(tower_mlp(self.towers, groups), self.recompute),
             groups,
+            recompute_vision=self.recompute.recompute_vision,
             head_dropout=self.head_dropout,
             pre_process=pre_process,
             post_process=post_process,

@@ -77,7 +77,8 @@ class TowerRouter(MegatronModule):
         del is_mtp_layer
         super().__init__(config=config)
         self.towers = towers
-        self.tp_group = pg_collection.tp
+        # The ranks that share a sequence. (Experts at tp > 1 need sequence parallelism, so tp always cuts it.)
+        self.sequence_group = pg_collection.tp_cp
         self.layer_number: int | None = None
         self.weight = nn.Parameter(
             torch.empty(
@@ -91,31 +92,38 @@ class TowerRouter(MegatronModule):
         self.layer_number = layer_number
 
     def forward(
-        self, hidden_S_B_H: Tensor, tower_ids_B: Tensor, lengths_B: Tensor, balance_weights_B: Tensor | None
+        self,
+        hidden_S_B_H: Tensor,
+        tower_ids_B: Tensor,
+        lengths_B: Tensor,
+        tokens_S: Tensor,
+        balance_weights_B: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Gates ``[T, E]`` (float32) and routing map ``[T, E]`` (bool).
 
+        ``tokens_S`` are the numbers, in their rows, of the tokens that this rank holds.
         ``balance_weights_B`` weighs each row's load-balancing loss (``losses.load_balance``); None attaches nothing.
         """
         logits_S_B_E = functional.linear(hidden_S_B_H.float(), self.weight.float())
         masked_S_B_E = mask_other_towers(logits_S_B_E, tower_ids_B, self.towers.num_towers)
         gates_S_B_E, chosen_S_B_E = choose_experts(masked_S_B_E, self.towers.top_k)
         if balance_weights_B is not None:
-            loss = self._balance_loss(masked_S_B_E.softmax(dim=-1), chosen_S_B_E, lengths_B, balance_weights_B)
+            valid_S_B = tokens_S.unsqueeze(-1) < lengths_B
+            loss = self._balance_loss(
+                masked_S_B_E.softmax(dim=-1), chosen_S_B_E, valid_S_B, lengths_B, balance_weights_B
+            )
             gates_S_B_E = AttachLoss.apply(gates_S_B_E, loss)  # type: ignore[no-untyped-call]
         return gates_S_B_E.flatten(0, 1), chosen_S_B_E.flatten(0, 1)
 
-    def _balance_loss(self, probs_S_B_E: Tensor, chosen_S_B_E: Tensor, lengths_B: Tensor, weights_B: Tensor) -> Tensor:
-        num_local = probs_S_B_E.shape[0]
-        sliced = self.config.sequence_parallel
-        start = self.tp_group.rank() * num_local if sliced else 0
-        position_S = torch.arange(start, start + num_local, device=lengths_B.device)
-        counts_B_E, prob_sums_B_E = sequence_sums(probs_S_B_E, chosen_S_B_E, position_S.unsqueeze(-1) < lengths_B)
-        if sliced:
+    def _balance_loss(
+        self, probs_S_B_E: Tensor, chosen_S_B_E: Tensor, valid_S_B: Tensor, lengths_B: Tensor, weights_B: Tensor
+    ) -> Tensor:
+        counts_B_E, prob_sums_B_E = sequence_sums(probs_S_B_E, chosen_S_B_E, valid_S_B)
+        if self.sequence_group.size() > 1:
             # Every rank ends with the whole sequence's sums and the same loss. Backward is the identity: a rank's
             # gradient is that of its own tokens, and the router's weight gradient is summed over the group.
-            dist.all_reduce(counts_B_E, group=self.tp_group)
-            prob_sums_B_E = reduce_from_tensor_model_parallel_region(prob_sums_B_E, group=self.tp_group)
+            dist.all_reduce(counts_B_E, group=self.sequence_group)
+            prob_sums_B_E = reduce_from_tensor_model_parallel_region(prob_sums_B_E, group=self.sequence_group)
         return load_balance_loss(
             counts_B_E,
             prob_sums_B_E,

@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor
 
 from model_providers.qwen3_vl.deepstack import VisualRows
+from prism_megatron.engine.attention import Sequences
 from prism_megatron.engine.norms import RMSNorm
 from prism_megatron.engine.specs import NumberedModules
 
@@ -49,19 +50,21 @@ class Decoder(MegatronModule):
     def forward(
         self,
         hidden: Tensor,
-        rotary_angles: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        sequences: Sequences,
         *,
         visual: VisualRows,
         taps: Mapping[int, Tensor],
         mlp_args: tuple[Tensor, ...] = (),
     ) -> Tensor:
-        """Run this chunk's layers on ``hidden [S_local, B, H]``.
+        """Run this chunk's layers on ``hidden [S_local, B, H]``; ``cos`` and ``sin`` are those of ``DecoderLayer``.
 
         ``taps[k] [V_local, H]`` is added at ``visual`` after global layer k, for the k of this chunk.
         ``mlp_args`` are handed, flat, to the MLP of every layer (a discriminator's router takes the row's tower).
         """
         for number, layer in self.layers.numbered():
-            hidden = layer(hidden, rotary_angles, *mlp_args)
+            hidden = layer(hidden, cos, sin, sequences, *mlp_args)
             tap = taps.get(number)
             if tap is not None:
                 hidden = visual.add(hidden, tap)

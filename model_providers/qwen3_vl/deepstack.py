@@ -2,16 +2,17 @@
 
 Tap k is added at the visual positions after language layer k. A stage that does not hold layer k passes the tap on in
 its payload: ``cat([hidden [S_local, B, H], pending tap rows])``. Every stage derives the split from the ids it holds.
-Visual rows are ordered by (token, row), so that the rows of one sequence-parallel rank are one contiguous run.
-Shape suffixes: S tokens, B rows, H hidden, V visual rows, R feature rows of the vision tower.
+Shape suffixes: S tokens, B rows, H hidden, V visual rows, L tokens of this rank, N images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,10 +21,32 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch
 from prism_megatron.errors import DataError
 
+Ints = npt.NDArray[np.int64]
+
+
+class VisualPlaces(NamedTuple):
+    """Visual positions of a micro-batch and the feature row each one shows, in (token, row) order, on the host."""
+
+    token_V: Ints
+    row_V: Ints
+    feature_V: Ints
+
+    def of(self, tokens_L: Ints) -> VisualPlaces:
+        """Those among the tokens ``tokens_L`` of every row, with token numbers counted in that list."""
+        found_V = np.isin(self.token_V, tokens_L)
+        sorter = np.argsort(tokens_L)
+        local_V = sorter[np.searchsorted(tokens_L, self.token_V[found_V], sorter=sorter)]
+        row_V, feature_V = self.row_V[found_V], self.feature_V[found_V]
+        order = np.lexsort((row_V, local_V))
+        return VisualPlaces(local_V[order], row_V[order], feature_V[order])
+
+    def to(self, device: torch.device) -> VisualRows:
+        return VisualRows(*(torch.from_numpy(np.ascontiguousarray(index)).to(device) for index in self))
+
 
 @dataclass(frozen=True, eq=False)
 class VisualRows:
-    """Visual positions and the feature row each one shows, in (token, row) order."""
+    """``VisualPlaces`` on the device that holds the hidden states."""
 
     token_V: Tensor
     row_V: Tensor
@@ -32,62 +55,47 @@ class VisualRows:
     def __len__(self) -> int:
         return len(self.token_V)
 
-    def local(self, tokens_per_rank: int, rank: int) -> VisualRows:
-        """The rows of one sequence-parallel rank, with token numbers in its own chunk."""
-        start, end = (
-            int(bound)
-            for bound in torch.searchsorted(
-                self.token_V, torch.tensor([rank, rank + 1], device=self.token_V.device) * tokens_per_rank
-            )
-        )
-        return VisualRows(
-            self.token_V[start:end] - rank * tokens_per_rank, self.row_V[start:end], self.feature_V[start:end]
-        )
-
-    def overwrite(self, hidden_S_B_H: Tensor, rows_V_H: Tensor) -> Tensor:
+    def overwrite(self, hidden_L_B_H: Tensor, rows_V_H: Tensor) -> Tensor:
         """``hidden`` with the visual positions replaced."""
-        return hidden_S_B_H.index_put((self.token_V, self.row_V), rows_V_H)
+        return hidden_L_B_H.index_put((self.token_V, self.row_V), rows_V_H)
 
-    def add(self, hidden_S_B_H: Tensor, rows_V_H: Tensor) -> Tensor:
+    def add(self, hidden_L_B_H: Tensor, rows_V_H: Tensor) -> Tensor:
         """``hidden`` with ``rows`` added at the visual positions; a new tensor, never a view of one.
 
         (The pipeline schedule frees what a stage sends, which it refuses to do to a view.)
         """
         at = (self.token_V, self.row_V)
-        return hidden_S_B_H.index_put(at, hidden_S_B_H[at] + rows_V_H)
+        return hidden_L_B_H.index_put(at, hidden_L_B_H[at] + rows_V_H)
 
 
-def locate(batch: Batch, shape: Qwen3VLShape) -> tuple[VisualRows, Tensor]:
-    """Visual rows and MRoPE positions ``[3, B, S]`` of a micro-batch, both on the batch's device.
+def locate(batch: Batch, shape: Qwen3VLShape) -> tuple[VisualPlaces, Ints]:
+    """Visual positions and MRoPE positions ``[3, B, S]`` of a micro-batch; positions restart with every sequence.
 
-    Raises DataError when a row's visual tokens do not fit its images.
+    Raises DataError when a sequence's visual tokens do not fit its images.
     """
-    ids = batch.input_ids_B_S.cpu().numpy()
-    lengths = batch.lengths_B.cpu().numpy()
+    ids = batch.host_ids_B_S
     grids = batch.grid_thw_N_3.tolist()
-    if len(batch.images_by_row) != len(ids):
-        raise DataError(f"images_by_row names {len(batch.images_by_row)} rows of {len(ids)}")
+    if len(batch.images_by_sequence) != len(batch.lengths):
+        raise DataError(f"images_by_sequence names {len(batch.images_by_sequence)} sequences of {len(batch.lengths)}")
     merge = shape.vision.merge
     sizes = [t * h * w // merge**2 for t, h, w in grids]
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     visual = np.isin(ids, (shape.image_token_id, shape.video_token_id))
-    visual &= np.arange(ids.shape[1])[None, :] < lengths[:, None]
-
     positions = np.empty((3, *ids.shape), dtype=np.int64)
     features = np.empty(ids.shape, dtype=np.int64)
-    for b, images in enumerate(batch.images_by_row):
+    for (row, start), length, slot, images in zip(
+        batch.places(), batch.lengths, batch.slots, batch.images_by_sequence, strict=True
+    ):
+        here = slice(start, start + slot)
+        visual[row, start + length : start + slot] = False  # padding
         frames = [frame for n in images for frame in frames_of(grids[n], merge)]
-        positions[:, b] = row_positions(visual[b], frames)
+        positions[:, row, here] = row_positions(visual[row, here], frames)
         if images:
-            features[b, visual[b]] = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in images])
-    token, row = (np.ascontiguousarray(index) for index in np.nonzero(visual.T))
-    device = batch.input_ids_B_S.device
-    rows = VisualRows(
-        token_V=torch.from_numpy(token).to(device),
-        row_V=torch.from_numpy(row).to(device),
-        feature_V=torch.from_numpy(features[row, token]).to(device),
-    )
-    return rows, torch.from_numpy(positions).to(device)
+            features[row, here][visual[row, here]] = np.concatenate(
+                [np.arange(starts[n], starts[n + 1]) for n in images]
+            )
+    token_V, row_V = np.nonzero(visual.T)
+    return VisualPlaces(token_V, row_V, features[row_V, token_V]), positions
 
 
 def pending_taps(num_taps: int, first_layer: int) -> range:

@@ -1,7 +1,8 @@
 """Pipeline chunks of a Qwen3-VL on Megatron-Core.
 
 ``Qwen3VLTrunk`` is everything but the head: a policy adds a vocabulary, a discriminator a score.
-Shape suffixes: S tokens, S_local tokens of this sequence-parallel rank, B rows, H hidden, V vocabulary.
+Shape suffixes: S tokens of a row, L those of this context-parallel rank, S_local those of this sequence-parallel rank
+among them, B rows, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer import MegatronModule, ModuleSpec, TransformerConfig
 from torch import Tensor
 
+from model_providers.qwen3_vl.balance import visual_features
 from model_providers.qwen3_vl.decoder import Decoder
-from model_providers.qwen3_vl.deepstack import VisualRows, locate, pack, pending_taps, unpack
-from model_providers.qwen3_vl.mrope import rotary_angles
+from model_providers.qwen3_vl.deepstack import Ints, VisualPlaces, VisualRows, locate, pack, pending_taps, unpack
+from model_providers.qwen3_vl.mrope import rotary_tables
 from model_providers.qwen3_vl.vision import VisionModel
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.engine.attention import Sequences
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.specs import mark_tensor_parallel
 
@@ -49,11 +52,13 @@ class Qwen3VLTrunk(LanguageModule):
         layer_spec: ModuleSpec,
         groups: ProcessGroupCollection,
         *,
+        recompute_vision: bool,
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
     ) -> None:
         super().__init__(config=config, pg_collection=groups)
+        self.cp_group = groups.cp
         self.model_type = ModelType.encoder_or_decoder  # read by Megatron's schedules
         self.shape = shape
         self.pre_process = pre_process
@@ -61,7 +66,7 @@ class Qwen3VLTrunk(LanguageModule):
         self.vp_stage = vp_stage
         self.share_embeddings_and_output_weights = False
         if pre_process:
-            self.vision_model = VisionModel(config, shape.vision, groups)
+            self.vision_model = VisionModel(config, shape.vision, groups, recompute=recompute_vision)
             self.embedding = LanguageModelEmbedding(
                 config=config,
                 vocab_size=padded_vocab(shape, config),
@@ -77,9 +82,9 @@ class Qwen3VLTrunk(LanguageModule):
     def head(self, hidden: Tensor, batch: Batch) -> Tensor:
         """The output of the last chunk from normalised hidden states ``[S_local, B, H]``."""
 
-    def mlp_args(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Tensors that the MLP of every layer takes beside the hidden states."""
-        del batch
+    def mlp_args(self, batch: Batch, tokens_L: Ints) -> tuple[Tensor, ...]:
+        """Tensors that the MLP of every layer takes beside the hidden states of the tokens ``tokens_L`` of each row."""
+        del batch, tokens_L
         return ()
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
@@ -88,45 +93,62 @@ class Qwen3VLTrunk(LanguageModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """The payload for the next chunk, or ``head``'s output (see ``deepstack.pack``)."""
-        visual, positions_3_B_S = locate(batch, self.shape)
-        text = self.shape.text
-        angles = rotary_angles(
-            positions_3_B_S, head_dim=text.head_dim, theta=text.theta, mrope_section=text.mrope_section
+        places, positions_3_B_S = locate(batch, self.shape)
+        tokens_L = batch.tokens_of(cp_size=self.cp_group.size(), cp_rank=self.cp_group.rank())
+        device, text = batch.input_ids_B_S.device, self.shape.text
+        cos, sin = rotary_tables(
+            torch.from_numpy(positions_3_B_S[:, :, tokens_L]).to(device),
+            head_dim=text.head_dim,
+            theta=text.theta,
+            mrope_section=text.mrope_section,
+            dtype=self.config.params_dtype,
         )
-        local = self._local_rows(visual, batch)
+        sequences = Sequences.of(batch.row_slots(), cp_size=self.cp_group.size(), device=device)
+        local_tokens_L = self.local_tokens(batch)
+        local = places.of(local_tokens_L).to(device)
         if self.pre_process:
-            hidden, taps = self._embed(batch, visual, local)
+            hidden, taps = self._embed(batch, tokens_L, places, local)
         else:
-            hidden, taps = self._receive(batch, local)
-        hidden = self.decoder(hidden, angles, visual=local, taps=taps, mlp_args=self.mlp_args(batch))
+            hidden, taps = self._receive(len(local_tokens_L), local)
+        mlp_args = self.mlp_args(batch, local_tokens_L)
+        hidden = self.decoder(hidden, cos, sin, sequences, visual=local, taps=taps, mlp_args=mlp_args)
         if self.post_process:
             return self.head(hidden, batch)
         next_layer = self.decoder.first_layer + len(self.decoder.layers)
         return pack(hidden, [taps[k] for k in pending_taps(len(self.shape.vision.taps), next_layer)])
 
-    def _local_rows(self, visual: VisualRows, batch: Batch) -> VisualRows:
+    def local_tokens(self, batch: Batch) -> Ints:
+        """The tokens of each row whose hidden states this rank holds, after the cuts of context and sequence."""
+        tokens_L = batch.tokens_of(cp_size=self.cp_group.size(), cp_rank=self.cp_group.rank())
         if not self.config.sequence_parallel:
-            return visual
-        return visual.local(batch.input_ids_B_S.shape[1] // self.tp_group.size(), self.tp_group.rank())
+            return tokens_L
+        share = len(tokens_L) // self.tp_group.size()
+        return tokens_L[self.tp_group.rank() * share :][:share]
 
-    def _embed(self, batch: Batch, visual: VisualRows, local: VisualRows) -> tuple[Tensor, Mapping[int, Tensor]]:
-        features, *taps = self.vision_model(batch.pixel_values_P_D, batch.grid_thw_N_3.tolist())
-        hidden_S_B_H = self.embedding(input_ids=batch.input_ids_B_S, position_ids=None)
-        hidden_S_B_H = visual.overwrite(hidden_S_B_H, features.index_select(0, visual.feature_V))
+    def _embed(
+        self, batch: Batch, tokens_L: Ints, places: VisualPlaces, local: VisualRows
+    ) -> tuple[Tensor, Mapping[int, Tensor]]:
+        features, *taps = visual_features(
+            self.vision_model, batch.pixel_values_P_D, batch.grid_thw_N_3, group=self.cp_group
+        )
+        device = batch.input_ids_B_S.device
+        ids_B_L = torch.from_numpy(batch.host_ids_B_S[:, tokens_L]).to(device)
+        hidden_L_B_H = self.embedding(input_ids=ids_B_L, position_ids=None)
+        visual = places.of(tokens_L).to(device)
+        hidden_L_B_H = visual.overwrite(hidden_L_B_H, features.index_select(0, visual.feature_V))
         if self.config.sequence_parallel:
-            hidden_S_B_H = scatter_to_sequence_parallel_region(hidden_S_B_H, group=self.tp_group)
+            hidden_L_B_H = scatter_to_sequence_parallel_region(hidden_L_B_H, group=self.tp_group)
             # Each rank takes its own rows of a tap: the identity forward, a sum over ranks backward. With a plain slice
             # every rank would see its own rows' gradient only, and the mergers' replicated weights would drift apart.
             taps = [copy_to_tensor_model_parallel_region(tap, group=self.tp_group) for tap in taps]
-        return hidden_S_B_H, {k: tap.index_select(0, local.feature_V) for k, tap in enumerate(taps)}
+        return hidden_L_B_H, {k: tap.index_select(0, local.feature_V) for k, tap in enumerate(taps)}
 
-    def _receive(self, batch: Batch, local: VisualRows) -> tuple[Tensor, Mapping[int, Tensor]]:
+    def _receive(self, num_tokens: int, local: VisualRows) -> tuple[Tensor, Mapping[int, Tensor]]:
         if self.input_payload is None:
             raise RuntimeError("a later pipeline chunk ran before set_input_tensor gave it the previous one's output")
-        shards = self.tp_group.size() if self.config.sequence_parallel else 1
         return unpack(
             self.input_payload,
-            num_tokens=batch.input_ids_B_S.shape[1] // shards,
+            num_tokens=num_tokens,
             num_visual=len(local),
             pending=pending_taps(len(self.shape.vision.taps), self.decoder.first_layer),
         )
@@ -152,6 +174,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
         layer_spec: ModuleSpec,
         groups: ProcessGroupCollection,
         *,
+        recompute_vision: bool,
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
@@ -161,6 +184,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
             shape,
             layer_spec,
             groups,
+            recompute_vision=recompute_vision,
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
@@ -191,7 +215,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
         return {OUTPUT: EMBEDDING} if has_copy else {}
 
     def head(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Vocabulary-parallel logits ``[S, B, V / tp]``; padding columns hold the dtype's minimum."""
+        """Vocabulary-parallel logits ``[L, B, V / tp]``; padding columns hold the dtype's minimum."""
         del batch
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits: Tensor = self.output_layer(hidden, weight=weight)[0]

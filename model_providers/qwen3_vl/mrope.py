@@ -33,7 +33,7 @@ def frames_of(grid_thw: Sequence[int], merge: int) -> list[Frame]:
 
 
 def row_positions(visual: npt.NDArray[np.bool_], frames: Sequence[Frame]) -> npt.NDArray[np.int64]:
-    """Positions ``[3, S]`` of one row, whose visual tokens (``visual [S]``) show ``frames`` in order.
+    """Positions ``[3, S]`` of one sequence, whose visual tokens (``visual [S]``) show ``frames`` in order.
 
     Raises DataError when the visual tokens do not fit the frames.
     """
@@ -42,14 +42,15 @@ def row_positions(visual: npt.NDArray[np.bool_], frames: Sequence[Frame]) -> npt
     visual_at = np.flatnonzero(visual)
     if len(visual_at) != sum(frame.height * frame.width for frame in frames):
         raise DataError(
-            f"a row has {len(visual_at)} image tokens, but its images {[tuple(frame) for frame in frames]} (merged "
-            "height and width of each frame) need a different number; expand each image pad to h · w / merge² tokens"
+            f"a sequence has {len(visual_at)} image tokens, but its images {[tuple(frame) for frame in frames]} "
+            "(merged height and width of each frame) need a different number; "
+            "expand each image pad to h · w / merge² tokens"
         )
     token, position, consumed = 0, 0, 0
     for frame in frames:
         start, size = int(visual_at[consumed]), frame.height * frame.width
         if visual_at[consumed + size - 1] != start + size - 1:
-            raise DataError(f"the {size} tokens of an image frame at token {start} of a row are not contiguous")
+            raise DataError(f"the {size} tokens of an image frame at token {start} of a sequence are not contiguous")
         text = start - token
         positions[:, token:start] = position + np.arange(text)
         position += text
@@ -63,10 +64,10 @@ def row_positions(visual: npt.NDArray[np.bool_], frames: Sequence[Frame]) -> npt
     return positions
 
 
-def rotary_angles(
-    positions_3_B_S: Tensor, *, head_dim: int, theta: float, mrope_section: tuple[int, int, int]
-) -> Tensor:
-    """Angles ``[S, B, 1, D]`` in float32, as Megatron's rotary takes them.
+def rotary_tables(
+    positions_3_B_S: Tensor, *, head_dim: int, theta: float, mrope_section: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin ``[S, B, 1, D]`` of every token's angles, computed in float32 and then cast to ``dtype``.
 
     Frequencies 1, 4, 7, … turn with height and 2, 5, 8, … with width, as many as ``mrope_section`` says; the rest with
     time. The frequencies are computed here, never stored: a buffer would be rounded with the model's dtype.
@@ -78,4 +79,5 @@ def rotary_angles(
     for axis in (1, 2):
         picked = slice(axis, 3 * mrope_section[axis], 3)
         angles_B_S_F[..., picked] = per_axis[axis][..., picked]
-    return torch.cat((angles_B_S_F, angles_B_S_F), dim=-1).transpose(0, 1).unsqueeze(2).contiguous()
+    angles_S_B_1_D = torch.cat((angles_B_S_F, angles_B_S_F), dim=-1).transpose(0, 1).unsqueeze(2).contiguous()
+    return angles_S_B_1_D.cos().to(dtype), angles_S_B_1_D.sin().to(dtype)

@@ -14,15 +14,20 @@ from model_providers.qwen3_vl.mapping import weight_mappings
 from model_providers.qwen3_vl.model import Qwen3VLModel
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.engine.specs import decoder_layer_spec, dense_mlp_spec
 from prism_megatron.errors import ConfigError
+
+_KEEP_ALL = RecomputeConfig()
 
 
 class Qwen3VLProvider:
     """A dense Qwen3-VL policy (see ``engine.provider.ModelProvider``)."""
 
-    def __init__(self, shape: Qwen3VLShape, *, freeze_vision: bool = False) -> None:
+    def __init__(
+        self, shape: Qwen3VLShape, *, freeze_vision: bool = False, recompute: RecomputeConfig = _KEEP_ALL
+    ) -> None:
         """``freeze_vision`` keeps the vision tower and its mergers as loaded. ConfigError for a model with experts."""
         if shape.text.num_experts:
             raise ConfigError(
@@ -31,6 +36,7 @@ class Qwen3VLProvider:
             )
         self.shape = shape
         self.freeze_vision = freeze_vision
+        self.recompute = recompute
 
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
@@ -49,8 +55,9 @@ class Qwen3VLProvider:
         return Qwen3VLModel(
             config,
             self.shape,
-            decoder_layer_spec(dense_mlp_spec(config)),
+            decoder_layer_spec(dense_mlp_spec(config), self.recompute),
             groups,
+            recompute_vision=self.recompute.recompute_vision,
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
@@ -96,6 +103,10 @@ def text_config(
         "tensor_model_parallel_size": parallel.tp,
         "pipeline_model_parallel_size": parallel.pp,
         "virtual_pipeline_model_parallel_size": parallel.vpp if parallel.vpp > 1 else None,
+        "num_layers_in_first_pipeline_stage": parallel.first_stage_layers,
+        "num_layers_in_last_pipeline_stage": parallel.last_stage_layers,
+        "context_parallel_size": parallel.cp,
+        "cp_comm_type": parallel.cp_comm,
         "sequence_parallel": parallel.sequence_parallel(experts=experts),
         # Payloads grow and shrink with the DeepStack taps they carry.
         "variable_seq_lengths": parallel.pp > 1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from prism_megatron.config.qwen3_vl import VisionShape
 from prism_megatron.engine.norms import LayerNorm, parameter_device
+from prism_megatron.engine.recompute import checkpointed
 from prism_megatron.engine.specs import NumberedModules
 
 EPS = 1e-6
@@ -164,13 +166,19 @@ class Merger(VisionMLP):
 class VisionModel(MegatronModule):
     """Pixels to one row of features per merged patch, and the DeepStack taps beside them."""
 
-    def __init__(self, config: TransformerConfig, shape: VisionShape, groups: ProcessGroupCollection) -> None:
-        """``config`` is the language tower's; its width is not used, and sequence parallelism is left off here."""
+    def __init__(
+        self, config: TransformerConfig, shape: VisionShape, groups: ProcessGroupCollection, *, recompute: bool
+    ) -> None:
+        """``config`` is the language tower's; its width is not used, and sequence parallelism is left off here.
+
+        ``recompute`` runs every block and merger again in the backward pass.
+        """
         config = copy.copy(config)
         config.sequence_parallel = False
         super().__init__(config=config)
         self.tp_group = groups.tp
         self.shape = shape
+        self.recompute = recompute
         dtype, device = config.params_dtype, parameter_device(config)
         # Made on meta and then emptied: torch's own initialisation would be thrown away.
         self.patch_embed = nn.Linear(shape.patch_dim, shape.hidden, dtype=dtype, device="meta").to_empty(device=device)
@@ -184,7 +192,7 @@ class VisionModel(MegatronModule):
     def forward(self, pixels_P_D: Tensor, grid_thw: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
         """Features ``[R, H]`` followed by one tap ``[R, H]`` per DeepStack index.
 
-        A flat tuple, so that a recomputed call keeps the taps' gradients. Without images one block of zeros is run
+        Without images one block of zeros is run
         (R = 1, which no position shows): every parameter takes part in every micro-batch, with zero gradients, and the
         number of collectives never depends on the data.
         """
@@ -203,10 +211,14 @@ class VisionModel(MegatronModule):
         taps = []
         mergers = iter(self.deepstack_mergers)
         for number, block in self.blocks.numbered():
-            hidden = block(hidden, cos, sin, frame_lengths)
+            hidden = self._run(block, hidden, cos, sin, frame_lengths)
             if number in shape.taps:
-                taps.append(next(mergers)(hidden))
-        return (self.merger(hidden), *taps)
+                taps.append(self._run(next(mergers), hidden))
+        return (self._run(self.merger, hidden), *taps)
+
+    def _run(self, module: nn.Module, *arguments: Any) -> Tensor:
+        output: Tensor = checkpointed(module, *arguments) if self.recompute else module(*arguments)
+        return output
 
 
 def _no_init(_weight: Tensor) -> None:

@@ -18,7 +18,9 @@ def check_ranges(config: AlignConfig) -> None:
         "--tp": config.parallel.tp,
         "--pp": config.parallel.pp,
         "--vpp": config.parallel.vpp,
+        "--cp": config.parallel.cp,
         "--ep": config.parallel.ep,
+        "--etp": config.parallel.expert_tp,
         "--steps": config.steps,
         "--prompts-per-step": config.rollout.prompts_per_step,
         "--rollouts-per-prompt": config.rollout.rollouts_per_prompt,
@@ -100,24 +102,26 @@ def check_world(parallel: ParallelConfig, world_size: int) -> int:
     if world_size % size:
         near = sorted({max(size, world_size // size * size), (world_size // size + 1) * size})
         raise ConfigError(
-            f"--tp {parallel.tp} --pp {parallel.pp} takes a multiple of {size} processes, not {world_size}; "
-            f"start {_one_of(near)}"
+            f"{_sizes(parallel)} takes a multiple of {size} processes, not {world_size}; start {_one_of(near)}"
         )
     stage_size = world_size // parallel.pp
-    if stage_size % parallel.ep:
+    experts = parallel.ep * parallel.expert_tp
+    if stage_size % experts:
+        fitting = [ep for ep in _divisors(stage_size) if stage_size % (ep * parallel.expert_tp) == 0]
         raise ConfigError(
-            f"--ep {parallel.ep} must divide the {stage_size} processes of a pipeline stage "
-            f"({world_size} processes over --pp {parallel.pp}); use {_one_of(_divisors(stage_size))}"
+            f"--ep {parallel.ep} --etp {parallel.expert_tp} must divide the {stage_size} processes of a pipeline stage "
+            f"({world_size} processes over --pp {parallel.pp}); "
+            + (f"use --ep {_one_of(fitting)}" if fitting else f"use --etp {_one_of(_divisors(stage_size))}")
         )
     return world_size // size
 
 
 def smallest_world(parallel: ParallelConfig) -> int:
-    """The fewest processes that hold the layout: each pipeline stage is a multiple of tp and of ep ranks.
+    """The fewest processes that hold the layout: each pipeline stage is a multiple of tp · cp and of ep · etp ranks.
 
-    At ep > 1 an expert is not split over tensor-parallel ranks, so expert parallelism may share those ranks.
+    Expert parallelism may share the ranks of tensor, context and data parallelism.
     """
-    return parallel.pp * math.lcm(parallel.tp, parallel.ep)
+    return parallel.pp * math.lcm(parallel.tp * parallel.cp, parallel.ep * parallel.expert_tp)
 
 
 def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) -> None:
@@ -176,6 +180,11 @@ def _check_interval(
 def _check_folder(flag: str, folder: object) -> None:
     if folder is not None and not Path(str(folder)).is_dir():
         raise ConfigError(f"{flag} {folder} is not a folder; give one that exists, or leave {flag} out")
+
+
+def _sizes(parallel: ParallelConfig) -> str:
+    context = f" --cp {parallel.cp}" if parallel.cp > 1 else ""
+    return f"--tp {parallel.tp}{context} --pp {parallel.pp}"
 
 
 def _divisors(count: int) -> list[int]:

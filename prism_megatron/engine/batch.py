@@ -1,90 +1,153 @@
 """A micro-batch as every rank of a model-parallel group holds it.
 
-Shape suffixes: B rows, S tokens (padded), P patches of all images, D pixels per patch, N images.
+Shape suffixes: B rows, S tokens (padded), Q sequences, P patches of all images, D pixels per patch, N images,
+L tokens of this context-parallel rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prism_megatron.engine.runtime import World
+from prism_megatron.parallel.layout import zigzag
 from prism_megatron.types import ImageInput, TokenSequence
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Right-padded rows with their images.
+    """Sequences with their images: one to a row, or (``packed``) one after the other in a single row.
 
-    ``images_by_row[b]`` lists, in order of appearance, which of the N images row b shows: rows that show the
-    same image name the same index, and the vision tower runs once for it. ``extras`` holds what a loss needs:
-    per-token tensors ``[B, S]`` or per-row tensors ``[B]``. Padding lies on the right and is never read.
+    A sequence fills a *slot* that ends in padding; padding is never read. Every slot of an unpacked batch is S long.
+    ``images_by_sequence[q]`` lists, in order of appearance, which of the N images sequence q shows: sequences that show
+    the same image name the same index, and the vision tower runs once for it. ``extras`` holds what a loss needs:
+    per-token tensors ``[B, S]`` or per-sequence tensors ``[Q]``. ``host_ids_B_S`` repeats the ids in host memory, so
+    that nothing has to wait for a device to find the images.
     """
 
     input_ids_B_S: Tensor
-    lengths_B: Tensor
+    host_ids_B_S: npt.NDArray[np.int64]
+    lengths: tuple[int, ...]
+    slots: tuple[int, ...]
+    packed: bool
     pixel_values_P_D: Tensor
     grid_thw_N_3: Tensor
-    images_by_row: tuple[tuple[int, ...], ...]
-    tower_ids_B: Tensor | None = None
+    images_by_sequence: tuple[tuple[int, ...], ...]
+    tower_ids_Q: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def lengths_Q(self) -> Tensor:  # noqa: N802 # the suffix is its shape
+        """Real tokens of each sequence, on the batch's device."""
+        return torch.tensor(self.lengths, dtype=torch.int64, device=self.input_ids_B_S.device)
+
+    def row_slots(self) -> tuple[int, ...]:
+        """Slots that lie one after the other in each row; they add up to S."""
+        return self.slots if self.packed else self.slots[:1]
+
+    def places(self) -> list[tuple[int, int]]:
+        """Row and first token of each sequence's slot."""
+        if not self.packed:
+            return [(row, 0) for row in range(len(self.slots))]
+        starts = np.cumsum((0, *self.slots[:-1]))
+        return [(0, int(start)) for start in starts]
+
+    def tokens_of(self, *, cp_size: int, cp_rank: int) -> npt.NDArray[np.int64]:
+        """Which of a row's S tokens a context-parallel rank holds (see ``parallel.layout.zigzag``); all rows alike."""
+        return zigzag(self.row_slots(), cp_size=cp_size, cp_rank=cp_rank)
+
+
+def beside_logits(values_B_S: Tensor, batch: Batch, world: World) -> Tensor:
+    """Values that belong to label tokens, brought to the logits that predict them: ``[B, L]`` on this rank.
+
+    ``out[b, i] = values[b, t + 1]`` where this context-parallel rank's output i is that of token t; 0 where t is the
+    last token of its sequence's slot, whose successor, if any, belongs to another sequence.
+    """
+    shifted_B_S = torch.nn.functional.pad(values_B_S[:, 1:], (0, 1))
+    ends = np.cumsum(batch.row_slots()) - 1
+    shifted_B_S[:, torch.from_numpy(ends).to(shifted_B_S.device)] = 0
+    if world.parallel.cp == 1:
+        return shifted_B_S
+    tokens_L = batch.tokens_of(cp_size=world.parallel.cp, cp_rank=world.cp_rank)
+    return shifted_B_S.index_select(1, torch.from_numpy(tokens_L).to(shifted_B_S.device))
 
 
 def collate(
-    rows: Sequence[TokenSequence],
+    sequences: Sequence[TokenSequence],
     *,
     pad_token_id: int,
     multiple_of: int,
     patch_dim: int,
     device: torch.device,
+    pack: bool = False,
     tower_ids: Sequence[int] | None = None,
     token_extras: Mapping[str, Sequence[Sequence[float]]] | None = None,
-    row_extras: Mapping[str, Sequence[float] | Sequence[int]] | None = None,
+    sequence_extras: Mapping[str, Sequence[float] | Sequence[int]] | None = None,
 ) -> Batch:
-    """Pad rows on the right to one length, a multiple of ``multiple_of`` (tp for sequence parallelism).
+    """Pad sequences on the right to a multiple of ``multiple_of`` (``ParallelConfig.length_multiple``).
 
-    ``token_extras`` are per-token float lists as long as their row; they are padded with 0. ``row_extras`` hold one
-    number a row: ints become int64, floats float32.
+    Each becomes a row, all of the longest one's length; with ``pack`` they follow one another in a single row, each
+    in a slot of its own length. ``token_extras`` are per-token float lists as long as their sequence; they are padded
+    with 0. ``sequence_extras`` hold one number a sequence: ints become int64, floats float32.
     Images are deduplicated by object identity.
     """
-    lengths = [len(row.token_ids) for row in rows]
-    padded = -(-max(lengths) // multiple_of) * multiple_of
-    input_ids = np.full((len(rows), padded), pad_token_id, dtype=np.int64)
-    for b, row in enumerate(rows):
-        input_ids[b, : lengths[b]] = row.token_ids
+    lengths = tuple(len(sequence.token_ids) for sequence in sequences)
+    slots = tuple(-(-(length if pack else max(lengths)) // multiple_of) * multiple_of for length in lengths)
 
-    images: list[ImageInput] = []
-    index_of: dict[int, int] = {}
-    for row in rows:
-        for image in row.images:
-            if id(image) not in index_of:
-                index_of[id(image)] = len(images)
-                images.append(image)
-    if images:
-        pixels = np.concatenate([image.pixel_values_P_D for image in images])
-    else:
-        pixels = np.zeros((0, patch_dim), dtype=np.float32)
+    shape = (1, sum(slots)) if pack else (len(slots), slots[0])
+    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
+    _place([sequence.token_ids for sequence in sequences], slots, input_ids)
+
+    images, images_by_sequence = _distinct_images(sequences)
+    none = np.zeros((0, patch_dim), dtype=np.float32)
+    pixels = np.concatenate([none, *(image.pixel_values_P_D for image in images)])
 
     extras: dict[str, Tensor] = {}
     for name, values in (token_extras or {}).items():
-        table = np.zeros((len(rows), padded), dtype=np.float32)
-        for b, row_values in enumerate(values):
-            if len(row_values) != lengths[b]:
-                raise ValueError(f"extra {name!r} has {len(row_values)} values for a row of {lengths[b]} tokens")
-            table[b, : lengths[b]] = row_values
+        for of_sequence, length in zip(values, lengths, strict=True):
+            if len(of_sequence) != length:
+                raise ValueError(f"extra {name!r} has {len(of_sequence)} values for a sequence of {length} tokens")
+        table = np.zeros(shape, dtype=np.float32)
+        _place(values, slots, table)
         extras[name] = torch.from_numpy(table).to(device)
-    for name, per_row in (row_extras or {}).items():
-        extras[name] = torch.tensor(list(per_row), device=device)
+    for name, per_sequence in (sequence_extras or {}).items():
+        extras[name] = torch.tensor(list(per_sequence), device=device)
 
     return Batch(
         input_ids_B_S=torch.from_numpy(input_ids).to(device),
-        lengths_B=torch.tensor(lengths, dtype=torch.int64, device=device),
+        host_ids_B_S=input_ids,
+        lengths=lengths,
+        slots=slots,
+        packed=pack,
         pixel_values_P_D=torch.from_numpy(pixels).to(device),
         grid_thw_N_3=torch.tensor([image.grid_thw for image in images], dtype=torch.int64).reshape(-1, 3),
-        images_by_row=tuple(tuple(index_of[id(image)] for image in row.images) for row in rows),
-        tower_ids_B=None if tower_ids is None else torch.tensor(list(tower_ids), dtype=torch.int64, device=device),
+        images_by_sequence=images_by_sequence,
+        tower_ids_Q=None if tower_ids is None else torch.tensor(list(tower_ids), dtype=torch.int64, device=device),
         extras=extras,
     )
+
+
+def _place(per_sequence: Sequence[Sequence[float]], slots: Sequence[int], table: npt.NDArray[Any]) -> None:
+    """Write each sequence's values at the start of its slot, in ``[Q, S]`` or (packed) ``[1, S]``."""
+    flat, start = table.reshape(-1), 0
+    for values, slot in zip(per_sequence, slots, strict=True):
+        flat[start : start + len(values)] = values
+        start += slot
+
+
+def _distinct_images(sequences: Sequence[TokenSequence]) -> tuple[list[ImageInput], tuple[tuple[int, ...], ...]]:
+    """Every image object once, and for each sequence the numbers of those it shows."""
+    images: list[ImageInput] = []
+    index_of: dict[int, int] = {}
+    for sequence in sequences:
+        for image in sequence.images:
+            if id(image) not in index_of:
+                index_of[id(image)] = len(images)
+                images.append(image)
+    return images, tuple(tuple(index_of[id(image)] for image in sequence.images) for sequence in sequences)

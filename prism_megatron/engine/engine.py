@@ -214,7 +214,7 @@ class MegatronEngine:
         return {"p2p_communicator": P2PCommunicator(pp_group=self.world.groups.pp, config=self.config)}
 
     def _share(self, outputs: Sequence[LossOutput]) -> PassOutput:
-        """Bring what the last stage's losses returned to every stage, and sum the sums over data-parallel ranks."""
+        """Bring what the last stage's losses returned to every stage, and sum the sums over dp and cp ranks."""
         world = self.world
         payload = None
         if world.is_last_stage:
@@ -225,7 +225,7 @@ class MegatronEngine:
             payload = sums, [{key: value.detach().cpu() for key, value in output.rows.items()} for output in outputs]
         sums, rows = broadcast_object(payload, source=world.parallel.pp - 1, group=world.groups.pp)
         return PassOutput(
-            sums=sum_numbers(sums, device=world.device, group=world.groups.dp),
+            sums=sum_numbers(sums, device=world.device, group=world.groups.dp_cp),
             rows=[{key: value.to(world.device) for key, value in row.items()} for row in rows],
         )
 

@@ -33,7 +33,8 @@ class ModelProvider(Protocol):
     ) -> MegatronModule:
         """One pipeline chunk. Its ``forward(batch)`` returns the payload for the next stage, or the output.
 
-        The output is vocab-parallel logits ``[S, B, V/tp]`` for a policy and scores for a discriminator.
+        The output is vocab-parallel logits ``[L, B, V/tp]`` of this context-parallel rank's L tokens for a policy, and
+        scores for a discriminator.
         """
 
     def weight_mappings(self) -> Sequence[WeightMapping]:
@@ -47,8 +48,9 @@ class ModelProvider(Protocol):
 class LossOutput:
     """What a loss returns for one micro-batch.
 
-    ``loss`` is already divided by its global denominator, so micro-batches and data-parallel ranks simply add.
-    ``sums`` are detached scalars that add in the same way; ``rows`` are detached per-row tensors ``[B, …]``.
+    ``loss`` is already divided by its global denominator, so micro-batches and data-parallel ranks simply add, and so
+    do the gradients that context-parallel ranks find for their own tokens. ``sums`` are detached scalars that add over
+    all of these; ``rows`` are detached per-row tensors ``[B, …]``.
     """
 
     loss: Tensor
@@ -63,8 +65,8 @@ LossFn = Callable[[Tensor, Batch], LossOutput]
 class PassOutput:
     """What a pass over micro-batches leaves on every rank of the model-parallel group.
 
-    ``sums`` are added over micro-batches and data-parallel ranks; ``rows[i]`` belongs to micro-batch i of this
-    data-parallel rank and stands on every pipeline stage.
+    ``sums`` are added over micro-batches, context- and data-parallel ranks; ``rows[i]`` belongs to micro-batch i of
+    this data-parallel rank and stands on every pipeline stage.
     """
 
     sums: Mapping[str, float]

@@ -35,6 +35,7 @@ class World:
     parallel: ParallelConfig
     groups: ProcessGroupCollection
     tp_rank: int
+    cp_rank: int
     pp_rank: int
     dp_rank: int
     dp_size: int
@@ -74,7 +75,8 @@ def start(
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
     if world_size % parallel.model_parallel_size:
         raise ConfigError(
-            f"--tp {parallel.tp} --pp {parallel.pp} needs a multiple of {parallel.model_parallel_size} processes, "
+            f"--tp {parallel.tp} --cp {parallel.cp} --pp {parallel.pp} needs a multiple of "
+            f"{parallel.model_parallel_size} processes, "
             f"but {world_size} were started"
         )
     if on_cpu:
@@ -90,8 +92,9 @@ def start(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
         virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
+        context_parallel_size=parallel.cp,
         expert_model_parallel_size=parallel.ep,
-        expert_tensor_parallel_size=parallel.tp if parallel.ep == 1 else 1,
+        expert_tensor_parallel_size=parallel.expert_tp,
         create_gloo_process_groups=False,
         distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
     )
@@ -104,10 +107,18 @@ def start(
         parallel=parallel,
         groups=groups,
         tp_rank=groups.tp.rank(),
+        cp_rank=groups.cp.rank(),
         pp_rank=groups.pp.rank(),
         dp_rank=groups.dp.rank(),
         dp_size=groups.dp.size(),
-        layout={"tp": parallel.tp, "pp": parallel.pp, "cp": 1, "dp": groups.dp.size(), "ep": parallel.ep},
+        layout={
+            "tp": parallel.tp,
+            "pp": parallel.pp,
+            "cp": parallel.cp,
+            "dp": groups.dp.size(),
+            "ep": parallel.ep,
+            "etp": parallel.expert_tp,
+        },
     )
 
 

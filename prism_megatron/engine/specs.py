@@ -14,15 +14,17 @@ from megatron.core.tensor_parallel import (
     set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor, nn
 
-from prism_megatron.engine.attention import SDPACoreAttention
+from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.engine.attention import RotaryAttention, SDPACoreAttention, Sequences
 from prism_megatron.engine.norms import RMSNorm
+from prism_megatron.engine.recompute import checkpointed
 
 
 class DecoderLayer(TransformerLayer):
@@ -32,13 +34,28 @@ class DecoderLayer(TransformerLayer):
     nothing depends on the fusions, offloading and graph capture that differ between Megatron's versions.
     """
 
-    def forward(self, hidden: Tensor, rotary_angles: Tensor, *mlp_args: Tensor) -> Tensor:
-        """``hidden [S_local, B, H]``, ``rotary_angles [S, B, 1, D]`` of the full sequence -> ``[S_local, B, H]``."""
-        normed = self.input_layernorm(hidden)
-        attended, _ = self.self_attention(normed, attention_mask=None, rotary_pos_emb=rotary_angles)
-        hidden = hidden + attended
-        transformed, _ = self.mlp(self.pre_mlp_layernorm(hidden), *mlp_args)
-        output: Tensor = hidden + transformed
+    def __init__(self, *arguments: Any, recompute: RecomputeConfig, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.recompute = recompute
+        self.self_attention.recompute_core = recompute.recomputes("core_attn")
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, sequences: Sequences, *mlp_args: Tensor) -> Tensor:
+        """``hidden [L or L/tp, B, H]`` to the same; ``cos`` and ``sin [L, B, 1, D]`` (see ``RotaryAttention``)."""
+        if self.recompute.recompute == "full":
+            output: Tensor = checkpointed(self._layer, hidden, cos, sin, sequences, *mlp_args)
+            return output
+        return self._layer(hidden, cos, sin, sequences, *mlp_args)
+
+    def _layer(self, hidden: Tensor, cos: Tensor, sin: Tensor, sequences: Sequences, *mlp_args: Tensor) -> Tensor:
+        hidden = hidden + self.self_attention(self.input_layernorm(hidden), cos, sin, sequences)
+        if self.recompute.recomputes("mlp"):
+            transformed: Tensor = checkpointed(self._transform, hidden, *mlp_args)
+        else:
+            transformed = self._transform(hidden, *mlp_args)
+        return hidden + transformed
+
+    def _transform(self, hidden: Tensor, *mlp_args: Tensor) -> Tensor:
+        output: Tensor = self.mlp(self.pre_mlp_layernorm(hidden), *mlp_args)[0]
         return output
 
 
@@ -50,13 +67,13 @@ def dense_mlp_spec(config: TransformerConfig) -> Any:
     return ModuleSpec(module=MLP, submodules=submodules, params={"ffn_hidden_size": config.ffn_hidden_size})
 
 
-def decoder_layer_spec(mlp: Any) -> ModuleSpec:
+def decoder_layer_spec(mlp: Any, recompute: RecomputeConfig) -> ModuleSpec:
     """A causal decoder layer with q/k norm around any ``mlp`` (``dense_mlp_spec``, or a spec of a MoE layer).
 
     The MLP is called as ``mlp(hidden, *mlp_args)`` and returns ``(output, bias)``; the bias is not used.
     """
     attention = ModuleSpec(
-        module=SelfAttention,
+        module=RotaryAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
@@ -68,6 +85,7 @@ def decoder_layer_spec(mlp: Any) -> ModuleSpec:
     )
     return ModuleSpec(
         module=DecoderLayer,
+        params={"recompute": recompute},
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm, self_attention=attention, pre_mlp_layernorm=RMSNorm, mlp=mlp
         ),

@@ -1,10 +1,13 @@
-"""Rank arithmetic of Megatron's order tp-cp-ep-dp-pp: tp varies fastest, then dp, then pp. Pure functions."""
+"""Rank arithmetic of Megatron's order tp-cp-dp-pp (tp fastest), and which tokens a rank holds. Pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from prism_megatron.config.parallel import ParallelConfig
 
@@ -16,6 +19,7 @@ class Place:
     """Coordinates of one rank."""
 
     tp_rank: int
+    cp_rank: int
     dp_rank: int
     pp_rank: int
 
@@ -23,18 +27,40 @@ class Place:
 def data_parallel_size(world_size: int, parallel: ParallelConfig) -> int:
     """Copies of the model in a world. Raises ValueError when the world is not a multiple of one copy."""
     if world_size % parallel.model_parallel_size:
-        raise ValueError(f"{world_size} ranks are not a multiple of tp {parallel.tp} x pp {parallel.pp}")
+        raise ValueError(
+            f"{world_size} ranks are not a multiple of tp {parallel.tp} x cp {parallel.cp} x pp {parallel.pp}"
+        )
     return world_size // parallel.model_parallel_size
 
 
 def place_of(rank: int, *, world_size: int, parallel: ParallelConfig) -> Place:
-    """Where ``rank`` stands; the same numbers as ``World.tp_rank``, ``dp_rank`` and ``pp_rank``."""
+    """Where ``rank`` stands; the same numbers as ``World.tp_rank``, ``cp_rank``, ``dp_rank`` and ``pp_rank``."""
     dp_size = data_parallel_size(world_size, parallel)
-    return Place(
-        tp_rank=rank % parallel.tp,
-        dp_rank=rank // parallel.tp % dp_size,
-        pp_rank=rank // (parallel.tp * dp_size),
-    )
+    rest, tp_rank = divmod(rank, parallel.tp)
+    rest, cp_rank = divmod(rest, parallel.cp)
+    pp_rank, dp_rank = divmod(rest, dp_size)
+    return Place(tp_rank=tp_rank, cp_rank=cp_rank, dp_rank=dp_rank, pp_rank=pp_rank)
+
+
+def zigzag(slots: Sequence[int], *, cp_size: int, cp_rank: int) -> npt.NDArray[np.int64]:
+    """Numbers of the tokens that one context-parallel rank holds, in the order it holds them.
+
+    ``slots`` are the padded lengths of the sequences that lie one after the other in a row. Each is cut into
+    2 · cp_size chunks, of which a rank takes one from the front and its mirror from the back, so that causal attention
+    costs every rank the same. Raises ValueError for a slot that does not divide.
+    """
+    if cp_size == 1:
+        return np.arange(sum(slots), dtype=np.int64)
+    held = []
+    start = 0
+    for slot in slots:
+        chunk, left_over = divmod(slot, 2 * cp_size)
+        if left_over:
+            raise ValueError(f"a sequence of {slot} tokens does not divide into 2 · cp = {2 * cp_size} chunks; pad it")
+        chunks = np.arange(start, start + slot, dtype=np.int64).reshape(2 * cp_size, chunk)
+        held.append(chunks[[cp_rank, 2 * cp_size - 1 - cp_rank]].reshape(-1))
+        start += slot
+    return np.concatenate(held)
 
 
 def share_of(items: Sequence[T], *, index: int, count: int) -> Sequence[T]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from prism_megatron.advantages import GroupAdvantages, per_expert_advantages
 from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
-from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_logprobs
 from prism_megatron.engine.provider import LossOutput, StepResult
@@ -25,7 +25,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.losses.policy import policy_gradient_loss
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.stages.batches import PERCEPTION, REASONING, BatchFormat, policy_batch, shift_left
+from prism_megatron.stages.batches import PERCEPTION, REASONING, BatchFormat, policy_batch
 from prism_megatron.stages.judge import Judgement, judge_and_train
 from prism_megatron.stages.sampling import sample_groups
 from prism_megatron.types import Rollout, RolloutGroup
@@ -174,23 +174,22 @@ def train_policy(
     return sums, policy.step() if rewarded else None
 
 
-def policy_loss(logits_S_B_V: Tensor, batch: Batch, *, world: World, plan: AlignPlan, token_count: float) -> LossOutput:
+def policy_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, plan: AlignPlan, token_count: float) -> LossOutput:
     """Policy gradient under the sampling temperature; also how far rollout and trainer log-probs are apart."""
-    logprobs_B_S = vocab_parallel_logprobs(
-        logits_S_B_V,
-        shift_left(batch.input_ids_B_S),
+    beside = partial(beside_logits, batch=batch, world=world)
+    logprobs_B_L = vocab_parallel_logprobs(
+        logits_L_B_V,
+        beside(batch.input_ids_B_S),
         tp_group=world.groups.tp,
         vocab_size=plan.vocab_size,
         temperature=plan.sampling.temperature,
     )
-    mask_B_S = shift_left(batch.extras["label_mask"])
-    result = policy_gradient_loss(
-        logprobs_B_S, shift_left(batch.extras["advantages"]), mask_B_S, token_count=token_count
-    )
-    gap_B_S = (logprobs_B_S.detach() - shift_left(batch.extras["rollout_logprobs"])).abs() * mask_B_S
+    mask_B_L = beside(batch.extras["label_mask"])
+    result = policy_gradient_loss(logprobs_B_L, beside(batch.extras["advantages"]), mask_B_L, token_count=token_count)
+    gap_B_L = (logprobs_B_L.detach() - beside(batch.extras["rollout_logprobs"])).abs() * mask_B_L
     sums = {
         "policy_loss": result.loss.detach(),
-        "logprob_gap": gap_B_S.sum() / token_count,
-        "entropy_estimate": -(logprobs_B_S.detach() * mask_B_S).sum() / token_count,
+        "logprob_gap": gap_B_L.sum() / token_count,
+        "entropy_estimate": -(logprobs_B_L.detach() * mask_B_L).sum() / token_count,
     }
     return LossOutput(loss=result.loss, sums=sums)

@@ -32,12 +32,12 @@ def resolve_dtype(requested: str, shape: Qwen3VLShape) -> torch.dtype:
 
 
 def batch_format(shape: Qwen3VLShape, renderer: Renderer, world: World) -> BatchFormat:
-    """Rows are padded to a multiple of tp, which sequence parallelism needs."""
+    """Sequences are padded to what sequence and context parallelism divide."""
     return BatchFormat(
         pad_token_id=renderer.pad_token_id,
         end_token_id=renderer.end_token_id,
         patch_dim=shape.vision.patch_dim,
-        length_multiple=world.parallel.tp,
+        length_multiple=world.parallel.length_multiple,
         device=world.device,
     )
 

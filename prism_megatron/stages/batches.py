@@ -98,7 +98,7 @@ def discriminator_batch(
         patch_dim=form.patch_dim,
         device=form.device,
         tower_ids=towers,
-        row_extras={
+        sequence_extras={
             **balance,
             "reference_row": reference_row,
             "is_rollout": [int(key.rollout is not None) for key in keys],
@@ -163,8 +163,3 @@ def _collate_rows(
         device=form.device,
         token_extras=extras,
     )
-
-
-def shift_left(values_B_S: Tensor) -> Tensor:
-    """Move label-aligned values to the positions that predict them: ``out[:, t] = values[:, t + 1]``, last 0."""
-    return torch.nn.functional.pad(values_B_S[:, 1:], (0, 1))

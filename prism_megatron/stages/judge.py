@@ -47,7 +47,12 @@ def judge_and_train(
     ``load_balance`` is the coefficient of the load-balancing loss per layer, tower and sequence.
     """
     pairs = float(sum(rollout.segments.valid for group in groups for rollout in group.rollouts))
-    loss = partial(game_loss, pair_counts=[pairs for _ in TOWERS], regulariser_coefficient=game.score_regulariser)
+    loss = partial(
+        game_loss,
+        pair_counts=[pairs for _ in TOWERS],
+        regulariser_coefficient=game.score_regulariser,
+        cp_size=world.parallel.cp,
+    )
     mine = range(world.dp_rank, len(groups), world.dp_size)
     batches, keys = [], []
     for start in range(0, len(mine), groups_per_batch):
@@ -76,11 +81,14 @@ def judge_and_train(
 
 
 def game_loss(
-    scores_2_B: Tensor, batch: Batch, *, pair_counts: Sequence[float], regulariser_coefficient: float
+    scores_2_B: Tensor, batch: Batch, *, pair_counts: Sequence[float], regulariser_coefficient: float, cp_size: int
 ) -> LossOutput:
-    """Bradley-Terry per tower on the scores with dropout; metrics and the game's scores are those without."""
-    assert batch.tower_ids_B is not None
-    rows = PairRows(batch.extras["reference_row"], batch.extras["is_rollout"], batch.tower_ids_B)
+    """Bradley-Terry per tower on the scores with dropout; metrics and the game's scores are those without.
+
+    Each of the ``cp_size`` context-parallel ranks has all scores and the whole loss, and reports its share of the sums.
+    """
+    assert batch.tower_ids_Q is not None
+    rows = PairRows(batch.extras["reference_row"], batch.extras["is_rollout"], batch.tower_ids_Q)
     clean_B, dropped_B = scores_2_B[0].detach(), scores_2_B[1]
     result = discriminator_loss(
         dropped_B, rows, pair_counts=pair_counts, regulariser_coefficient=regulariser_coefficient
@@ -88,4 +96,5 @@ def game_loss(
     sums = {"discriminator_loss": result.loss.detach()}
     for tower, name in zip(TOWERS, TOWER_NAMES, strict=True):
         sums |= {f"{name}/{key}": value for key, value in pair_sums(clean_B, rows, tower=tower).items()}
+    sums = {name: value / cp_size for name, value in sums.items()}
     return LossOutput(loss=result.loss, sums=sums, rows={"scores": clean_B})

@@ -8,13 +8,13 @@ from functools import partial
 
 from torch import Tensor
 
-from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_logprobs
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import sum_numbers
-from prism_megatron.stages.batches import BatchFormat, shift_left, supervised_batch
+from prism_megatron.stages.batches import BatchFormat, supervised_batch
 from prism_megatron.types import TokenSequence
 
 Demonstration = tuple[TokenSequence, Sequence[float]]
@@ -36,10 +36,9 @@ def cross_entropy(
     logits_S_B_V: Tensor, batch: Batch, *, world: World, vocab_size: int, label_tokens: float
 ) -> LossOutput:
     """Negative log-likelihood summed over label tokens, divided by the step's global count of them."""
-    logprobs = vocab_parallel_logprobs(
-        logits_S_B_V, shift_left(batch.input_ids_B_S), tp_group=world.groups.tp, vocab_size=vocab_size
-    )
-    loss = -(logprobs * shift_left(batch.extras["label_mask"])).sum() / label_tokens
+    targets = beside_logits(batch.input_ids_B_S, batch, world)
+    logprobs = vocab_parallel_logprobs(logits_S_B_V, targets, tp_group=world.groups.tp, vocab_size=vocab_size)
+    loss = -(logprobs * beside_logits(batch.extras["label_mask"], batch, world)).sum() / label_tokens
     return LossOutput(loss=loss, sums={"loss": loss.detach()})
 
 

@@ -13,13 +13,13 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
-from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_logprobs
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.stages.assembly import batch_format
-from prism_megatron.stages.batches import shift_left, supervised_batch
+from prism_megatron.stages.batches import supervised_batch
 
 
 def checkpoint_logprobs(world: World, folder: Path, num_scenes: int) -> list[list[float]]:
@@ -43,10 +43,13 @@ def checkpoint_logprobs(world: World, folder: Path, num_scenes: int) -> list[lis
 
     def collect(logits: torch.Tensor, batch: Batch) -> LossOutput:
         logprobs = vocab_parallel_logprobs(
-            logits, shift_left(batch.input_ids_B_S), tp_group=world.groups.tp, vocab_size=shape.text.vocab
+            logits,
+            beside_logits(batch.input_ids_B_S, batch, world),
+            tp_group=world.groups.tp,
+            vocab_size=shape.text.vocab,
         )
         return LossOutput(loss=logprobs.sum(), rows={"logprobs": logprobs})
 
     (output,) = policy.forward([batch], collect).rows
-    masks = shift_left(batch.extras["label_mask"]).bool()
+    masks = beside_logits(batch.extras["label_mask"], batch, world).bool()
     return [row[mask].tolist() for row, mask in zip(output["logprobs"], masks, strict=True)]

@@ -5,6 +5,7 @@ Its parameter names are those of a discriminator folder, so its gradients compar
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,20 +139,12 @@ def batch_of(case: Case, prompts: Sequence[int], *, multiple_of: int = 1, balanc
     }
     if balance:
         extras["load_balance_weight"] = torch.tensor([balance / case.sequence_counts[t] for t in towers])
-    return Batch(
-        batch.input_ids_B_S,
-        batch.lengths_B,
-        batch.pixel_values_P_D,
-        batch.grid_thw_N_3,
-        batch.images_by_row,
-        batch.tower_ids_B,
-        extras,
-    )
+    return dataclasses.replace(batch, extras=extras)
 
 
 def pair_rows(batch: Batch) -> PairRows:
-    assert batch.tower_ids_B is not None
-    return PairRows(batch.extras["reference_row"], batch.extras["is_rollout"], batch.tower_ids_B)
+    assert batch.tower_ids_Q is not None
+    return PairRows(batch.extras["reference_row"], batch.extras["is_rollout"], batch.tower_ids_Q)
 
 
 def plain_discriminator(config: Mapping[str, Any], towers: Towers = TOWERS, *, seed: int = 1) -> Any:
@@ -171,7 +164,7 @@ def plain_hidden(model: Any, batch: Batch) -> Tensor:
     ids = batch.input_ids_B_S
     grids = batch.grid_thw_N_3
     patches = torch.split(batch.pixel_values_P_D, grids.prod(-1).tolist())
-    shown = [n for images in batch.images_by_row for n in images]
+    shown = [n for images in batch.images_by_sequence for n in images]
     hidden_B_S_H: Tensor = model.model(
         input_ids=ids,
         attention_mask=real_tokens(batch).long(),
@@ -196,11 +189,11 @@ class PlainResult:
 def plain_step(model: Any, case: Case, *, balance: float = BALANCE) -> PlainResult:
     """Scores, loss (with dropout) and every gradient of one whole step as one padded batch."""
     batch = batch_of(case, range(len(case.prompts)))
-    assert batch.tower_ids_B is not None
+    assert batch.tower_ids_Q is not None
     layers = [layer.mlp for layer in model.model.language_model.layers]
     for mlp in layers:
-        mlp.tower_ids, mlp.lengths = batch.tower_ids_B.tolist(), batch.lengths_B.tolist()
-    last_B_H = plain_hidden(model, batch)[torch.arange(len(batch.lengths_B)), batch.lengths_B - 1]
+        mlp.tower_ids, mlp.lengths = batch.tower_ids_Q.tolist(), batch.lengths_Q.tolist()
+    last_B_H = plain_hidden(model, batch)[torch.arange(len(batch.lengths_Q)), batch.lengths_Q - 1]
     scores = model.score(last_B_H)[:, 0]
     dropped = model.score(
         torch.stack([drop(h, key) for h, key in zip(last_B_H, batch.extras["dropout_key"], strict=True)])

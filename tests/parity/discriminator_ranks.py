@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -145,13 +146,14 @@ def full_gradients(engine: MegatronEngine) -> dict[str, Tensor]:
 
 def only_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     index = torch.tensor(rows)
-    assert batch.tower_ids_B is not None
-    return Batch(
-        batch.input_ids_B_S[index],
-        batch.lengths_B[index],
-        batch.pixel_values_P_D,
-        batch.grid_thw_N_3,
-        tuple(batch.images_by_row[row] for row in rows),
-        batch.tower_ids_B[index],
-        {name: values[index] for name, values in batch.extras.items()},
+    assert batch.tower_ids_Q is not None
+    return dataclasses.replace(
+        batch,
+        input_ids_B_S=batch.input_ids_B_S[index],
+        host_ids_B_S=batch.host_ids_B_S[list(rows)],
+        lengths=tuple(batch.lengths[row] for row in rows),
+        slots=tuple(batch.slots[row] for row in rows),
+        images_by_sequence=tuple(batch.images_by_sequence[row] for row in rows),
+        tower_ids_Q=batch.tower_ids_Q[index],
+        extras={name: values[index] for name, values in batch.extras.items()},
     )

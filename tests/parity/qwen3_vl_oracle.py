@@ -108,11 +108,12 @@ def tiny_rows(case: str) -> list[TokenSequence]:
     raise ValueError(case)
 
 
-def tiny_batch(case: str, *, multiple_of: int = 1) -> Batch:
+def tiny_batch(case: str, *, multiple_of: int = 1, pack: bool = False) -> Batch:
     return collate(
         tiny_rows(case),
         pad_token_id=PAD,
         multiple_of=multiple_of,
+        pack=pack,
         patch_dim=96,
         device=torch.device("cpu"),
     )
@@ -120,7 +121,7 @@ def tiny_batch(case: str, *, multiple_of: int = 1) -> Batch:
 
 def real_tokens(batch: Batch) -> Tensor:
     """``[B, S]``: which positions are not padding."""
-    return torch.arange(batch.input_ids_B_S.shape[1])[None] < batch.lengths_B[:, None]
+    return torch.arange(batch.input_ids_B_S.shape[1])[None] < batch.lengths_Q[:, None]
 
 
 def probe(batch: Batch, vocab: int) -> Tensor:
@@ -129,9 +130,9 @@ def probe(batch: Batch, vocab: int) -> Tensor:
     A linear loss gives every logit its own gradient, so that no error can cancel out.
     """
     generator = torch.Generator().manual_seed(11)
-    longest = int(batch.lengths_B.max())
-    weights = torch.randn(len(batch.lengths_B), longest, vocab, generator=generator)
-    padded = torch.zeros(len(batch.lengths_B), batch.input_ids_B_S.shape[1], vocab)
+    longest = int(batch.lengths_Q.max())
+    weights = torch.randn(len(batch.lengths_Q), longest, vocab, generator=generator)
+    padded = torch.zeros(len(batch.lengths_Q), batch.input_ids_B_S.shape[1], vocab)
     padded[:, :longest] = weights
     return padded * real_tokens(batch)[..., None]
 

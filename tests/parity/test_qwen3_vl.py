@@ -90,7 +90,7 @@ def test_taps_travel_only_as_far_as_their_layer(gloo: GlooWorld) -> None:
     config, parallel = MODELS["tied-3-taps"], ParallelConfig(pp=4)
     results = gloo.run(run_cases, config, ("images",), parallel=parallel, num_ranks=4)
     batch = tiny_batch("images")
-    tokens, num_rows = batch.input_ids_B_S.shape[1], len(batch.lengths_B)
+    tokens, num_rows = batch.input_ids_B_S.shape[1], len(batch.lengths_Q)
     num_visual = 4 + 8 + 3 + 4
     expected = [tokens + -(-taps * num_visual // num_rows) for taps in (2, 1, 0)]
     assert [result.payload_rows[0] for result in results[:3]] == expected

@@ -110,7 +110,7 @@ def test_world_must_hold_whole_copies() -> None:
         check_world(ParallelConfig(tp=4, pp=2), 12)
     with pytest.raises(ConfigError, match="takes a multiple of 8 processes, not 2; start 8"):
         check_world(ParallelConfig(tp=4, pp=2), 2)
-    with pytest.raises(ConfigError, match=r"--ep 4 must divide the 2 processes of a pipeline stage .* use 1 or 2"):
+    with pytest.raises(ConfigError, match=r"--ep 4 --etp 1 must divide the 2 processes .* use --ep 1 or 2"):
         check_world(ParallelConfig(ep=4), 2)
 
 

@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 
 from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.parallel.layout import data_parallel_size, place_of, share_of
+from prism_megatron.parallel.layout import data_parallel_size, place_of, share_of, zigzag
 
 
-@pytest.mark.parametrize(("tp", "pp", "world_size"), [(1, 1, 4), (2, 2, 8), (4, 2, 8), (1, 3, 6)])
-def test_ranks_count_tp_first_then_dp_then_pp(tp: int, pp: int, world_size: int) -> None:
-    """Claim: rank r is the r-th element of the product pp x dp x tp."""
-    parallel = ParallelConfig(tp=tp, pp=pp)
+@pytest.mark.parametrize(
+    ("tp", "cp", "pp", "world_size"), [(1, 1, 1, 4), (2, 1, 2, 8), (4, 1, 2, 8), (1, 1, 3, 6), (2, 2, 2, 16)]
+)
+def test_ranks_count_tp_first_then_cp_dp_and_pp(tp: int, cp: int, pp: int, world_size: int) -> None:
+    """Claim: rank r is the r-th element of the product pp x dp x cp x tp."""
+    parallel = ParallelConfig(tp=tp, cp=cp, pp=pp)
     dp = data_parallel_size(world_size, parallel)
-    expected = list(itertools.product(range(pp), range(dp), range(tp)))
+    expected = list(itertools.product(range(pp), range(dp), range(cp), range(tp)))
     places = [place_of(rank, world_size=world_size, parallel=parallel) for rank in range(world_size)]
-    assert [(place.pp_rank, place.dp_rank, place.tp_rank) for place in places] == expected
+    assert [(place.pp_rank, place.dp_rank, place.cp_rank, place.tp_rank) for place in places] == expected
+
+
+@pytest.mark.parametrize("cp_size", [1, 2, 4])
+@pytest.mark.parametrize("slots", [(8,), (16, 8, 24)])
+def test_context_parallel_ranks_share_every_token_and_the_causal_work(cp_size: int, slots: tuple[int, ...]) -> None:
+    """Claim: the ranks' tokens partition the row, and the positions inside their sequences add up alike."""
+    held = [zigzag(slots, cp_size=cp_size, cp_rank=rank) for rank in range(cp_size)]
+    assert sorted(itertools.chain.from_iterable(part.tolist() for part in held)) == list(range(sum(slots)))
+    depth = np.concatenate([np.arange(slot) for slot in slots])
+    assert len({int(depth[part].sum()) for part in held}) == 1
+    assert all(part.tolist() == sorted(part.tolist()) for part in held)
+
+
+def test_a_sequence_that_does_not_divide_over_context_parallel_ranks_is_refused() -> None:
+    with pytest.raises(ValueError, match="sequence of 6 tokens does not divide into 2 · cp = 4 chunks"):
+        zigzag([8, 6], cp_size=2, cp_rank=0)
 
 
 def test_a_world_that_does_not_divide_is_refused() -> None:
     """Claim: the message names the sizes."""
-    with pytest.raises(ValueError, match="6 ranks are not a multiple of tp 2 x pp 2"):
+    with pytest.raises(ValueError, match="6 ranks are not a multiple of tp 2 x cp 1 x pp 2"):
         data_parallel_size(6, ParallelConfig(tp=2, pp=2))
 
 

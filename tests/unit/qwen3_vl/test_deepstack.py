@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,16 +46,23 @@ def test_unpack_undoes_pack(tokens: int, rows: int, visual: int, num_taps: int, 
         assert torch.equal(tap.grad, 2 * torch.ones_like(tap))
 
 
+@pytest.mark.parametrize("cp_size", [1, 2])
+@pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("case", ["images", "shared", "text", "video"])
-def test_local_rows_partition_the_visual_rows(case: str) -> None:
-    """Claim: the sequence-parallel ranks' rows are consecutive runs that together are all rows, at local positions."""
-    batch = tiny_batch(case, multiple_of=4)
+def test_ranks_share_the_visual_rows(case: str, pack: bool, cp_size: int) -> None:
+    """Claim: over context- and sequence-parallel ranks each visual row stands once, beside its own token."""
+    batch = tiny_batch(case, multiple_of=8, pack=pack)
     visual, _ = locate(batch, SHAPE)
-    per_rank = batch.input_ids_B_S.shape[1] // 4
-    parts = [visual.local(per_rank, rank) for rank in range(4)]
-    assert torch.equal(torch.cat([part.token_V + rank * per_rank for rank, part in enumerate(parts)]), visual.token_V)
-    assert torch.equal(torch.cat([part.feature_V for part in parts]), visual.feature_V)
-    assert all(bool(((part.token_V >= 0) & (part.token_V < per_rank)).all()) for part in parts)
+    found: list[tuple[int, int, int]] = []
+    for cp_rank in range(cp_size):
+        held = batch.tokens_of(cp_size=cp_size, cp_rank=cp_rank)
+        for tokens in np.split(held, 2):
+            part = visual.of(tokens)
+            assert sorted(zip(part.token_V, part.row_V, strict=True)) == list(
+                zip(part.token_V, part.row_V, strict=True)
+            ), "every stage must see the same order"
+            found += zip(tokens[part.token_V].tolist(), part.row_V.tolist(), part.feature_V.tolist(), strict=True)
+    assert sorted(found) == sorted(zip(*(index.tolist() for index in visual), strict=True))
 
 
 def test_rows_that_share_an_image_share_its_features() -> None:
@@ -66,21 +74,21 @@ def test_rows_that_share_an_image_share_its_features() -> None:
 
 def test_a_batch_that_contradicts_its_images_is_refused() -> None:
     batch = tiny_batch("images")
-    ids = batch.input_ids_B_S.clone()
+    ids = batch.host_ids_B_S.copy()
     ids[1, 0] = IMAGE
     with pytest.raises(DataError, match="1 image tokens"):
-        locate(dataclasses.replace(batch, input_ids_B_S=ids), SHAPE)
-    with pytest.raises(DataError, match="names 2 rows of 3"):
-        locate(dataclasses.replace(batch, images_by_row=batch.images_by_row[:2]), SHAPE)
+        locate(dataclasses.replace(batch, host_ids_B_S=ids), SHAPE)
+    with pytest.raises(DataError, match="names 2 sequences of 3"):
+        locate(dataclasses.replace(batch, images_by_sequence=batch.images_by_sequence[:2]), SHAPE)
 
 
 def test_padding_that_looks_like_an_image_is_not_one() -> None:
     batch = tiny_batch("images")
-    ids = batch.input_ids_B_S.clone()
-    for b, length in enumerate(batch.lengths_B.tolist()):
+    ids = batch.host_ids_B_S.copy()
+    for b, length in enumerate(batch.lengths_Q.tolist()):
         ids[b, length:] = IMAGE
-    visual, _ = locate(dataclasses.replace(batch, input_ids_B_S=ids), SHAPE)
-    assert len(visual) == len(locate(batch, SHAPE)[0])
+    visual, _ = locate(dataclasses.replace(batch, host_ids_B_S=ids), SHAPE)
+    assert len(visual.token_V) == len(locate(batch, SHAPE)[0].token_V)
 
 
 def test_add_returns_a_new_tensor() -> None:

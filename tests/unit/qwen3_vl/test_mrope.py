@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel, Qwen3VLTextRotaryEmbedding
 
-from model_providers.qwen3_vl.mrope import Frame, frames_of, rotary_angles, row_positions
+from model_providers.qwen3_vl.mrope import Frame, frames_of, rotary_tables, row_positions
 from prism_megatron.errors import DataError
 from tests.parity.qwen3_vl_oracle import IMAGE, VIDEO, image, row, tiny_config
 
@@ -65,9 +65,16 @@ def test_angles_equal_transformers_rotary() -> None:
     config = Qwen3VLConfig.from_dict(tiny_config()).text_config
     positions = torch.randint(0, 5000, (3, 2, 7), generator=torch.Generator().manual_seed(1))
     cos, sin = Qwen3VLTextRotaryEmbedding(config)(torch.zeros(1), positions)
-    angles = rotary_angles(positions, head_dim=16, theta=1e4, mrope_section=(4, 2, 2))
-    assert torch.equal(angles.squeeze(2).transpose(0, 1).cos(), cos)
-    assert torch.equal(angles.squeeze(2).transpose(0, 1).sin(), sin)
+    ours = rotary_tables(positions, head_dim=16, theta=1e4, mrope_section=(4, 2, 2), dtype=torch.float32)
+    assert torch.equal(ours[0].squeeze(2).transpose(0, 1), cos)
+    assert torch.equal(ours[1].squeeze(2).transpose(0, 1), sin)
+
+
+def sines(positions: torch.Tensor, mrope_section: tuple[int, int, int]) -> torch.Tensor:
+    """Of one token's angles, ``[D]``."""
+    head_dim = 2 * sum(mrope_section)
+    _, sin = rotary_tables(positions, head_dim=head_dim, theta=1e4, mrope_section=mrope_section, dtype=torch.float32)
+    return sin.flatten()
 
 
 @pytest.mark.parametrize("mrope_section", [(4, 2, 2), (24, 20, 20)])
@@ -78,11 +85,10 @@ def test_the_streams_take_the_published_frequencies(mrope_section: tuple[int, in
     owners = []
     for axis, positions in enumerate(one_axis):
         positions[axis] = 1.0
-        angles = rotary_angles(positions, head_dim=head_dim, theta=1e4, mrope_section=mrope_section).flatten()
-        owners.append(set(torch.nonzero(angles[: head_dim // 2]).flatten().tolist()))
+        turned = sines(positions, mrope_section)
+        owners.append(set(torch.nonzero(turned[: sum(mrope_section)]).flatten().tolist()))
     assert owners[1] == {1 + 3 * i for i in range(mrope_section[1])}
     assert owners[2] == {2 + 3 * i for i in range(mrope_section[2])}
     assert owners[0] == set(range(head_dim // 2)) - owners[1] - owners[2]
-    equal = rotary_angles(torch.full((3, 1, 1), 7), head_dim=head_dim, theta=1e4, mrope_section=mrope_section).flatten()
     plain = 7.0 / 1e4 ** (torch.arange(0, head_dim, 2) / head_dim)
-    torch.testing.assert_close(equal, torch.cat((plain, plain)))
+    torch.testing.assert_close(sines(torch.full((3, 1, 1), 7), mrope_section), torch.cat((plain, plain)).sin())

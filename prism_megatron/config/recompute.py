@@ -1,0 +1,22 @@
+"""What the backward pass computes again instead of keeping it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RecomputeConfig:
+    """Less memory for more arithmetic; gradients are the same."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """in the language tower: nothing, the parts of --recompute-modules, or every layer as a whole"""
+    recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = ("core_attn",)
+    """what --recompute selective recomputes: the core attention, the MLP (or experts) with its norm"""
+    recompute_vision: bool = False
+    """recompute every block and merger of the vision tower"""
+
+    def recomputes(self, module: Literal["core_attn", "mlp"]) -> bool:
+        """Whether a part of a layer is recomputed by itself."""
+        return self.recompute == "selective" and module in self.recompute_modules
