@@ -3,6 +3,14 @@
 The message says where the trouble is and what to do; tools print it in one line and exit with status 2.
 """
 
+from collections.abc import Iterable
+
+
+def listed(values: Iterable[int]) -> str:
+    """``1, 2, 4`` as a message offers it: ``1, 2 or 4``."""
+    *head, last = map(str, values)
+    return f"{', '.join(head)} or {last}" if head else last
+
 
 class PrismError(Exception):
     """Base of all errors that a user can act on."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from prism_megatron.errors import ConfigError, listed
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -49,6 +51,35 @@ class ParallelConfig:
     def length_multiple(self) -> int:
         """What sequence lengths are padded to: each context-parallel rank takes two chunks that divide over tp."""
         return self.tp * (2 * self.cp if self.cp > 1 else 1)
+
+    def stage_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Language layers of each pipeline stage. Raises ConfigError, naming what would do, where they do not divide."""
+        ends = (self.first_stage_layers, self.last_stage_layers)
+        if self.pp == 1 and ends != (None, None):
+            raise ConfigError("--first-stage-layers and --last-stage-layers need --pp of at least 2; leave them out")
+        stages, layers = self.pp, num_layers
+        for end in ends:
+            if end is not None:
+                stages, layers = stages - 1, layers - end
+        middle = layers // stages if stages else 0
+        counts = [middle] * self.pp
+        for index, end in zip((0, -1), ends, strict=True):
+            if end is not None:
+                counts[index] = end
+        if sum(counts) == num_layers and all(count > 0 and count % self.vpp == 0 for count in counts):
+            return tuple(counts)
+        stated = "".join(
+            f" --{name}-stage-layers {end}"
+            for name, end in zip(("first", "last"), ends, strict=True)
+            if end is not None
+        )
+        even = [pp for pp in range(1, num_layers + 1) if num_layers % (pp * self.vpp) == 0]
+        raise ConfigError(
+            f"--pp {self.pp} --vpp {self.vpp}{stated} does not divide the model's {num_layers} layers; "
+            + (f"at --vpp {self.vpp} use --pp {listed(even)}, " if even else "use a smaller --vpp, ")
+            + "or give the ends their own --first-stage-layers and --last-stage-layers "
+            f"(the stages between share the rest evenly, each stage a multiple of --vpp {self.vpp})"
+        )
 
     def sequence_parallel(self, *, experts: bool) -> bool:
         """Whether a model runs with sequence parallelism; ``experts`` says whether it has expert layers."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.errors import ConfigError
+from prism_megatron.errors import ConfigError, listed
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 TEXT_ACTIVATION = "silu"
@@ -154,14 +154,18 @@ class Qwen3VLShape:
             raise ConfigError(
                 f"--tp {parallel.tp} does not divide the model ({text.kv_heads} key/value heads, "
                 + ", ".join(f"{size} {name}" for name, size in cut_by_tp.items())
-                + f"); use one of {_listed(fitting)}"
+                + f"); use one of {listed(fitting)}"
             )
-        if text.num_layers % (parallel.pp * parallel.vpp):
-            stages = [pp for pp in range(1, text.num_layers + 1) if text.num_layers % (pp * parallel.vpp) == 0]
-            raise ConfigError(
-                f"--pp {parallel.pp} --vpp {parallel.vpp} does not divide the model's {text.num_layers} layers; "
-                + (f"at --vpp {parallel.vpp} use --pp {_listed(stages)}" if stages else "use a smaller --vpp")
-            )
+        parallel.stage_layers(text.num_layers)
+        if parallel.cp > 1 and parallel.cp_comm == "a2a":
+            # A kv head that tp ranks share is whole on each of them.
+            kv_heads = max(1, text.kv_heads // parallel.tp)
+            if kv_heads % parallel.cp or (text.heads // parallel.tp) % parallel.cp:
+                raise ConfigError(
+                    f"--cp {parallel.cp} --cp-comm a2a gives each rank a share of the heads, but a tensor-parallel "
+                    f"rank has {text.heads // parallel.tp} of them with {kv_heads} key/value heads; "
+                    f"use --cp-comm all_gather or a --cp that divides {kv_heads}"
+                )
 
 
 class _Section:
@@ -298,12 +302,6 @@ def _first_id(name: str, *places: Mapping[str, Any]) -> int | None:
         if isinstance(value, int):
             return value
     return None
-
-
-def _listed(values: Sequence[int]) -> str:
-    """``1, 2, 4`` as a reader wants it: ``1, 2 or 4``."""
-    *head, last = map(str, values)
-    return f"{', '.join(head)} or {last}" if head else last
 
 
 def _dtype(top: _Section, text: _Section) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.errors import ConfigError
+from prism_megatron.errors import ConfigError, listed
 
 
 def check_ranges(config: AlignConfig) -> None:
@@ -87,7 +86,7 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
     if experts_per_tower % parallel.ep:
         raise ConfigError(
             f"--ep {parallel.ep} must divide the {experts_per_tower} experts of a tower, so that every rank holds its "
-            f"share of both; use {_one_of(_divisors(experts_per_tower))}"
+            f"share of both; use {listed(_divisors(experts_per_tower))}"
         )
     if parallel.sp == "off" and parallel.tp > 1:
         raise ConfigError(
@@ -102,7 +101,7 @@ def check_world(parallel: ParallelConfig, world_size: int) -> int:
     if world_size % size:
         near = sorted({max(size, world_size // size * size), (world_size // size + 1) * size})
         raise ConfigError(
-            f"{_sizes(parallel)} takes a multiple of {size} processes, not {world_size}; start {_one_of(near)}"
+            f"{_sizes(parallel)} takes a multiple of {size} processes, not {world_size}; start {listed(near)}"
         )
     stage_size = world_size // parallel.pp
     experts = parallel.ep * parallel.expert_tp
@@ -111,7 +110,7 @@ def check_world(parallel: ParallelConfig, world_size: int) -> int:
         raise ConfigError(
             f"--ep {parallel.ep} --etp {parallel.expert_tp} must divide the {stage_size} processes of a pipeline stage "
             f"({world_size} processes over --pp {parallel.pp}); "
-            + (f"use --ep {_one_of(fitting)}" if fitting else f"use --etp {_one_of(_divisors(stage_size))}")
+            + (f"use --ep {listed(fitting)}" if fitting else f"use --etp {listed(_divisors(stage_size))}")
         )
     return world_size // size
 
@@ -140,7 +139,7 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
         near = [rounds * data_parallel for rounds in (prompts // data_parallel, prompts // data_parallel + 1)]
         raise ConfigError(
             f"--prompts-per-step {prompts} must be a multiple of the {data_parallel} data-parallel ranks; "
-            f"use {_one_of(count for count in near if count)}"
+            f"use {listed(count for count in near if count)}"
         )
     _check_microbatches(config, prompts // data_parallel)
 
@@ -189,8 +188,3 @@ def _sizes(parallel: ParallelConfig) -> str:
 
 def _divisors(count: int) -> list[int]:
     return [d for d in range(1, count + 1) if count % d == 0]
-
-
-def _one_of(values: Iterable[int]) -> str:
-    *first, last = (str(value) for value in values)
-    return f"{', '.join(first)} or {last}" if first else last

@@ -16,6 +16,7 @@ from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.conversion.mapping import TensorSource
+from prism_megatron.engine.attention import Sequences, gather_tokens
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.provider import LossOutput
@@ -59,7 +60,7 @@ def build(world: World, source: TensorSource, towers: Towers = TOWERS) -> Megatr
 def my_batches(world: World, case: Case, *, balance: float = BALANCE) -> dict[int, Batch]:
     """This data-parallel rank's micro-batches by prompt."""
     mine = range(world.dp_rank, len(case.prompts), world.dp_size)
-    return {p: batch_of(case, [p], multiple_of=world.parallel.tp, balance=balance) for p in mine}
+    return {p: batch_of(case, [p], multiple_of=world.parallel.length_multiple, balance=balance) for p in mine}
 
 
 def train_step(world: World, source: TensorSource, case: Case, balance: float = BALANCE) -> RankStep:
@@ -71,7 +72,9 @@ def train_step(world: World, source: TensorSource, case: Case, balance: float = 
         result = discriminator_loss(
             scores_2_B[1], pair_rows(batch), pair_counts=case.pair_counts, regulariser_coefficient=REGULARISER
         )
-        return LossOutput(result.loss, {"loss": result.loss.detach()}, {"scores": scores_2_B[0].detach()})
+        return LossOutput(
+            result.loss, {"loss": result.loss.detach() / world.parallel.cp}, {"scores": scores_2_B[0].detach()}
+        )
 
     output = engine.forward_backward(list(batches.values()), loss)
     gradients = full_gradients(engine)
@@ -89,7 +92,11 @@ def last_hidden_states(world: World, source: TensorSource, case: Case) -> dict[i
     def capture(_module: object, _inputs: object, output: Tensor) -> None:
         whole = output
         if engine.config.sequence_parallel:
-            whole = gather_from_sequence_parallel_region(output, group=world.groups.tp)
+            whole = gather_from_sequence_parallel_region(whole, group=world.groups.tp)
+        if world.parallel.cp > 1:
+            slots = list(batches.values())[len(seen)].row_slots()
+            sequences = Sequences.of(slots, cp_size=world.parallel.cp, device=whole.device)
+            whole = gather_tokens(whole, sequences, world.groups.cp)
         seen.append(whole.transpose(0, 1))
 
     if world.is_last_stage:
@@ -128,7 +135,7 @@ def visits_of_rows(world: World, source: TensorSource, case: Case, rows: Sequenc
             for layer in module.modules():
                 if isinstance(layer, TowerMoELayer):
                     layer.experts.register_forward_pre_hook(count)
-        batch = only_rows(batch_of(case, [0], multiple_of=world.parallel.tp, balance=0.0), rows)
+        batch = only_rows(batch_of(case, [0], multiple_of=world.parallel.length_multiple, balance=0.0), rows)
         engine.forward_backward([batch], lambda scores_2_B, _batch: LossOutput(scores_2_B[1].sum()))
     finally:
         routing.mask_other_towers = unbroken

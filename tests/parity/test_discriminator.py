@@ -28,6 +28,8 @@ from tests.parity.qwen3_vl_oracle import real_tokens, tiny_config, tiny_model
 LAYOUTS = {
     "TP1": (ParallelConfig(distributed_optimizer=False), 1),
     "TP2·SP·PP2": (ParallelConfig(tp=2, pp=2, distributed_optimizer=False), 4),
+    "CP2·PP2": (ParallelConfig(cp=2, pp=2, distributed_optimizer=False), 4),
+    "TP2·SP·CP2": (ParallelConfig(tp=2, cp=2, distributed_optimizer=False), 4),
     "EP2": (ParallelConfig(ep=2, distributed_optimizer=False), 2),
     "TP2·SP·EP2·DP2": (ParallelConfig(tp=2, ep=2, distributed_optimizer=False), 4),
 }

@@ -20,6 +20,11 @@ from prism_megatron.errors import ConfigError
 
 TOKENS = ("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
+ENDS = (
+    "or give the ends their own --first-stage-layers and --last-stage-layers (the stages between share the rest evenly, "
+    "each stage a multiple of "
+)
+
 
 @pytest.fixture(scope="module")
 def mini() -> Qwen3VLShape:
@@ -43,13 +48,20 @@ def check(parallel: ParallelConfig, shape: Qwen3VLShape) -> None:
         ),
         (
             ParallelConfig(tp=4, pp=3),
-            "--pp 3 --vpp 1 does not divide the model's 4 layers; at --vpp 1 use --pp 1, 2 or 4",
+            "--pp 3 --vpp 1 does not divide the model's 4 layers; at --vpp 1 use --pp 1, 2 or 4, " + ENDS + "--vpp 1)",
         ),
         (
             ParallelConfig(pp=2, vpp=4),
-            "--pp 2 --vpp 4 does not divide the model's 4 layers; at --vpp 4 use --pp 1",
+            "--pp 2 --vpp 4 does not divide the model's 4 layers; at --vpp 4 use --pp 1, " + ENDS + "--vpp 4)",
         ),
         (ParallelConfig(vpp=2), "--vpp 2 interleaves pipeline stages and needs --pp of at least 2; use --vpp 1"),
+        (
+            ParallelConfig(cp=4, tp=2, cp_comm="a2a"),
+            (
+                "--cp 4 --cp-comm a2a gives each rank a share of the heads, but a tensor-parallel rank has 4 of them with "
+                "2 key/value heads; use --cp-comm all_gather or a --cp that divides 2"
+            ),
+        ),
         (
             ParallelConfig(ep=3),
             "--ep 3 must divide the 4 experts of a tower, so that every rank holds its share of both; use 1, 2 or 4",
@@ -62,6 +74,36 @@ def test_layout_is_refused_by_flag_reason_and_remedy(
     with pytest.raises(ConfigError) as caught:
         check(parallel, mini)
     assert str(caught.value) == complaint
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "parallel", "expected"),
+    [
+        (36, ParallelConfig(pp=4), (9, 9, 9, 9)),
+        (94, ParallelConfig(pp=4, first_stage_layers=23, last_stage_layers=23), (23, 24, 24, 23)),
+        (94, ParallelConfig(pp=4, first_stage_layers=22, last_stage_layers=24, vpp=2), (22, 24, 24, 24)),
+        (7, ParallelConfig(pp=2, first_stage_layers=3), (3, 4)),
+        (7, ParallelConfig(pp=2, first_stage_layers=3, last_stage_layers=4), (3, 4)),
+    ],
+)
+def test_layers_of_stages(num_layers: int, parallel: ParallelConfig, expected: tuple[int, ...]) -> None:
+    assert parallel.stage_layers(num_layers) == expected
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        ParallelConfig(pp=4),
+        ParallelConfig(pp=4, first_stage_layers=23),
+        ParallelConfig(pp=4, first_stage_layers=0, last_stage_layers=31),
+        ParallelConfig(pp=4, first_stage_layers=23, last_stage_layers=23, vpp=2),
+        ParallelConfig(pp=2, first_stage_layers=40, last_stage_layers=40),
+        ParallelConfig(first_stage_layers=94),
+    ],
+)
+def test_stages_that_do_not_add_up_are_refused_by_flag(parallel: ParallelConfig) -> None:
+    with pytest.raises(ConfigError, match="--first-stage-layers and --last-stage-layers"):
+        parallel.stage_layers(94)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
