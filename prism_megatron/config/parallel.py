@@ -53,7 +53,7 @@ class ParallelConfig:
         return self.tp * (2 * self.cp if self.cp > 1 else 1)
 
     def stage_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Language layers of each pipeline stage. Raises ConfigError, naming what would do, where they do not divide."""
+        """Language layers of each pipeline stage. ConfigError, naming what would do, where they do not divide."""
         ends = (self.first_stage_layers, self.last_stage_layers)
         if self.pp == 1 and ends != (None, None):
             raise ConfigError("--first-stage-layers and --last-stage-layers need --pp of at least 2; leave them out")
@@ -68,11 +68,8 @@ class ParallelConfig:
                 counts[index] = end
         if sum(counts) == num_layers and all(count > 0 and count % self.vpp == 0 for count in counts):
             return tuple(counts)
-        stated = "".join(
-            f" --{name}-stage-layers {end}"
-            for name, end in zip(("first", "last"), ends, strict=True)
-            if end is not None
-        )
+        named = zip(("first", "last"), ends, strict=True)
+        stated = "".join(f" --{name}-stage-layers {end}" for name, end in named if end is not None)
         even = [pp for pp in range(1, num_layers + 1) if num_layers % (pp * self.vpp) == 0]
         raise ConfigError(
             f"--pp {self.pp} --vpp {self.vpp}{stated} does not divide the model's {num_layers} layers; "

@@ -21,8 +21,8 @@ from prism_megatron.errors import ConfigError
 TOKENS = ("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 ENDS = (
-    "or give the ends their own --first-stage-layers and --last-stage-layers (the stages between share the rest evenly, "
-    "each stage a multiple of "
+    "or give the ends their own --first-stage-layers and --last-stage-layers (the stages between share the rest "
+    "evenly, each stage a multiple of "
 )
 
 
@@ -58,8 +58,8 @@ def check(parallel: ParallelConfig, shape: Qwen3VLShape) -> None:
         (
             ParallelConfig(cp=4, tp=2, cp_comm="a2a"),
             (
-                "--cp 4 --cp-comm a2a gives each rank a share of the heads, but a tensor-parallel rank has 4 of them with "
-                "2 key/value heads; use --cp-comm all_gather or a --cp that divides 2"
+                "--cp 4 --cp-comm a2a gives each rank a share of the heads, but a tensor-parallel rank has 4 of them "
+                "with 2 key/value heads; use --cp-comm all_gather or a --cp that divides 2"
             ),
         ),
         (
