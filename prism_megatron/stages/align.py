@@ -19,7 +19,7 @@ from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_logprobs
+from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput, StepResult
 from prism_megatron.engine.runtime import World
 from prism_megatron.losses.policy import policy_gradient_loss
@@ -177,7 +177,7 @@ def train_policy(
 def policy_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, plan: AlignPlan, token_count: float) -> LossOutput:
     """Policy gradient under the sampling temperature; also how far rollout and trainer log-probs are apart."""
     beside = partial(beside_logits, batch=batch, world=world)
-    logprobs_B_L = vocab_parallel_logprobs(
+    logprobs_B_L, entropy_B_L = vocab_parallel_scores(
         logits_L_B_V,
         beside(batch.input_ids_B_S),
         tp_group=world.groups.tp,
@@ -190,6 +190,6 @@ def policy_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, plan: Align
     sums = {
         "policy_loss": result.loss.detach(),
         "logprob_gap": gap_B_L.sum() / token_count,
-        "entropy_estimate": -(logprobs_B_L.detach() * mask_B_L).sum() / token_count,
+        "entropy": (entropy_B_L.detach() * mask_B_L).sum() / token_count,
     }
     return LossOutput(loss=result.loss, sums=sums)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_logprobs
+from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import sum_numbers
@@ -33,12 +33,12 @@ class SFTStep:
 
 
 def cross_entropy(
-    logits_S_B_V: Tensor, batch: Batch, *, world: World, vocab_size: int, label_tokens: float
+    logits_L_B_V: Tensor, batch: Batch, *, world: World, vocab_size: int, label_tokens: float
 ) -> LossOutput:
     """Negative log-likelihood summed over label tokens, divided by the step's global count of them."""
     targets = beside_logits(batch.input_ids_B_S, batch, world)
-    logprobs = vocab_parallel_logprobs(logits_S_B_V, targets, tp_group=world.groups.tp, vocab_size=vocab_size)
-    loss = -(logprobs * beside_logits(batch.extras["label_mask"], batch, world)).sum() / label_tokens
+    scores = vocab_parallel_scores(logits_L_B_V, targets, tp_group=world.groups.tp, vocab_size=vocab_size)
+    loss = -(scores.logprobs_B_L * beside_logits(batch.extras["label_mask"], batch, world)).sum() / label_tokens
     return LossOutput(loss=loss, sums={"loss": loss.detach()})
 
 

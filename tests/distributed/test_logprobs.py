@@ -1,4 +1,4 @@
-"""Vocabulary-parallel log-probs against log_softmax in float64."""
+"""Vocabulary-parallel log-probs and entropies against log_softmax in float64."""
 
 from __future__ import annotations
 
@@ -22,50 +22,62 @@ def gloo() -> Iterator[GlooWorld]:
         yield world
 
 
-def _case() -> tuple[Tensor, Tensor, Tensor]:
+def _case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(7)
     logits = torch.randn(TOKENS, ROWS, PADDED, generator=generator) * 6.0
     targets = torch.randint(VOCAB, (ROWS, TOKENS), generator=generator)
-    weights = torch.randn(ROWS, TOKENS, generator=generator)
-    return logits, targets, weights
+    weights, entropy_weights = torch.randn(2, ROWS, TOKENS, generator=generator)
+    return logits, targets, weights, entropy_weights
 
 
-def _twin(temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs and the logits' gradient of a weighted sum, from float64 log_softmax over the real columns."""
-    logits, targets, weights = _case()
+def _twin(temperature: float, loss_of: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, entropies and the logits' gradient of a weighted sum: float64 log_softmax over the real columns."""
+    logits, targets, *weights = _case()
     leaf = logits.double().requires_grad_()
     table = torch.log_softmax(leaf[..., :VOCAB] / temperature, dim=-1).transpose(0, 1)
     picked = table.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    (picked * weights).sum().backward()
+    entropy = -(table.exp() * table).sum(-1)
+    _loss(picked, entropy, weights, loss_of).backward()
     assert leaf.grad is not None
-    return picked.detach(), leaf.grad
+    return picked.detach(), entropy.detach(), leaf.grad
 
 
-def sharded(world: World, temperature: float, chunk_elements: int) -> tuple[Tensor, Tensor]:
+def _loss(logprobs_B_L: Tensor, entropy_B_L: Tensor, weights: list[Tensor], loss_of: str) -> Tensor:
+    parts = {"logprobs": (logprobs_B_L * weights[0]).sum(), "entropy": (entropy_B_L * weights[1]).sum()}
+    return sum((part for name, part in parts.items() if loss_of in {name, "both"}), torch.tensor(0.0))
+
+
+def sharded(world: World, temperature: float, chunk_elements: int, loss_of: str) -> tuple[Tensor, Tensor, Tensor]:
     logprobs._CHUNK_ELEMENTS = chunk_elements
-    logits, targets, weights = _case()
+    logits, targets, *weights = _case()
     width = PADDED // world.parallel.tp
     leaf = logits[..., world.tp_rank * width : (world.tp_rank + 1) * width].clone().requires_grad_()
-    result = logprobs.vocab_parallel_logprobs(
+    result = logprobs.vocab_parallel_scores(
         leaf, targets, tp_group=world.groups.tp, vocab_size=VOCAB, temperature=temperature
     )
-    (result * weights).sum().backward()
+    _loss(*result, weights, loss_of).backward()
     assert leaf.grad is not None
-    return result.detach(), leaf.grad
+    return result.logprobs_B_L.detach(), result.entropy_B_L.detach(), leaf.grad
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk_elements", [1, 2**22])
-def test_equals_log_softmax_in_float64(gloo: GlooWorld, tp: int, temperature: float, chunk_elements: int) -> None:
+@pytest.mark.parametrize("loss_of", ["logprobs", "entropy", "both"])
+def test_equals_log_softmax_in_float64(
+    *, gloo: GlooWorld, tp: int, temperature: float, chunk_elements: int, loss_of: str
+) -> None:
     """Claim: values and gradients are those of log_softmax over the real vocabulary, whatever TP and chunk size.
 
-    At TP4 the last rank holds padding columns only. Tolerance: 2e-6 absolute, fp32 against float64.
+    At TP4 the last rank holds padding columns only. Tolerance: 2e-6 absolute, fp32 against float64
+    (scaled logits reach 30, where fp32 resolves 2e-6); for gradients 1e-5, since a token's weight of up to 3 and 1 / 0.7
+    multiply that.
     """
-    expected, expected_grad = _twin(temperature)
-    parts = gloo.run(sharded, temperature, chunk_elements, num_ranks=tp, parallel=ParallelConfig(tp=tp))
-    for values, _ in parts:
+    expected, expected_entropy, expected_grad = _twin(temperature, loss_of)
+    parts = gloo.run(sharded, temperature, chunk_elements, loss_of, num_ranks=tp, parallel=ParallelConfig(tp=tp))
+    for values, entropy, _ in parts:
         torch.testing.assert_close(values.double(), expected, rtol=1e-6, atol=2e-6)
-    grad = torch.cat([grad for _, grad in parts], dim=-1)
-    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-6, atol=2e-6)
+        torch.testing.assert_close(entropy.double(), expected_entropy, rtol=1e-6, atol=2e-6)
+    grad = torch.cat([grad for *_, grad in parts], dim=-1)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-6, atol=1e-5)
     assert grad[..., VOCAB:].abs().max() == 0.0

@@ -16,7 +16,7 @@ from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_logprobs
+from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.types import ImageInput, TokenSequence
@@ -139,7 +139,7 @@ def _shifted(values: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, batch: Batch, *, world: World, count: float) -> LossOutput:
-    logprobs = vocab_parallel_logprobs(
+    logprobs, _ = vocab_parallel_scores(
         logits, _shifted(batch.input_ids_B_S), tp_group=world.groups.tp, vocab_size=VOCAB
     )
     kept = logprobs * _shifted(batch.extras["mask"])

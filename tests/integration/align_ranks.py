@@ -15,7 +15,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_logprobs
+from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.stages.assembly import batch_format
@@ -42,7 +42,7 @@ def checkpoint_logprobs(world: World, folder: Path, num_scenes: int) -> list[lis
     )
 
     def collect(logits: torch.Tensor, batch: Batch) -> LossOutput:
-        logprobs = vocab_parallel_logprobs(
+        logprobs, _ = vocab_parallel_scores(
             logits,
             beside_logits(batch.input_ids_B_S, batch, world),
             tp_group=world.groups.tp,
