@@ -70,8 +70,8 @@ def test_equals_log_softmax_in_float64(
     """Claim: values and gradients are those of log_softmax over the real vocabulary, whatever TP and chunk size.
 
     At TP4 the last rank holds padding columns only. Tolerance: 2e-6 absolute, fp32 against float64
-    (scaled logits reach 30, where fp32 resolves 2e-6); for gradients 1e-5, since a token's weight of up to 3 and 1 / 0.7
-    multiply that.
+    (scaled logits reach 30, where fp32 resolves 2e-6); for gradients 1e-5, since a token's weight of up to 3 and
+    1 / 0.7 multiply that.
     """
     expected, expected_entropy, expected_grad = _twin(temperature, loss_of)
     parts = gloo.run(sharded, temperature, chunk_elements, loss_of, num_ranks=tp, parallel=ParallelConfig(tp=tp))
