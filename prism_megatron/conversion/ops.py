@@ -93,6 +93,18 @@ class GateUp:
 
 
 @dataclass(frozen=True)
+class FusedGateUp:
+    """One tensor of all gate rows, then all up rows <-> gate above up inside each shard (see ``GateUp``)."""
+
+    def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
+        (tensor,) = tensors
+        return GateUp().split(tensor.chunk(2), tp_size)
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat(GateUp().merge(shards))]
+
+
+@dataclass(frozen=True)
 class VisionQKV:
     """One tensor of all queries, all keys, all values (weight or bias) <-> query, key, value of each head in turn."""
 
