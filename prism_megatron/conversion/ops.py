@@ -14,11 +14,13 @@ from torch import Tensor
 
 
 class Op(Protocol):
-    """An exact, lossless rearrangement; no arithmetic."""
+    """An exact, lossless rearrangement; no arithmetic. A value: equal ops are interchangeable, and hash alike."""
 
     def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]: ...
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)

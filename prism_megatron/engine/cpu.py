@@ -141,7 +141,9 @@ def _reduce_scatter_unequal(original: Callable[..., Tensor]) -> Callable[..., Te
             return original(whole, group, sizes, use_global_buffer)
         summed = whole.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(summed, group=group)
-        return summed.split(list(sizes))[group.rank()].clone()
+        rank: int = group.rank()
+        parts: Sequence[Tensor] = summed.split(list(sizes))
+        return parts[rank].clone()
 
     return scatter
 
@@ -311,6 +313,8 @@ def open_cpu_door() -> bool:
     """
     if torch.cuda.is_available():
         return False
+    with torch.device("cpu"):
+        torch.empty(0)  # torch collects the factories that such contexts act on once: it must be the unwrapped ones
     for patch in PATCHES:
         patch.apply()
     torch.compiler.set_stance("force_eager")
