@@ -128,7 +128,7 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
     check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower)
     if shape.text.num_experts:
         raise ConfigError(
-            f"--model has {shape.text.num_experts} experts, and the rollouts that alignment samples decode dense models "
+            f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "
             "only; use a dense Qwen3-VL (2B, 4B, 8B or 32B)"
         )
     if config.data.format_sft and config.data.data is None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from prism_megatron.engine.unequal import gather_unequal, reduce_scatter_unequal
 
 _CPU = torch.device("cpu")
 
@@ -112,40 +113,6 @@ def _move_to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = Fal
     """As ``moe_utils.maybe_move_tensor_to_cpu``, which converts to numpy only what came from a GPU."""
     del record_stream
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
-
-
-def _gather_unequal(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``mappings._gather_along_first_dim`` that pads parts of unequal length to the longest, and cuts them again."""
-
-    @functools.wraps(original)
-    def gather(part: Tensor, group: Any, sizes: Sequence[int] | None = None, use_global_buffer: bool = False) -> Tensor:
-        if sizes is None or group.size() == 1:
-            return original(part, group, sizes, use_global_buffer)
-        padded = part.new_zeros((max(sizes), *part.shape[1:]))
-        padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded, group=group)
-        return torch.cat([each[:size] for each, size in zip(parts, sizes, strict=True)])
-
-    return gather
-
-
-def _reduce_scatter_unequal(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``mappings._reduce_scatter_along_first_dim`` that sums everything everywhere where lengths are unequal."""
-
-    @functools.wraps(original)
-    def scatter(
-        whole: Tensor, group: Any, sizes: Sequence[int] | None = None, use_global_buffer: bool = False
-    ) -> Tensor:
-        if sizes is None or group.size() == 1:
-            return original(whole, group, sizes, use_global_buffer)
-        summed = whole.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed, group=group)
-        rank: int = group.rank()
-        parts: Sequence[Tensor] = summed.split(list(sizes))
-        return parts[rank].clone()
-
-    return scatter
 
 
 @dataclass(frozen=True)
@@ -297,8 +264,8 @@ PATCHES: tuple[Patch, ...] = (
             until="gloo takes them",
         )
         for name, wrapper in (
-            ("_gather_along_first_dim", _gather_unequal),
-            ("_reduce_scatter_along_first_dim", _reduce_scatter_unequal),
+            ("_gather_along_first_dim", gather_unequal),
+            ("_reduce_scatter_along_first_dim", reduce_scatter_unequal),
         )
     ),
 )

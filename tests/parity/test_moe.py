@@ -2,9 +2,8 @@
 
 The oracle is a random ``Qwen3VLMoeForConditionalGeneration`` in float32 on the CPU. Tolerances: logits 2e-4 absolute;
 every parameter's gradient (router and fused experts included) 1e-3 relative to its norm. Measured: 3.3e-6 and 2.8e-6.
-Blind spots: bf16 beyond the
-router's own test, CUDA, context parallelism. Where two experts are nearly tied, rounding alone may choose the other
-one: the oracle's smallest gap between chosen and not chosen is asserted.
+Blind spots: bf16 beyond the router's own test, CUDA, context parallelism. Where two experts are nearly tied, rounding
+alone may choose the other one: the oracle's smallest gap between chosen and not chosen is asserted.
 """
 
 from __future__ import annotations
