@@ -16,10 +16,15 @@ from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.conversion.ops import Replicated
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.provider import LossOutput
+from prism_megatron.engine.provider import LossOutput, PassOutput
 from prism_megatron.engine.runtime import World
 from tests.parity.discriminator_ranks import full_gradients
 from tests.parity.qwen3_vl_oracle import probe, shape_of, tiny_batch
+
+KEEP = RecomputeConfig()
+STILL = OptimizerConfig(lr=0.0, weight_decay=0.0)
+MOVING = OptimizerConfig(lr=1e-2, weight_decay=0.0, eps=1.0)
+"""``eps`` is so large that an update is nearly proportional to its gradient: tiny ones do not become full steps."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +43,24 @@ def build(
     config: Mapping[str, Any],
     source: TensorSource,
     *,
-    recompute: RecomputeConfig,
-    dtype: torch.dtype = torch.float32,
+    recompute: RecomputeConfig = KEEP,
+    optimizer: OptimizerConfig = STILL,
 ) -> MegatronEngine:
     engine = MegatronEngine(
         name="policy",
         provider=Qwen3VLProvider(shape_of(config), recompute=recompute),
         world=world,
-        dtype=dtype,
-        optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0),
+        dtype=torch.float32,
+        optimizer=optimizer,
         total_steps=1,
     )
     engine.load_hf(source)
     return engine
 
 
-def run_policy(
-    world: World, config: Mapping[str, Any], source: TensorSource, cases: Sequence[str], recompute: RecomputeConfig
-) -> MoeResult:
-    """Forward and backward of one micro-batch per case, shared out over data-parallel ranks (see ``probe``)."""
-    engine = build(world, config, source, recompute=recompute)
-    vocab = shape_of(config).text.vocab
+def probed(engine: MegatronEngine, config: Mapping[str, Any], cases: Sequence[str]) -> tuple[PassOutput, Sequence[str]]:
+    """Gradients of ``probe``'s loss, and the cases that this data-parallel rank ran; rows hold their logits."""
+    world, vocab = engine.world, shape_of(config).text.vocab
     mine = cases[world.dp_rank :: world.dp_size]
 
     def loss(output: Tensor, batch: Batch) -> LossOutput:
@@ -68,7 +70,15 @@ def run_policy(
         return LossOutput((output * share).sum(), {}, {"logits": output.detach().transpose(0, 1)})
 
     batches = [tiny_batch(case, multiple_of=world.parallel.length_multiple) for case in mine]
-    output = engine.forward_backward(batches, loss)
+    return engine.forward_backward(batches, loss), mine
+
+
+def run_policy(
+    world: World, config: Mapping[str, Any], source: TensorSource, cases: Sequence[str], recompute: RecomputeConfig
+) -> MoeResult:
+    """Forward and backward of one micro-batch per case, shared out over data-parallel ranks (see ``probe``)."""
+    engine = build(world, config, source, recompute=recompute)
+    output, mine = probed(engine, config, cases)
     by_name = {name: p.main_grad for module in engine.modules for name, p in module.named_parameters()}
     whole = {m.parameter for m in Qwen3VLProvider(shape_of(config)).weight_mappings() if isinstance(m.op, Replicated)}
     replicated = {name: gradient.clone() for name, gradient in by_name.items() if name in whole}
@@ -86,5 +96,15 @@ def load_and_export(
     world: World, config: Mapping[str, Any], source: TensorSource, bucket_bytes: int
 ) -> list[tuple[str, Tensor]]:
     """What is exported after loading, in its order."""
-    engine = build(world, config, source, recompute=RecomputeConfig())
+    engine = build(world, config, source)
     return list(engine.export_hf(bucket_bytes))
+
+
+def one_step(
+    world: World, config: Mapping[str, Any], source: TensorSource, cases: Sequence[str]
+) -> tuple[float, dict[str, Tensor]]:
+    """The gradient norm of one AdamW step and the weights after it."""
+    engine = build(world, config, source, optimizer=MOVING)
+    probed(engine, config, cases)
+    norm = engine.step().grad_norm
+    return norm, dict(engine.export_hf())
