@@ -9,7 +9,13 @@ that ``score.weight`` ([1, hidden]) is the scalar head. Expert e belongs to towe
 from __future__ import annotations
 
 from model_providers.moe_discriminator.towers import Towers
-from model_providers.qwen3_vl.mapping import TEXT, attention_mappings, embedding_mappings, vision_mappings
+from model_providers.qwen3_vl.mapping import (
+    TEXT,
+    attention_mappings,
+    embedding_mappings,
+    router_mapping,
+    vision_mappings,
+)
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import GateUp, Replicated, Row
@@ -45,11 +51,7 @@ def expert_mappings(shape: Qwen3VLShape, towers: Towers, layer: int) -> list[Wei
     """The router and the experts of one decoder layer."""
     hidden, ffn = shape.text.hidden, shape.text.ffn
     ours = f"decoder.layers.{layer}.mlp"
-    mappings = [
-        WeightMapping(
-            (router_name(layer),), f"{ours}.router.weight", Replicated(), hf_shapes=((towers.num_experts, hidden),)
-        )
-    ]
+    mappings = [router_mapping(hidden, towers.num_experts, layer)]
     for expert in range(towers.num_experts):
         linears = f"{ours}.experts.local_experts.{expert}"
         mappings += [

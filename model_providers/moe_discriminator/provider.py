@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -11,15 +12,17 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
 from model_providers.moe_discriminator.folder import read_towers
-from model_providers.moe_discriminator.layer import tower_mlp
 from model_providers.moe_discriminator.mapping import weight_mappings
 from model_providers.moe_discriminator.model import Discriminator
+from model_providers.moe_discriminator.routing import TowerRouter
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import text_config
+from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.engine.experts import expert_layer
 from prism_megatron.engine.specs import decoder_layer_spec
 from prism_megatron.errors import ConfigError
 
@@ -73,26 +76,8 @@ class DiscriminatorProvider:
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
         self.towers.check_expert_parallel(parallel.ep)
-        if parallel.tp > 1 and not parallel.sequence_parallel(experts=True):
-            raise ConfigError(
-                f"--tp {parallel.tp} --sp {parallel.sp}: a model with experts needs sequence parallelism at tp > 1; "
-                "use --sp auto or --sp on"
-            )
-        return text_config(
-            self.shape,
-            parallel,
-            dtype,
-            experts=True,
-            num_moe_experts=self.towers.num_experts,
-            moe_router_topk=self.towers.top_k,
-            moe_ffn_hidden_size=self.shape.text.ffn,
-            expert_model_parallel_size=parallel.ep,
-            expert_tensor_parallel_size=parallel.expert_tp,
-            # The all-gather dispatcher refuses pipeline payloads of varying length.
-            moe_token_dispatcher_type="alltoall",
-            # Balancing is our router's own (see routing.AttachLoss).
-            moe_router_load_balancing_type="none",
-        )
+        experts = ExpertSizes(self.towers.num_experts, per_token=self.towers.top_k, width=self.shape.text.ffn)
+        return text_config(self.shape, parallel, dtype, experts=experts)
 
     def build_chunk(
         self,
@@ -104,10 +89,11 @@ class DiscriminatorProvider:
         vp_stage: int | None,
     ) -> Discriminator:
         """One pipeline chunk; weights are left uninitialised, for loading."""
+        experts = expert_layer(functools.partial(TowerRouter, towers=self.towers), groups)
         return Discriminator(
             config,
             self.shape,
-            decoder_layer_spec(tower_mlp(self.towers, groups), self.recompute),
+            decoder_layer_spec(experts, self.recompute),
             groups,
             recompute_vision=self.recompute.recompute_vision,
             head_dropout=self.head_dropout,

@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
-from megatron.core.transformer import MegatronModule, TransformerConfig
-from torch import Tensor, nn
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
 from torch.nn import functional
 
 from model_providers.moe_discriminator.towers import Towers
-from prism_megatron.engine.norms import parameter_device
+from prism_megatron.engine.experts import ExpertRouter, spread
 from prism_megatron.losses.load_balance import load_balance_loss, sequence_sums
 
 
@@ -34,9 +34,7 @@ def choose_experts(masked_S_B_E: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     The softmax over the chosen logits equals the tower's full softmax renormalised over them.
     """
     top_S_B_K, index_S_B_K = masked_S_B_E.topk(top_k, dim=-1)
-    gates_S_B_E = torch.zeros_like(masked_S_B_E).scatter(-1, index_S_B_K, top_S_B_K.softmax(dim=-1))
-    chosen_S_B_E = torch.zeros_like(masked_S_B_E, dtype=torch.bool).scatter(-1, index_S_B_K, value=True)
-    return gates_S_B_E, chosen_S_B_E
+    return spread(top_S_B_K.softmax(dim=-1), index_S_B_K, masked_S_B_E.shape[-1])
 
 
 class AttachLoss(torch.autograd.Function):
@@ -58,12 +56,8 @@ class AttachLoss(torch.autograd.Function):
         return grad_values, torch.ones_like(loss)
 
 
-class TowerRouter(MegatronModule):
-    """Megatron's router of a MoE layer, restricted to the row's tower; all of it in float32.
-
-    What it needs of the batch comes as arguments of ``forward``, so recomputing a layer, or running another
-    micro-batch in between, cannot route by the wrong tower.
-    """
+class TowerRouter(ExpertRouter):
+    """A router restricted to the row's tower; all of it in float32."""
 
     def __init__(
         self,
@@ -73,23 +67,10 @@ class TowerRouter(MegatronModule):
         towers: Towers,
         is_mtp_layer: bool = False,
     ) -> None:
-        """``is_mtp_layer`` is what 0.19 passes to every router; we have no such layers."""
-        del is_mtp_layer
-        super().__init__(config=config)
+        super().__init__(config, pg_collection, is_mtp_layer=is_mtp_layer)
         self.towers = towers
         # The ranks that share a sequence. (Experts at tp > 1 need sequence parallelism, so tp always cuts it.)
         self.sequence_group = pg_collection.tp_cp
-        self.layer_number: int | None = None
-        self.weight = nn.Parameter(
-            torch.empty(
-                towers.num_experts, config.hidden_size, dtype=config.params_dtype, device=parameter_device(config)
-            )
-        )
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-    def set_layer_number(self, layer_number: int) -> None:
-        """Megatron's layer gives its number here."""
-        self.layer_number = layer_number
 
     def forward(
         self,
@@ -97,7 +78,7 @@ class TowerRouter(MegatronModule):
         tower_ids_B: Tensor,
         lengths_B: Tensor,
         tokens_S: Tensor,
-        balance_weights_B: Tensor | None,
+        balance_weights_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gates ``[T, E]`` (float32) and routing map ``[T, E]`` (bool).
 

@@ -30,7 +30,7 @@ def keyed_normal(shape: tuple[int, ...], *, std: float, seed: int, name: str) ->
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)) * std
 
 
-class UpcycledSource:
+class UpcycledSource(TensorSource):
     """The tensors of a discriminator, made from a dense model's as they are asked for (a ``TensorSource``)."""
 
     def __init__(

@@ -5,7 +5,17 @@ from __future__ import annotations
 from model_providers.qwen3_vl.model import EMBEDDING, OUTPUT
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.mapping import WeightMapping
-from prism_megatron.conversion.ops import Column, GateUp, GroupedQKV, PatchEmbed, Replicated, Row, VisionQKV
+from prism_megatron.conversion.ops import (
+    Column,
+    FusedGateUp,
+    GateUp,
+    GroupedQKV,
+    Op,
+    PatchEmbed,
+    Replicated,
+    Row,
+    VisionQKV,
+)
 
 TEXT = "model.language_model"
 VISUAL = "model.visual"
@@ -13,10 +23,11 @@ LM_HEAD = "lm_head.weight"
 
 
 def weight_mappings(shape: Qwen3VLShape) -> list[WeightMapping]:
-    """All weights of a dense policy. A tied model has no ``lm_head.weight``, though a folder may repeat it."""
+    """All weights of a policy. A tied model has no ``lm_head.weight``, though a folder may repeat it."""
     mappings = [*vision_mappings(shape), *embedding_mappings(shape)]
+    mlp_mappings = dense_mlp_mappings if shape.text.experts is None else expert_mappings
     for layer in range(shape.text.num_layers):
-        mappings += [*attention_mappings(shape, layer), *dense_mlp_mappings(shape, layer)]
+        mappings += [*attention_mappings(shape, layer), *mlp_mappings(shape, layer)]
     if not shape.text.tied:
         text = shape.text
         mappings.append(WeightMapping((LM_HEAD,), OUTPUT, Column(text.vocab), hf_shapes=((text.vocab, text.hidden),)))
@@ -80,6 +91,41 @@ def dense_mlp_mappings(shape: Qwen3VLShape, layer: int) -> list[WeightMapping]:
         ),
         WeightMapping(
             (f"{hf}.down_proj.weight",), f"{ours}.linear_fc2.weight", Row(), hf_shapes=((text.hidden, text.ffn),)
+        ),
+    ]
+
+
+def router_mapping(hidden: int, num_experts: int, layer: int) -> WeightMapping:
+    """The gate of one expert layer."""
+    name = f"layers.{layer}.mlp"
+    return _copy(f"{TEXT}.{name}.gate.weight", f"decoder.{name}.router.weight", (num_experts, hidden))
+
+
+def expert_mappings(shape: Qwen3VLShape, layer: int) -> list[WeightMapping]:
+    """The router and the experts of one decoder layer, in the layout that transformers 5 writes.
+
+    All experts are one tensor: ``experts.gate_up_proj`` ``[experts, 2 · width, hidden]`` (gate rows, then up rows) and
+    ``experts.down_proj`` ``[experts, hidden, width]``. Older folders transpose both (``conversion.expert_layout``).
+    """
+    hidden, experts = shape.text.hidden, shape.text.experts
+    assert experts is not None
+    hf, ours = f"{TEXT}.layers.{layer}.mlp.experts", f"decoder.layers.{layer}.mlp.experts.local_experts"
+    fused: tuple[tuple[str, str, Op, tuple[int, int]], ...] = (
+        ("gate_up_proj", "linear_fc1", FusedGateUp(), (2 * experts.width, hidden)),
+        ("down_proj", "linear_fc2", Row(), (hidden, experts.width)),
+    )
+    return [
+        router_mapping(hidden, experts.count, layer),
+        *(
+            WeightMapping(
+                (f"{hf}.{theirs}",),
+                f"{ours}.{expert}.{linear}.weight",
+                op,
+                hf_shapes=((experts.count, *matrix),),
+                expert=expert,
+            )
+            for theirs, linear, op, matrix in fused
+            for expert in range(experts.count)
         ),
     ]
 

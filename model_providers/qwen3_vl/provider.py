@@ -12,35 +12,35 @@ from torch.nn.functional import silu
 
 from model_providers.qwen3_vl.mapping import weight_mappings
 from model_providers.qwen3_vl.model import Qwen3VLModel
+from model_providers.qwen3_vl.router import SoftmaxRouter
+from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.engine.experts import expert_layer
 from prism_megatron.engine.specs import decoder_layer_spec, dense_mlp_spec
-from prism_megatron.errors import ConfigError
 
 _KEEP_ALL = RecomputeConfig()
 
 
 class Qwen3VLProvider:
-    """A dense Qwen3-VL policy (see ``engine.provider.ModelProvider``)."""
+    """A Qwen3-VL policy, dense or with experts (see ``engine.provider.ModelProvider``).
+
+    Experts are trained without a load-balancing loss: what a policy loses is its own objective only.
+    """
 
     def __init__(
         self, shape: Qwen3VLShape, *, freeze_vision: bool = False, recompute: RecomputeConfig = _KEEP_ALL
     ) -> None:
-        """``freeze_vision`` keeps the vision tower and its mergers as loaded. ConfigError for a model with experts."""
-        if shape.text.num_experts:
-            raise ConfigError(
-                f"a policy with {shape.text.num_experts} experts is not supported; "
-                "use a dense Qwen3-VL (2B, 4B, 8B, 32B)"
-            )
+        """``freeze_vision`` keeps the vision tower and its mergers as loaded."""
         self.shape = shape
         self.freeze_vision = freeze_vision
         self.recompute = recompute
 
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
-        return text_config(self.shape, parallel, dtype, experts=False)
+        return text_config(self.shape, parallel, dtype, experts=self.shape.text.experts)
 
     def build_chunk(
         self,
@@ -52,10 +52,12 @@ class Qwen3VLProvider:
         vp_stage: int | None,
     ) -> Qwen3VLModel:
         """One pipeline chunk; weights are left uninitialised, for loading."""
+        dense = self.shape.text.experts is None
+        mlp = dense_mlp_spec(config) if dense else expert_layer(SoftmaxRouter, groups)
         return Qwen3VLModel(
             config,
             self.shape,
-            decoder_layer_spec(dense_mlp_spec(config), self.recompute),
+            decoder_layer_spec(mlp, self.recompute),
             groups,
             recompute_vision=self.recompute.recompute_vision,
             pre_process=pre_process,
@@ -73,9 +75,9 @@ class Qwen3VLProvider:
 
 
 def text_config(
-    shape: Qwen3VLShape, parallel: ParallelConfig, dtype: torch.dtype, *, experts: bool, **overrides: Any
+    shape: Qwen3VLShape, parallel: ParallelConfig, dtype: torch.dtype, *, experts: ExpertSizes | None
 ) -> TransformerConfig:
-    """Megatron's config of a Qwen3-VL language tower; ``overrides`` add what a model with experts needs.
+    """Megatron's config of a Qwen3-VL language tower, whose MLPs may be ``experts``.
 
     Raises ConfigError for a layout that does not fit the model.
     """
@@ -107,7 +109,7 @@ def text_config(
         "num_layers_in_last_pipeline_stage": parallel.last_stage_layers,
         "context_parallel_size": parallel.cp,
         "cp_comm_type": parallel.cp_comm,
-        "sequence_parallel": parallel.sequence_parallel(experts=experts),
+        "sequence_parallel": parallel.sequence_parallel(experts=experts is not None),
         # Payloads grow and shrink with the DeepStack taps they carry.
         "variable_seq_lengths": parallel.pp > 1,
         "moe_token_dispatcher_type": "alltoall",  # the only one Megatron takes with them, experts or not
@@ -121,4 +123,15 @@ def text_config(
         "use_cpu_initialization": not torch.cuda.is_available(),
         "gradient_accumulation_fusion": False,
     }
-    return TransformerConfig(**(settings | overrides))
+    if experts is not None:
+        experts.check_layout(parallel)
+        settings |= {
+            "num_moe_experts": experts.count,
+            "moe_router_topk": experts.per_token,
+            "moe_ffn_hidden_size": experts.width,
+            "expert_model_parallel_size": parallel.ep,
+            "expert_tensor_parallel_size": parallel.expert_tp,
+            # Routers are ours (see engine.experts); what they lose to balance load they attach themselves.
+            "moe_router_load_balancing_type": "none",
+        }
+    return TransformerConfig(**settings)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.errors import ConfigError, listed
 
@@ -40,6 +41,13 @@ class TextShape:
     num_experts: int
     experts_per_token: int
     expert_ffn: int
+
+    @property
+    def experts(self) -> ExpertSizes | None:
+        """What every layer has in place of one MLP; None for a dense model."""
+        if not self.num_experts:
+            return None
+        return ExpertSizes(self.num_experts, self.experts_per_token, self.expert_ffn)
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,9 @@ class Qwen3VLShape:
     def check_layout(self, parallel: ParallelConfig) -> None:
         """Raise ConfigError, naming the values that would do, for a layout this model cannot be cut into."""
         text, vision = self.text, self.vision
-        cut_by_tp = {"attention heads": text.heads, "ffn width": text.ffn}
+        cut_by_tp = {"attention heads": text.heads}
+        if text.experts is None:
+            cut_by_tp["ffn width"] = text.ffn
         cut_by_tp |= {"vision heads": vision.heads, "vision ffn width": vision.ffn}
         fitting = [tp for tp in range(1, text.heads + 1) if all(size % tp == 0 for size in cut_by_tp.values())]
         fitting = [tp for tp in fitting if text.kv_heads % tp == 0 or tp % text.kv_heads == 0]
@@ -156,6 +166,8 @@ class Qwen3VLShape:
                 + ", ".join(f"{size} {name}" for name, size in cut_by_tp.items())
                 + f"); use one of {listed(fitting)}"
             )
+        if text.experts is not None:
+            text.experts.check_layout(parallel)
         parallel.stage_layers(text.num_layers)
         if parallel.cp > 1 and parallel.cp_comm == "a2a":
             # A kv head that tp ranks share is whole on each of them.
@@ -244,6 +256,10 @@ def _text_shape(text: _Section, *, tied: bool, sparse: bool) -> TextShape:
             f"{text.where}: num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}"
         )
     if sparse:
+        if text.size("num_experts_per_tok") > text.size("num_experts", "num_local_experts"):
+            raise ConfigError(
+                f"{text.where}: num_experts_per_tok {text.size('num_experts_per_tok')} is more than there are experts"
+            )
         text.expect("decoder_sparse_step", 1)
         text.expect("mlp_only_layers", [])
         text.expect("norm_topk_prob", True)

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.experts import ExpertSizes, divisors
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError, listed
@@ -74,25 +75,23 @@ def check_ranges(config: AlignConfig) -> None:
 def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_tower: int) -> None:
     """Raise ConfigError for a layout that the models' sizes rule out, before any process starts.
 
-    ``experts_per_tower`` is that of the discriminator's layers; 0 where no model of the run has experts.
+    ``shape`` is the policy's, with experts or dense. ``experts_per_tower`` is that of the discriminator's layers; 0
+    where the run has none.
     """
     shape.check_layout(parallel)
     if parallel.vpp > 1 and parallel.pp == 1:
         raise ConfigError(f"--vpp {parallel.vpp} interleaves pipeline stages and needs --pp of at least 2; use --vpp 1")
     if not experts_per_tower:
-        if parallel.ep > 1:
+        if parallel.ep > 1 and shape.text.experts is None:
             raise ConfigError(f"--ep {parallel.ep} needs a model with experts; use --ep 1")
         return
     if experts_per_tower % parallel.ep:
         raise ConfigError(
             f"--ep {parallel.ep} must divide the {experts_per_tower} experts of a tower, so that every rank holds its "
-            f"share of both; use {listed(_divisors(experts_per_tower))}"
+            f"share of both; use {listed(divisors(experts_per_tower))}"
         )
-    if parallel.sp == "off" and parallel.tp > 1:
-        raise ConfigError(
-            f"--sp off cannot work at --tp {parallel.tp}: the discriminator's expert layers need sequence parallelism "
-            "there; use --sp auto or on"
-        )
+    if shape.text.experts is None:  # else the discriminator comes from a folder, whose own sizes count
+        ExpertSizes(experts_per_tower, per_token=1, width=shape.text.ffn).check_layout(parallel)
 
 
 def check_world(parallel: ParallelConfig, world_size: int) -> int:
@@ -106,11 +105,11 @@ def check_world(parallel: ParallelConfig, world_size: int) -> int:
     stage_size = world_size // parallel.pp
     experts = parallel.ep * parallel.expert_tp
     if stage_size % experts:
-        fitting = [ep for ep in _divisors(stage_size) if stage_size % (ep * parallel.expert_tp) == 0]
+        fitting = [ep for ep in divisors(stage_size) if stage_size % (ep * parallel.expert_tp) == 0]
         raise ConfigError(
             f"--ep {parallel.ep} --etp {parallel.expert_tp} must divide the {stage_size} processes of a pipeline stage "
             f"({world_size} processes over --pp {parallel.pp}); "
-            + (f"use --ep {listed(fitting)}" if fitting else f"use --etp {listed(_divisors(stage_size))}")
+            + (f"use --ep {listed(fitting)}" if fitting else f"use --etp {listed(divisors(stage_size))}")
         )
     return world_size // size
 
@@ -129,7 +128,8 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
     check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower)
     if shape.text.num_experts:
         raise ConfigError(
-            f"--model has {shape.text.num_experts} experts; a policy is a dense Qwen3-VL (2B, 4B, 8B or 32B)"
+            f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "
+            "only; use a dense Qwen3-VL (2B, 4B, 8B or 32B)"
         )
     if config.data.format_sft and config.data.data is None:
         raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
@@ -184,7 +184,3 @@ def _check_folder(flag: str, folder: object) -> None:
 def _sizes(parallel: ParallelConfig) -> str:
     context = f" --cp {parallel.cp}" if parallel.cp > 1 else ""
     return f"--tp {parallel.tp}{context} --pp {parallel.pp}"
-
-
-def _divisors(count: int) -> list[int]:
-    return [d for d in range(1, count + 1) if count % d == 0]

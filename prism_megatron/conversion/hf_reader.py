@@ -58,6 +58,11 @@ class HFFolder:
         tensor: Tensor = self._handle(name).get_tensor(name)
         return tensor
 
+    def get_slice(self, name: str, index: int) -> Tensor:
+        """One entry of dimension 0, read without the rest of the tensor. Raises ConversionError as ``get``."""
+        tensor: Tensor = self._handle(name).get_slice(name)[index]
+        return tensor
+
     def _handle(self, name: str) -> Any:
         if name not in self._file_of:
             raise ConversionError(f"{self.folder} holds no tensor {name!r}")

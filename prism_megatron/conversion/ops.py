@@ -14,11 +14,13 @@ from torch import Tensor
 
 
 class Op(Protocol):
-    """An exact, lossless rearrangement; no arithmetic."""
+    """An exact, lossless rearrangement; no arithmetic. A value: equal ops are interchangeable, and hash alike."""
 
     def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]: ...
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,18 @@ class GateUp:
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
         halves = [shard.chunk(2) for shard in shards]
         return [torch.cat([half[which] for half in halves]) for which in (0, 1)]
+
+
+@dataclass(frozen=True)
+class FusedGateUp:
+    """One tensor of all gate rows, then all up rows <-> gate above up inside each shard (see ``GateUp``)."""
+
+    def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
+        (tensor,) = tensors
+        return GateUp().split(tensor.chunk(2), tp_size)
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat(GateUp().merge(shards))]
 
 
 @dataclass(frozen=True)

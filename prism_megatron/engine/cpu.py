@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_megatron.engine.unequal import gather_unequal, reduce_scatter_unequal
+
 _CPU = torch.device("cpu")
 
 
@@ -251,6 +253,21 @@ PATCHES: tuple[Patch, ...] = (
         reason="split sizes become numpy only when they come from a GPU; gloo's all_to_all_single wants integers",
         until="maybe_move_tensor_to_cpu honours as_numpy for CPU tensors",
     ),
+    *(
+        Patch(
+            module="megatron.core.tensor_parallel.mappings",
+            name=name,
+            new=wrapper,
+            upstream="moe/token_dispatcher.py: experts split over ranks gather what each of them was sent",
+            versions=_BOTH,
+            reason="gloo refuses all_gather and reduce_scatter of unequal lengths, which NCCL takes",
+            until="gloo takes them",
+        )
+        for name, wrapper in (
+            ("_gather_along_first_dim", gather_unequal),
+            ("_reduce_scatter_along_first_dim", reduce_scatter_unequal),
+        )
+    ),
 )
 
 
@@ -263,6 +280,8 @@ def open_cpu_door() -> bool:
     """
     if torch.cuda.is_available():
         return False
+    with torch.device("cpu"):
+        torch.empty(0)  # torch collects the factories that such contexts act on once: it must be the unwrapped ones
     for patch in PATCHES:
         patch.apply()
     torch.compiler.set_stance("force_eager")

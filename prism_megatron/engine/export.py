@@ -7,6 +7,7 @@ into shards, exporting gathers shards into full tensors, bucket by bucket, with 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
+from prism_megatron.conversion.expert_layout import with_experts_as_mapped
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.verify import check_names
 from prism_megatron.errors import ConversionError
@@ -45,6 +47,25 @@ class _Entry:
     @property
     def numel(self) -> int:
         return torch.Size(self.shape).numel()
+
+
+class _FusedExperts:
+    """Puts tensors together from the slices of a layer's experts, which come one by one."""
+
+    def __init__(self, mappings: Sequence[WeightMapping]) -> None:
+        self._num_slices = Counter(name for m in mappings if m.expert is not None for name in m.hf_names)
+        self._open: dict[str, Tensor] = {}
+        self._added: Counter[str] = Counter()
+
+    def add(self, mapping: WeightMapping, slices: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Keep one expert's slices; yields the tensors that they complete."""
+        assert mapping.expert is not None
+        for name, part in zip(mapping.hf_names, slices, strict=True):
+            count = self._num_slices[name]
+            self._open.setdefault(name, part.new_empty((count, *part.shape)))[mapping.expert] = part
+            self._added[name] += 1
+            if self._added[name] == count:
+                yield name, self._open.pop(name)
 
 
 class WeightTable:
@@ -82,14 +103,16 @@ class WeightTable:
     def load(self, source: TensorSource) -> None:
         """Copy this rank's shards out of ``source``.
 
-        Raises ConversionError when the source lacks a tensor, has one that nothing maps, or a shard does not fit.
+        Fused experts are read slice by slice, each rank its own, in either known layout (see
+        ``conversion.expert_layout``). Raises ConversionError when the source lacks a tensor, has one that nothing
+        maps, or a shard does not fit.
         """
+        source = with_experts_as_mapped(source, self._mappings)
         check_names(self._mappings, source)
         for name, parameter in self._parameters.items():
             mapping = self._local_mappings[name]
             group = self._shard_group(name)
-            shards = mapping.op.split([source.get(hf_name) for hf_name in mapping.hf_names], group.size())
-            shard = shards[group.rank()]
+            shard = mapping.op.split(mapping.read(source), group.size())[group.rank()]
             if shard.shape != parameter.shape:
                 raise ConversionError(
                     f"{', '.join(mapping.hf_names)}: a shard of shape {tuple(shard.shape)} "
@@ -102,8 +125,10 @@ class WeightTable:
         """Yield ``(hf_name, full tensor)`` for every mapped tensor, the same on every rank.
 
         Collective: all ranks iterate together. A bucket of at most ``bucket_bytes`` of full tensors (or one parameter)
-        is held at a time: one all-gather over TP, one over EP for experts, one broadcast over PP.
+        is held at a time: one all-gather over TP, one over EP for experts, one broadcast over PP. Beside it, one tensor
+        that fuses all experts of a layer is put together whole, whatever ``bucket_bytes``: it has a single name.
         """
+        fused = _FusedExperts(self._mappings)
         for bucket in self._buckets(bucket_bytes):
             gathered = self._gather(bucket)
             offset = 0
@@ -112,8 +137,11 @@ class WeightTable:
                 offset += entry.numel
                 for mapping, shards_T in zip(entry.mappings, shards_E_T, strict=True):
                     merged = mapping.op.merge([shard.reshape(entry.shape) for shard in shards_T])
-                    # A merge may return views of the bucket, which the next bucket does not reuse; clones free it.
-                    yield from ((name, t.clone()) for name, t in zip(mapping.hf_names, merged, strict=True))
+                    if mapping.expert is None:
+                        # A merge may return views of the bucket, which the next does not reuse; clones free it.
+                        yield from ((name, t.clone()) for name, t in zip(mapping.hf_names, merged, strict=True))
+                    else:
+                        yield from fused.add(mapping, merged)
 
     def _global_name(self, name: str, ep_rank: int) -> str:
         """Experts are numbered per rank in a chunk and globally in a mapping."""
@@ -137,7 +165,17 @@ class WeightTable:
         covered = {mapping.parameter for entry in entries for mapping in entry.mappings}
         if absent := sorted(by_parameter.keys() - covered):
             raise ConversionError(f"the weight mapping names parameters that no stage holds: {absent}")
-        return sorted(entries, key=lambda entry: (entry.stage, entry.is_expert, str(entry.dtype)))
+        # Slices of one fused tensor stand together, so that one such tensor is open at a time.
+        order = {name: place for place, name in enumerate(name for m in self._mappings for name in m.hf_names)}
+        return sorted(
+            entries,
+            key=lambda entry: (
+                entry.stage,
+                entry.is_expert,
+                str(entry.dtype),
+                order[entry.mappings[0].hf_names[0]] if entry.mappings[0].expert is not None else -1,
+            ),
+        )
 
     def _buckets(self, bucket_bytes: int) -> Iterator[list[_Entry]]:
         bucket: list[_Entry] = []

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 
 def parameter_device(config: TransformerConfig) -> torch.device:
-    """Where Megatron's own layers allocate their weights under this config."""
-    return torch.device("cpu") if config.use_cpu_initialization else torch.device("cuda", torch.cuda.current_device())
+    """Where Megatron's own layers allocate their weights under this config: the default device may be meta."""
+    if config.use_cpu_initialization:
+        return torch.get_default_device()
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _parameter(size: int, config: TransformerConfig) -> nn.Parameter:

@@ -55,7 +55,7 @@ Table = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
-class RandomSource:
+class RandomSource(TensorSource):
     """Fresh weights with the names and shapes of ``like``: norms 1, everything else N(0, 0.05²), keyed by the seed."""
 
     like: TensorSource

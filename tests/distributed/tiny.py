@@ -14,6 +14,7 @@ from torch import Tensor
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
@@ -73,7 +74,7 @@ def provider(*, tied: bool = True, freeze_vision: bool = False) -> Qwen3VLProvid
     return Qwen3VLProvider(shape, freeze_vision=freeze_vision)
 
 
-class NamedWeights:
+class NamedWeights(TensorSource):
     """A ``TensorSource`` of random tensors drawn from their own names."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.discriminator import PairRows
 from prism_megatron.types import TokenSequence
@@ -224,7 +225,7 @@ def plain_pair_loss(scores: Tensor, batch: Batch, counts: Sequence[float]) -> Te
     return loss
 
 
-class StateSource:
+class StateSource(TensorSource):
     """A state dict as a ``TensorSource``."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:

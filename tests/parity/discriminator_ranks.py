@@ -11,7 +11,6 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
 from model_providers.moe_discriminator import routing
-from model_providers.moe_discriminator.layer import TowerMoELayer
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.optimizer import OptimizerConfig
@@ -19,6 +18,7 @@ from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.attention import Sequences, gather_tokens
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.experts import ExpertLayer
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.losses.discriminator import discriminator_loss
@@ -133,7 +133,7 @@ def visits_of_rows(world: World, source: TensorSource, case: Case, rows: Sequenc
         engine = build(world, source)
         for module in engine.modules:
             for layer in module.modules():
-                if isinstance(layer, TowerMoELayer):
+                if isinstance(layer, ExpertLayer):
                     layer.experts.register_forward_pre_hook(count)
         batch = only_rows(batch_of(case, [0], multiple_of=world.parallel.length_multiple, balance=0.0), rows)
         engine.forward_backward([batch], lambda scores_2_B, _batch: LossOutput(scores_2_B[1].sum()))

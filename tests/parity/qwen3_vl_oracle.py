@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch, collate
@@ -18,10 +23,17 @@ from prism_megatron.types import ImageInput, TokenSequence
 IMAGE, VIDEO, START, END, PAD = 290, 291, 292, 293, 0
 
 
-def tiny_config(*, taps: Sequence[int] = (0, 1), tied: bool = True, vocab: int = 300) -> dict[str, Any]:
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "decoder_sparse_step": 1}
+"""Added to the text config of a model with experts; neither the width nor its double is the hidden size."""
+
+
+def tiny_config(
+    *, taps: Sequence[int] = (0, 1), tied: bool = True, vocab: int = 300, experts: bool = False
+) -> dict[str, Any]:
     """A config.json of 4 language layers, 8 heads in 4 groups, and 3 vision blocks of 4 x 4-pixel patches."""
-    config = Qwen3VLConfig(
+    config = (Qwen3VLMoeConfig if experts else Qwen3VLConfig)(
         text_config={
+            **(EXPERTS if experts else {}),
             "num_hidden_layers": 4,
             "hidden_size": 128,
             "intermediate_size": 160,
@@ -54,10 +66,13 @@ def tiny_config(*, taps: Sequence[int] = (0, 1), tied: bool = True, vocab: int =
     return dict(config.to_dict())
 
 
-def tiny_model(config: Mapping[str, Any], *, seed: int = 0) -> Qwen3VLForConditionalGeneration:
+def tiny_model(config: Mapping[str, Any], *, seed: int = 0) -> Any:
     """Random weights, large enough that every part of the model shows in the logits; norms and biases included."""
     torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(dict(config)))
+    if config["model_type"] == "qwen3_vl_moe":
+        model = Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig.from_dict(dict(config)))
+    else:
+        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(dict(config)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):
@@ -145,9 +160,9 @@ class Oracle:
     gradients: dict[str, Tensor]
 
 
-def transformers_oracle(config: Mapping[str, Any], case: str, *, seed: int = 0) -> Oracle:
-    """Logits and gradients of ``tiny_model``; its vision tower runs once per row that shows an image."""
-    model = tiny_model(config, seed=seed)
+def transformers_oracle(config: Mapping[str, Any], case: str, *, seed: int = 0, model: Any = None) -> Oracle:
+    """Logits and gradients of ``model`` (``tiny_model``); its vision tower runs once per row that shows an image."""
+    model = model or tiny_model(config, seed=seed)
     rows, batch = tiny_rows(case), tiny_batch(case)
     kinds = {IMAGE: 1, VIDEO: 2}
     ids = batch.input_ids_B_S

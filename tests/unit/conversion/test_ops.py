@@ -7,7 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prism_megatron.conversion.ops import Column, GateUp, GroupedQKV, Op, PatchEmbed, Replicated, Row, VisionQKV
+from prism_megatron.conversion.ops import (
+    Column,
+    FusedGateUp,
+    GateUp,
+    GroupedQKV,
+    Op,
+    PatchEmbed,
+    Replicated,
+    Row,
+    VisionQKV,
+)
 
 TP_SIZES = st.sampled_from([1, 2, 4])
 SEEDS = st.integers(0, 2**16)
@@ -43,6 +53,8 @@ def test_row_and_gate_up_and_replicated(tp_size: int, blocks: int, seed: int) ->
     assert_round_trip(Row(), [gate.t()], tp_size)
     assert_round_trip(Replicated(), [gate], tp_size)
     shards = assert_round_trip(GateUp(), [gate, up], tp_size)
+    fused = assert_round_trip(FusedGateUp(), [torch.cat([gate, up])], tp_size)
+    assert all(torch.equal(one, other) for one, other in zip(fused, shards, strict=True))
     part = 4 * blocks // tp_size
     for rank, shard in enumerate(shards):
         assert torch.equal(shard, torch.cat([gate[rank * part :][:part], up[rank * part :][:part]]))

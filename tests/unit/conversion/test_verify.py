@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.ops import Replicated
 from prism_megatron.conversion.verify import check_names
 from prism_megatron.errors import ConversionError
@@ -20,7 +20,7 @@ MAPPINGS = [
 ]
 
 
-class Source:
+class Source(TensorSource):
     def __init__(self, **changes: Tensor | None) -> None:
         tensors: dict[str, Tensor | None] = {
             "embed.weight": torch.ones(4, 2),

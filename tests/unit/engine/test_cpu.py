@@ -37,6 +37,8 @@ def test_cuda_tensors_are_made_on_the_cpu() -> None:
     ):
         assert tensor.device.type == "cpu"
     assert torch.zeros(2, device="meta").device.type == "meta"
+    with torch.device("meta"):
+        assert torch.empty(2).device.type == torch.get_default_device().type == "meta"
     assert torch.ones(1).type() == "torch.cuda.FloatTensor"
     assert torch.ones(1).type(torch.int32).dtype == torch.int32
 

@@ -20,6 +20,7 @@ from model_providers.qwen3_vl.mapping import dense_mlp_mappings
 from model_providers.qwen3_vl.mapping import weight_mappings as dense_mappings
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.errors import ConfigError, ConversionError
 
 TOWERS = Towers(num_towers=2, experts_per_tower=2, top_k=2)
@@ -66,7 +67,7 @@ def config_dict() -> dict[str, Any]:
 SHAPE = Qwen3VLShape.from_dict(config_dict())
 
 
-class DenseSource:
+class DenseSource(TensorSource):
     """Random tensors for every name of the dense model, in bf16 unless told otherwise."""
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16, *, leave_out: Sequence[str] = ()) -> None:

@@ -1,0 +1,101 @@
+"""Expert layers on Megatron: a router of ours, Megatron's all-to-all dispatch, one MLP after another as experts.
+
+Shape suffixes: S tokens of this rank (a slice of the sequence under sequence parallelism), B rows, H hidden,
+T = S · B tokens flattened, E experts, K chosen experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import MegatronModule, ModuleSpec, TransformerConfig
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from torch import Tensor, nn
+
+from prism_megatron.engine.norms import parameter_device
+
+
+class ExpertRouter(MegatronModule):
+    """The gate weight ``[E, H]`` of an expert layer; subclasses say in ``forward`` who goes where.
+
+    ``forward(hidden_S_B_H, *routing_args)`` returns gates ``[T, E]`` and the chosen experts ``[T, E]`` (bool). What it
+    needs of the batch comes as arguments, so that recomputing a layer, or running another micro-batch in between,
+    cannot route by the wrong batch.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, pg_collection: ProcessGroupCollection, *, is_mtp_layer: bool = False
+    ) -> None:
+        """``is_mtp_layer`` is what 0.19 passes to every router; we have no such layers."""
+        del pg_collection, is_mtp_layer
+        super().__init__(config=config)
+        self.layer_number: int | None = None
+        self.weight = nn.Parameter(
+            torch.empty(
+                config.num_moe_experts,
+                config.hidden_size,
+                dtype=config.params_dtype,
+                device=parameter_device(config),
+            )
+        )
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def set_layer_number(self, layer_number: int) -> None:
+        """Megatron's layer gives its number here."""
+        self.layer_number = layer_number
+
+
+class ExpertLayer(MoELayer):
+    """Megatron's MoE layer with routing inputs as arguments, and no loss, drop or shared expert of its own."""
+
+    def __init__(self, config: TransformerConfig, parts: MoESubmodules, *, groups: ProcessGroupCollection) -> None:
+        super().__init__(config, parts, pg_collection=groups)
+        if config.expert_model_parallel_size > 1 or groups.expt_tp.size() != groups.tp.size():
+            # Their gradients are summed over the ranks that hold the same experts, which are not the data-parallel
+            # ones. 0.16 marks them for ep > 1 only; with a tensor-parallel size of their own, sums would be wrong.
+            for parameter in self.experts.parameters():
+                parameter.allreduce = False
+
+    def forward(self, hidden_S_B_H: Tensor, *routing_args: Tensor) -> tuple[Tensor, None]:
+        """``hidden [S, B, H]`` through the chosen experts, weighted by their gates; ``None`` stands for the bias."""
+        gates_T_E, chosen_T_E = self.router(hidden_S_B_H, *routing_args)
+        tokens, gates = self.preprocess(hidden_S_B_H, gates_T_E, chosen_T_E)
+        tokens, gates = self.dispatch(tokens, gates)
+        output, _ = self.routed_experts_compute(tokens, gates)
+        return self.postprocess(self.combine(output), None), None
+
+
+def spread(values_K: Tensor, experts_K: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Values of K chosen experts as ``[…, E]`` with 0 elsewhere, and the choice as a bool map ``[…, E]``."""
+    empty_E = values_K.new_zeros((*values_K.shape[:-1], num_experts))
+    chosen_E = torch.zeros_like(empty_E, dtype=torch.bool).scatter(-1, experts_K, value=True)
+    return empty_E.scatter(-1, experts_K, values_K), chosen_E
+
+
+def expert_submodules() -> Any:
+    """The experts of one rank: one MLP after another, each split over the expert-tensor-parallel ranks."""
+    return ModuleSpec(
+        module=SequentialMLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+    )
+
+
+def expert_layer(router: Callable[..., ExpertRouter], groups: ProcessGroupCollection) -> type[ExpertLayer]:
+    """An ``ExpertLayer`` bound to its router and groups, as ``specs.decoder_layer_spec`` takes it for an MLP.
+
+    A class and not a ModuleSpec: 0.16 gives its groups only to specs of Megatron's own MoE classes and warns about
+    every other spec; 0.19 calls whatever it gets.
+    """
+    parts = MoESubmodules(experts=expert_submodules(), router=router)
+
+    class BoundExpertLayer(ExpertLayer):
+        def __init__(self, config: TransformerConfig, **_passed_by_0_19: Any) -> None:
+            super().__init__(config, parts, groups=groups)
+
+    return BoundExpertLayer
