@@ -1,0 +1,98 @@
+"""The published sizes of Qwen3-VL, for building one without its folder.
+
+The numbers are those of the ``config.json`` files of Qwen/Qwen3-VL-{2B,4B,8B,32B,30B-A3B,235B-A22B}-Instruct.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prism_megatron.config.qwen3_vl import Qwen3VLShape, TextShape, VisionShape
+from prism_megatron.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What differs between the sizes: language tower, experts (none in a dense model), kind of vision tower."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    large_vision: bool
+    tied: bool = False
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_ffn: int = 0
+
+
+_SIZES = {
+    "2B": _Size(28, 2048, 6144, heads=16, kv_heads=8, large_vision=False, tied=True),
+    "4B": _Size(36, 2560, 9728, heads=32, kv_heads=8, large_vision=False, tied=True),
+    "8B": _Size(36, 4096, 12288, heads=32, kv_heads=8, large_vision=True),
+    "32B": _Size(64, 5120, 25600, heads=64, kv_heads=8, large_vision=True),
+    "30B-A3B": _Size(
+        48, 2048, 6144, 32, 4, large_vision=True, num_experts=128, experts_per_token=8, expert_ffn=768
+    ),
+    "235B-A22B": _Size(
+        94, 4096, 12288, 64, 4, large_vision=True, num_experts=128, experts_per_token=8, expert_ffn=1536
+    ),
+}  # fmt: skip
+
+PRESETS = tuple(_SIZES)
+"""Names that ``preset`` takes."""
+
+
+def preset(name: str) -> Qwen3VLShape:
+    """The shape of a published model by its size (``PRESETS``). Raises ConfigError for another name."""
+    if name not in _SIZES:
+        raise ConfigError(f"there is no Qwen3-VL {name!r}; choose one of {', '.join(PRESETS)}")
+    size = _SIZES[name]
+    return Qwen3VLShape(
+        text=_text(size),
+        vision=_vision(size),
+        image_token_id=151655,
+        video_token_id=151656,
+        vision_start_token_id=151652,
+        vision_end_token_id=151653,
+        eos_token_id=151645,
+        pad_token_id=151643,
+        dtype="bfloat16",
+    )
+
+
+def _text(size: _Size) -> TextShape:
+    return TextShape(
+        num_layers=size.layers,
+        hidden=size.hidden,
+        ffn=size.ffn,
+        heads=size.heads,
+        kv_heads=size.kv_heads,
+        head_dim=128,
+        vocab=151936,
+        eps=1e-6,
+        theta=5e6,
+        mrope_section=(24, 20, 20),
+        tied=size.tied,
+        num_experts=size.num_experts,
+        experts_per_token=size.experts_per_token,
+        expert_ffn=size.expert_ffn,
+    )
+
+
+def _vision(size: _Size) -> VisionShape:
+    large = size.large_vision
+    return VisionShape(
+        depth=27 if large else 24,
+        hidden=1152 if large else 1024,
+        heads=16,
+        ffn=4304 if large else 4096,
+        patch=16,
+        temporal_patch=2,
+        channels=3,
+        merge=2,
+        num_position_embeddings=2304,
+        out_hidden=size.hidden,
+        taps=(8, 16, 24) if large else (5, 11, 17),
+    )
