@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,9 +57,33 @@ class Sequences:
 
 
 def rotate(x: Tensor, cos_L_B_1_D: Tensor, sin_L_B_1_D: Tensor) -> Tensor:
-    """Turn ``x [L, B, heads, D]`` by per-token angles, in the dtype of ``x``, as transformers does."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos_L_B_1_D + torch.cat((-second, first), dim=-1) * sin_L_B_1_D
+    """Turn ``x [L, B, heads, D]`` by per-token angles, in the dtype of ``x``, as transformers does.
+
+    Entries d and d + D/2 are the two coordinates of a plane, and their angles are equal.
+    """
+    turned: Tensor = _Rotate.apply(x, cos_L_B_1_D, sin_L_B_1_D)  # type: ignore[no-untyped-call]
+    return turned
+
+
+class _Rotate(torch.autograd.Function):
+    """Needs nothing of ``x`` for the backward pass, which turns the gradient back by the same angles."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin, sign=1.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _turned(grad, *ctx.saved_tensors, sign=-1.0), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, *, sign: float) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = x * cos
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
+    return turned
 
 
 class RotaryAttention(SelfAttention):

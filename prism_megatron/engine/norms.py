@@ -6,6 +6,8 @@ normalises its own rows, and ``finalize_model_grads`` sums the gradients of mark
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
@@ -24,6 +26,37 @@ def _parameter(size: int, config: TransformerConfig) -> nn.Parameter:
     return parameter
 
 
+class _RMSNorm(torch.autograd.Function):
+    """Keeps its input and one number a row for the backward pass, where autograd would keep four copies of the input.
+
+    With n = x / rms(x): y = w n, dw = sum(g n), and dx = (w g - n mean(w g n)) / rms(x).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = _widened(x)
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        inverse_rms = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse_rms)
+        return (wide * inverse_rms).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse_rms = ctx.saved_tensors
+        wide_grad = _widened(grad)
+        normalised = _widened(x) * inverse_rms
+        projected = wide_grad * normalised
+        weight_grad = projected.flatten(0, -2).sum(0).to(weight.dtype)
+        mean = projected.mul_(weight).mean(-1, keepdim=True)
+        x_grad = (wide_grad * weight).addcmul_(normalised, mean, value=-1.0).mul_(inverse_rms)
+        return x_grad.to(x.dtype), weight_grad, None
+
+
+def _widened(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension: float32 inside, weight multiplied after casting back.
 
@@ -36,9 +69,8 @@ class RMSNorm(nn.Module):
         self.weight = _parameter(hidden_size, config)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
+        output: Tensor = _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return output
 
 
 class LayerNorm(nn.Module):

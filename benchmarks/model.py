@@ -1,0 +1,293 @@
+"""What one layer of Qwen3-VL-2B costs beside the arithmetic it cannot do without, and beside its alternatives.
+
+    make bench-model                      everything, on one thread
+    python benchmarks/model.py layer      one part: layer, attention or logprobs
+
+Every comparison runs both sides in one process, in turns, on the same work, and reports the fastest turn in CPU
+seconds of one thread: other load on the machine disturbs them less than the wall clock. Memory is the growth of the
+resident set of a forked child that does the work once. The number format is bf16 where this CPU multiplies bf16
+matrices faster than fp32 ones, else fp32. Not a GPU benchmark: on CUDA other kernels do this work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor, nn
+
+from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.presets import preset
+from prism_megatron.engine.attention import SDPACoreAttention, Sequences
+from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.runtime import World, start, stop
+
+PRESET = "2B"
+TOKENS = 2048
+OVERHEAD_LIMIT = 1.25
+"""Most that a layer may take, as a multiple of its bare matrix products and attention."""
+TURNS = 5
+
+
+def fastest(works: Mapping[str, Callable[[], object]], turns: int = TURNS) -> dict[str, float]:
+    """CPU seconds of each work's fastest of several turns, taken alternately after a turn to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(turns + 1):
+        for name, work in works.items():
+            begin = time.process_time()
+            work()
+            times[name].append(time.process_time() - begin)
+    return {name: min(taken[1:]) for name, taken in times.items()}
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Growth of the resident set while ``work`` runs once, in a child of its own."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        work()
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        os.write(writing, str(grown * 1024).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        answer = pipe.read()
+    os.wait()
+    return int(answer)
+
+
+def matmul_rate(dtype: torch.dtype, size: int = 1024) -> float:
+    """FLOP/s of a square matrix product, forward only."""
+    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    return 2 * size**3 / fastest({"": lambda: left @ right}, turns=2)[""]
+
+
+def best_dtype() -> torch.dtype:
+    """bf16 where it is the faster format for matrix products (a CPU without bf16 instructions is far slower in it)."""
+    rates = {dtype: matmul_rate(dtype, size=256) for dtype in (torch.float32, torch.bfloat16)}
+    print("square matmul at 256: " + ", ".join(f"{dtype} {rate / 1e9:.1f} GFLOP/s" for dtype, rate in rates.items()))
+    return max(rates, key=lambda dtype: rates[dtype])
+
+
+def one_layer(world: World, dtype: torch.dtype) -> nn.Module:
+    """The first decoder layer of the preset, with random weights."""
+    shape = preset(PRESET)
+    shape = dataclasses.replace(
+        shape,
+        text=dataclasses.replace(shape.text, num_layers=1),
+        vision=dataclasses.replace(shape.vision, taps=()),
+    )
+    provider = Qwen3VLProvider(shape)
+    config = provider.transformer_config(ParallelConfig(), dtype)
+    chunk = provider.build_chunk(config, world.groups, pre_process=False, post_process=False, vp_stage=None)
+    layer: nn.Module = next(iter(chunk.decoder.layers)).to(dtype)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(torch.ones_like(parameter) if "norm" in name else torch.randn_like(parameter) * 0.02)
+    return layer
+
+
+def transformers_layer(dtype: torch.dtype) -> nn.Module:
+    """transformers' decoder layer of the same sizes, with its sdpa attention."""
+    from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
+
+    text = preset(PRESET).text
+    config = Qwen3VLTextConfig(
+        hidden_size=text.hidden,
+        intermediate_size=text.ffn,
+        num_attention_heads=text.heads,
+        num_key_value_heads=text.kv_heads,
+        head_dim=text.head_dim,
+        rms_norm_eps=text.eps,
+        num_hidden_layers=1,
+    )
+    config._attn_implementation = "sdpa"
+    return Qwen3VLTextDecoderLayer(config, layer_idx=0).to(dtype)
+
+
+def bare_arithmetic(dtype: torch.dtype) -> Callable[[], None]:
+    """The matrix products of a layer, forward and backward, and its attention kernel, with nothing around them."""
+    text = preset(PRESET).text
+    heads, kv_heads, size = text.heads, text.kv_heads, text.head_dim
+    linears = {
+        "qkv": (text.hidden, (heads + 2 * kv_heads) * size),
+        "proj": (heads * size, text.hidden),
+        "gate and up": (text.hidden, 2 * text.ffn),
+        "down": (text.ffn, text.hidden),
+    }
+    operands = [
+        (
+            torch.randn(TOKENS, rows).to(dtype),
+            torch.randn(columns, rows).to(dtype),
+            torch.randn(TOKENS, columns).to(dtype),
+        )
+        for rows, columns in linears.values()
+    ]
+    query = torch.randn(1, heads, TOKENS, size).to(dtype).requires_grad_()
+    key, value = (torch.randn(1, kv_heads, TOKENS, size).to(dtype).requires_grad_() for _ in range(2))
+    gradient = torch.randn_like(query)
+
+    def run() -> None:
+        for inputs, weight, grad in operands:
+            inputs @ weight.T
+            grad @ weight
+            grad.T @ inputs
+        context = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        torch.autograd.grad(context, (query, key, value), gradient)
+
+    return run
+
+
+def bench_layer(world: World, dtype: torch.dtype) -> bool:
+    """One layer forward and backward: ours, transformers', and the bare arithmetic."""
+    text = preset(PRESET).text
+    ours, theirs = one_layer(world, dtype), transformers_layer(dtype)
+    hidden = torch.randn(TOKENS, 1, text.hidden).to(dtype).requires_grad_()
+    gradient = torch.randn_like(hidden)
+    angles = torch.randn(TOKENS, 1, 1, text.head_dim)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    sequences = Sequences((TOKENS,))
+
+    def train(layer: nn.Module, output: Callable[[], Tensor], grad: Tensor) -> None:
+        torch.autograd.grad(output(), [hidden, *layer.parameters()], grad)
+
+    their_angles = (cos.squeeze(2).transpose(0, 1), sin.squeeze(2).transpose(0, 1))
+    times = fastest(
+        {
+            "bare arithmetic": bare_arithmetic(dtype),
+            "ours": lambda: train(ours, lambda: ours(hidden, cos, sin, sequences), gradient),
+            "transformers": lambda: train(
+                theirs,
+                lambda: theirs(hidden.transpose(0, 1), position_embeddings=their_angles, attention_mask=None),
+                gradient.transpose(0, 1),
+            ),
+        }
+    )
+    weights = sum(parameter.numel() for parameter in ours.parameters() if parameter.dim() == 2)
+    attention = 2 * TOKENS**2 * text.heads * text.head_dim  # two products, causal: half of each
+    flops = 3 * (2 * TOKENS * weights + attention)
+    rate = matmul_rate(dtype, size=2048)
+    print(
+        f"\none {PRESET} layer, {TOKENS} tokens, {dtype}, forward and backward ({flops / 1e9:.0f} model GFLOP, causal)"
+    )
+    for name, seconds in times.items():
+        print(
+            f"  {name:16} {seconds:8.3f} s   {seconds / times['bare arithmetic']:5.2f} of the bare arithmetic   "
+            f"{flops / seconds / rate:6.1%} of the square matmul's {rate / 1e9:.0f} GFLOP/s"
+        )
+    within = times["ours"] <= OVERHEAD_LIMIT * times["bare arithmetic"]
+    faster = times["ours"] <= times["transformers"]
+    print(f"  within {OVERHEAD_LIMIT} of the bare arithmetic: {_yes(within)}; as fast as transformers: {_yes(faster)}")
+    return within and faster
+
+
+def bench_attention(world: World, dtype: torch.dtype) -> bool:
+    """The core attention against Megatron's local one."""
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+    from megatron.core.transformer.enums import AttnMaskType
+
+    text = preset(PRESET).text
+    config = Qwen3VLProvider(preset(PRESET)).transformer_config(ParallelConfig(), dtype)
+    settings: dict[str, Any] = {
+        "config": config,
+        "layer_number": 1,
+        "attn_mask_type": AttnMaskType.causal,
+        "attention_type": "self",
+        "pg_collection": world.groups,
+    }
+    ours, local = SDPACoreAttention(**settings), DotProductAttention(**settings)
+    print(f"\ncore attention, {text.heads} heads, {text.kv_heads} kv heads of {text.head_dim}, forward and backward")
+    better = True
+    for tokens in (1024, 2048, 4096):
+        query = torch.randn(tokens, 1, text.heads, text.head_dim).to(dtype).requires_grad_()
+        key, value = (torch.randn(tokens, 1, text.kv_heads, text.head_dim).to(dtype).requires_grad_() for _ in "kv")
+        gradient = torch.randn(tokens, 1, text.heads * text.head_dim).to(dtype)
+        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).triu(1)
+
+        def run(output: Callable[[], Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> None:
+            torch.autograd.grad(output(), inputs, grad)
+
+        sequences = Sequences((tokens,))
+        inputs = (query, key, value)
+        works = {
+            "ours": lambda inputs=inputs, sequences=sequences, grad=gradient: run(
+                lambda: ours(*inputs, sequences), inputs, grad
+            ),
+            "Megatron's local": lambda inputs=inputs, mask=mask, grad=gradient: run(
+                lambda: local(*inputs, mask, attn_mask_type=AttnMaskType.causal), inputs, grad
+            ),
+        }
+        better &= _compare(f"{tokens} tokens", works)
+    return better
+
+
+def bench_logprobs(world: World, dtype: torch.dtype) -> bool:
+    """Chunked log-probs and entropy against the plain computation in fp32."""
+    vocab, tokens = preset(PRESET).text.vocab, TOKENS // 2
+    logits = torch.randn(tokens, 1, vocab).to(dtype).requires_grad_()
+    targets = torch.randint(vocab, (1, tokens))
+    weights = torch.randn(2, 1, tokens)
+
+    def chunked() -> None:
+        scores = vocab_parallel_scores(logits, targets, tp_group=world.groups.tp, vocab_size=vocab)
+        loss = (scores.logprobs_B_L * weights[0] + scores.entropy_B_L * weights[1]).sum()
+        torch.autograd.grad(loss, logits)
+
+    def plain() -> None:
+        table = logits.float().log_softmax(-1).transpose(0, 1)
+        picked = table.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        entropy = -(table.exp() * table).sum(-1)
+        torch.autograd.grad((picked * weights[0] + entropy * weights[1]).sum(), logits)
+
+    print(f"\nlog-probs and entropy of {tokens} tokens over {vocab} columns in {dtype}, forward and backward")
+    return _compare("", {"chunked": chunked, "plain": plain})
+
+
+def _compare(label: str, works: Mapping[str, Callable[[], object]]) -> bool:
+    """Print time and memory of two works; whether the first takes no more of either."""
+    times = fastest(works, turns=3)
+    memory = {name: peak_bytes(work) for name, work in works.items()}
+    for name in works:
+        print(f"  {label:12} {name:18} {times[name]:8.3f} s   {memory[name] / 2**20:8.0f} MiB")
+    first, second = works
+    return times[first] <= times[second] and memory[first] <= memory[second]
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "NO"
+
+
+BENCHMARKS = {"layer": bench_layer, "attention": bench_attention, "logprobs": bench_logprobs}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*BENCHMARKS, []], default=list(BENCHMARKS))
+    parser.add_argument("--dtype", choices=["auto", "fp32", "bf16"], default="auto")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    dtype = best_dtype() if arguments.dtype == "auto" else dtypes[arguments.dtype]
+    world = start(ParallelConfig(), seed=1)
+    results = {part: BENCHMARKS[part](world, dtype) for part in arguments.parts}
+    stop(world)
+    print("\n" + ", ".join(f"{part}: {'holds' if result else 'DOES NOT HOLD'}" for part, result in results.items()))
+    return 0 if all(results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
