@@ -38,7 +38,8 @@ class _RMSNorm(torch.autograd.Function):
         mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         inverse_rms = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse_rms)
-        return (wide * inverse_rms).to(x.dtype).mul_(weight)
+        output: Tensor = (wide * inverse_rms).to(x.dtype).mul_(weight)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
