@@ -19,7 +19,8 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.engine.experts import expert_layer
-from prism_megatron.engine.specs import decoder_layer_spec, dense_mlp_spec
+from prism_megatron.engine.mlp import dense_mlp
+from prism_megatron.engine.specs import decoder_layer_spec
 
 _KEEP_ALL = RecomputeConfig()
 
@@ -53,7 +54,7 @@ class Qwen3VLProvider:
     ) -> Qwen3VLModel:
         """One pipeline chunk; weights are left uninitialised, for loading."""
         dense = self.shape.text.experts is None
-        mlp = dense_mlp_spec(config) if dense else expert_layer(SoftmaxRouter, groups)
+        mlp = dense_mlp(groups) if dense else expert_layer(SoftmaxRouter, groups)
         return Qwen3VLModel(
             config,
             self.shape,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,10 +12,9 @@ from megatron.core.tensor_parallel import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor, nn
@@ -59,16 +57,8 @@ class DecoderLayer(TransformerLayer):
         return output
 
 
-def dense_mlp_spec(config: TransformerConfig) -> Any:
-    """The builder of a tensor-parallel MLP, in the form that the installed Megatron's layer takes."""
-    submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    if hasattr(MLP, "as_mlp_submodule"):  # 0.19: a callable; a ModuleSpec works but logs a warning for every layer
-        return functools.partial(MLP.as_mlp_submodule, submodules=submodules, ffn_hidden_size=config.ffn_hidden_size)
-    return ModuleSpec(module=MLP, submodules=submodules, params={"ffn_hidden_size": config.ffn_hidden_size})
-
-
 def decoder_layer_spec(mlp: Any, recompute: RecomputeConfig) -> ModuleSpec:
-    """A causal decoder layer with q/k norm around any ``mlp`` (``dense_mlp_spec``, or a spec of a MoE layer).
+    """A causal decoder layer with q/k norm around any ``mlp`` (``mlp.dense_mlp``, or ``experts.expert_layer``).
 
     The MLP is called as ``mlp(hidden, *mlp_args)`` and returns ``(output, bias)``; the bias is not used.
     """
