@@ -10,6 +10,8 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError
 
+Fp8Recipe = Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
+
 
 @dataclass(frozen=True)
 class PrecisionConfig:
@@ -22,7 +24,7 @@ class PrecisionConfig:
     """build decoder layers from Transformer Engine's modules; auto does where it and a CUDA device are present"""
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
     """FP8 format of the decoder's matrix products: hybrid has E4M3 forward and E5M2 gradients"""
-    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "tensorwise"
+    fp8_recipe: Fp8Recipe = "tensorwise"
     """how FP8 scales are found; delayed keeps a history, which a resumed run starts anew"""
     fp8_first_layers_bf16: int = 0
     """language layers at the start that stay in bf16 under --fp8"""

@@ -15,12 +15,17 @@ from typing import Any, Literal
 
 import torch
 
-from prism_megatron.config.precision import PrecisionConfig
+from prism_megatron.config.precision import Fp8Recipe, PrecisionConfig
 from prism_megatron.errors import ConfigError
 
 Library = Literal["te", "apex", "torch"]
 
-MINIMUM_CAPABILITY = {"delayed": (8, 9), "tensorwise": (8, 9), "blockwise": (9, 0), "mxfp8": (10, 0)}
+MINIMUM_CAPABILITY: dict[Fp8Recipe, tuple[int, int]] = {
+    "delayed": (8, 9),
+    "tensorwise": (8, 9),
+    "blockwise": (9, 0),
+    "mxfp8": (10, 0),
+}
 """CUDA compute capability that an FP8 recipe needs (Transformer Engine 2.20, ``pytorch/quantization.py``)."""
 
 _ADAM_MODULES: dict[str, Library] = {"transformer_engine": "te", "apex": "apex", "torch": "torch"}
