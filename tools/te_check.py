@@ -85,6 +85,7 @@ def stand_ins(ledger: Ledger) -> Iterator[None]:
         ):
             stack.enter_context(mock.patch.object(owner, "__init__", _bound_init(ledger, owner, make)))
             if run is not None:
+                stack.enter_context(mock.patch.object(owner, "_apply", nn.Module._apply))  # the real one wants CUDA
                 stack.enter_context(mock.patch.object(owner, "forward", _bound_forward(ledger, owner, run)))
         stack.enter_context(mock.patch.object(te, "fp8_autocast", _bound_autocast(ledger, te.fp8_autocast)))
         stack.enter_context(mock.patch.object(te, "checkpoint", _bound_checkpoint(ledger, te.checkpoint)))
