@@ -63,7 +63,10 @@ class Ledger:
 
     def bind(self, name: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> dict[str, Any]:
         """The arguments by name, with defaults. Raises TypeError where they do not fit."""
-        bound = inspect.signature(function).bind(*arguments, **keywords)
+        try:
+            bound = inspect.signature(function).bind(*arguments, **keywords)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from error
         self.keywords.setdefault(name, set()).update(keywords)
         self.fitted.setdefault(name, set()).add(self.column)
         bound.apply_defaults()
@@ -141,6 +144,7 @@ def _make_nothing(_self: Any, _bound: dict[str, Any]) -> None:
 
 
 def _make_linear(self: Any, bound: dict[str, Any]) -> None:
+    self.save_original_input = bound["save_original_input"]  # megatron-core looks for it
     self.weight = _weight(bound, bound["out_features"], bound["in_features"])
 
 
@@ -189,7 +193,7 @@ def run_models(world: World, precision: PrecisionConfig) -> None:
     """Both models, forward and backward, packed and not, with both kinds of recompute."""
     everything = RecomputeConfig("full")
     parts = RecomputeConfig("selective", ("core_attn", "mlp"))
-    towers = Towers(experts_per_tower=2, top_k=1)
+    towers = Towers(experts_per_tower=4, top_k=2)
     policy = Qwen3VLProvider(SHAPE, recompute=everything, precision=precision, layers="te")
     judge = DiscriminatorProvider(SHAPE, towers, head_dropout=0.0, recompute=parts, precision=precision, layers="te")
     for pack in (False, True):
