@@ -90,9 +90,7 @@ class DiscriminatorProvider:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
         self.towers.check_expert_parallel(parallel.ep)
         experts = ExpertSizes(self.towers.num_experts, per_token=self.towers.top_k, width=self.shape.text.ffn)
-        return text_config(
-            self.shape, parallel, dtype, experts=experts, precision=self.precision, layers=self.layers
-        )
+        return text_config(self.shape, parallel, dtype, experts=experts, precision=self.precision, layers=self.layers)
 
     def build_chunk(
         self,

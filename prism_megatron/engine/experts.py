@@ -79,7 +79,9 @@ def spread(values_K: Tensor, experts_K: Tensor, num_experts: int) -> tuple[Tenso
 def expert_layer(
     router: Callable[..., ExpertRouter], groups: ProcessGroupCollection, library: LayerParts = TORCH_PARTS
 ) -> type[ExpertLayer]:
-    """An ``ExpertLayer`` with the experts of ``library``, bound to its router and groups, as ``specs.decoder_layer_spec`` takes it for an MLP.
+    """An ``ExpertLayer`` as ``specs.decoder_layer_spec`` takes it for an MLP, bound to its router and groups.
+
+    Its experts are those of ``library``.
 
     A class and not a ModuleSpec: 0.16 gives its groups only to specs of Megatron's own MoE classes and warns about
     every other spec; 0.19 calls whatever it gets.
