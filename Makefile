@@ -19,16 +19,20 @@ else
 VENV := .venv-py$(shell $(INTERPRETER) -c 'import sys; print("%d%d" % sys.version_info[:2])' 2>/dev/null)
 endif
 BIN := $(VENV)/bin
+TE_VENV := .venv-te
+TE_PIP := $(TE_VENV)/bin/python -m pip --disable-pip-version-check
+TE_BUILD_NEEDS := 'cuda-toolkit[cccl,crt,nvcc,profiler]' einops nvdlfw-inspect nvidia-cudnn-frontend onnx onnxscript packaging pydantic
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help align test lint types effect mini clean
+.PHONY: help align test lint types te-check effect mini clean
 
 help:
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
 	@echo "make test [ARGS=...]    all tests that this machine can run"
 	@echo "make lint               ruff and import-linter"
 	@echo "make types              mypy --strict"
+	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
 	@echo "make mini               rebuild the mini world's weights"
 	@echo "make clean              remove environments, caches and runs"
@@ -46,6 +50,9 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(RUN) mypy
+
+te-check: $(TE_VENV)/.installed
+	CUDA_VISIBLE_DEVICES= $(TE_VENV)/bin/python tools/te_check.py
 
 effect: $(VENV)/.installed
 	$(RUN) python tools/effect.py $(ARGS)
@@ -68,5 +75,20 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints/cpu.txt --editable .[dev]
 	@touch $@
 
+# Transformer Engine's torch part is compiled here, against the headers in NVIDIA's wheels; no GPU and no CUDA toolkit.
+# torch comes first because the build imports it. MAX_JOBS compilers at a time, each with about 1 GB.
+$(TE_VENV)/.installed: constraints/te.txt
+	$(INTERPRETER) -m venv $(TE_VENV)
+	$(TE_PIP) install --quiet --constraint constraints/te.txt torch wheel ninja
+	@$(TE_VENV)/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || \
+	    { echo "the torch of $(PYTHON) has no CUDA, which Transformer Engine is compiled against; try PYTHON=python3.12" >&2; \
+	      exit 2; }
+	$(TE_PIP) install --quiet --constraint constraints/te.txt $(TE_BUILD_NEEDS)
+	PATH="$(CURDIR)/$(TE_VENV)/bin:$$PATH" MAX_JOBS=$(or $(MAX_JOBS),2) \
+	NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_BUILD_USE_NVIDIA_WHEELS=1 \
+	    $(TE_PIP) install --no-build-isolation --constraint constraints/te.txt 'transformer-engine[core_cu13,pytorch]'
+	$(TE_PIP) install --quiet --constraint constraints/te.txt megatron-core numpy psutil pyyaml tyro pillow
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-py* runs build .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-py* .venv-te runs build .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

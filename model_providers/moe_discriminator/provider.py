@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -19,14 +19,16 @@ from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import text_config
 from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.engine.experts import expert_layer
-from prism_megatron.engine.specs import decoder_layer_spec
+from prism_megatron.engine.specs import decoder_layer_spec, layer_parts
 from prism_megatron.errors import ConfigError
 
 _KEEP_ALL = RecomputeConfig()
+_PLAIN = PrecisionConfig()
 
 
 class DiscriminatorProvider:
@@ -40,8 +42,13 @@ class DiscriminatorProvider:
         head_dropout: float = 0.1,
         freeze_vision: bool = False,
         recompute: RecomputeConfig = _KEEP_ALL,
+        precision: PrecisionConfig = _PLAIN,
+        layers: Literal["te", "torch"] = "torch",
     ) -> None:
-        """``shape`` is the dense model's. ConfigError for one that has experts already, or a dropout outside [0, 1)."""
+        """``shape`` is the dense model's; ``layers`` is ``Capabilities.layers``.
+
+        ConfigError for a shape that has experts already, or a dropout outside [0, 1).
+        """
         if shape.text.num_experts:
             raise ConfigError(
                 f"a discriminator is built on a dense Qwen3-VL, not on one with {shape.text.num_experts} experts"
@@ -53,6 +60,8 @@ class DiscriminatorProvider:
         self.head_dropout = head_dropout
         self.freeze_vision = freeze_vision
         self.recompute = recompute
+        self.precision = precision
+        self.layers: Literal["te", "torch"] = layers
 
     @classmethod
     def from_folder(
@@ -62,6 +71,8 @@ class DiscriminatorProvider:
         head_dropout: float = 0.1,
         freeze_vision: bool = False,
         recompute: RecomputeConfig = _KEEP_ALL,
+        precision: PrecisionConfig = _PLAIN,
+        layers: Literal["te", "torch"] = "torch",
     ) -> Self:
         """The provider of a saved discriminator. Raises ConfigError when the folder holds none."""
         towers = read_towers(folder)
@@ -71,13 +82,15 @@ class DiscriminatorProvider:
             head_dropout=head_dropout,
             freeze_vision=freeze_vision,
             recompute=recompute,
+            precision=precision,
+            layers=layers,
         )
 
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
         self.towers.check_expert_parallel(parallel.ep)
         experts = ExpertSizes(self.towers.num_experts, per_token=self.towers.top_k, width=self.shape.text.ffn)
-        return text_config(self.shape, parallel, dtype, experts=experts)
+        return text_config(self.shape, parallel, dtype, experts=experts, precision=self.precision, layers=self.layers)
 
     def build_chunk(
         self,
@@ -89,11 +102,12 @@ class DiscriminatorProvider:
         vp_stage: int | None,
     ) -> Discriminator:
         """One pipeline chunk; weights are left uninitialised, for loading."""
-        experts = expert_layer(functools.partial(TowerRouter, towers=self.towers), groups)
+        parts = layer_parts(self.layers)
+        experts = expert_layer(functools.partial(TowerRouter, towers=self.towers), groups, parts)
         return Discriminator(
             config,
             self.shape,
-            decoder_layer_spec(experts, self.recompute),
+            decoder_layer_spec(experts, self.recompute, parts),
             groups,
             recompute_vision=self.recompute.recompute_vision,
             head_dropout=self.head_dropout,

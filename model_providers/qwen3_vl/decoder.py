@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model_providers.qwen3_vl.deepstack import VisualRows
 from prism_megatron.engine.attention import Sequences
+from prism_megatron.engine.fp8 import around_all_layers, around_layer
 from prism_megatron.engine.norms import RMSNorm
 from prism_megatron.engine.specs import NumberedModules
 
@@ -63,9 +64,11 @@ class Decoder(MegatronModule):
         ``taps[k] [V_local, H]`` is added at ``visual`` after global layer k, for the k of this chunk.
         ``mlp_args`` are handed, flat, to the MLP of every layer (a discriminator's router takes the row's tower).
         """
-        for number, layer in self.layers.numbered():
-            hidden = layer(hidden, cos, sin, sequences, *mlp_args)
-            tap = taps.get(number)
-            if tap is not None:
-                hidden = visual.add(hidden, tap)
+        with around_all_layers(self.config):
+            for number, layer in self.layers.numbered():
+                with around_layer(self.config, number):
+                    hidden = layer(hidden, cos, sin, sequences, *mlp_args)
+                tap = taps.get(number)
+                if tap is not None:
+                    hidden = visual.add(hidden, tap)
         return self.final_layernorm(hidden) if self.post_process else hidden

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -15,14 +15,17 @@ from model_providers.qwen3_vl.model import Qwen3VLModel
 from model_providers.qwen3_vl.router import SoftmaxRouter
 from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.precision import PrecisionConfig, check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.engine.experts import expert_layer
 from prism_megatron.engine.mlp import dense_mlp
-from prism_megatron.engine.specs import decoder_layer_spec
+from prism_megatron.engine.specs import decoder_layer_spec, layer_parts
+from prism_megatron.errors import ConfigError
 
 _KEEP_ALL = RecomputeConfig()
+_PLAIN = PrecisionConfig()
 
 
 class Qwen3VLProvider:
@@ -32,16 +35,31 @@ class Qwen3VLProvider:
     """
 
     def __init__(
-        self, shape: Qwen3VLShape, *, freeze_vision: bool = False, recompute: RecomputeConfig = _KEEP_ALL
+        self,
+        shape: Qwen3VLShape,
+        *,
+        freeze_vision: bool = False,
+        recompute: RecomputeConfig = _KEEP_ALL,
+        precision: PrecisionConfig = _PLAIN,
+        layers: Literal["te", "torch"] = "torch",
     ) -> None:
-        """``freeze_vision`` keeps the vision tower and its mergers as loaded."""
+        """``freeze_vision`` keeps the vision tower and its mergers as loaded; ``layers`` is ``Capabilities.layers``."""
         self.shape = shape
         self.freeze_vision = freeze_vision
         self.recompute = recompute
+        self.precision = precision
+        self.layers: Literal["te", "torch"] = layers
 
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
-        return text_config(self.shape, parallel, dtype, experts=self.shape.text.experts)
+        return text_config(
+            self.shape,
+            parallel,
+            dtype,
+            experts=self.shape.text.experts,
+            precision=self.precision,
+            layers=self.layers,
+        )
 
     def build_chunk(
         self,
@@ -53,12 +71,13 @@ class Qwen3VLProvider:
         vp_stage: int | None,
     ) -> Qwen3VLModel:
         """One pipeline chunk; weights are left uninitialised, for loading."""
+        parts = layer_parts(self.layers)
         dense = self.shape.text.experts is None
-        mlp = dense_mlp(groups) if dense else expert_layer(SoftmaxRouter, groups)
+        mlp = dense_mlp(groups, parts) if dense else expert_layer(SoftmaxRouter, groups, parts)
         return Qwen3VLModel(
             config,
             self.shape,
-            decoder_layer_spec(mlp, self.recompute),
+            decoder_layer_spec(mlp, self.recompute, parts),
             groups,
             recompute_vision=self.recompute.recompute_vision,
             pre_process=pre_process,
@@ -76,13 +95,25 @@ class Qwen3VLProvider:
 
 
 def text_config(
-    shape: Qwen3VLShape, parallel: ParallelConfig, dtype: torch.dtype, *, experts: ExpertSizes | None
+    shape: Qwen3VLShape,
+    parallel: ParallelConfig,
+    dtype: torch.dtype,
+    *,
+    experts: ExpertSizes | None,
+    precision: PrecisionConfig = _PLAIN,
+    layers: Literal["te", "torch"] = "torch",
 ) -> TransformerConfig:
     """Megatron's config of a Qwen3-VL language tower, whose MLPs may be ``experts``.
 
-    Raises ConfigError for a layout that does not fit the model.
+    Raises ConfigError for a layout or FP8 settings that do not fit the model.
     """
     shape.check_layout(parallel)
+    check_precision(precision, parallel, shape, dtype=str(dtype).removeprefix("torch."))
+    if precision.fp8 != "none" and layers != "te":
+        raise ConfigError(
+            f"--fp8 {precision.fp8} needs layers of Transformer Engine, and megatron-core would ignore it without; "
+            "use --fp8 none here"
+        )
     text = shape.text
     settings: dict[str, Any] = {
         "num_layers": text.num_layers,
@@ -135,4 +166,4 @@ def text_config(
             # Routers are ours (see engine.experts); what they lose to balance load they attach themselves.
             "moe_router_load_balancing_type": "none",
         }
-    return TransformerConfig(**settings)
+    return TransformerConfig(**(settings | precision.transformer_settings()))

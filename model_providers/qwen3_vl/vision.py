@@ -169,12 +169,13 @@ class VisionModel(MegatronModule):
     def __init__(
         self, config: TransformerConfig, shape: VisionShape, groups: ProcessGroupCollection, *, recompute: bool
     ) -> None:
-        """``config`` is the language tower's; its width is not used, and sequence parallelism is left off here.
+        """``config`` is the language tower's; its width is not used, sequence parallelism and FP8 are left off here.
 
         ``recompute`` runs every block and merger again in the backward pass.
         """
         config = copy.copy(config)
         config.sequence_parallel = False
+        config.fp8 = None
         super().__init__(config=config)
         self.tp_group = groups.tp
         self.shape = shape

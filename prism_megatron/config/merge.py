@@ -65,6 +65,10 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         if text in choices:
             return text
         raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name} must be a list, not {value!r}")
+        return tuple(_coerce(item, get_args(hint)[0], f"{name}[{place}]") for place, item in enumerate(value))
     if origin in (Union, types.UnionType):
         members = get_args(hint)
         if value is None and type(None) in members:
@@ -73,14 +77,18 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        # YAML 1.1 reads 1e-6, without a dot, as text.
-        try:
-            return float(value)
-        except ValueError as error:
-            raise ConfigError(f"{name} must be a number, not {value!r}") from error
+        return _number(value, name)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{name} must be {hint.__name__}, not {value!r}")
+
+
+def _number(value: float | str, name: str) -> float:
+    # YAML 1.1 reads 1e-6, without a dot, as text.
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ConfigError(f"{name} must be a number, not {value!r}") from error
 
 
 def to_plain(config: object) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.experts import ExpertSizes, divisors
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.precision import check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError, listed
 
@@ -126,6 +127,8 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
     """All checks of an alignment run on ``world_size`` processes. Raises ConfigError."""
     check_ranges(config)
     check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower)
+    dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
+    check_precision(config.precision, config.parallel, shape, dtype=dtype)
     if shape.text.num_experts:
         raise ConfigError(
             f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "

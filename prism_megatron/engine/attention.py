@@ -101,7 +101,7 @@ class RotaryAttention(SelfAttention):
         query, key, value = self.get_query_key_value_tensors(hidden, None)
         query, key = rotate(query, cos_L_B_1_D, sin_L_B_1_D), rotate(key, cos_L_B_1_D, sin_L_B_1_D)
         if self.recompute_core:
-            context = checkpointed(self.core_attention, query, key, value, sequences)
+            context = checkpointed(self.core_attention, query, key, value, sequences, fp8=bool(self.config.fp8))
         else:
             context = self.core_attention(query, key, value, sequences)
         output: Tensor = self.linear_proj(context)[0]

@@ -11,14 +11,12 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer import MegatronModule, ModuleSpec, TransformerConfig
-from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from torch import Tensor, nn
 
 from prism_megatron.engine.norms import parameter_device
+from prism_megatron.engine.specs import TORCH_PARTS, LayerParts
 
 
 class ExpertRouter(MegatronModule):
@@ -78,21 +76,17 @@ def spread(values_K: Tensor, experts_K: Tensor, num_experts: int) -> tuple[Tenso
     return empty_E.scatter(-1, experts_K, values_K), chosen_E
 
 
-def expert_submodules() -> Any:
-    """The experts of one rank: one MLP after another, each split over the expert-tensor-parallel ranks."""
-    return ModuleSpec(
-        module=SequentialMLP,
-        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-    )
+def expert_layer(
+    router: Callable[..., ExpertRouter], groups: ProcessGroupCollection, library: LayerParts = TORCH_PARTS
+) -> type[ExpertLayer]:
+    """An ``ExpertLayer`` as ``specs.decoder_layer_spec`` takes it for an MLP, bound to its router and groups.
 
-
-def expert_layer(router: Callable[..., ExpertRouter], groups: ProcessGroupCollection) -> type[ExpertLayer]:
-    """An ``ExpertLayer`` bound to its router and groups, as ``specs.decoder_layer_spec`` takes it for an MLP.
+    Its experts are those of ``library``.
 
     A class and not a ModuleSpec: 0.16 gives its groups only to specs of Megatron's own MoE classes and warns about
     every other spec; 0.19 calls whatever it gets.
     """
-    parts = MoESubmodules(experts=expert_submodules(), router=router)
+    parts = MoESubmodules(experts=library.experts, router=router)
 
     class BoundExpertLayer(ExpertLayer):
         def __init__(self, config: TransformerConfig, **_passed_by_0_19: Any) -> None:

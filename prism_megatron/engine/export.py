@@ -24,6 +24,7 @@ from prism_megatron.errors import ConversionError
 from prism_megatron.parallel.collectives import all_gather_objects
 
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
+_GROUPED_EXPERT = re.compile(r"\.experts\.(linear_fc[12])\.weight(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class _Entry:
     @property
     def numel(self) -> int:
         return torch.Size(self.shape).numel()
+
+
+def canonical_name(name: str) -> str:
+    """The name a parameter has where the experts of a rank are one MLP after another, whatever module holds them."""
+    return _GROUPED_EXPERT.sub(r".experts.local_experts.\2.\1.weight", name)
 
 
 class _FusedExperts:
@@ -87,7 +93,7 @@ class WeightTable:
         """
         self._groups = groups
         self._mappings = tuple(mappings)
-        self._parameters = {name: p for chunk in chunks for name, p in chunk.named_parameters()}
+        self._parameters = {canonical_name(name): p for chunk in chunks for name, p in chunk.named_parameters()}
         self._num_local_experts = num_experts // groups.ep.size()
         by_parameter = {mapping.parameter: mapping for mapping in mappings}
         ep_rank = groups.ep.rank()

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import Tensor
 from torch.nn import functional
+
+from prism_megatron.engine.specs import TORCH_PARTS, LayerParts
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -53,9 +54,9 @@ class GatedMLP(MLP):
         return output, None
 
 
-def dense_mlp(groups: ProcessGroupCollection) -> type[GatedMLP]:
-    """A ``GatedMLP`` bound to its groups, as ``specs.decoder_layer_spec`` takes it (see ``experts.expert_layer``)."""
-    submodules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+def dense_mlp(groups: ProcessGroupCollection, library: LayerParts = TORCH_PARTS) -> type[GatedMLP]:
+    """A ``GatedMLP`` of the library's linears, bound to its groups (see ``experts.expert_layer``)."""
+    submodules = MLPSubmodules(linear_fc1=library.column, linear_fc2=library.row)
 
     class BoundMLP(GatedMLP):
         def __init__(self, config: TransformerConfig, **_passed_by_0_19: Any) -> None:

@@ -63,7 +63,7 @@ def set_learning_rate(optimizer: ChainedOptimizer, lr: float) -> None:
 
 def adam_step(optimizer: ChainedOptimizer) -> int:
     """Updates that Adam's bias correction has counted so far."""
-    for inner in _inner_optimizers(optimizer):
+    for inner in inner_optimizers(optimizer):
         counts = inner.state.values() if _counts_per_parameter(inner) else inner.param_groups
         for holder in counts:
             return int(holder.get("step", 0))
@@ -76,7 +76,7 @@ def set_adam_step(optimizer: ChainedOptimizer, step: int) -> None:
     Every parameter gets a count of its own: Megatron's distributed optimizer shares one tensor between all of them
     when it loads, and torch's AdamW would then advance it once per parameter.
     """
-    for inner in _inner_optimizers(optimizer):
+    for inner in inner_optimizers(optimizer):
         per_parameter = _counts_per_parameter(inner)
         for group in inner.param_groups:
             if not per_parameter:
@@ -153,7 +153,7 @@ def _filled(state: Any, loaded: Any) -> Any:
     return state
 
 
-def _inner_optimizers(optimizer: ChainedOptimizer) -> Iterator[Any]:
+def inner_optimizers(optimizer: ChainedOptimizer) -> Iterator[Any]:
     """The torch, Transformer Engine or Apex optimizers inside; experts have one of their own."""
     for part in optimizer.chained_optimizers:
         if not getattr(part, "is_stub_optimizer", False):

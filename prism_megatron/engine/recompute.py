@@ -13,10 +13,16 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
+def checkpointed(function: Callable[..., Any], *arguments: Any, fp8: bool = False) -> Any:
     """``function(*arguments)``, recomputed when it is differentiated.
 
     Nothing random may happen inside: the state of the generators is not restored. All ranks of a group recompute
-    together, in the order of the backward pass, so collectives inside still meet.
+    together, in the order of the backward pass, so collectives inside still meet. With ``fp8`` Transformer Engine's
+    own checkpoint is used: torch's would recompute outside the FP8 context, and delayed scaling would count the same
+    values twice.
     """
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    if not fp8:
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    from transformer_engine.pytorch import checkpoint as te_checkpoint
+
+    return te_checkpoint(function, *arguments, use_reentrant=False)

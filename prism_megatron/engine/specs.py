@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.tensor_parallel import (
@@ -15,6 +16,8 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor, nn
@@ -23,6 +26,39 @@ from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.engine.attention import RotaryAttention, SDPACoreAttention, Sequences
 from prism_megatron.engine.norms import RMSNorm
 from prism_megatron.engine.recompute import checkpointed
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The modules that decoder layers are built of, as Megatron's specs call them."""
+
+    column: Any
+    row: Any
+    norm: Any
+    core_attention: Any
+    experts: Any
+    """what a MoE layer takes for the experts of a rank"""
+
+
+TORCH_PARTS = LayerParts(
+    column=ColumnParallelLinear,
+    row=RowParallelLinear,
+    norm=RMSNorm,
+    core_attention=SDPACoreAttention,
+    experts=ModuleSpec(
+        module=SequentialMLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+    ),
+)
+
+
+def layer_parts(library: Literal["te", "torch"]) -> LayerParts:
+    """The parts that ``engine.capabilities`` chose; Transformer Engine's are imported only if it did."""
+    if library == "torch":
+        return TORCH_PARTS
+    from prism_megatron.engine.te import TE_PARTS
+
+    return TE_PARTS
 
 
 class DecoderLayer(TransformerLayer):
@@ -35,19 +71,20 @@ class DecoderLayer(TransformerLayer):
     def __init__(self, *arguments: Any, recompute: RecomputeConfig, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.recompute = recompute
+        self.fp8 = bool(self.config.fp8)
         self.self_attention.recompute_core = recompute.recomputes("core_attn")
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, sequences: Sequences, *mlp_args: Tensor) -> Tensor:
         """``hidden [L or L/tp, B, H]`` to the same; ``cos`` and ``sin [L, B, 1, D]`` (see ``RotaryAttention``)."""
         if self.recompute.recompute == "full":
-            output: Tensor = checkpointed(self._layer, hidden, cos, sin, sequences, *mlp_args)
+            output: Tensor = checkpointed(self._layer, hidden, cos, sin, sequences, *mlp_args, fp8=self.fp8)
             return output
         return self._layer(hidden, cos, sin, sequences, *mlp_args)
 
     def _layer(self, hidden: Tensor, cos: Tensor, sin: Tensor, sequences: Sequences, *mlp_args: Tensor) -> Tensor:
         hidden = hidden + self.self_attention(self.input_layernorm(hidden), cos, sin, sequences)
         if self.recompute.recomputes("mlp"):
-            transformed: Tensor = checkpointed(self._transform, hidden, *mlp_args)
+            transformed: Tensor = checkpointed(self._transform, hidden, *mlp_args, fp8=self.fp8)
         else:
             transformed = self._transform(hidden, *mlp_args)
         return hidden + transformed
@@ -57,7 +94,7 @@ class DecoderLayer(TransformerLayer):
         return output
 
 
-def decoder_layer_spec(mlp: Any, recompute: RecomputeConfig) -> ModuleSpec:
+def decoder_layer_spec(mlp: Any, recompute: RecomputeConfig, parts: LayerParts = TORCH_PARTS) -> ModuleSpec:
     """A causal decoder layer with q/k norm around any ``mlp`` (``mlp.dense_mlp``, or ``experts.expert_layer``).
 
     The MLP is called as ``mlp(hidden, *mlp_args)`` and returns ``(output, bias)``; the bias is not used.
@@ -66,18 +103,18 @@ def decoder_layer_spec(mlp: Any, recompute: RecomputeConfig) -> ModuleSpec:
         module=RotaryAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
-            core_attention=SDPACoreAttention,
-            linear_proj=RowParallelLinear,
-            q_layernorm=RMSNorm,
-            k_layernorm=RMSNorm,
+            linear_qkv=parts.column,
+            core_attention=parts.core_attention,
+            linear_proj=parts.row,
+            q_layernorm=parts.norm,
+            k_layernorm=parts.norm,
         ),
     )
     return ModuleSpec(
         module=DecoderLayer,
         params={"recompute": recompute},
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm, self_attention=attention, pre_mlp_layernorm=RMSNorm, mlp=mlp
+            input_layernorm=parts.norm, self_attention=attention, pre_mlp_layernorm=parts.norm, mlp=mlp
         ),
     )
 

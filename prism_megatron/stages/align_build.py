@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -18,7 +19,9 @@ from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.data.loader import ExampleSource, RecordSource, SceneSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.capabilities import check_adam, choose, installed
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.base import Sampling
@@ -50,6 +53,9 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     folder = policy_folder(config.model.model)
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)
+    capabilities = choose(installed(), config.precision)
+    for line in capabilities.lines():
+        say(line)
     renderer = Renderer.from_folder(folder, system_prompt=config.data.system_prompt)
     prompts = build_prompts(config, renderer)
     output = config.checkpoint.output
@@ -63,12 +69,26 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
             prompts=prompts,
             world=world,
             dtype=dtype,
+            layers=capabilities.layers,
             say=say,
         )
         folder = output / FORMAT_SFT
-    policy = build_policy(folder, shape, world=world, dtype=dtype, optimizer=config.policy, total_steps=config.steps)
+    policy = build_policy(
+        folder,
+        shape,
+        world=world,
+        dtype=dtype,
+        optimizer=config.policy,
+        total_steps=config.steps,
+        recompute=config.recompute,
+        precision=config.precision,
+        layers=capabilities.layers,
+    )
     rollout = build_rollout(folder, renderer, world=world, dtype=dtype)
-    discriminator = build_discriminator(config, folder, shape, world=world, dtype=dtype)
+    discriminator = build_discriminator(config, folder, shape, world=world, dtype=dtype, layers=capabilities.layers)
+    for engine in (policy, discriminator):
+        assert engine.optimizer is not None
+        check_adam(capabilities, inner_optimizers(engine.optimizer))
     plan = AlignPlan(
         game=config.game,
         sampling=Sampling(
@@ -81,7 +101,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         load_balance=config.discriminator.load_balance,
         vocab_size=shape.text.vocab,
         seed=config.seed,
-        form=batch_format(shape, renderer, world),
+        form=batch_format(shape, renderer, world, config.precision),
     )
     return AlignRun(folder, shape, renderer, prompts, Players(policy, discriminator, rollout), plan)
 
@@ -102,7 +122,13 @@ def build_prompts(config: AlignConfig, renderer: Renderer) -> ExampleSource:
 
 
 def build_discriminator(
-    config: AlignConfig, policy: Path, shape: Qwen3VLShape, *, world: World, dtype: torch.dtype
+    config: AlignConfig,
+    policy: Path,
+    shape: Qwen3VLShape,
+    *,
+    world: World,
+    dtype: torch.dtype,
+    layers: Literal["te", "torch"] = "torch",
 ) -> MegatronEngine:
     """A saved discriminator (the mini's own where the mini's policy plays), or one upcycled from the policy."""
     wanted = config.discriminator
@@ -113,7 +139,13 @@ def build_discriminator(
     source: TensorSource
     if folder is None:
         provider = DiscriminatorProvider(
-            shape, towers, head_dropout=wanted.head_dropout, freeze_vision=wanted.freeze_vision
+            shape,
+            towers,
+            head_dropout=wanted.head_dropout,
+            freeze_vision=wanted.freeze_vision,
+            recompute=config.recompute,
+            precision=config.precision,
+            layers=layers,
         )
         source = UpcycledSource(
             HFFolder(policy),
@@ -125,7 +157,12 @@ def build_discriminator(
         )
     else:
         provider = DiscriminatorProvider.from_folder(
-            folder, head_dropout=wanted.head_dropout, freeze_vision=wanted.freeze_vision
+            folder,
+            head_dropout=wanted.head_dropout,
+            freeze_vision=wanted.freeze_vision,
+            recompute=config.recompute,
+            precision=config.precision,
+            layers=layers,
         )
         if provider.towers != towers:
             raise ConfigError(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.data.render import Renderer
@@ -31,13 +34,19 @@ def resolve_dtype(requested: str, shape: Qwen3VLShape) -> torch.dtype:
     return DTYPES[name]
 
 
-def batch_format(shape: Qwen3VLShape, renderer: Renderer, world: World) -> BatchFormat:
-    """Sequences are padded to what sequence and context parallelism divide."""
+_KEEP_ALL = RecomputeConfig()
+_PLAIN = PrecisionConfig()
+
+
+def batch_format(
+    shape: Qwen3VLShape, renderer: Renderer, world: World, precision: PrecisionConfig = _PLAIN
+) -> BatchFormat:
+    """Sequences are padded to what sequence and context parallelism divide, and FP8 multiplies."""
     return BatchFormat(
         pad_token_id=renderer.pad_token_id,
         end_token_id=renderer.end_token_id,
         patch_dim=shape.vision.patch_dim,
-        length_multiple=world.parallel.length_multiple,
+        length_multiple=precision.length_multiple(world.parallel),
         device=world.device,
     )
 
@@ -51,11 +60,16 @@ def build_policy(
     optimizer: OptimizerConfig,
     total_steps: int,
     freeze_vision: bool = False,
+    recompute: RecomputeConfig = _KEEP_ALL,
+    precision: PrecisionConfig = _PLAIN,
+    layers: Literal["te", "torch"] = "torch",
 ) -> MegatronEngine:
-    """The policy with the weights of ``folder``."""
+    """The policy with the weights of ``folder``; ``layers`` is ``Capabilities.layers``."""
     engine = MegatronEngine(
         name="policy",
-        provider=Qwen3VLProvider(shape, freeze_vision=freeze_vision),
+        provider=Qwen3VLProvider(
+            shape, freeze_vision=freeze_vision, recompute=recompute, precision=precision, layers=layers
+        ),
         world=world,
         dtype=dtype,
         optimizer=optimizer,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -32,6 +33,7 @@ def teach_format(
     prompts: ExampleSource,
     world: World,
     dtype: torch.dtype,
+    layers: Literal["te", "torch"],
     say: Callable[[str], None],
 ) -> None:
     """Train for ``--format-sft`` steps from ``source`` and write the policy to ``target``.
@@ -44,7 +46,16 @@ def teach_format(
         lr=config.data.format_sft_lr, schedule="cosine", min_lr_ratio=0.0, warmup_steps=steps // 10, beta2=0.95
     )
     policy = build_policy(
-        source, shape, world=world, dtype=dtype, optimizer=optimizer, total_steps=steps, freeze_vision=True
+        source,
+        shape,
+        world=world,
+        dtype=dtype,
+        optimizer=optimizer,
+        total_steps=steps,
+        freeze_vision=True,
+        recompute=config.recompute,
+        precision=config.precision,
+        layers=layers,
     )
 
     def my_rows(step: int) -> Sequence[Demonstration]:
@@ -59,7 +70,7 @@ def teach_format(
         policy,
         my_rows,
         world=world,
-        form=batch_format(shape, renderer, world),
+        form=batch_format(shape, renderer, world, config.precision),
         vocab_size=shape.text.vocab,
         rows_per_microbatch=max(1, config.rollout.prompts_per_step // world.dp_size),
         steps=steps,

@@ -1,0 +1,167 @@
+"""The seams to Transformer Engine as far as a CPU can tell: arguments, names and settings.
+
+Transformer Engine is absent here: its attention and its checkpoint are fakes that note what they are given. That these
+notes fit its real signatures is what ``make te-check`` shows; that its kernels compute right needs a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.enums import Fp8Recipe
+from megatron.core.fp8_utils import get_fp8_align_size, is_first_last_bf16_layer
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from torch import Tensor, nn
+
+from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.precision import PrecisionConfig
+from prism_megatron.engine import te
+from prism_megatron.engine.attention import Sequences
+from prism_megatron.engine.export import canonical_name
+from prism_megatron.engine.recompute import checkpointed
+from prism_megatron.errors import ConfigError
+from tests.distributed.tiny import provider
+
+RECIPES: tuple[Any, ...] = ("delayed", "tensorwise", "blockwise", "mxfp8")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("form", ["hybrid", "e4m3"])
+def test_the_settings_are_ones_that_megatron_takes(form: Any, recipe: Any) -> None:
+    """Megatron's config is built, so its own checks have run; the align size is compared with its own."""
+    spared = 0 if recipe == "delayed" else 1
+    precision = PrecisionConfig(fp8=form, fp8_recipe=recipe, fp8_first_layers_bf16=spared)
+    model = Qwen3VLProvider(provider().shape, precision=precision, layers="te")
+    config = model.transformer_config(ParallelConfig(), torch.bfloat16)
+    assert (config.fp8, config.fp8_recipe, config.fp8_param) == (form, Fp8Recipe(recipe), False)
+    assert [is_first_last_bf16_layer(config, number) for number in range(4)] == [bool(spared), False, False, False]
+    assert precision.fp8_multiple == get_fp8_align_size(config.fp8_recipe)
+
+
+def test_without_fp8_nothing_is_set() -> None:
+    config = provider().transformer_config(ParallelConfig(), torch.float32)
+    assert config.fp8 is None
+
+
+def test_fp8_without_its_layers_is_refused() -> None:
+    model = Qwen3VLProvider(provider().shape, precision=PrecisionConfig(fp8="hybrid"), layers="torch")
+    with pytest.raises(ConfigError, match="megatron-core would ignore it"):
+        model.transformer_config(ParallelConfig(), torch.bfloat16)
+
+
+class FakeAttention(nn.Module):
+    """Notes its arguments and gives back the queries, heads flattened, as Transformer Engine's attention would."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__()
+        self.built_with = keywords
+        self.calls: list[dict[str, Any]] = []
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **keywords: Any) -> Tensor:
+        self.calls.append({"query": query, "key": key, "value": value, **keywords})
+        return query.flatten(-2)
+
+
+@pytest.fixture
+def core(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(te, "TEDotProductAttention", FakeAttention)
+
+    def build(*, cp: int = 1, cp_comm_type: str = "all_gather") -> te.TECoreAttention:
+        config = SimpleNamespace(context_parallel_size=cp)
+        return te.TECoreAttention(config=config, cp_comm_type=cp_comm_type, layer_number=3, name="core")
+
+    return build
+
+
+def call(core: te.TECoreAttention, slots: tuple[int, ...], *, rows: int) -> tuple[Tensor, dict[str, Any], Tensor]:
+    query = torch.randn(sum(slots), rows, 8, 4)
+    context = core(query, torch.randn(sum(slots), rows, 2, 4), torch.randn(sum(slots), rows, 2, 4), Sequences(slots))
+    return context, core.inner.calls[-1], query
+
+
+def test_rows_of_one_sequence_go_in_as_they_are(core: Any) -> None:
+    context, noted, query = call(core(), (6,), rows=3)
+    assert noted["query"] is query and "packed_seq_params" not in noted
+    assert noted["attn_mask_type"] == AttnMaskType.causal and noted["attention_mask"] is None
+    assert torch.equal(context, query.flatten(2))
+
+
+def test_packed_sequences_go_in_with_their_ends_and_come_back_as_a_row(core: Any) -> None:
+    context, noted, query = call(core(), (4, 6, 2), rows=1)
+    packed: PackedSeqParams = noted["packed_seq_params"]
+    assert noted["query"].shape == (12, 8, 4) and noted["key"].shape == noted["value"].shape == (12, 2, 4)
+    for ends in (packed.cu_seqlens_q, packed.cu_seqlens_kv):
+        assert ends.dtype == torch.int32 and ends.tolist() == [0, 4, 10, 12]
+    assert (packed.qkv_format, packed.max_seqlen_q, packed.max_seqlen_kv) == ("thd", 6, 6)
+    assert packed.cu_seqlens_q_padded is None and packed.cu_seqlens_kv_padded is None
+    assert torch.equal(context, query.flatten(2))
+
+
+def test_context_parallel_packing_names_the_padded_ends_too(core: Any) -> None:
+    _, noted, _ = call(core(cp=2, cp_comm_type="a2a"), (4, 8), rows=1)
+    packed: PackedSeqParams = noted["packed_seq_params"]
+    assert packed.cu_seqlens_q_padded.tolist() == packed.cu_seqlens_kv_padded.tolist() == [0, 4, 12]
+    assert packed.max_seqlen_q == 8, "lengths are those over all ranks"
+
+
+def test_an_old_transformer_engine_packs_under_a2a_only(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(te, "is_te_min_version", lambda _version: False)
+    call(core(cp=2, cp_comm_type="a2a"), (4, 8), rows=1)
+    call(core(cp=2), (8,), rows=1)
+    with pytest.raises(ConfigError, match=r"--cp-comm all_gather with packed .* use --cp-comm a2a"):
+        call(core(cp=2), (4, 8), rows=1)
+
+
+def test_attention_is_built_with_what_megatron_passes_but_a_name(core: Any) -> None:
+    built = core(cp=2, cp_comm_type="a2a")
+    assert built.inner.built_with.keys() == {"config", "cp_comm_type", "layer_number"}
+    assert built.inner.built_with["cp_comm_type"] == "a2a"
+    assert built.sharded_state_dict("any.") == {}
+
+
+@pytest.mark.parametrize(
+    ("grouped", "canonical"),
+    [
+        (
+            "decoder.layers.3.mlp.experts.linear_fc1.weight0",
+            "decoder.layers.3.mlp.experts.local_experts.0.linear_fc1.weight",
+        ),
+        (
+            "decoder.layers.3.mlp.experts.linear_fc2.weight12",
+            "decoder.layers.3.mlp.experts.local_experts.12.linear_fc2.weight",
+        ),
+        *(
+            (name, name)
+            for name in (
+                "decoder.layers.3.mlp.experts.local_experts.1.linear_fc1.weight",
+                "decoder.layers.3.mlp.linear_fc1.weight",
+                "decoder.layers.3.input_layernorm.weight",
+            )
+        ),
+    ],
+)
+def test_grouped_experts_have_the_names_of_single_ones(grouped: str, canonical: str) -> None:
+    assert canonical_name(grouped) == canonical
+
+
+def test_under_fp8_recompute_is_transformer_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[dict[str, Any]] = []
+
+    def te_checkpoint(function: Any, *arguments: Any, **keywords: Any) -> Any:
+        noted.append(keywords)
+        return function(*arguments)
+
+    fake = ModuleType("transformer_engine.pytorch")
+    fake.checkpoint = te_checkpoint  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformer_engine", ModuleType("transformer_engine"))
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", fake)
+    x = torch.ones(2, requires_grad=True)
+    assert torch.equal(checkpointed(torch.mul, x, x), x * x) and noted == []
+    assert torch.equal(checkpointed(torch.mul, x, x, fp8=True), x * x)
+    assert noted == [{"use_reentrant": False}], "the reentrant kind loses gradients of tensors inside lists"
