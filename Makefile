@@ -22,13 +22,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help align test lint types effect mini clean
+.PHONY: help align test lint types parity effect mini clean
 
 help:
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
 	@echo "make test [ARGS=...]    all tests that this machine can run"
 	@echo "make lint               ruff and import-linter"
 	@echo "make types              mypy --strict"
+	@echo "make parity             is ours the model that transformers has? every layout, fp32 and bf16 (up to 15 minutes)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
 	@echo "make mini               rebuild the mini world's weights"
 	@echo "make clean              remove environments, caches and runs"
@@ -46,6 +47,9 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(RUN) mypy
+
+parity: $(VENV)/.installed
+	$(RUN) python tools/parity.py $(ARGS)
 
 effect: $(VENV)/.installed
 	$(RUN) python tools/effect.py $(ARGS)

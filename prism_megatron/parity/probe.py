@@ -1,0 +1,29 @@
+"""The loss that parity is measured with: fixed random weights times the logits.
+
+It is linear, so every logit has a gradient of its own and no error can cancel another; the weights belong to a sample,
+so they are the same however samples are batched, packed, split or padded.
+Shape suffixes: T tokens of a sample, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_megatron.types import TokenSequence
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One row for the model, and the key of its loss weights."""
+
+    key: int
+    row: TokenSequence
+
+
+def probe_weights(sample: Sample, vocab: int) -> Tensor:
+    """``[T, V]`` float32 on the CPU, with a variance of 1 / V: hidden states get gradients of about the weights'."""
+    generator = torch.Generator().manual_seed(sample.key)
+    return torch.randn(len(sample.row.token_ids), vocab, generator=generator).mul_(vocab**-0.5)
