@@ -5,6 +5,7 @@ Shape suffixes: T tokens of a sample, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,10 +62,15 @@ def difference(ours: Outcome, expected: Outcome) -> Difference:
     if strangers := sorted(ours.gradients.keys() ^ expected.gradients.keys()):
         raise ValueError(f"only one of the two models has a parameter {strangers[0]!r}")
     return Difference(
-        logits_max_abs=_largest(float((a - b).abs().max()) for a, b in zip(ours.logits, expected.logits, strict=True)),
+        logits_max_abs=largest_error(ours.logits, expected.logits),
         token_agreement=agreement(ours.logits, expected.logits),
         gradients=gradient_errors(ours.gradients, expected.gradients),
     )
+
+
+def largest_error(ours: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest absolute difference, or NaN where there is one."""
+    return float(torch.stack([(a - b).abs().max() for a, b in zip(ours, expected, strict=True)]).max())
 
 
 def agreement(ours: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -83,14 +89,14 @@ def gradient_errors(ours: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         norm = float(theirs.norm())
         distance = float((mine - theirs).norm())
         errors.append((name, distance / norm if norm else (0.0 if distance == 0.0 else float("inf"))))
-    return tuple(sorted(errors, key=lambda item: (item[1] == item[1], -item[1])))
+    return worst_first(errors)
+
+
+def worst_first(errors: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    """Sorted by error; a NaN is worse than anything."""
+    return tuple(sorted(errors, key=lambda item: (not math.isnan(item[1]), -item[1])))
 
 
 def bf16_tolerance(theirs: Difference) -> Tolerance:
     """From transformers' own difference between bf16 and float32."""
     return Tolerance(logits=BF16_FACTOR * theirs.logits_max_abs, gradients=BF16_FACTOR * theirs.worst[1])
-
-
-def _largest(values: object) -> float:
-    """The maximum, or NaN when there is one among them."""
-    return float(torch.tensor(list(values)).max())  # type: ignore[call-overload]  # an iterable of floats

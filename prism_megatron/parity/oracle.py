@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
+from transformers import AutoConfig, Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from transformers.utils import logging
 
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -23,14 +23,31 @@ def load_transformers(folder: Path, shape: Qwen3VLShape, *, dtype: torch.dtype, 
     Read in float32 and its parameters cast: rounding the whole model would round the rotary frequencies with it.
     """
     logging.disable_progress_bar()
-    kind = Qwen3VLMoeForConditionalGeneration if shape.text.num_experts else Qwen3VLForConditionalGeneration
-    model = kind.from_pretrained(
+    model = _kind(shape).from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, attn_implementation="sdpa"
     )
     model.to(device)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model.eval()
+
+
+def one_layer_transformers(folder: Path, shape: Qwen3VLShape) -> Any:
+    """The folder's model cut to one language layer, in evaluation mode, without weights: they are on ``meta``."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config.text_config.num_hidden_layers = 1
+    with torch.device("meta"):
+        model = _kind(shape)._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    # What is computed and not loaded has to exist.
+    text = model.model.language_model
+    text.rotary_emb = type(text.rotary_emb)(config=config.text_config)
+    visual = model.model.visual
+    model.model.visual = type(visual)._from_config(visual.config, attn_implementation="sdpa", dtype=torch.float32)
+    return model.eval()
+
+
+def _kind(shape: Qwen3VLShape) -> Any:
+    return Qwen3VLMoeForConditionalGeneration if shape.text.num_experts else Qwen3VLForConditionalGeneration
 
 
 def model_inputs(sample: Sample, shape: Qwen3VLShape, device: torch.device) -> dict[str, Tensor]:

@@ -24,6 +24,11 @@ class Sample:
 
 
 def probe_weights(sample: Sample, vocab: int) -> Tensor:
-    """``[T, V]`` float32 on the CPU, with a variance of 1 / V: hidden states get gradients of about the weights'."""
-    generator = torch.Generator().manual_seed(sample.key)
-    return torch.randn(len(sample.row.token_ids), vocab, generator=generator).mul_(vocab**-0.5)
+    """``[T, V]`` float32 on the CPU."""
+    return random_weights(sample.key, len(sample.row.token_ids), vocab)
+
+
+def random_weights(key: int, rows: int, columns: int) -> Tensor:
+    """The same for the same arguments. Their variance is 1 / columns, so gradients are about as large as weights."""
+    generator = torch.Generator().manual_seed(key)
+    return torch.randn(rows, columns, generator=generator).mul_(columns**-0.5)

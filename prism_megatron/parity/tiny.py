@@ -53,7 +53,7 @@ def tiny_config(
         "pad_token_id": PAD,
     }
     if num_experts:
-        text |= {"num_experts": num_experts, "num_experts_per_tok": 2, "moe_intermediate_size": 44}
+        text |= {"num_experts": num_experts, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
     config = (Qwen3VLMoeConfig if num_experts else Qwen3VLConfig)(
         text_config=text,
         vision_config={
