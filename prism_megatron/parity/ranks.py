@@ -53,7 +53,7 @@ class RankOutcome:
 def build_engine(
     world: World, folder: Path, shape: Qwen3VLShape, *, dtype: torch.dtype, recompute: RecomputeConfig = PLAIN
 ) -> MegatronEngine:
-    """The folder's model with its weights; the optimizer is there for its gradient buffers and never steps."""
+    """The folder's model with its weights. Its optimizer is there for the gradient buffers and gives up its moments."""
     engine = MegatronEngine(
         name="policy",
         provider=Qwen3VLProvider(shape, recompute=recompute),
@@ -62,6 +62,9 @@ def build_engine(
         optimizer=OptimizerConfig(),
         total_steps=1,
     )
+    assert engine.optimizer is not None
+    for part in engine.optimizer.chained_optimizers:
+        part.optimizer.state.clear()
     engine.load_hf(HFFolder(folder))
     return engine
 

@@ -21,6 +21,7 @@ from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.engine.attention import Sequences
 from prism_megatron.engine.runtime import World
 from prism_megatron.engine.specs import DecoderLayer
+from prism_megatron.parity import ranks
 from prism_megatron.parity.compare import Outcome
 from prism_megatron.parity.matrix import Block, Cell, measure
 from prism_megatron.parity.probe import Sample
@@ -35,10 +36,13 @@ def measure_broken(world: World, folder: Path, block: Block, defect: str) -> lis
         return measure(world, folder, block)
 
 
-def outcome_of(world: World, folder: Path, samples: Sequence[Sample], defect: str = "") -> Outcome | None:
+def outcome_of(
+    world: World, folder: Path, samples: Sequence[Sample], defect: str = "", num_microbatches: int = 1
+) -> Outcome | None:
     """The padded samples' outcome, with a defect put back or none."""
     shape = Qwen3VLShape.from_folder(folder)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "num_microbatches", lambda _parallel: num_microbatches)
         if defect:
             put_back(defect, patch)
         return run_samples(build_engine(world, folder, shape, dtype=torch.float32), shape, samples, pack=False).outcome

@@ -163,9 +163,9 @@ def test_batched_p2p_under_vpp_would_be_seen(tmp_path: Path) -> None:
     samples = sample_sets()["one image"][:1] * 4
     oracle = load_transformers(tmp_path, shape, dtype=torch.float32, device=torch.device("cpu"))
     expected = transformers_outcome(oracle, samples, shape)
-    with GlooWorld(2, timeout_s=60.0) as two:
+    with GlooWorld(2) as two:
         right, wrong = (
-            two.run(outcome_of, tmp_path, samples, defect, parallel=LAYOUTS["PP2·VPP2"])[0]
+            two.run(outcome_of, tmp_path, samples, defect, len(samples), parallel=LAYOUTS["PP2·VPP2"])[0]
             for defect in ("", "batched p2p under VPP")
         )
     assert difference(right, expected).within(FP32)

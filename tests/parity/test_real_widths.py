@@ -33,7 +33,7 @@ MAX_GIB = 12
 
 @pytest.fixture(scope="module")
 def folder(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the cut model: the 2B config with fewer layers and one tap, random weights, the real tokenizer."""
+    """The 2B config with two layers and two blocks, both tapped; random weights; the real tokenizer."""
     path = tmp_path_factory.mktemp("2B-widths")
     config = json.loads((shared_dir / "qwen3_vl" / "configs" / "2B.json").read_text(encoding="utf-8"))
     config["text_config"]["num_hidden_layers"] = 2
