@@ -11,7 +11,7 @@ import tyro
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.validate import check_world
+from prism_megatron.config.validate import check_layout, check_world
 from prism_megatron.errors import ConfigError
 
 
@@ -61,14 +61,9 @@ def check_verify(config: VerifyConfig, shape: Qwen3VLShape, *, world_size: int) 
     for flag, size in sizes.items():
         if size < 1:
             raise ConfigError(f"{flag} {size} must be at least 1")
-    shape.check_layout(parallel)
-    if parallel.vpp > 1 and parallel.pp == 1:
-        raise ConfigError(f"--vpp {parallel.vpp} interleaves pipeline stages and needs --pp of at least 2; use --vpp 1")
-    experts = shape.text.num_experts
-    if not experts and (parallel.ep > 1 or parallel.etp is not None):
-        raise ConfigError("--ep and --etp need a model with experts, and this one is dense; leave them out")
-    if experts % parallel.ep:
-        raise ConfigError(f"--ep {parallel.ep} must divide the model's {experts} experts")
+    check_layout(parallel, shape, experts_per_tower=0)
+    if shape.text.experts is None and parallel.etp is not None:
+        raise ConfigError(f"--etp {parallel.etp} needs a model with experts; leave it out")
     if config.by_layer:
         check_by_layer(config, shape)
     check_world(parallel, world_size)

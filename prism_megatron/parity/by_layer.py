@@ -8,7 +8,7 @@ by part. Shape suffixes: T tokens of a sample, V visual rows, H hidden, C tokens
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.conversion.expert_layout import with_experts_as_mapped
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.engine.batch import collate
@@ -180,13 +181,16 @@ class Ours:
     def __init__(self, world: World, shape: Qwen3VLShape, weights: TensorSource, recompute: RecomputeConfig) -> None:
         self.world = world
         self.shape = shape
-        self.weights = weights
+        mappings = Qwen3VLProvider(shape).weight_mappings()
+        self.mappings = {mapping.parameter: mapping for mapping in mappings}
+        self.weights = with_experts_as_mapped(weights, mappings)
         self.recompute = recompute
 
     def run(self, layer: int, samples: Sequence[Sample], states: Sequence[State]) -> PartOutcome:
         """As ``Transformers.run``, from the states that transformers left."""
-        chunk, mappings = self._chunk(layer)
-        outputs, gradients = [], {}
+        chunk = self._chunk(layer)
+        outputs: list[Tensor] = []
+        gradients: dict[str, Tensor] = {}
         for n, sample in enumerate(samples):
             batch = collate(
                 [sample.row],
@@ -204,13 +208,17 @@ class Ours:
                 assert leaf.grad is not None
                 gradients[f"input of layer {layer}, sample {n}"] = leaf.grad[:, 0].cpu()
             outputs.append(output.detach().cpu())
-        for name, parameter in chunk.named_parameters():
-            mapping = mappings[chunk.tied_copies.get(name, name)]
-            merged = mapping.op.merge([_gradient(parameter)])
-            gradients |= dict(zip(_of_layer(mapping, layer), merged, strict=True))
-        return PartOutcome(outputs, gradients)
+        slices: dict[str, dict[int, Tensor]] = {}
+        for mapping, parameter in self._mapped(chunk, layer):
+            for name, tensor in zip(mapping.hf_names, mapping.op.merge([_gradient(parameter)]), strict=True):
+                if mapping.expert is None:
+                    gradients[name] = tensor
+                else:
+                    slices.setdefault(name, {})[mapping.expert] = tensor
+        fused = {name: torch.stack([of[expert] for expert in sorted(of)]) for name, of in slices.items()}
+        return PartOutcome(outputs, gradients | fused)
 
-    def _chunk(self, layer: int) -> tuple[Any, dict[str, WeightMapping]]:
+    def _chunk(self, layer: int) -> Any:
         """The chunk that holds ``layer`` as its only one, with its weights."""
         text, vision = self.shape.text, self.shape.vision
         # Layer 0 sends the other taps on; a later layer is sent its own, if it has one.
@@ -226,18 +234,16 @@ class Ours:
             post_process=layer == text.num_layers - 1,
             vp_stage=None,
         ).to(self.world.device)
-        mappings = {mapping.parameter: mapping for mapping in provider.weight_mappings()}
-        for name, parameter in chunk.named_parameters():
-            mapping = mappings[chunk.tied_copies.get(name, name)]
-            tensors = [self.weights.get(hf_name) for hf_name in _of_layer(mapping, layer)]
+        for mapping, parameter in self._mapped(chunk, layer):
             with torch.no_grad():
-                parameter.copy_(mapping.op.split(tensors, 1)[0])
-        return chunk, mappings
+                parameter.copy_(mapping.op.split(mapping.read(self.weights), 1)[0])
+        return chunk
 
-
-def _of_layer(mapping: WeightMapping, layer: int) -> list[str]:
-    """The mapping's Hugging Face names with the only layer's number put right."""
-    return [name.replace(f"{TEXT}.layers.0.", f"{TEXT}.layers.{layer}.") for name in mapping.hf_names]
+    def _mapped(self, chunk: Any, layer: int) -> Iterator[tuple[WeightMapping, nn.Parameter]]:
+        """The chunk's parameters beside what they are called in the whole model."""
+        for name, parameter in chunk.named_parameters():
+            whole = chunk.tied_copies.get(name, name).replace("decoder.layers.0.", f"decoder.layers.{layer}.")
+            yield self.mappings[whole], parameter
 
 
 def _payload(state: State) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 
-from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
@@ -134,7 +133,6 @@ def reason_against(shape: Qwen3VLShape, layout: str) -> str:
         return "the model has no experts"
     try:
         shape.check_layout(parallel)
-        Qwen3VLProvider(shape)
     except ConfigError as error:
         return str(error)
     return ""
