@@ -97,6 +97,13 @@ def worst_first(errors: Sequence[tuple[str, float]]) -> tuple[tuple[str, float],
     return tuple(sorted(errors, key=lambda item: (not math.isnan(item[1]), -item[1])))
 
 
-def bf16_tolerance(theirs: Difference) -> Tolerance:
-    """From transformers' own difference between bf16 and float32."""
-    return Tolerance(logits=BF16_FACTOR * theirs.logits_max_abs, gradients=BF16_FACTOR * theirs.worst[1])
+def bf16_tolerance(theirs: Sequence[Difference]) -> Tolerance:
+    """From transformers' own largest differences between bf16 and float32.
+
+    A model with experts differs most where rounding makes it choose another expert; the wider the samples, the likelier
+    theirs hold such a choice, and a bug hidden below it shows in float32.
+    """
+    return Tolerance(
+        logits=BF16_FACTOR * max(one.logits_max_abs for one in theirs),
+        gradients=BF16_FACTOR * max(one.worst[1] for one in theirs),
+    )

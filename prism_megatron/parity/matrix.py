@@ -152,15 +152,17 @@ def measure(world: World, folder: Path, block: Block) -> list[Cell]:
     """A block's cells against transformers in fp32; empty but on rank 0."""
     shape, cells = Qwen3VLShape.from_folder(folder), []
     engine = build_engine(world, folder, shape, dtype=block.dtype)
+    tolerance = FP32
+    if block.dtype == torch.bfloat16 and world.is_main:
+        tolerance = bf16_tolerance(
+            [difference(expected_outcome(folder, name, block.dtype), expected_outcome(folder, name)) for name in SETS]
+        )
     for packing in block.packings:
         for name in block.sets:
             result = run_samples(engine, shape, sample_sets()[name], pack=packing == "packed")
             if result.outcome is None:
                 continue
             expected = expected_outcome(folder, name)
-            tolerance = FP32
-            if block.dtype == torch.bfloat16:
-                tolerance = bf16_tolerance(difference(expected_outcome(folder, name, torch.bfloat16), expected))
             found = difference(result.outcome, expected)
             cells.append(
                 Cell(block.model, block.layout, packing, name, block.number_format, found, tolerance, result.spread)

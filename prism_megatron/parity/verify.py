@@ -104,7 +104,7 @@ def _expected(
     if dtype == torch.float32:
         return expected, FP32
     rounded = load_transformers(folder, shape, dtype=dtype, device=device)
-    return expected, bf16_tolerance(difference(transformers_outcome(rounded, samples, shape), expected))
+    return expected, bf16_tolerance([difference(transformers_outcome(rounded, samples, shape), expected)])
 
 
 def _peak_bytes(world: World) -> int:

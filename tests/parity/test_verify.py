@@ -21,6 +21,8 @@ from prism_megatron.parity.by_layer import compare_by_layer
 from prism_megatron.parity.compare import FP32, Difference
 from prism_megatron.parity.prompts import prompted_samples
 from prism_megatron.parity.report import Report
+from prism_megatron.parity.samples import sample_sets
+from prism_megatron.parity.tiny import MODELS, tiny_config, tiny_model
 from prism_megatron.parity.verify import verify
 from prism_megatron.testing import GlooWorld
 from tests.conftest import REPOSITORY
@@ -83,6 +85,20 @@ def test_a_perturbed_weight_is_seen() -> None:
     assert {name for name, error in by_layer.gradients if error > FP32.gradients} <= {
         name for name, _ in by_layer.gradients if "layers.2." in name or "layer 2," in name
     }
+
+
+def compare_experts(world: World, folder: Path) -> Difference:
+    shape = Qwen3VLShape.from_folder(folder)
+    return compare_by_layer(world, folder, shape, sample_sets()["three sizes"], recompute=RecomputeConfig())
+
+
+def test_fused_experts_are_compared_by_layer(tmp_path: Path) -> None:
+    """Claim: layer by layer, every tensor of a tiny model with experts is compared, and is right."""
+    tiny_model(tiny_config(**MODELS["MoE"])).save_pretrained(tmp_path)
+    with GlooWorld(1) as gloo:
+        (found,) = gloo.run(compare_experts, tmp_path)
+    assert found.within(FP32)
+    assert set(HFFolder(tmp_path).names()) <= {name for name, _ in found.gradients}
 
 
 @pytest.mark.parametrize(
