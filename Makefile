@@ -25,13 +25,15 @@ TE_BUILD_NEEDS := 'cuda-toolkit[cccl,crt,nvcc,profiler]' einops nvdlfw-inspect n
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help align test lint types te-check effect mini clean
+.PHONY: help align test lint types parity bench-model te-check effect mini clean
 
 help:
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
 	@echo "make test [ARGS=...]    all tests that this machine can run"
 	@echo "make lint               ruff and import-linter"
 	@echo "make types              mypy --strict"
+	@echo "make parity             is ours the model that transformers has? every layout, fp32 and bf16 (up to 15 minutes)"
+	@echo "make bench-model        one 2B layer beside its bare arithmetic; attention and log-probs beside the plain ones"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
 	@echo "make mini               rebuild the mini world's weights"
@@ -50,6 +52,12 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(RUN) mypy
+
+parity: $(VENV)/.installed
+	$(RUN) python tools/parity.py $(ARGS)
+
+bench-model: $(VENV)/.installed
+	$(RUN) python benchmarks/model.py $(ARGS)
 
 te-check: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(TE_VENV)/bin/python tools/te_check.py

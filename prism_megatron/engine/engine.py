@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -24,6 +25,7 @@ from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.compat import buffer_layout_arguments
 from prism_megatron.engine.export import WeightTable
+from prism_megatron.engine.gradients import gather_gradients, gradient_of
 from prism_megatron.engine.optimizer import (
     adam_step,
     build_optimizer,
@@ -96,6 +98,29 @@ class MegatronEngine:
     def export_hf(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(hf_name, full tensor)``, the same on every rank; all ranks iterate together, to the end."""
         return self.weights.export(bucket_bytes)
+
+    def export_gradients(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(hf_name, full gradient)`` in fp32, as ``export_hf`` does weights; a frozen weight's is zeros.
+
+        They are those of the last ``forward_backward``, before ``step``, which clips them in place.
+        """
+        assert self.optimizer is not None
+        gather_gradients(self._chunks)
+        return self.weights.export(bucket_bytes, of=gradient_of, dtype=torch.float32)
+
+    def gradient_spread(self) -> float:
+        """How far this rank's gradient of a replicated parameter lies from tensor-parallel rank 0's, at most.
+
+        Relative to the gradient's norm; anything but 0 would let the copies drift apart.
+        """
+        spread = 0.0
+        for _, parameter in self.weights.replicated():
+            gradient = gradient_of(parameter)
+            first = gradient.clone()
+            dist.broadcast(first, group=self.world.groups.tp, group_src=0)
+            difference = float((gradient - first).norm())
+            spread = max(spread, difference / (float(first.norm()) or 1.0))
+        return spread
 
     def forward_backward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
         """Gradients of the summed loss of ``batches``, replacing those of an earlier call; summed over DP ranks.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from prism_megatron.conversion.expert_layout import with_experts_as_mapped
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
+from prism_megatron.conversion.ops import PatchEmbed, Replicated
 from prism_megatron.conversion.verify import check_names
 from prism_megatron.errors import ConversionError
 from prism_megatron.parallel.collectives import all_gather_objects
@@ -127,16 +128,19 @@ class WeightTable:
             with torch.no_grad():
                 parameter.copy_(shard)
 
-    def export(self, bucket_bytes: int) -> Iterator[tuple[str, Tensor]]:
+    def export(
+        self, bucket_bytes: int, *, of: Callable[[nn.Parameter], Tensor] | None = None, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(hf_name, full tensor)`` for every mapped tensor, the same on every rank.
 
+        ``of`` gives, in ``dtype``, what is exported of a parameter: itself by default, or its gradient.
         Collective: all ranks iterate together. A bucket of at most ``bucket_bytes`` of full tensors (or one parameter)
         is held at a time: one all-gather over TP, one over EP for experts, one broadcast over PP. Beside it, one tensor
         that fuses all experts of a layer is put together whole, whatever ``bucket_bytes``: it has a single name.
         """
         fused = _FusedExperts(self._mappings)
         for bucket in self._buckets(bucket_bytes):
-            gathered = self._gather(bucket)
+            gathered = self._gather(bucket, of, dtype or bucket[0].dtype)
             offset = 0
             for entry in bucket:
                 shards_E_T = gathered[:, :, offset : offset + entry.numel]
@@ -202,17 +206,28 @@ class WeightTable:
         if bucket:
             yield bucket
 
-    def _gather(self, bucket: Sequence[_Entry]) -> Tensor:
+    def replicated(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters of this rank that every tensor-parallel rank holds whole, by their names in the chunk."""
+        return [
+            (name, parameter)
+            for name, parameter in self._parameters.items()
+            if isinstance(self._local_mappings[name].op, Replicated | PatchEmbed)
+        ]
+
+    def _gather(
+        self, bucket: Sequence[_Entry], of: Callable[[nn.Parameter], Tensor] | None, dtype: torch.dtype
+    ) -> Tensor:
         """All shards of a bucket, ``[expert-parallel ranks, tensor-parallel ranks, elements]``, on every rank."""
         first = bucket[0]
         tp_group = self._shard_group(first.local_name)
         num_expert_ranks = len(first.mappings)
         numel = sum(entry.numel for entry in bucket)
         device = next(iter(self._parameters.values())).device
-        shards = torch.empty(num_expert_ranks, tp_group.size(), numel, dtype=first.dtype, device=device)
+        shards = torch.empty(num_expert_ranks, tp_group.size(), numel, dtype=dtype, device=device)
         if self._groups.pp.rank() == first.stage:
-            flat = torch.cat([self._parameters[entry.local_name].detach().flatten() for entry in bucket])
-            of_tp = torch.empty(tp_group.size() * numel, dtype=first.dtype, device=device)
+            held = [self._parameters[entry.local_name] for entry in bucket]
+            flat = torch.cat([(one if of is None else of(one)).detach().flatten() for one in held])
+            of_tp = torch.empty(tp_group.size() * numel, dtype=dtype, device=device)
             dist.all_gather_into_tensor(of_tp, flat, group=tp_group)
             if first.is_expert:
                 dist.all_gather_into_tensor(shards.view(-1), of_tp, group=self._groups.ep)

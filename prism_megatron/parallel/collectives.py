@@ -24,6 +24,20 @@ def all_gather_objects(value: T, *, group: dist.ProcessGroup | None = None) -> l
     return gathered  # type: ignore[return-value]  # every slot has been filled
 
 
+def gather_objects(value: T, *, group: dist.ProcessGroup | None = None) -> list[T] | None:
+    """``value`` of every rank of ``group`` (default: the world), in its order, on its first rank; None on the others.
+
+    Tensors are on CPU.
+    """
+    size = dist.get_world_size(group)
+    if size == 1:
+        return [value]
+    is_first = dist.get_rank(group) == 0
+    gathered: list[T | None] | None = [None] * size if is_first else None
+    dist.gather_object(value, gathered, group=group, group_dst=0)
+    return gathered  # type: ignore[return-value]  # every slot has been filled
+
+
 def broadcast_object(value: T | None, *, source: int, group: dist.ProcessGroup | None = None) -> T:
     """``value`` of rank ``source`` *of the group*, on every rank of it. Tensors must be on CPU."""
     if dist.get_world_size(group) == 1:

@@ -1,0 +1,77 @@
+"""The configuration of ``tools/verify.py``, and what can be refused before any process starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.validate import check_layout, check_world
+from prism_megatron.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Is a folder's model the same in transformers and here, forward and backward, in this layout?"""
+
+    parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
+    recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
+    hf: str | None = None
+    """Hugging Face folder of a Qwen3-VL, with its tokenizer, chat template and image preprocessor"""
+    pack: bool = False
+    """pack samples into one row instead of padding them"""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """number format of our parameters; bf16 is allowed twice the error that transformers makes in bf16"""
+    image: tuple[str, ...] = ()
+    """pictures to show instead of the built-in ones"""
+    by_layer: bool = False
+    """compare one layer at a time in one process, as is done anyway where the two models do not fit into memory"""
+    all: bool = False
+    """print the gradient error of every parameter, not only of the worst"""
+    json: bool = False
+    """print the result as one last line of JSON"""
+
+
+def model_folder(config: VerifyConfig) -> Path:
+    """The folder named by ``--hf``. Raises ConfigError where there is none."""
+    if config.hf is None:
+        raise ConfigError("name the model's Hugging Face folder: --hf DIR")
+    folder = Path(config.hf)
+    if not folder.is_dir():
+        raise ConfigError(f"--hf {folder} is not a folder; give a Hugging Face model folder")
+    return folder
+
+
+def check_verify(config: VerifyConfig, shape: Qwen3VLShape, *, world_size: int) -> None:
+    """Raise ConfigError, naming the flag, for a layout that the model or the number of processes rules out."""
+    parallel = config.parallel
+    sizes = {
+        "--tp": parallel.tp,
+        "--pp": parallel.pp,
+        "--vpp": parallel.vpp,
+        "--cp": parallel.cp,
+        "--ep": parallel.ep,
+        "--etp": parallel.expert_tp,
+    }
+    for flag, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"{flag} {size} must be at least 1")
+    check_layout(parallel, shape, experts_per_tower=0)
+    if shape.text.experts is None and parallel.etp is not None:
+        raise ConfigError(f"--etp {parallel.etp} needs a model with experts; leave it out")
+    if config.by_layer:
+        check_by_layer(config, shape)
+    check_world(parallel, world_size)
+
+
+def check_by_layer(config: VerifyConfig, shape: Qwen3VLShape) -> None:
+    """Raise ConfigError for what a comparison layer by layer cannot do."""
+    if config.dtype != "fp32":
+        raise ConfigError("a comparison layer by layer computes in float32; use --dtype fp32")
+    if shape.text.num_layers < 2:
+        raise ConfigError("a comparison layer by layer needs two language layers; leave --by-layer out")

@@ -1,0 +1,150 @@
+"""What every rank does: build the engine, run its share of the samples, and bring the outcome to rank 0.
+
+Shape suffixes: L tokens of this context-parallel rank, B rows, T tokens of a sample, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.engine.batch import Batch, collate
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.provider import LossOutput
+from prism_megatron.engine.runtime import World
+from prism_megatron.parallel.collectives import all_gather_objects, gather_objects
+from prism_megatron.parallel.layout import share_of
+from prism_megatron.parity.compare import Outcome
+from prism_megatron.parity.probe import Sample, probe_weights
+
+PLAIN = RecomputeConfig()
+
+
+class Piece(NamedTuple):
+    """Logits of some tokens of one sample, for the vocabulary from ``first_column`` on."""
+
+    sample: int
+    token_T: npt.NDArray[np.int64]
+    first_column: int
+    logits_T_V: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RankOutcome:
+    """``outcome`` on rank 0, None elsewhere; ``spread`` is the largest ``gradient_spread`` of all ranks."""
+
+    outcome: Outcome | None
+    spread: float
+
+
+def build_engine(
+    world: World, folder: Path, shape: Qwen3VLShape, *, dtype: torch.dtype, recompute: RecomputeConfig = PLAIN
+) -> MegatronEngine:
+    """The folder's model with its weights. Its optimizer is there for the gradient buffers and gives up its moments."""
+    engine = MegatronEngine(
+        name="policy",
+        provider=Qwen3VLProvider(shape, recompute=recompute),
+        world=world,
+        dtype=dtype,
+        optimizer=OptimizerConfig(),
+        total_steps=1,
+    )
+    assert engine.optimizer is not None
+    for part in engine.optimizer.chained_optimizers:
+        part.optimizer.state.clear()
+    engine.load_hf(HFFolder(folder))
+    return engine
+
+
+def num_microbatches(parallel: ParallelConfig) -> int:
+    """Micro-batches a data-parallel rank runs: two make a pipeline work, and the interleaved schedule wants pp."""
+    if parallel.vpp > 1:
+        return parallel.pp
+    return 2 if parallel.pp > 1 else 1
+
+
+def microbatches(samples: Sequence[Sample], shape: Qwen3VLShape, world: World, *, pack: bool) -> list[Batch]:
+    """This data-parallel rank's samples, collated; ``extras["sample"]`` numbers each among ``samples``."""
+    mine = share_of(range(len(samples)), index=world.dp_rank, count=world.dp_size)
+    count = num_microbatches(world.parallel)
+    shares = [share_of(mine, index=index, count=count) for index in range(count)]
+    if not all(shares):
+        raise ValueError(f"{len(samples)} samples are too few for {world.dp_size} x {count} micro-batches")
+    return [
+        collate(
+            [samples[number].row for number in share],
+            pad_token_id=shape.pad_token_id,
+            multiple_of=world.parallel.length_multiple,
+            patch_dim=shape.vision.patch_dim,
+            device=world.device,
+            pack=pack,
+            sequence_extras={"sample": list(share)},
+        )
+        for share in shares
+    ]
+
+
+def run_samples(engine: MegatronEngine, shape: Qwen3VLShape, samples: Sequence[Sample], *, pack: bool) -> RankOutcome:
+    """Forward and backward of the probe loss over all samples, on all ranks."""
+    world = engine.world
+    pieces: list[Piece] = []
+
+    def loss_of(logits_L_B_V: Tensor, batch: Batch) -> LossOutput:
+        weights_L_B_V = torch.zeros_like(logits_L_B_V, dtype=torch.float32)
+        columns = logits_L_B_V.shape[-1]
+        first = world.tp_rank * columns
+        for number, at_L, row, token_T in _places(batch, world):
+            weights = probe_weights(samples[number], shape.text.vocab)[token_T, first : first + columns]
+            weights_L_B_V[at_L, row, : weights.shape[-1]] = weights.to(world.device)
+            pieces.append(Piece(number, token_T, first, logits_L_B_V[at_L, row].detach().float().cpu()))
+        return LossOutput(loss=(logits_L_B_V.float() * weights_L_B_V).sum())
+
+    engine.forward_backward(microbatches(samples, shape, world, pack=pack), loss_of)
+    gradients: dict[str, Tensor] = {}
+    for name, gradient in engine.export_gradients():
+        if world.is_main:
+            gradients[name] = gradient.cpu()
+    spread = max(all_gather_objects(engine.gradient_spread()))
+    gathered = gather_objects(pieces)
+    if gathered is None:
+        return RankOutcome(None, spread)
+    of_all = [piece for of_rank in gathered for piece in of_rank]
+    return RankOutcome(Outcome(assemble(of_all, samples, shape.text.vocab), gradients), spread)
+
+
+def _places(batch: Batch, world: World) -> list[tuple[int, npt.NDArray[np.int64], int, npt.NDArray[np.int64]]]:
+    """Of each sequence with tokens on this rank: its sample's number, where they are (outputs, row) and which."""
+    tokens_L = batch.tokens_of(cp_size=world.parallel.cp, cp_rank=world.cp_rank)
+    found = []
+    numbers = batch.extras["sample"].tolist()
+    for number, (row, start), length in zip(numbers, batch.places(), batch.lengths, strict=True):
+        at_L = np.flatnonzero((tokens_L >= start) & (tokens_L < start + length))
+        found.append((number, at_L, row, tokens_L[at_L] - start))
+    return found
+
+
+def assemble(pieces: Sequence[Piece], samples: Sequence[Sample], vocab: int) -> list[Tensor]:
+    """Logits ``[T, V]`` of every sample. ValueError unless the pieces cover each logit exactly once."""
+    logits = [torch.zeros(len(sample.row.token_ids), vocab) for sample in samples]
+    counts = [torch.zeros(len(sample.row.token_ids), vocab, dtype=torch.uint8) for sample in samples]
+    for piece in pieces:
+        columns = slice(piece.first_column, min(vocab, piece.first_column + piece.logits_T_V.shape[-1]))
+        token_T = torch.from_numpy(piece.token_T)
+        logits[piece.sample][token_T, columns] = piece.logits_T_V[:, : columns.stop - columns.start]
+        counts[piece.sample][token_T, columns] += 1
+    if not all(bool((count == 1).all()) for count in counts):
+        raise ValueError("the ranks' logits do not cover every token and word exactly once")
+    return logits

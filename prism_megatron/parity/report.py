@@ -1,0 +1,71 @@
+"""What a verification found, as text and as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from prism_megatron.parity.compare import Difference, Tolerance
+
+NUM_WORST = 5
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Report:
+    """``peak_bytes`` is the most that one process held; ``mode`` says whether layers were compared one by one."""
+
+    mode: str
+    layout: Mapping[str, int]
+    dtype: str
+    packing: str
+    num_samples: int
+    num_tokens: int
+    num_images: int
+    difference: Difference
+    tolerance: Tolerance
+    spread: float
+    peak_bytes: int
+
+    @property
+    def ok(self) -> bool:
+        """Within tolerance, and replicated gradients are equal on all ranks."""
+        return self.difference.within(self.tolerance) and self.spread == 0.0
+
+    def text(self, *, every_parameter: bool) -> str:
+        """Several lines; ``every_parameter`` lists them all instead of the worst."""
+        found = self.difference
+        layout = " ".join(f"{name}{size}" for name, size in self.layout.items())
+        listed = found.gradients if every_parameter else found.gradients[:NUM_WORST]
+        what = f"{self.num_samples} samples of {self.num_tokens} tokens and {self.num_images} images"
+        lines = [
+            f"{self.mode}: {layout}, {self.dtype}, {self.packing}; {what}",
+            f"logits       largest error {found.logits_max_abs:.2e}, limit {self.tolerance.logits:.2e}",
+            f"next token   {found.token_agreement:.2%} agree",
+            f"gradients    worst relative error {found.worst[1]:.2e}, limit {self.tolerance.gradients:.2e}",
+            *(f"             {error:.2e}  {name}" for name, error in listed),
+            f"peak memory  {self.peak_bytes / GIB:.2f} GiB in one process",
+        ]
+        if self.spread:
+            lines.append(f"copies of replicated gradients differ between ranks by {self.spread:.2e}")
+        return "\n".join([*lines, "the same model" if self.ok else "NOT THE SAME MODEL"])
+
+    def as_json(self) -> str:
+        """One line; ``tolerance`` holds ``logits`` (absolute) and ``gradients`` (relative)."""
+        found = self.difference
+        return json.dumps(
+            {
+                "ok": self.ok,
+                "mode": self.mode,
+                "layout": dict(self.layout),
+                "dtype": self.dtype,
+                "packing": self.packing,
+                "logits_max_abs": found.logits_max_abs,
+                "token_agreement": found.token_agreement,
+                "grad_max_rel": found.worst[1],
+                "worst_parameter": found.worst[0],
+                "tolerance": asdict(self.tolerance),
+                "peak_bytes": self.peak_bytes,
+            }
+        )
