@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 import torch
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel.random import checkpoint as megatron_checkpoint
 from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from model_providers.qwen3_vl import balance, deepstack, model, provider
-from model_providers.qwen3_vl.deepstack import VisualRows
-from model_providers.qwen3_vl.vision import VisionBlock, VisionMLP
+from model_providers.qwen3_vl.decoder import Decoder
+from model_providers.qwen3_vl.deepstack import Ints, VisualPlaces, VisualRows
+from model_providers.qwen3_vl.vision import VisionBlock, VisionMLP, VisionModel
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.engine.attention import Sequences
+from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.runtime import World
 from prism_megatron.engine.specs import DecoderLayer
 from prism_megatron.parity import ranks
@@ -50,26 +55,110 @@ def outcome_of(
 
 def put_back(defect: str, patch: pytest.MonkeyPatch) -> None:
     """Bring the named defect about."""
-    if defect == "no DeepStack":
-        patch.setattr(VisualRows, "add", lambda _self, hidden, _rows: hidden)
-    elif defect == "plain RoPE":
-        patch.setattr(deepstack, "row_positions", lambda visual, _frames: np.tile(np.arange(len(visual)), (3, 1)))
-    elif defect == "tanh GELU in mergers":
-        patch.setattr(VisionMLP, "__init__", _with_tanh(VisionMLP.__init__))
-    elif defect == "taps sliced under SP":
-        patch.setattr(model, "copy_to_tensor_model_parallel_region", lambda tap, **_group: tap)
-    elif defect == "packed samples see each other":
-        patch.setattr(Sequences, "runs", _one_run)
-    elif defect == "image gradients kept by their rank under CP":
-        patch.setattr(
-            balance,
-            "gather_from_sequence_parallel_region",
-            functools.partial(gather_from_sequence_parallel_region, tensor_parallel_output_grad=False),
-        )
-    elif defect == "batched p2p under VPP":
-        patch.setattr(provider, "TransformerConfig", _batched_p2p)
-    else:
-        raise ValueError(defect)
+    DEFECTS[defect](patch)
+
+
+def _no_deepstack(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(VisualRows, "add", lambda _self, hidden, _rows: hidden)
+
+
+def _plain_rope(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(deepstack, "row_positions", lambda visual, _frames: np.tile(np.arange(len(visual)), (3, 1)))
+
+
+def _tanh_in_mergers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(VisionMLP, "__init__", _with_tanh(VisionMLP.__init__))
+
+
+def _taps_sliced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "copy_to_tensor_model_parallel_region", lambda tap, **_group: tap)
+
+
+def _taps_in_a_recomputed_list(patch: pytest.MonkeyPatch) -> None:
+    """Megatron's checkpoint gives no graph to tensors inside a list."""
+    whole = VisionModel.forward
+
+    def forward(vision: VisionModel, pixels_P_D: Tensor, grid_thw: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+        def features_and_list(pixels_P_D: Tensor) -> tuple[Tensor, list[Tensor]]:
+            features, *taps = whole(vision, pixels_P_D, grid_thw)
+            return features, taps
+
+        features, taps = megatron_checkpoint(features_and_list, False, pixels_P_D.clone().requires_grad_())
+        return (features, *taps)
+
+    patch.setattr(VisionModel, "forward", forward)
+
+
+def _taps_stay_on_the_first_stage(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model, "pending_taps", lambda _num_taps, _first_layer: range(0))
+
+
+def _every_virtual_stage_is_the_first(patch: pytest.MonkeyPatch) -> None:
+    def decoder(*arguments: Any, **keywords: Any) -> Decoder:
+        return Decoder(*arguments, **(keywords | {"vp_stage": 0}))
+
+    patch.setattr(model, "Decoder", decoder)
+
+
+def _packed_samples_see_each_other(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sequences, "runs", _one_run)
+
+
+def _packed_samples_take_the_first_angles(patch: pytest.MonkeyPatch) -> None:
+    """Megatron's packed rotary starts its table again for every sequence, whatever that sequence shows."""
+
+    def locate(batch: Batch, shape: Qwen3VLShape) -> tuple[VisualPlaces, Ints]:
+        places, positions_3_B_S = deepstack.locate(batch, shape)
+        for (row, start), slot in zip(batch.places(), batch.slots, strict=True):
+            positions_3_B_S[:, row, start : start + slot] = positions_3_B_S[:, row, :slot]
+        return places, positions_3_B_S
+
+    patch.setattr(model, "locate", locate)
+
+
+def _image_gradients_stay_on_their_rank(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        balance,
+        "gather_from_sequence_parallel_region",
+        functools.partial(gather_from_sequence_parallel_region, tensor_parallel_output_grad=False),
+    )
+
+
+def _ranks_without_images_skip_the_gather(patch: pytest.MonkeyPatch) -> None:
+    def visual_features(
+        vision: VisionModel, pixels_P_D: Tensor, grid_thw_N_3: Tensor, group: ProcessGroup
+    ) -> list[Tensor]:
+        patches = grid_thw_N_3.prod(dim=1).tolist()
+        if balance.assign(patches, group.size())[group.rank()]:
+            return balance.visual_features(vision, pixels_P_D, grid_thw_N_3, group)
+        return [x.expand(sum(patches) // vision.shape.merge**2, -1) for x in vision(pixels_P_D[:0], [])]
+
+    patch.setattr(model, "visual_features", visual_features)
+
+
+def _batched_p2p(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        provider,
+        "TransformerConfig",
+        lambda **settings: TransformerConfig(**(settings | {"overlap_p2p_comm": False, "batch_p2p_comm": True})),
+    )
+
+
+DEFECTS: Mapping[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "no DeepStack": _no_deepstack,
+    "plain RoPE": _plain_rope,
+    "tanh GELU in mergers": _tanh_in_mergers,
+    "taps sliced under SP": _taps_sliced,
+    "taps recomputed in a list": _taps_in_a_recomputed_list,
+    "taps stay on the first stage": _taps_stay_on_the_first_stage,
+    "every virtual stage takes itself for the first": _every_virtual_stage_is_the_first,
+    "packed samples see each other": _packed_samples_see_each_other,
+    "packed samples take the first one's angles": _packed_samples_take_the_first_angles,
+    "image gradients kept by their rank under CP": _image_gradients_stay_on_their_rank,
+    "ranks without an image skip the gather": _ranks_without_images_skip_the_gather,
+    "batched p2p under VPP": _batched_p2p,
+}
+"""By name; most are found in other implementations of this model."""
 
 
 def _one_run(sequences: Sequences) -> Iterator[tuple[int, int]]:
@@ -81,10 +170,6 @@ def _with_tanh(original: Callable[..., None]) -> Callable[..., None]:
         original(self, *arguments, **(keywords | {"gelu": "tanh"}))
 
     return build
-
-
-def _batched_p2p(**settings: Any) -> TransformerConfig:
-    return TransformerConfig(**(settings | {"overlap_p2p_comm": False, "batch_p2p_comm": True}))
 
 
 def payload_rows(world: World, folder: Path, samples: Sequence[Sample]) -> int:

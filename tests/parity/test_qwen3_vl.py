@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.parity.compare import FP32, difference
 from prism_megatron.parity.matrix import (
@@ -26,16 +28,18 @@ from prism_megatron.parity.matrix import (
     Block,
     Packing,
     RecomputeCell,
+    measure,
     measure_recompute,
     num_ranks,
     reason_against,
 )
 from prism_megatron.parity.oracle import load_transformers, transformers_outcome
+from prism_megatron.parity.probe import Sample
 from prism_megatron.parity.ranks import PLAIN
-from prism_megatron.parity.samples import sample_sets
+from prism_megatron.parity.samples import image, row, sample_sets
 from prism_megatron.parity.table import cell_line, recompute_line
 from prism_megatron.parity.tiny import MODELS, prepare, tiny_config, tiny_model
-from prism_megatron.testing import GlooWorld
+from prism_megatron.testing import GlooWorld, RankError
 from tests.parity.qwen3_vl_defects import forward_counts, measure_broken, outcome_of, payload_rows
 
 TIED, UNTIED, MOE = MODELS
@@ -140,7 +144,10 @@ def test_samples_without_images_give_zero_vision_gradients(bench: Callable[[str]
         ("plain RoPE", "TP1"),
         ("tanh GELU in mergers", "TP1"),
         ("taps sliced under SP", "TP2·SP"),
+        ("taps recomputed in a list", "TP1"),
+        ("taps stay on the first stage", "PP4"),
         ("packed samples see each other", "TP1"),
+        ("packed samples take the first one's angles", "TP1"),
         ("image gradients kept by their rank under CP", "CP2"),
     ],
 )
@@ -170,3 +177,45 @@ def test_batched_p2p_under_vpp_would_be_seen(tmp_path: Path) -> None:
         )
     assert difference(right, expected).within(FP32)
     assert difference(wrong, expected).logits_max_abs > FP32.logits
+
+
+def test_virtual_stages_that_forget_their_number_are_refused(bench: Callable[[str], Bench], gloo: GlooWorld) -> None:
+    """Claim: chunks that all take themselves for the first hold layers twice and others not at all, and say so."""
+    block = Block(TIED, "PP2·VPP2", packings=("padded",), sets=("one image",))
+    defect = "every virtual stage takes itself for the first"
+    with pytest.raises(RankError, match="the weight mapping names parameters that no stage holds"):
+        gloo.run(measure_broken, bench(TIED).folders[TIED], block, defect, parallel=LAYOUTS["PP2·VPP2"], num_ranks=2)
+
+
+def test_a_collective_that_depends_on_the_data_would_hang(bench: Callable[[str], Bench]) -> None:
+    """Claim: if ranks without an image left out the gather, the others would wait or meet the wrong one; ours do not
+    (the matrix runs this set in every layout)."""
+    block = Block(TIED, "CP2", packings=("padded",), sets=("no image on one rank",))
+    folder = bench(TIED).folders[TIED]
+    with GlooWorld(2, timeout_s=40.0) as two:
+        (cell,) = two.run(measure, folder, block, parallel=LAYOUTS["CP2"])[0]
+        assert cell.ok
+        with pytest.raises((TimeoutError, RankError)):
+            two.run(measure_broken, folder, block, "ranks without an image skip the gather", parallel=LAYOUTS["CP2"])
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 3])
+def test_context_parallel_ranks_share_images_without_changing_a_gradient(
+    num_images: int, bench: Callable[[str], Bench], gloo: GlooWorld
+) -> None:
+    """Claim: with 0, 1 and 3 images over 1, 2 and 4 ranks every vision gradient is the same to 1e-5 of its norm."""
+    rng = np.random.default_rng(num_images)
+    images = [image(rng, grid) for grid in ((1, 4, 4), (1, 8, 8), (1, 2, 6))[:num_images]]
+    samples = [Sample(0, row(rng, 9, *images, 7))]
+    folder = bench(TIED).folders[TIED]
+    alone, *shared = (
+        gloo.run(outcome_of, folder, samples, parallel=ParallelConfig(cp=cp), num_ranks=cp)[0].gradients
+        for cp in (1, 2, 4)
+    )
+    for gradients in shared:
+        for name in (name for name in alone if name.startswith("model.visual.")):
+            if num_images == 0:
+                assert float(gradients[name].abs().max()) == 0.0, name
+            else:
+                assert float(alone[name].norm()) > 0.0, name
+                assert float((gradients[name] - alone[name]).norm()) <= 1e-5 * float(alone[name].norm()), name
