@@ -165,5 +165,7 @@ def text_config(
             "expert_tensor_parallel_size": parallel.expert_tp,
             # Routers are ours (see engine.experts); what they lose to balance load they attach themselves.
             "moe_router_load_balancing_type": "none",
+            # Megatron refuses a top-1 router that softmaxes over its one choice; its own router is not used.
+            "moe_router_pre_softmax": experts.per_token == 1,
         }
     return TransformerConfig(**(settings | precision.transformer_settings()))

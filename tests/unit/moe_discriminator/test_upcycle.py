@@ -168,6 +168,12 @@ def test_layouts_that_do_not_fit(parallel: ParallelConfig, message: str) -> None
         DiscriminatorProvider(SHAPE, TOWERS).transformer_config(parallel, torch.float32)
 
 
+def test_one_expert_per_token_is_a_config_that_megatron_takes() -> None:
+    towers = Towers(top_k=1)
+    config = DiscriminatorProvider(SHAPE, towers).transformer_config(ParallelConfig(), torch.float32)
+    assert config.moe_router_topk == 1
+
+
 def test_towers_that_cannot_be() -> None:
     """top-k beyond a tower's experts, and towers without experts, are refused."""
     with pytest.raises(ConfigError, match="--top-k 3"):
