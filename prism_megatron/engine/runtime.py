@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -123,10 +124,15 @@ def start(
 
 
 def stop(world: World) -> None:
-    """Leave the world: every process group is destroyed, so that a new one can be started."""
+    """Leave the world: every process group is destroyed, so that a new one can be started.
+
+    Engines stand in reference cycles, and what they hold of a gloo group keeps its threads running: both are collected
+    here, for a process that goes from world to world would slow down with every one.
+    """
     del world
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
+    gc.collect()
 
 
 def _complete_groups() -> ProcessGroupCollection:

@@ -50,20 +50,29 @@ LAYOUTS: Mapping[str, ParallelConfig] = {
     "TP2·EP2": ParallelConfig(tp=2, ep=2),
     "ETP2": ParallelConfig(etp=2),
     "DP2": ParallelConfig(),
-    # More ranks than key/value heads; and the pipeline with everything that reshapes its payload.
+    # Experts split otherwise than the rest; more ranks than key/value heads; the pipeline with all that reshapes its
+    # payload.
+    "TP2·ETP1": ParallelConfig(tp=2, etp=1),
+    "TP2·EP2·ETP2": ParallelConfig(tp=2, ep=2, etp=2),
     "TP8": ParallelConfig(tp=8),
     "TP2·SP·PP2·VPP2": ParallelConfig(tp=2, pp=2, vpp=2, sp="on"),
 }
 """DP2 shards its optimizer, as every layout with data-parallel ranks does."""
 
-EXTRA_LAYOUTS = ("CP2·a2a", "TP8", "TP2·SP·PP2·VPP2")
+EXTRA_LAYOUTS = ("CP2·a2a", "TP8", "TP2·SP·PP2·VPP2", "TP2·ETP1", "TP2·EP2·ETP2")
 """Left out of the recompute table, which has at most 40 lines."""
 
 BF16_LAYOUTS = ("TP1", "TP2·PP2·CP2")
 
 FULL = RecomputeConfig(recompute="full")
 VISION = RecomputeConfig(recompute_vision=True)
-RECOMPUTES = {"full": FULL, "vision": VISION, "full+vision": dataclasses.replace(FULL, recompute_vision=True)}
+SELECTIVE = RecomputeConfig(recompute="selective", recompute_modules=("core_attn", "mlp"))
+RECOMPUTES = {
+    "full": FULL,
+    "vision": VISION,
+    "full+vision": dataclasses.replace(FULL, recompute_vision=True),
+    "selective": SELECTIVE,
+}
 RECOMPUTE_TOLERANCE = 1e-5
 """Relative to each gradient's norm: recomputing changes nothing but, at most, the order of a sum."""
 

@@ -20,8 +20,10 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.discriminator import PairRows
+from prism_megatron.parity.samples import IMAGE, PAD, image, row
+from prism_megatron.parity.tiny import tiny_config, tiny_model
 from prism_megatron.types import TokenSequence
-from tests.parity.qwen3_vl_oracle import IMAGE, PAD, image, real_tokens, row, shape_of, tiny_config, tiny_model
+from tests.parity.tiny_batches import real_tokens, shape_of
 
 TOWERS = Towers(num_towers=2, experts_per_tower=4, top_k=2)
 DROPOUT = 0.25

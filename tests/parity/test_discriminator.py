@@ -9,6 +9,7 @@ import torch
 
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.parity.tiny import tiny_config, tiny_model
 from prism_megatron.testing import GlooWorld
 from tests.parity.discriminator_oracle import (
     TOWERS,
@@ -23,7 +24,7 @@ from tests.parity.discriminator_oracle import (
     tiny_shape,
 )
 from tests.parity.discriminator_ranks import last_hidden_states, train_step, visits_of_rows
-from tests.parity.qwen3_vl_oracle import real_tokens, tiny_config, tiny_model
+from tests.parity.tiny_batches import real_tokens
 
 LAYOUTS = {
     "TP1": (ParallelConfig(distributed_optimizer=False), 1),

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from model_providers.qwen3_vl.deepstack import VisualRows, locate, pack, pending_taps, unpack
 from prism_megatron.errors import DataError
-from tests.parity.qwen3_vl_oracle import IMAGE, shape_of, tiny_batch, tiny_config
+from prism_megatron.parity.samples import IMAGE
+from prism_megatron.parity.tiny import tiny_config
+from tests.parity.tiny_batches import shape_of, tiny_batch
 
 SHAPE = shape_of(tiny_config())
 

@@ -12,7 +12,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel, Qwen3VL
 
 from model_providers.qwen3_vl.mrope import Frame, frames_of, rotary_tables, row_positions
 from prism_megatron.errors import DataError
-from tests.parity.qwen3_vl_oracle import IMAGE, VIDEO, image, row, tiny_config
+from prism_megatron.parity.samples import IMAGE, VIDEO, image, row
+from prism_megatron.parity.tiny import tiny_config
 
 PARTS = st.lists(
     st.one_of(
