@@ -66,7 +66,19 @@ class ExpertLayer(MoELayer):
         tokens, gates = self.preprocess(hidden_S_B_H, gates_T_E, chosen_T_E)
         tokens, gates = self.dispatch(tokens, gates)
         output, _ = self.routed_experts_compute(tokens, gates)
-        return self.postprocess(self.combine(output), None), None
+        combined: Tensor = self.postprocess(self.combine(output), None)
+        self._forget()
+        return combined, None
+
+    def _forget(self) -> None:
+        """Drop what Megatron's dispatcher keeps of a micro-batch and only its forward pass reads.
+
+        Left there, differentiable tensors hold the whole graph until the next micro-batch, and after the last one
+        for good: a cycle through the graph is one that Python cannot collect.
+        """
+        for name, value in vars(self.token_dispatcher).items():
+            if isinstance(value, Tensor) and value.requires_grad:
+                setattr(self.token_dispatcher, name, None)
 
 
 def spread(values_K: Tensor, experts_K: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:

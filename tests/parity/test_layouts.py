@@ -19,6 +19,8 @@ LAYOUTS = {
     "TP2·SP": (2, ParallelConfig(tp=2, sp="on"), 1),
     "TP4·PP2": (8, ParallelConfig(tp=4, pp=2), 2),
     "PP2·VPP2": (2, ParallelConfig(pp=2, vpp=2), 1),
+    "CP2": (2, ParallelConfig(cp=2), 1),
+    "TP2·SP·CP2·PP2": (8, ParallelConfig(tp=2, cp=2, pp=2), 2),
     "DP2, unequal valid counts": (2, ParallelConfig(), 1),
     "EP2": (2, ParallelConfig(ep=2), 1),
     "TP2·EP2·PP2": (4, ParallelConfig(tp=2, ep=2, pp=2), 2),
