@@ -276,7 +276,7 @@ BENCHMARKS = {"layer": bench_layer, "attention": bench_attention, "logprobs": be
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*BENCHMARKS, []], default=list(BENCHMARKS))
+    parser.add_argument("parts", nargs="*", default=list(BENCHMARKS), metavar="PART", help=", ".join(BENCHMARKS))
     parser.add_argument("--dtype", choices=["auto", "fp32", "bf16"], default="auto")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

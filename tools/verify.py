@@ -16,7 +16,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.validate import smallest_world
 from prism_megatron.config.verify import VerifyConfig, check_by_layer, check_verify, model_folder
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
-from prism_megatron.errors import PrismError
+from prism_megatron.errors import ConfigError, PrismError
 
 GIB = 2**30
 
@@ -54,6 +54,8 @@ def checked(config: VerifyConfig) -> VerifyConfig:
         )
         config = dataclasses.replace(config, by_layer=True)
         check_by_layer(config, shape)
+    if config.by_layer and present > 1:
+        raise ConfigError("a comparison layer by layer runs in one process; start it with plain python")
     if config.by_layer and size > 1:
         print("layer by layer runs in one process: the layout is not tried", flush=True)
         config = dataclasses.replace(config, parallel=ParallelConfig())

@@ -10,6 +10,7 @@ from prism_megatron.config.experts import ExpertSizes, divisors
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.errors import ConfigError, listed
 
 
@@ -91,8 +92,16 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
             f"--ep {parallel.ep} must divide the {experts_per_tower} experts of a tower, so that every rank holds its "
             f"share of both; use {listed(divisors(experts_per_tower))}"
         )
-    if shape.text.experts is None:  # else the discriminator comes from a folder, whose own sizes count
-        ExpertSizes(experts_per_tower, per_token=1, width=shape.text.ffn).check_layout(parallel)
+    ExpertSizes(experts_per_tower, per_token=1, width=shape.text.ffn).check_layout(parallel)
+
+
+def check_recompute(recompute: RecomputeConfig) -> None:
+    """Raise ConfigError for modules named where nothing is chosen by module."""
+    if recompute.recompute_modules and recompute.recompute != "selective":
+        raise ConfigError(
+            f"--recompute-modules {' '.join(recompute.recompute_modules)} needs --recompute selective, "
+            f"not {recompute.recompute}"
+        )
 
 
 def check_world(parallel: ParallelConfig, world_size: int) -> int:
@@ -126,14 +135,15 @@ def smallest_world(parallel: ParallelConfig) -> int:
 def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) -> None:
     """All checks of an alignment run on ``world_size`` processes. Raises ConfigError."""
     check_ranges(config)
-    check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower)
-    dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
-    check_precision(config.precision, config.parallel, shape, dtype=dtype)
+    check_recompute(config.recompute)
     if shape.text.num_experts:
         raise ConfigError(
             f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "
             "only; use a dense Qwen3-VL (2B, 4B, 8B or 32B)"
         )
+    check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower)
+    dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
+    check_precision(config.precision, config.parallel, shape, dtype=dtype)
     if config.data.format_sft and config.data.data is None:
         raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
     data_parallel = check_world(config.parallel, world_size)

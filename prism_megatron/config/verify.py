@@ -11,7 +11,7 @@ import tyro
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.validate import check_layout, check_world
+from prism_megatron.config.validate import check_layout, check_recompute, check_world
 from prism_megatron.errors import ConfigError
 
 
@@ -30,9 +30,7 @@ class VerifyConfig:
     image: tuple[str, ...] = ()
     """pictures to show instead of the built-in ones"""
     by_layer: bool = False
-    """compare one layer at a time in one process, as is done anyway where the two models do not fit into memory"""
-    all: bool = False
-    """print the gradient error of every parameter, not only of the worst"""
+    """compare one layer at a time in one process, as is done anyway where the two models do not fit into host memory"""
     json: bool = False
     """print the result as one last line of JSON"""
 
@@ -66,6 +64,7 @@ def check_verify(config: VerifyConfig, shape: Qwen3VLShape, *, world_size: int) 
         raise ConfigError(f"--etp {parallel.etp} needs a model with experts; leave it out")
     if config.by_layer:
         check_by_layer(config, shape)
+    check_recompute(config.recompute)
     check_world(parallel, world_size)
 
 
@@ -75,3 +74,5 @@ def check_by_layer(config: VerifyConfig, shape: Qwen3VLShape) -> None:
         raise ConfigError("a comparison layer by layer computes in float32; use --dtype fp32")
     if shape.text.num_layers < 2:
         raise ConfigError("a comparison layer by layer needs two language layers; leave --by-layer out")
+    if config.by_layer and config.pack:
+        raise ConfigError("a comparison layer by layer runs sample by sample; leave --pack or --by-layer out")

@@ -57,9 +57,10 @@ class Sequences:
 
 
 def rotate(x: Tensor, cos_L_B_1_D: Tensor, sin_L_B_1_D: Tensor) -> Tensor:
-    """Turn ``x [L, B, heads, D]`` by per-token angles, in the dtype of ``x``, as transformers does.
+    """Turn ``x [L, B, heads, D]`` by per-token angles.
 
-    Entries d and d + D/2 are the two coordinates of a plane, and their angles are equal.
+    Entries d and d + D/2 are the two coordinates of a plane, and their angles are equal. As in transformers, but for
+    bf16, where it rounds both products and their sum and this rounds once less.
     """
     turned: Tensor = _Rotate.apply(x, cos_L_B_1_D, sin_L_B_1_D)  # type: ignore[no-untyped-call]
     return turned

@@ -139,7 +139,7 @@ class WeightTable:
         that fuses all experts of a layer is put together whole, whatever ``bucket_bytes``: it has a single name.
         """
         fused = _FusedExperts(self._mappings)
-        for bucket in self._buckets(bucket_bytes):
+        for bucket in self._buckets(bucket_bytes, dtype):
             gathered = self._gather(bucket, of, dtype or bucket[0].dtype)
             offset = 0
             for entry in bucket:
@@ -187,12 +187,12 @@ class WeightTable:
             ),
         )
 
-    def _buckets(self, bucket_bytes: int) -> Iterator[list[_Entry]]:
+    def _buckets(self, bucket_bytes: int, dtype: torch.dtype | None) -> Iterator[list[_Entry]]:
         bucket: list[_Entry] = []
         size = 0
         for entry in self._entries:
             ranks = len(entry.mappings) * self._shard_group(entry.local_name).size()
-            entry_size = entry.numel * entry.dtype.itemsize * ranks
+            entry_size = entry.numel * (dtype or entry.dtype).itemsize * ranks
             alike = bucket and (entry.stage, entry.is_expert, entry.dtype) == (
                 bucket[0].stage,
                 bucket[0].is_expert,

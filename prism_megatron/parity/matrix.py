@@ -18,6 +18,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.parity.compare import (
     FP32,
+    REPLICA_TOLERANCE,
     Difference,
     Outcome,
     Tolerance,
@@ -54,12 +55,14 @@ LAYOUTS: Mapping[str, ParallelConfig] = {
     # payload.
     "TP2·ETP1": ParallelConfig(tp=2, etp=1),
     "TP2·EP2·ETP2": ParallelConfig(tp=2, ep=2, etp=2),
+    "CP2·EP2": ParallelConfig(cp=2, ep=2),
+    "PP2·EP2": ParallelConfig(pp=2, ep=2),
     "TP8": ParallelConfig(tp=8),
     "TP2·SP·PP2·VPP2": ParallelConfig(tp=2, pp=2, vpp=2, sp="on"),
 }
 """DP2 shards its optimizer, as every layout with data-parallel ranks does."""
 
-EXTRA_LAYOUTS = ("CP2·a2a", "TP8", "TP2·SP·PP2·VPP2", "TP2·ETP1", "TP2·EP2·ETP2")
+EXTRA_LAYOUTS = ("CP2·a2a", "TP8", "TP2·SP·PP2·VPP2", "TP2·ETP1", "TP2·EP2·ETP2", "CP2·EP2", "PP2·EP2")
 """Left out of the recompute table, which has at most 40 lines."""
 
 BF16_LAYOUTS = ("TP1", "TP2·PP2·CP2")
@@ -96,7 +99,7 @@ class Cell:
         """Within tolerance, with equal copies of replicated gradients; or there is nothing to measure."""
         if self.difference is None or self.tolerance is None:
             return bool(self.reason)
-        return self.difference.within(self.tolerance) and self.spread <= RECOMPUTE_TOLERANCE
+        return self.difference.within(self.tolerance) and self.spread <= REPLICA_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -232,8 +235,9 @@ def recompute_cells(shapes: Mapping[str, Qwen3VLShape], layouts: Sequence[str]) 
     for model, shape in shapes.items():
         for layout in layouts:
             if layout not in EXTRA_LAYOUTS and not reason_against(shape, layout):
-                packing, samples = PACKINGS[number % 2], SETS[number // 2 % len(SETS)]
-                yield RecomputeCell(model, layout, packing, samples, kinds[number % len(kinds)])
+                rounds, turn = divmod(number, len(kinds))
+                packing, samples = PACKINGS[rounds % len(PACKINGS)], SETS[(number + rounds) % len(SETS)]
+                yield RecomputeCell(model, layout, packing, samples, kinds[turn])
                 number += 1
 
 

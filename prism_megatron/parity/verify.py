@@ -37,7 +37,7 @@ def run(config: VerifyConfig) -> None:
         stop(world)
     if report is None:
         return
-    print(report.text(every_parameter=config.all), flush=True)
+    print(report.text(), flush=True)
     if config.json:
         print(report.as_json(), flush=True)
     if not report.ok:
@@ -56,9 +56,10 @@ def verify(world: World, config: VerifyConfig) -> Report | None:
         return None
     return Report(
         mode="layer by layer" if config.by_layer else "whole model",
-        layout=world.layout,
+        layout={**world.layout, "vpp": world.parallel.vpp, "sp": int(_sequence_parallel(world, shape))},
+        options=_options(config),
         dtype=config.dtype,
-        packing="packed" if config.pack else "padded",
+        packing="packed" if config.pack and not config.by_layer else "padded",
         num_samples=len(samples),
         num_tokens=sum(len(sample.row.token_ids) for sample in samples),
         num_images=sum(len(sample.row.images) for sample in samples),
@@ -66,6 +67,19 @@ def verify(world: World, config: VerifyConfig) -> Report | None:
         tolerance=found.tolerance,
         spread=found.spread,
         peak_bytes=peak_bytes,
+    )
+
+
+def _sequence_parallel(world: World, shape: Qwen3VLShape) -> bool:
+    return world.parallel.sequence_parallel(experts=shape.text.experts is not None)
+
+
+def _options(config: VerifyConfig) -> tuple[str, ...]:
+    recompute = config.recompute
+    return (
+        *((f"cp-comm {config.parallel.cp_comm}",) if config.parallel.cp > 1 else ()),
+        *((f"recompute {recompute.recompute}",) if recompute.recompute != "none" else ()),
+        *(("recompute vision",) if recompute.recompute_vision else ()),
     )
 
 

@@ -22,7 +22,7 @@ from model_providers.qwen3_vl.deepstack import Ints, VisualPlaces, VisualRows
 from model_providers.qwen3_vl.vision import VisionBlock, VisionMLP, VisionModel
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.engine.attention import Sequences
+from prism_megatron.engine.attention import SDPACoreAttention, Sequences
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.runtime import World
 from prism_megatron.engine.specs import DecoderLayer
@@ -124,6 +124,15 @@ def _image_gradients_stay_on_their_rank(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def _images_of_other_ranks_dropped(patch: pytest.MonkeyPatch) -> None:
+    def gather(own: Tensor, *, group: ProcessGroup) -> Tensor:
+        parts = [torch.zeros_like(own) for _ in range(group.size())]
+        parts[group.rank()] = own
+        return torch.cat(parts)
+
+    patch.setattr(balance, "gather_from_sequence_parallel_region", gather)
+
+
 def _ranks_without_images_skip_the_gather(patch: pytest.MonkeyPatch) -> None:
     def visual_features(
         vision: VisionModel, pixels_P_D: Tensor, grid_thw_N_3: Tensor, group: ProcessGroup
@@ -155,6 +164,7 @@ DEFECTS: Mapping[str, Callable[[pytest.MonkeyPatch], None]] = {
     "packed samples see each other": _packed_samples_see_each_other,
     "packed samples take the first one's angles": _packed_samples_take_the_first_angles,
     "image gradients kept by their rank under CP": _image_gradients_stay_on_their_rank,
+    "images of other ranks dropped under CP": _images_of_other_ranks_dropped,
     "ranks without an image skip the gather": _ranks_without_images_skip_the_gather,
     "batched p2p under VPP": _batched_p2p,
 }
@@ -181,21 +191,29 @@ def payload_rows(world: World, folder: Path, samples: Sequence[Sample]) -> int:
     return lengths[-1]
 
 
-def forward_counts(world: World, folder: Path, recompute: RecomputeConfig) -> tuple[int, int]:
-    """How often a decoder layer and a vision block ran in one step."""
-    counts = {DecoderLayer: 0, VisionBlock: 0}
+COUNTED = {
+    "layer": (DecoderLayer, "_layer"),
+    "attention core": (SDPACoreAttention, "forward"),
+    "mlp": (DecoderLayer, "_transform"),
+    "vision block": (VisionBlock, "forward"),
+}
+
+
+def forward_counts(world: World, folder: Path, recompute: RecomputeConfig) -> dict[str, int]:
+    """How often each of ``COUNTED`` ran in one step."""
+    counts = dict.fromkeys(COUNTED, 0)
     shape = Qwen3VLShape.from_folder(folder)
     with pytest.MonkeyPatch.context() as patch:
-        for kind, method in ((DecoderLayer, "_layer"), (VisionBlock, "forward")):
-            patch.setattr(kind, method, _counted(getattr(kind, method), counts, kind))
+        for name, (kind, method) in COUNTED.items():
+            patch.setattr(kind, method, _counted(getattr(kind, method), counts, name))
         engine = build_engine(world, folder, shape, dtype=torch.float32, recompute=recompute)
         run_samples(engine, shape, sample_sets()["one image"], pack=False)
-    return counts[DecoderLayer], counts[VisionBlock]
+    return counts
 
 
-def _counted(original: Callable[..., Any], counts: dict[Any, int], kind: Any) -> Callable[..., Any]:
+def _counted(original: Callable[..., Any], counts: dict[str, int], name: str) -> Callable[..., Any]:
     def run(*arguments: Any, **keywords: Any) -> Any:
-        counts[kind] += 1
+        counts[name] += 1
         return original(*arguments, **keywords)
 
     return run

@@ -8,6 +8,7 @@ float32. ``make parity`` runs every model in every layout; here each layout runs
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,12 +18,16 @@ import torch
 
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.parity.compare import FP32, difference
 from prism_megatron.parity.matrix import (
     BF16_LAYOUTS,
     FULL,
     LAYOUTS,
     PACKINGS,
+    RECOMPUTES,
+    SELECTIVE,
+    SETS,
     VISION,
     Bench,
     Block,
@@ -32,6 +37,7 @@ from prism_megatron.parity.matrix import (
     measure_recompute,
     num_ranks,
     reason_against,
+    recompute_cells,
 )
 from prism_megatron.parity.oracle import load_transformers, transformers_outcome
 from prism_megatron.parity.probe import Sample
@@ -106,13 +112,31 @@ def test_recompute_changes_no_gradient(
     assert result.ok
 
 
-def test_recompute_runs_layers_twice(bench: Callable[[str], Bench], gloo: GlooWorld) -> None:
-    """Claim: the flags do recompute, each its own tower; else the test above would compare equal runs."""
+def test_recompute_runs_what_it_names_twice_and_nothing_else(bench: Callable[[str], Bench], gloo: GlooWorld) -> None:
+    """Claim: the flags do recompute, each its own parts; else the test above would compare equal runs."""
     folder = bench(TIED).folders[TIED]
-    (layers, blocks), *recomputed = (
-        gloo.run(forward_counts, folder, recompute, num_ranks=1)[0] for recompute in (PLAIN, FULL, VISION)
+    once, *recomputed = (
+        gloo.run(forward_counts, folder, recompute, num_ranks=1)[0]
+        for recompute in (PLAIN, FULL, VISION, SELECTIVE, RecomputeConfig("selective"))
     )
-    assert recomputed == [(2 * layers, blocks), (layers, 2 * blocks)]
+    twice = [{name for name in once if counts[name] == 2 * once[name]} for counts in recomputed]
+    unchanged = [{name for name in once if counts[name] == once[name]} for counts in recomputed]
+    assert twice == [
+        {"layer", "attention core", "mlp"},
+        {"vision block"},
+        {"attention core", "mlp"},
+        {"attention core"},
+    ]
+    assert all(one | other == once.keys() for one, other in zip(twice, unchanged, strict=True))
+
+
+def test_the_recompute_table_meets_every_pair(bench: Callable[[str], Bench]) -> None:
+    """Claim: at most 40 cells, in which each kind of recompute meets both packings and every sample set."""
+    shape = bench(TIED).shapes[TIED]
+    cells = list(recompute_cells({"one": shape, "two": shape, "three": shape}, list(LAYOUTS)))
+    assert len(cells) <= 40
+    assert {(cell.recompute, cell.packing) for cell in cells} == set(itertools.product(RECOMPUTES, PACKINGS))
+    assert {(cell.recompute, cell.samples) for cell in cells} == set(itertools.product(RECOMPUTES, SETS))
 
 
 def test_taps_travel_only_as_far_as_their_layer(bench: Callable[[str], Bench], gloo: GlooWorld) -> None:
@@ -149,6 +173,7 @@ def test_samples_without_images_give_zero_vision_gradients(bench: Callable[[str]
         ("packed samples see each other", "TP1"),
         ("packed samples take the first one's angles", "TP1"),
         ("image gradients kept by their rank under CP", "CP2"),
+        ("images of other ranks dropped under CP", "CP2"),
     ],
 )
 def test_the_comparison_sees_each_defect(
@@ -192,10 +217,10 @@ def test_a_collective_that_depends_on_the_data_would_hang(bench: Callable[[str],
     (the matrix runs this set in every layout)."""
     block = Block(TIED, "CP2", packings=("padded",), sets=("no image on one rank",))
     folder = bench(TIED).folders[TIED]
-    with GlooWorld(2, timeout_s=40.0) as two:
+    with GlooWorld(2, timeout_s=25.0) as two:
         (cell,) = two.run(measure, folder, block, parallel=LAYOUTS["CP2"])[0]
         assert cell.ok
-        with pytest.raises((TimeoutError, RankError)):
+        with pytest.raises((TimeoutError, RankError), match=r"gave no answer|died without an answer|gloo::|Timed out"):
             two.run(measure_broken, folder, block, "ranks without an image skip the gather", parallel=LAYOUTS["CP2"])
 
 

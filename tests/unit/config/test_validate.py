@@ -15,6 +15,7 @@ from prism_megatron.config.mini_world import mini_model_config
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.validate import check_align, check_layout, check_world, smallest_world
 from prism_megatron.errors import ConfigError
 
@@ -207,6 +208,12 @@ def test_a_run_that_cannot_work_is_refused_before_it_starts(
     with pytest.raises(ConfigError) as caught:
         check_align(config, mini, world_size=world_size)
     assert str(caught.value).startswith(complaint)
+
+
+def test_modules_to_recompute_need_selective_recompute(mini: Qwen3VLShape) -> None:
+    named = RecomputeConfig(recompute="full", recompute_modules=("mlp",))
+    with pytest.raises(ConfigError, match="--recompute-modules mlp needs --recompute selective, not full"):
+        check_align(AlignConfig(recompute=named), mini, world_size=1)
 
 
 def test_usual_runs_pass(mini: Qwen3VLShape) -> None:
