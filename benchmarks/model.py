@@ -5,7 +5,7 @@
 
 Every comparison runs both sides in one process, in turns, on the same work, and reports the fastest turn in CPU
 seconds of one thread: other load on the machine disturbs them less than the wall clock. Memory is the growth of the
-resident set of a forked child that does the work once. The number format is bf16 where this CPU multiplies bf16
+resident set of a new process that does the work once. The number format is bf16 where this CPU multiplies bf16
 matrices faster than fp32 ones, else fp32. Not a GPU benchmark: on CUDA other kernels do this work.
 """
 
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing as mp
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,18 @@ from prism_megatron.engine.attention import SDPACoreAttention, Sequences
 from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.runtime import World, start, stop
 
+Work = Callable[[], object]
+Works = Callable[..., Mapping[str, Work]]
+"""Builds named works for a world: ``works(world, *arguments)``."""
+
 PRESET = "2B"
 TOKENS = 2048
 OVERHEAD_LIMIT = 1.25
 """Most that a layer may take, as a multiple of its bare matrix products and attention."""
-TURNS = 5
+TURNS = 3
 
 
-def fastest(works: Mapping[str, Callable[[], object]], turns: int = TURNS) -> dict[str, float]:
+def fastest(works: Mapping[str, Work], turns: int = TURNS) -> dict[str, float]:
     """CPU seconds of each work's fastest of several turns, taken alternately after a turn to warm up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(turns + 1):
@@ -52,20 +57,32 @@ def fastest(works: Mapping[str, Callable[[], object]], turns: int = TURNS) -> di
     return {name: min(taken[1:]) for name, taken in times.items()}
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Growth of the resident set while ``work`` runs once, in a child of its own."""
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        work()
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        os.write(writing, str(grown * 1024).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        answer = pipe.read()
-    os.wait()
-    return int(answer)
+def peak_bytes(works: Works, arguments: tuple[Any, ...], name: str) -> int:
+    """Growth of the resident set while ``works(world, *arguments)[name]`` runs once, in a process of its own."""
+    context = mp.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=_measure, args=(works, arguments, name, sending))
+    child.start()
+    grown: int = receiving.recv()
+    child.join()
+    return grown
+
+
+def _measure(works: Works, arguments: tuple[Any, ...], name: str, sending: Connection) -> None:
+    torch.set_num_threads(1)
+    work = works(start(ParallelConfig(), seed=1), *arguments)[name]
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
+    before = _status("VmRSS")
+    work()
+    sending.send(_status("VmHWM") - before)
+
+
+def _status(field: str) -> int:
+    """Bytes, from Linux's account of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}; the benchmark needs Linux")
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 1024) -> float:
@@ -195,49 +212,48 @@ def bench_layer(world: World, dtype: torch.dtype) -> bool:
     return within and faster
 
 
-def bench_attention(world: World, dtype: torch.dtype) -> bool:
-    """The core attention against Megatron's local one."""
+def attention_works(world: World, dtype: torch.dtype, tokens: int) -> dict[str, Work]:
+    """Our core attention and Megatron's local one, forward and backward, on the same inputs."""
     from megatron.core.transformer.dot_product_attention import DotProductAttention
     from megatron.core.transformer.enums import AttnMaskType
 
     text = preset(PRESET).text
-    config = Qwen3VLProvider(preset(PRESET)).transformer_config(ParallelConfig(), dtype)
     settings: dict[str, Any] = {
-        "config": config,
+        "config": Qwen3VLProvider(preset(PRESET)).transformer_config(ParallelConfig(), dtype),
         "layer_number": 1,
         "attn_mask_type": AttnMaskType.causal,
         "attention_type": "self",
         "pg_collection": world.groups,
     }
     ours, local = SDPACoreAttention(**settings), DotProductAttention(**settings)
+    query = torch.randn(tokens, 1, text.heads, text.head_dim).to(dtype).requires_grad_()
+    key, value = (torch.randn(tokens, 1, text.kv_heads, text.head_dim).to(dtype).requires_grad_() for _ in "kv")
+    gradient = torch.randn(tokens, 1, text.heads * text.head_dim).to(dtype)
+    mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).triu(1)
+    inputs = (query, key, value)
+
+    def run_ours() -> None:
+        torch.autograd.grad(ours(*inputs, Sequences((tokens,))), inputs, gradient)
+
+    def run_local() -> None:
+        torch.autograd.grad(local(*inputs, mask, attn_mask_type=AttnMaskType.causal), inputs, gradient)
+
+    return {"ours": run_ours, "Megatron's local": run_local}
+
+
+def bench_attention(world: World, dtype: torch.dtype) -> bool:
+    """The core attention against Megatron's local one."""
+    text = preset(PRESET).text
     print(f"\ncore attention, {text.heads} heads, {text.kv_heads} kv heads of {text.head_dim}, forward and backward")
     better = True
     for tokens in (1024, 2048, 4096):
-        query = torch.randn(tokens, 1, text.heads, text.head_dim).to(dtype).requires_grad_()
-        key, value = (torch.randn(tokens, 1, text.kv_heads, text.head_dim).to(dtype).requires_grad_() for _ in "kv")
-        gradient = torch.randn(tokens, 1, text.heads * text.head_dim).to(dtype)
-        mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).triu(1)
-
-        def run(output: Callable[[], Tensor], inputs: tuple[Tensor, ...], grad: Tensor) -> None:
-            torch.autograd.grad(output(), inputs, grad)
-
-        sequences = Sequences((tokens,))
-        inputs = (query, key, value)
-        works = {
-            "ours": lambda inputs=inputs, sequences=sequences, grad=gradient: run(
-                lambda: ours(*inputs, sequences), inputs, grad
-            ),
-            "Megatron's local": lambda inputs=inputs, mask=mask, grad=gradient: run(
-                lambda: local(*inputs, mask, attn_mask_type=AttnMaskType.causal), inputs, grad
-            ),
-        }
-        better &= _compare(f"{tokens} tokens", works)
+        better &= _compare(f"{tokens} tokens", attention_works, world, (dtype, tokens))
     return better
 
 
-def bench_logprobs(world: World, dtype: torch.dtype) -> bool:
-    """Chunked log-probs and entropy against the plain computation in fp32."""
-    vocab, tokens = preset(PRESET).text.vocab, TOKENS // 2
+def logprobs_works(world: World, dtype: torch.dtype, tokens: int) -> dict[str, Work]:
+    """Log-probs and entropy in chunks, and by ``log_softmax`` over an fp32 copy, forward and backward."""
+    vocab = preset(PRESET).text.vocab
     logits = torch.randn(tokens, 1, vocab).to(dtype).requires_grad_()
     targets = torch.randint(vocab, (1, tokens))
     weights = torch.randn(2, 1, tokens)
@@ -253,17 +269,24 @@ def bench_logprobs(world: World, dtype: torch.dtype) -> bool:
         entropy = -(table.exp() * table).sum(-1)
         torch.autograd.grad((picked * weights[0] + entropy * weights[1]).sum(), logits)
 
-    print(f"\nlog-probs and entropy of {tokens} tokens over {vocab} columns in {dtype}, forward and backward")
-    return _compare("", {"chunked": chunked, "plain": plain})
+    return {"chunked": chunked, "plain": plain}
 
 
-def _compare(label: str, works: Mapping[str, Callable[[], object]]) -> bool:
+def bench_logprobs(world: World, dtype: torch.dtype) -> bool:
+    """Chunked log-probs and entropy against the plain computation in fp32."""
+    tokens = TOKENS // 4
+    print(f"\nlog-probs and entropy over {preset(PRESET).text.vocab} columns in {dtype}, forward and backward")
+    return _compare(f"{tokens} tokens", logprobs_works, world, (dtype, tokens))
+
+
+def _compare(label: str, works: Works, world: World, arguments: tuple[Any, ...]) -> bool:
     """Print time and memory of two works; whether the first takes no more of either."""
-    times = fastest(works, turns=3)
-    memory = {name: peak_bytes(work) for name, work in works.items()}
-    for name in works:
-        print(f"  {label:12} {name:18} {times[name]:8.3f} s   {memory[name] / 2**20:8.0f} MiB")
-    first, second = works
+    made = works(world, *arguments)
+    times = fastest(made, turns=3)
+    memory = {name: peak_bytes(works, arguments, name) for name in made}
+    for name, seconds in times.items():
+        print(f"  {label:12} {name:18} {seconds:8.3f} s   {memory[name] / 2**20:8.0f} MiB", flush=True)
+    first, second = made
     return times[first] <= times[second] and memory[first] <= memory[second]
 
 
