@@ -70,7 +70,7 @@ def test_summary_has_what_users_read(finished: Path) -> None:
     assert set(promised.split()) <= set(summary)
     assert summary["steps"] == summary["policy_version"] == STEPS
     assert summary["world_size"] == 4
-    assert summary["layout"] == {"tp": 2, "pp": 2, "cp": 1, "dp": 1, "ep": 1}
+    assert summary["layout"] == {"tp": 2, "pp": 2, "cp": 1, "dp": 1, "ep": 1, "etp": 2}
     assert summary["totals"]["rollouts"] == STEPS * 2 * 4
     assert summary["totals"]["pairs"]["perception"] == summary["totals"]["valid_rollouts"] > 0
 

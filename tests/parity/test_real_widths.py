@@ -60,7 +60,7 @@ def test_2b_widths_equal_transformers(folder: Path, shared_dir: Path) -> None:
     image = min(shared_dir.glob("data/*/images/*.png"), key=lambda path: (path.stat().st_size, path.name))
     with GlooWorld(1) as gloo:
         (report,) = gloo.run(verified, VerifyConfig(hf=str(folder), image=(str(image),)))
-    print(report.text(every_parameter=False))
+    print(report.text())
     assert report.num_images >= 1
     assert report.ok
     assert report.peak_bytes <= MAX_GIB * GIB
