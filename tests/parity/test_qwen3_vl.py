@@ -50,7 +50,7 @@ from tests.parity.qwen3_vl_defects import forward_counts, measure_broken, outcom
 
 TIED, UNTIED, MOE = MODELS
 CASES = [
-    *((TIED, layout) for layout in LAYOUTS),
+    *((TIED, layout) for layout, parallel in LAYOUTS.items() if parallel.ep == 1 and parallel.etp is None),
     *((UNTIED, layout) for layout in ("TP2·SP", "PP2·VPP2", "TP2·PP2·CP2")),
     *((MOE, layout) for layout in ("TP1", "TP2·SP", "PP2", "CP2", "EP2", "TP2·EP2", "ETP2")),
 ]
@@ -80,8 +80,7 @@ def bench(gloo: GlooWorld, tmp_path_factory: pytest.TempPathFactory) -> Callable
 def test_logits_and_every_gradient_equal_transformers(model: str, layout: str, bench: Callable[[str], Bench]) -> None:
     """Claim: for all sample sets, padded and packed; replicated weights get equal gradients on every rank."""
     measured = bench(model)
-    if reason := reason_against(measured.shapes[model], layout):
-        pytest.skip(reason)
+    assert not reason_against(measured.shapes[model], layout)
     cells = measured.measure(Block(model, layout))
     print("\n".join(map(cell_line, cells)))
     assert len(cells) == len(PACKINGS) * len(sample_sets())
