@@ -32,7 +32,8 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=-1)
         gradients = torch.empty_like(gate_up)
         gate_grad, up_grad = gradients.chunk(2, dim=-1)
-        torch.mul(grad, functional.silu(gate), out=up_grad)
+        torch.ops.aten.silu.out(gate, out=up_grad)
+        up_grad.mul_(grad)
         torch.mul(grad, up, out=gate_grad)
         torch.ops.aten.silu_backward.grad_input(gate_grad, gate, grad_input=gate_grad)
         return gradients

@@ -48,7 +48,7 @@ class _RMSNorm(torch.autograd.Function):
         normalised = _widened(x) * inverse_rms
         projected = wide_grad * normalised
         weight_grad = projected.flatten(0, -2).sum(0).to(weight.dtype)
-        mean = projected.mul_(weight).mean(-1, keepdim=True)
+        mean = projected.matmul(weight.to(projected.dtype)).div_(x.shape[-1]).unsqueeze(-1)
         x_grad = (wide_grad * weight).addcmul_(normalised, mean, value=-1.0).mul_(inverse_rms)
         return x_grad.to(x.dtype), weight_grad, None
 
