@@ -14,6 +14,7 @@ from model_providers.moe_discriminator import routing
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.attention import Sequences, gather_tokens
 from prism_megatron.engine.batch import Batch
@@ -33,6 +34,8 @@ from tests.parity.discriminator_oracle import (
     tiny_shape,
 )
 
+KEEP_ALL = RecomputeConfig()
+
 
 @dataclass(frozen=True)
 class RankStep:
@@ -44,10 +47,12 @@ class RankStep:
     gradients: dict[str, Tensor]
 
 
-def build(world: World, source: TensorSource, towers: Towers = TOWERS) -> MegatronEngine:
+def build(
+    world: World, source: TensorSource, towers: Towers = TOWERS, recompute: RecomputeConfig = KEEP_ALL
+) -> MegatronEngine:
     engine = MegatronEngine(
         name="discriminator",
-        provider=DiscriminatorProvider(tiny_shape(), towers, head_dropout=DROPOUT),
+        provider=DiscriminatorProvider(tiny_shape(), towers, head_dropout=DROPOUT, recompute=recompute),
         world=world,
         dtype=torch.float32,
         optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0),
@@ -63,9 +68,15 @@ def my_batches(world: World, case: Case, *, balance: float = BALANCE) -> dict[in
     return {p: batch_of(case, [p], multiple_of=world.parallel.length_multiple, balance=balance) for p in mine}
 
 
-def train_step(world: World, source: TensorSource, case: Case, balance: float = BALANCE) -> RankStep:
+def train_step(
+    world: World,
+    source: TensorSource,
+    case: Case,
+    balance: float = BALANCE,
+    recompute: RecomputeConfig = KEEP_ALL,
+) -> RankStep:
     """Forward and backward over all prompts; without the distributed optimizer, so that gradients stay whole."""
-    engine = build(world, source)
+    engine = build(world, source, recompute=recompute)
     batches = my_batches(world, case, balance=balance)
 
     def loss(scores_2_B: Tensor, batch: Batch) -> LossOutput:

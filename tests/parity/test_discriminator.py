@@ -9,6 +9,7 @@ import torch
 
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.parity.tiny import tiny_config, tiny_model
 from prism_megatron.testing import GlooWorld
 from tests.parity.discriminator_oracle import (
@@ -94,6 +95,25 @@ def test_step_equals_plain_torch(
         f"norm {results[0].grad_norm:.6f} ({oracle_norm:.6f}) "
         f"worst score {float((scores - oracle.scores).abs().max()):.1e}, worst gradient {worst:.1e} relative"
     )
+
+
+@pytest.mark.parametrize(
+    "recompute",
+    [RecomputeConfig("full", recompute_vision=True), RecomputeConfig("selective", ("core_attn", "mlp"))],
+    ids=["full and vision", "selective"],
+)
+def test_recompute_changes_no_gradient(
+    gloo: GlooWorld, case: Case, weights: StateSource, recompute: RecomputeConfig
+) -> None:
+    """Claim: to 1e-5 of each gradient's norm, load balancing included, whose loss is attached inside the layer."""
+    parallel, num_ranks = LAYOUTS["TP2·SP·PP2"]
+    (plain, *_), (again, *_) = (
+        gloo.run(train_step, weights, case, 0.1, chosen, parallel=parallel, num_ranks=num_ranks)
+        for chosen in (RecomputeConfig(), recompute)
+    )
+    for name, gradient in plain.gradients.items():
+        assert float(gradient.norm()) > 0.0, name
+        assert float((again.gradients[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
