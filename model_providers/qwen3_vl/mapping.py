@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from model_providers.qwen3_vl.model import EMBEDDING, OUTPUT
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import (
@@ -20,6 +19,8 @@ from prism_megatron.conversion.ops import (
 TEXT = "model.language_model"
 VISUAL = "model.visual"
 LM_HEAD = "lm_head.weight"
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT = "output_layer.weight"
 
 
 def weight_mappings(shape: Qwen3VLShape) -> list[WeightMapping]:

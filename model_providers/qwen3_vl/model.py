@@ -28,15 +28,13 @@ from torch import Tensor
 from model_providers.qwen3_vl.balance import visual_features
 from model_providers.qwen3_vl.decoder import Decoder
 from model_providers.qwen3_vl.deepstack import Ints, VisualPlaces, VisualRows, locate, pack, pending_taps, unpack
+from model_providers.qwen3_vl.mapping import EMBEDDING, OUTPUT
 from model_providers.qwen3_vl.mrope import rotary_tables
 from model_providers.qwen3_vl.vision import VisionModel
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.attention import Sequences
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.specs import mark_tensor_parallel
-
-EMBEDDING = "embedding.word_embeddings.weight"
-OUTPUT = "output_layer.weight"
 
 
 class Qwen3VLTrunk(LanguageModule):

@@ -1,18 +1,14 @@
 """Checkpoints: every role of a run in one folder, committed by one rename, readable in any other layout.
 
-A folder ``step_000040/`` is a Megatron ``torch_dist`` checkpoint (tensors under names that do not depend on the
-layout, in the optimizer's fully reshardable form) with a ``state.json`` beside it. It holds tensors and JSON only:
-Megatron's ``common.pt`` is empty, so 0.16.1 and 0.19.2 read each other's, and what is still pickled
-(the index of the tensors) is read only after ``engine/pickles.py`` has passed it.
+See ``conversion/checkpoint_folder.py`` for what a folder is made of. Tensors are in the optimizer's fully reshardable
+form; nothing is pickled but their index, so 0.16.1 and 0.19.2 read each other's.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +26,18 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from prism_megatron.conversion.checkpoint_folder import (
+    OBJECTS_FILE,
+    STATE_FILE,
+    is_checkpoint,
+    read_checkpoint,
+    write_state,
+)
 from prism_megatron.engine.compat import quiet_checkpointing
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.pickles import check_index, check_objects
 from prism_megatron.errors import CheckpointError
 from prism_megatron.parallel.collectives import broadcast_object
 
-FORMAT = 1
-STATE_FILE = "state.json"
-INDEX_FILE = ".metadata"
-OBJECTS_FILE = "common.pt"
 _SAVING = ".saving"
 _REPLACED = ".replaced"
 
@@ -51,7 +49,7 @@ def step_folder(root: Path, step: int) -> Path:
 
 def latest(root: Path) -> Path | None:
     """``root`` itself if it is a checkpoint, else its newest complete ``step_*``, else None; leftovers do not count."""
-    if (root / STATE_FILE).is_file():
+    if is_checkpoint(root):
         return root
     return max((path.parent for path in root.glob(f"step_*/{STATE_FILE}")), default=None, key=lambda path: path.name)
 
@@ -74,17 +72,8 @@ def save(folder: Path, engines: Mapping[str, MegatronEngine], state: Mapping[str
     with quiet_checkpointing():
         dist_checkpointing.save(shards, str(hidden), sharded_strategy=_InProcessSave("torch_dist", 1))
     if dist.get_rank() == 0:
-        document = {
-            "format": FORMAT,
-            "megatron_core": version("megatron-core"),
-            "torch": torch.__version__,
-            "engines": {name: engine.progress() for name, engine in engines.items()},
-            "state": dict(state),
-        }
-        with (hidden / STATE_FILE).open("w") as file:
-            json.dump(document, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
+        progress = {name: engine.progress() for name, engine in engines.items()}
+        write_state(hidden, engines=progress, models={}, state=state)
         _commit(hidden, folder)
     dist.barrier()
 
@@ -163,29 +152,10 @@ def _read_document(folder: Path) -> dict[str, Any]:
     answer: tuple[dict[str, Any], str] | None = None
     if dist.get_rank() == 0:
         try:
-            answer = _checked_document(folder), ""
+            answer = read_checkpoint(folder)[0], ""
         except CheckpointError as error:
             answer = {}, str(error)
     document, problem = broadcast_object(answer, source=0)
     if problem:
         raise CheckpointError(problem)
-    return document
-
-
-def _checked_document(folder: Path) -> dict[str, Any]:
-    for name in (STATE_FILE, INDEX_FILE, OBJECTS_FILE, "metadata.json"):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing; load another step")
-    try:
-        document: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
-        found, _ = document["format"], dict(document["state"])
-        for progress in document["engines"].values():
-            if progress.keys() != {"steps_taken", "adam_step"} or not all(type(n) is int for n in progress.values()):
-                raise ValueError(f"an engine's progress is {progress}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / STATE_FILE} is damaged ({error!r}); load another step") from error
-    if found != FORMAT:
-        raise CheckpointError(f"{folder} has checkpoint format {found}; this version reads {FORMAT}")
-    check_index(folder / INDEX_FILE)
-    check_objects(folder / OBJECTS_FILE)
     return document

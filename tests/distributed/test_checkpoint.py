@@ -21,6 +21,7 @@ from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.conversion import checkpoint_folder
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
@@ -159,10 +160,10 @@ def test_a_hostile_checkpoint_is_refused_before_anything_runs(
 ) -> None:
     """Claim: code in the index or in common.pt is named in the error and never run, on any rank."""
     marker = tmp_path / "ran"
-    for file in (checkpoint.INDEX_FILE, checkpoint.OBJECTS_FILE):
+    for file in (checkpoint_folder.INDEX_FILE, checkpoint_folder.OBJECTS_FILE):
         folder = tmp_path / f"with{file}" / "step_000002"
         shutil.copytree(saved[0], folder)
-        if file == checkpoint.INDEX_FILE:
+        if file == checkpoint_folder.INDEX_FILE:
             (folder / file).write_bytes(pickle.dumps(_Payload(marker)))
         else:
             torch.save({"x": _Payload(marker)}, folder / file)
@@ -173,26 +174,26 @@ def test_a_hostile_checkpoint_is_refused_before_anything_runs(
 
 def test_what_does_not_fit_is_told_in_one_line(gloo: GlooWorld, saved: tuple[Path, History], tmp_path: Path) -> None:
     """Claim: a missing file, a damaged index or JSON, and an unknown role are CheckpointErrors that name the file."""
-    for name in (checkpoint.STATE_FILE, checkpoint.INDEX_FILE, checkpoint.OBJECTS_FILE):
+    for name in (checkpoint_folder.STATE_FILE, checkpoint_folder.INDEX_FILE, checkpoint_folder.OBJECTS_FILE):
         folder = tmp_path / f"without{name}" / "step_000002"
         shutil.copytree(saved[0], folder)
         (folder / name).unlink()
         assert f"{name} is missing" in gloo.run(error_of_load, folder, "policy", num_ranks=1)[0]
     damaged = tmp_path / "step_000002"
     shutil.copytree(saved[0], damaged)
-    (damaged / checkpoint.INDEX_FILE).write_bytes((saved[0] / checkpoint.INDEX_FILE).read_bytes()[:500])
+    (damaged / checkpoint_folder.INDEX_FILE).write_bytes((saved[0] / checkpoint_folder.INDEX_FILE).read_bytes()[:500])
     assert ".metadata is damaged" in gloo.run(error_of_load, damaged, "policy", num_ranks=1)[0]
-    (damaged / checkpoint.STATE_FILE).write_text("{")
+    (damaged / checkpoint_folder.STATE_FILE).write_text("{")
     assert "state.json is damaged" in gloo.run(error_of_load, damaged, "policy", num_ranks=1)[0]
     assert "not reference" in gloo.run(error_of_load, saved[0], "reference", num_ranks=1)[0]
 
 
 def test_state_is_json_and_objects_are_empty(saved: tuple[Path, History]) -> None:
     """Claim: beside the tensors stands readable JSON with versions, and common.pt holds nothing."""
-    document = json.loads((saved[0] / checkpoint.STATE_FILE).read_text())
+    document = json.loads((saved[0] / checkpoint_folder.STATE_FILE).read_text())
     assert document["engines"]["policy"] == {"steps_taken": 2, "adam_step": 2}
     assert document["torch"] == torch.__version__
-    assert torch.load(io.BytesIO((saved[0] / checkpoint.OBJECTS_FILE).read_bytes()), weights_only=True) == {}
+    assert torch.load(io.BytesIO((saved[0] / checkpoint_folder.OBJECTS_FILE).read_bytes()), weights_only=True) == {}
 
 
 def _discriminator(world: World) -> MegatronEngine:

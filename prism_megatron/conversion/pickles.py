@@ -1,7 +1,7 @@
-"""A guard before Megatron unpickles parts of a checkpoint: unpickling runs whatever the file names.
+"""The pickled parts of a checkpoint, read by an unpickler that runs nothing: unpickling calls whatever the file names.
 
-torch and Megatron read a ``torch_dist`` checkpoint's index (``.metadata``) with plain ``pickle``. Here it is first
-read by an unpickler that resolves nothing but the classes such an index is made of.
+torch and Megatron read a ``torch_dist`` checkpoint's index (``.metadata``) with plain ``pickle``. Everything here reads
+it with one that resolves nothing but the classes such an index is made of, and before Megatron may read it too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from torch.distributed.checkpoint.metadata import Metadata
 
 from prism_megatron.errors import CheckpointError
 
@@ -55,9 +57,15 @@ class _Guard(pickle.Unpickler):
         return super().find_class(module_name, global_name)
 
 
-def check_index(path: Path) -> None:
-    """Pass ``.metadata``, or raise CheckpointError naming the first global that has no place in an index."""
-    _check(path.read_bytes(), _INDEX_GLOBALS, path)
+def read_index(path: Path) -> Metadata:
+    """``.metadata``: which tensors a checkpoint holds, in which chunks, and where in its files they lie.
+
+    Raises CheckpointError naming the first global that has no place in an index, or for a damaged file.
+    """
+    index = _read(path.read_bytes(), _INDEX_GLOBALS, path)
+    if not isinstance(index, Metadata):
+        raise CheckpointError(f"{path} holds no index of tensors but {type(index).__name__}; load another step")
+    return index
 
 
 def check_objects(path: Path) -> None:
@@ -72,12 +80,12 @@ def check_objects(path: Path) -> None:
             data = archive.read(entry)
     except (zipfile.BadZipFile, ValueError) as error:
         raise CheckpointError(f"{path} is not a file that torch.save writes; do not use this checkpoint") from error
-    _check(data, frozenset(), path)
+    _read(data, frozenset(), path)
 
 
-def _check(data: bytes, allowed: frozenset[str], path: Path) -> None:
+def _read(data: bytes, allowed: frozenset[str], path: Path) -> Any:
     try:
-        _Guard(data, allowed=allowed, path=path).load()
+        return _Guard(data, allowed=allowed, path=path).load()
     except CheckpointError:
         raise
     except Exception as error:
