@@ -13,24 +13,22 @@ from model_providers.qwen3_vl.mapping import (
     TEXT,
     attention_mappings,
     embedding_mappings,
+    expert_mappings,
     router_mapping,
     vision_mappings,
 )
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import WeightMapping
-from prism_megatron.conversion.ops import GateUp, Replicated, Row
+from prism_megatron.conversion.ops import Replicated
 
 SCORE = "score.weight"
+EXPERT_LAYOUT: ExpertLayout = "per_expert"
 
 
 def router_name(layer: int) -> str:
     """Name on disk of one layer's router."""
     return f"{TEXT}.layers.{layer}.mlp.gate.weight"
-
-
-def expert_name(layer: int, expert: int, part: str) -> str:
-    """Name on disk of one expert's projection; ``part`` is gate, up or down."""
-    return f"{TEXT}.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight"
 
 
 def dense_name(layer: int, part: str) -> str:
@@ -40,32 +38,13 @@ def dense_name(layer: int, part: str) -> str:
 
 def weight_mappings(shape: Qwen3VLShape, towers: Towers) -> list[WeightMapping]:
     """All weights of a discriminator, each once."""
+    experts = towers.experts(shape.text.ffn)
     mappings = [*vision_mappings(shape), *embedding_mappings(shape)]
     for layer in range(shape.text.num_layers):
-        mappings += [*attention_mappings(shape, layer), *expert_mappings(shape, towers, layer)]
-    mappings.append(WeightMapping((SCORE,), "score_head.weight", Replicated(), hf_shapes=((1, shape.text.hidden),)))
-    return mappings
-
-
-def expert_mappings(shape: Qwen3VLShape, towers: Towers, layer: int) -> list[WeightMapping]:
-    """The router and the experts of one decoder layer."""
-    hidden, ffn = shape.text.hidden, shape.text.ffn
-    ours = f"decoder.layers.{layer}.mlp"
-    mappings = [router_mapping(hidden, towers.num_experts, layer)]
-    for expert in range(towers.num_experts):
-        linears = f"{ours}.experts.local_experts.{expert}"
         mappings += [
-            WeightMapping(
-                (expert_name(layer, expert, "gate"), expert_name(layer, expert, "up")),
-                f"{linears}.linear_fc1.weight",
-                GateUp(),
-                hf_shapes=((ffn, hidden), (ffn, hidden)),
-            ),
-            WeightMapping(
-                (expert_name(layer, expert, "down"),),
-                f"{linears}.linear_fc2.weight",
-                Row(),
-                hf_shapes=((hidden, ffn),),
-            ),
+            *attention_mappings(shape, layer),
+            router_mapping(shape.text.hidden, towers.num_experts, layer),
+            *expert_mappings(shape.text.hidden, experts, layer, EXPERT_LAYOUT),
         ]
+    mappings.append(WeightMapping((SCORE,), "score_head.weight", Replicated(), hf_shapes=((1, shape.text.hidden),)))
     return mappings

@@ -12,20 +12,20 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 
 from model_providers.moe_discriminator.folder import read_towers
-from model_providers.moe_discriminator.mapping import weight_mappings
+from model_providers.moe_discriminator.mapping import EXPERT_LAYOUT, weight_mappings
 from model_providers.moe_discriminator.model import Discriminator
 from model_providers.moe_discriminator.routing import TowerRouter
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import text_config
-from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.conversion.expert_layout import ExpertLayout
+from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.engine.experts import expert_layer
 from prism_megatron.engine.specs import decoder_layer_spec, layer_parts
-from prism_megatron.errors import ConfigError
+from prism_megatron.errors import ConfigError, ConversionError
 
 _KEEP_ALL = RecomputeConfig()
 _PLAIN = PrecisionConfig()
@@ -89,7 +89,7 @@ class DiscriminatorProvider:
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
         self.towers.check_expert_parallel(parallel.ep)
-        experts = ExpertSizes(self.towers.num_experts, per_token=self.towers.top_k, width=self.shape.text.ffn)
+        experts = self.towers.experts(self.shape.text.ffn)
         return text_config(self.shape, parallel, dtype, experts=experts, precision=self.precision, layers=self.layers)
 
     def build_chunk(
@@ -116,8 +116,14 @@ class DiscriminatorProvider:
             vp_stage=vp_stage,
         )
 
-    def weight_mappings(self) -> Sequence[WeightMapping]:
-        """Every tensor of a discriminator folder exactly once."""
+    def expert_layout(self, _source: TensorSource, /) -> ExpertLayout:
+        """The one layout that discriminators are stored in."""
+        return EXPERT_LAYOUT
+
+    def weight_mappings(self, layout: ExpertLayout | None = None) -> Sequence[WeightMapping]:
+        """Every tensor of a discriminator folder exactly once. Raises ConversionError for another ``layout``."""
+        if layout not in (None, EXPERT_LAYOUT):
+            raise ConversionError(f"a discriminator stores its experts as {EXPERT_LAYOUT!r}, never as {layout!r}")
         return weight_mappings(self.shape, self.towers)
 
     def is_frozen(self, parameter_name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.errors import ConfigError
 
 
@@ -32,6 +33,10 @@ class Towers:
     def num_experts(self) -> int:
         """Experts of one layer over all towers."""
         return self.num_towers * self.experts_per_tower
+
+    def experts(self, width: int) -> ExpertSizes:
+        """Sizes of a layer's experts, each ``width`` wide inside."""
+        return ExpertSizes(self.num_experts, per_token=self.top_k, width=width)
 
     def check_expert_parallel(self, ep: int) -> None:
         """Raise ConfigError unless every expert-parallel rank holds an equal share of every tower."""

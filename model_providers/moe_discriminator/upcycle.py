@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_providers.moe_discriminator.mapping import SCORE, dense_name, expert_name, router_name
+from model_providers.moe_discriminator.mapping import SCORE, dense_name, router_name
 from model_providers.moe_discriminator.towers import Towers
-from model_providers.qwen3_vl.mapping import LM_HEAD, TEXT
+from model_providers.qwen3_vl.mapping import LM_HEAD, TEXT, expert_name
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.errors import ConversionError
@@ -51,7 +51,7 @@ class UpcycledSource(TensorSource):
         self._seed = seed
         self._expert_std = expert_std
         self._init_std = init_std
-        self._dtype = dense.get(f"{TEXT}.norm.weight").dtype
+        self._dense_dtypes = dense.dtypes()
         self._shapes = dict(dense.shapes())
         self._shapes.pop(LM_HEAD, None)
         self._copied_from: dict[str, str] = {}
@@ -82,11 +82,15 @@ class UpcycledSource(TensorSource):
         """Shape of every tensor by name."""
         return dict(self._shapes)
 
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """As the dense model's; what is fresh has that of its final norm."""
+        return {name: self._dtype(name) for name in self._shapes}
+
     def get(self, name: str) -> Tensor:
         """One tensor, the same whenever it is read. Raises KeyError for a name that is not in ``names()``."""
         if name in self._fresh:
             fresh = keyed_normal(self._fresh[name], std=self._init_std, seed=self._seed, name=name)
-            return fresh.to(self._dtype)
+            return fresh.to(self._dtype(name))
         if name in self._copied_from:
             dense = self._dense.get(self._copied_from[name])
             noise = keyed_normal(tuple(dense.shape), std=self._expert_std, seed=self._seed, name=name)
@@ -94,3 +98,6 @@ class UpcycledSource(TensorSource):
         if name not in self._shapes:
             raise KeyError(name)
         return self._dense.get(name)
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return self._dense_dtypes[f"{TEXT}.norm.weight" if name in self._fresh else self._copied_from.get(name, name)]

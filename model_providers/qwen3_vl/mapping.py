@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import (
     Column,
@@ -13,6 +15,7 @@ from prism_megatron.conversion.ops import (
     PatchEmbed,
     Replicated,
     Row,
+    Transposed,
     VisionQKV,
 )
 
@@ -23,12 +26,20 @@ EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
 
 
-def weight_mappings(shape: Qwen3VLShape) -> list[WeightMapping]:
-    """All weights of a policy. A tied model has no ``lm_head.weight``, though a folder may repeat it."""
+def weight_mappings(shape: Qwen3VLShape, layout: ExpertLayout = "transformers") -> list[WeightMapping]:
+    """All weights of a policy. A tied model has no ``lm_head.weight``, though a folder may repeat it.
+
+    ``layout`` says how experts are stored (``conversion.expert_layout``); a dense model has the same list in all. The
+    parameters of the list are the same in all layouts, and so is what ``op.split`` makes for each.
+    """
     mappings = [*vision_mappings(shape), *embedding_mappings(shape)]
-    mlp_mappings = dense_mlp_mappings if shape.text.experts is None else expert_mappings
+    experts, hidden = shape.text.experts, shape.text.hidden
     for layer in range(shape.text.num_layers):
-        mappings += [*attention_mappings(shape, layer), *mlp_mappings(shape, layer)]
+        mappings += attention_mappings(shape, layer)
+        if experts is None:
+            mappings += dense_mlp_mappings(shape, layer)
+        else:
+            mappings += [router_mapping(hidden, experts.count, layer), *expert_mappings(hidden, experts, layer, layout)]
     if not shape.text.tied:
         text = shape.text
         mappings.append(WeightMapping((LM_HEAD,), OUTPUT, Column(text.vocab), hf_shapes=((text.vocab, text.hidden),)))
@@ -102,33 +113,54 @@ def router_mapping(hidden: int, num_experts: int, layer: int) -> WeightMapping:
     return _copy(f"{TEXT}.{name}.gate.weight", f"decoder.{name}.router.weight", (num_experts, hidden))
 
 
-def expert_mappings(shape: Qwen3VLShape, layer: int) -> list[WeightMapping]:
-    """The router and the experts of one decoder layer, in the layout that transformers 5 writes.
-
-    All experts are one tensor: ``experts.gate_up_proj`` ``[experts, 2 · width, hidden]`` (gate rows, then up rows) and
-    ``experts.down_proj`` ``[experts, hidden, width]``. Older folders transpose both (``conversion.expert_layout``).
-    """
-    hidden, experts = shape.text.hidden, shape.text.experts
-    assert experts is not None
-    hf, ours = f"{TEXT}.layers.{layer}.mlp.experts", f"decoder.layers.{layer}.mlp.experts.local_experts"
+def expert_mappings(hidden: int, experts: ExpertSizes, layer: int, layout: ExpertLayout) -> list[WeightMapping]:
+    """The experts of one decoder layer: per expert its gate and up projections, then its down projection."""
+    if layout == "per_expert":
+        return _single_mappings(hidden, experts, layer)
     fused: tuple[tuple[str, str, Op, tuple[int, int]], ...] = (
         ("gate_up_proj", "linear_fc1", FusedGateUp(), (2 * experts.width, hidden)),
         ("down_proj", "linear_fc2", Row(), (hidden, experts.width)),
     )
     return [
-        router_mapping(hidden, experts.count, layer),
-        *(
-            WeightMapping(
-                (f"{hf}.{theirs}",),
-                f"{ours}.{expert}.{linear}.weight",
-                op,
-                hf_shapes=((experts.count, *matrix),),
-                expert=expert,
-            )
-            for theirs, linear, op, matrix in fused
-            for expert in range(experts.count)
-        ),
+        WeightMapping(
+            (f"{TEXT}.layers.{layer}.mlp.experts.{theirs}",),
+            _expert_parameter(layer, expert, linear),
+            Transposed(op) if layout == "hub" else op,
+            hf_shapes=((experts.count, *(reversed(matrix) if layout == "hub" else matrix)),),
+            expert=expert,
+        )
+        for theirs, linear, op, matrix in fused
+        for expert in range(experts.count)
     ]
+
+
+def _single_mappings(hidden: int, experts: ExpertSizes, layer: int) -> list[WeightMapping]:
+    mappings = []
+    for expert in range(experts.count):
+        mappings += [
+            WeightMapping(
+                (expert_name(layer, expert, "gate"), expert_name(layer, expert, "up")),
+                _expert_parameter(layer, expert, "linear_fc1"),
+                GateUp(),
+                hf_shapes=((experts.width, hidden), (experts.width, hidden)),
+            ),
+            WeightMapping(
+                (expert_name(layer, expert, "down"),),
+                _expert_parameter(layer, expert, "linear_fc2"),
+                Row(),
+                hf_shapes=((hidden, experts.width),),
+            ),
+        ]
+    return mappings
+
+
+def expert_name(layer: int, expert: int, part: str) -> str:
+    """Name of one expert's projection where each has a tensor of its own; ``part`` is gate, up or down."""
+    return f"{TEXT}.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight"
+
+
+def _expert_parameter(layer: int, expert: int, linear: str) -> str:
+    return f"decoder.layers.{layer}.mlp.experts.local_experts.{expert}.{linear}.weight"
 
 
 def vision_mappings(shape: Qwen3VLShape) -> list[WeightMapping]:

@@ -18,7 +18,8 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import PrecisionConfig, check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
+from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.engine.experts import expert_layer
 from prism_megatron.engine.mlp import dense_mlp
 from prism_megatron.engine.specs import decoder_layer_spec, layer_parts
@@ -85,9 +86,13 @@ class Qwen3VLProvider:
             vp_stage=vp_stage,
         )
 
-    def weight_mappings(self) -> Sequence[WeightMapping]:
-        """Every Hugging Face tensor exactly once."""
-        return weight_mappings(self.shape)
+    def expert_layout(self, source: TensorSource, /) -> ExpertLayout | None:
+        """How ``source`` stores experts (see ``conversion.expert_layout``)."""
+        return detect_expert_layout(source, self.shape)
+
+    def weight_mappings(self, layout: ExpertLayout | None = None) -> Sequence[WeightMapping]:
+        """Every Hugging Face tensor exactly once; experts as transformers 5 has them unless ``layout`` is given."""
+        return weight_mappings(self.shape) if layout is None else weight_mappings(self.shape, layout)
 
     def is_frozen(self, parameter_name: str) -> bool:
         """Whether a parameter of a chunk stays as loaded."""

@@ -1,79 +1,72 @@
-"""Folders whose fused expert tensors are transposed, presented in the layout of our mappings.
+"""The three ways in which folders store the experts of a layer, and how to tell which one a folder has.
 
-transformers 5 keeps ``[experts, output, input]`` and so do our mappings. transformers 4, and the folders published with
-it, keep ``[experts, input, output]`` under the same names. Only the shape tells them apart.
+``transformers``  fused, as transformers 5 keeps them: ``experts.gate_up_proj`` ``[experts, 2 · width, hidden]`` and
+                  ``experts.down_proj`` ``[experts, hidden, width]``.
+``hub``           fused under the same names, both transposed: as transformers 4 kept them, and as they are published.
+``per_expert``    ``experts.{e}.{gate,up,down}_proj.weight``, as quantised folders and our discriminators have them.
+
+Each is a variant of the mapping list (``weight_mappings(shape, layout)``); nothing else knows of layouts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
+from typing import Literal
 
-from torch import Tensor
-
-from prism_megatron.conversion.mapping import TensorSource, WeightMapping
+from prism_megatron.config.experts import ExpertSizes
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.errors import ConversionError
 
-Shape = tuple[int, ...]
+ExpertLayout = Literal["transformers", "hub", "per_expert"]
+
+_FUSED = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
+_SINGLE = re.compile(r"\.mlp\.experts\.\d+\.(gate|up|down)_proj\.weight$")
 
 
-class TransposedExperts(TensorSource):
-    """``source`` with the last two dimensions of the tensors ``names`` exchanged."""
+def detect_expert_layout(source: TensorSource, shape: Qwen3VLShape) -> ExpertLayout | None:
+    """The layout of a source's experts, from names and shapes; None for a dense model.
 
-    def __init__(self, source: TensorSource, names: frozenset[str]) -> None:
-        self._source = source
-        self._transposed = names
-
-    def names(self) -> Sequence[str]:
-        """As the source's."""
-        return self._source.names()
-
-    def shapes(self) -> Mapping[str, Shape]:
-        """The shapes after the exchange."""
-        return {
-            name: _exchanged(shape) if name in self._transposed else shape
-            for name, shape in self._source.shapes().items()
-        }
-
-    def get(self, name: str) -> Tensor:
-        """One full tensor."""
-        tensor = self._source.get(name)
-        return tensor.transpose(-2, -1).contiguous() if name in self._transposed else tensor
-
-    def get_slice(self, name: str, index: int) -> Tensor:
-        """One expert; the source reads no more than that."""
-        tensor = self._source.get_slice(name, index)
-        return tensor.transpose(-2, -1).contiguous() if name in self._transposed else tensor
-
-
-def with_experts_as_mapped(source: TensorSource, mappings: Sequence[WeightMapping]) -> TensorSource:
-    """``source``, its fused experts transposed where the folder keeps them the other way round.
-
-    Tensors of neither shape are left to ``verify.check_names``. Raises ConversionError where some tensors have one
-    layout and some the other, and where the model's sizes make both layouts the same shape.
+    None too where no tensor has the name and shape of any layout, which is left to ``verify.check_names``. A tensor
+    whose shape is the same in both fused layouts (``hidden`` equal to its other side) tells nothing; the others decide.
+    Raises ConversionError for a mixture of layouts, and where no tensor can tell.
     """
-    wanted = {
-        name: shape
-        for mapping in mappings
-        if mapping.expert is not None
-        for name, shape in zip(mapping.hf_names, mapping.hf_shapes or (), strict=True)
-    }
-    for name, shape in wanted.items():
-        if shape == _exchanged(shape):
-            raise ConversionError(
-                f"{name!r} is {shape} in both known layouts of fused experts (its input is as wide as its output), so "
-                "which one a folder holds cannot be told; models of such sizes are not supported"
-            )
-    held = source.shapes() if wanted else {}
-    mapped = sorted(name for name, shape in wanted.items() if held.get(name) == shape)
-    transposed = sorted(name for name, shape in wanted.items() if held.get(name) == _exchanged(shape))
-    if mapped and transposed:
+    if shape.text.experts is None:
+        return None
+    told: dict[ExpertLayout, str] = {}
+    untold: list[str] = []
+    shapes = source.shapes()
+    for name in sorted(shapes):
+        possible = _layouts_of(name, shapes[name], shape.text.hidden, shape.text.experts)
+        if len(possible) == 1:
+            told.setdefault(possible[0], name)
+        elif possible:
+            untold.append(name)
+    if len(told) > 1:
+        (one, first), (other, second) = list(told.items())[:2]
         raise ConversionError(
-            f"fused experts are stored in two layouts: {mapped[0]!r} is {held[mapped[0]]} (experts, output, input) but "
-            f"{transposed[0]!r} is {held[transposed[0]]} (experts, input, output); save the model again with one "
-            "version of transformers"
+            f"experts are stored in two layouts: {first!r} {shapes[first]} is in the order of {one!r}, {second!r} "
+            f"{shapes[second]} in that of {other!r}; save the model again with one version of transformers"
         )
-    return TransposedExperts(source, frozenset(transposed)) if transposed else source
+    if untold and not told:
+        raise ConversionError(
+            f"{untold[0]!r} is {shapes[untold[0]]} in both known layouts of fused experts (its input is as wide as its "
+            "output) and no other tensor tells which one the folder has; save the model with one tensor per expert"
+        )
+    return next(iter(told), None)
 
 
-def _exchanged(shape: Shape) -> Shape:
-    return (*shape[:-2], shape[-1], shape[-2])
+def _layouts_of(name: str, held: tuple[int, ...], hidden: int, experts: ExpertSizes) -> tuple[ExpertLayout, ...]:
+    """Every layout that has a tensor of this name and shape."""
+    if _SINGLE.search(name):
+        return ("per_expert",)
+    found = _FUSED.search(name)
+    if found is None:
+        return ()
+    rows, columns = (2 * experts.width, hidden) if found[1] == "gate_up_proj" else (hidden, experts.width)
+    fused: Mapping[ExpertLayout, tuple[int, ...]] = {
+        "transformers": (experts.count, rows, columns),
+        "hub": (experts.count, columns, rows),
+    }
+    return tuple(layout for layout, expected in fused.items() if held == expected)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -14,6 +15,22 @@ from prism_megatron.errors import ConversionError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The format's names of dtypes that a model folder may hold."""
 
 
 class HFFolder:
@@ -53,6 +70,10 @@ class HFFolder:
         """The shape of every tensor, from the file headers."""
         return {name: tuple(self._handle(name).get_slice(name).get_shape()) for name in self._file_of}
 
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """The dtype of every tensor, from the file headers. Raises ConversionError for one that no weight has."""
+        return {name: self._dtype(name) for name in self._file_of}
+
     def get(self, name: str) -> Tensor:
         """One full tensor, on the CPU. Raises ConversionError for a name the folder does not hold."""
         tensor: Tensor = self._handle(name).get_tensor(name)
@@ -62,6 +83,12 @@ class HFFolder:
         """One entry of dimension 0, read without the rest of the tensor. Raises ConversionError as ``get``."""
         tensor: Tensor = self._handle(name).get_slice(name)[index]
         return tensor
+
+    def _dtype(self, name: str) -> torch.dtype:
+        spelled = self._handle(name).get_slice(name).get_dtype()
+        if spelled not in _DTYPES:
+            raise ConversionError(f"{self.folder}: tensor {name!r} is of type {spelled}, which is not read")
+        return _DTYPES[spelled]
 
     def _handle(self, name: str) -> Any:
         if name not in self._file_of:

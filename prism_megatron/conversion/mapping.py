@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from prism_megatron.conversion.ops import Op
@@ -48,3 +49,5 @@ class TensorSource(Protocol):
         return self.get(name)[index]
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def dtypes(self) -> Mapping[str, torch.dtype]: ...

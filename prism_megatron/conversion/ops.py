@@ -1,24 +1,38 @@
 """Invertible operations between Hugging Face tensors and the tensor-parallel shards of one Megatron parameter.
 
-Each op has ``split`` (full Hugging Face tensors -> list of tp shards) and ``merge`` (its exact inverse).
+Each op has ``split`` (full Hugging Face tensors -> list of tp shards), ``merge`` (its exact inverse) and ``pieces``
+(where each shard lies in the *global* tensor, which is the one shard of ``split(tensors, 1)``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 
+class Box(NamedTuple):
+    """A rectangle of a tensor: ``tensor[offset[0] : offset[0] + size[0], …]``."""
+
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+
+
 class Op(Protocol):
-    """An exact, lossless rearrangement; no arithmetic. A value: equal ops are interchangeable, and hash alike."""
+    """An exact, lossless rearrangement; no arithmetic. A value: equal ops are interchangeable, and hash alike.
+
+    ``split`` and ``merge`` raise ValueError for sizes that do not divide, and so does ``pieces``.
+    """
 
     def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]: ...
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
+        """Of each rank, the boxes of the global tensor that make its shard when they are joined along dimension 0."""
 
     def __hash__(self) -> int: ...
 
@@ -33,6 +47,9 @@ class Replicated:
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
         return [shards[0]]
+
+    def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
+        return [[_whole(global_shape)]] * tp_size
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,9 @@ class Column:
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
         return [torch.cat(list(shards))[: self.rows]]
 
+    def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
+        return _slabs(global_shape, tp_size, dim=0)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -62,6 +82,9 @@ class Row:
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
         return [torch.cat(list(shards), dim=1)]
+
+    def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
+        return _slabs(global_shape, tp_size, dim=1)
 
 
 @dataclass(frozen=True)
@@ -80,6 +103,9 @@ class GroupedQKV:
         queries = grouped.shape[1] - 2 * self.head_dim
         return [part.flatten(0, 1) for part in grouped.split([queries, self.head_dim, self.head_dim], dim=1)]
 
+    def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
+        return _slabs(global_shape, tp_size, dim=0)
+
 
 @dataclass(frozen=True)
 class GateUp:
@@ -93,6 +119,10 @@ class GateUp:
         halves = [shard.chunk(2) for shard in shards]
         return [torch.cat([half[which] for half in halves]) for which in (0, 1)]
 
+    def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
+        slabs = _slabs(global_shape, 2 * tp_size, dim=0)
+        return [[*gate, *up] for gate, up in zip(slabs[:tp_size], slabs[tp_size:], strict=True)]
+
 
 @dataclass(frozen=True)
 class FusedGateUp:
@@ -104,6 +134,9 @@ class FusedGateUp:
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
         return [torch.cat(GateUp().merge(shards))]
+
+    def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
+        return GateUp().pieces(global_shape, tp_size)
 
 
 @dataclass(frozen=True)
@@ -121,6 +154,9 @@ class VisionQKV:
         by_head = _split_rows(torch.cat(list(shards)), self.heads, 3, -1)
         return [by_head.transpose(0, 1).flatten(0, 2)]
 
+    def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
+        return _slabs(global_shape, tp_size, dim=0)
+
 
 @dataclass(frozen=True)
 class PatchEmbed:
@@ -135,6 +171,25 @@ class PatchEmbed:
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
         return [shards[0].view(-1, *self.kernel)]
 
+    def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
+        return [[_whole(global_shape)]] * tp_size
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """``inner`` on matrices that are stored the other way round."""
+
+    inner: Op
+
+    def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
+        return self.inner.split([tensor.mT.contiguous() for tensor in tensors], tp_size)
+
+    def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor.mT.contiguous() for tensor in self.inner.merge(shards)]
+
+    def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
+        return self.inner.pieces(global_shape, tp_size)
+
 
 def _split_rows(tensor: Tensor, *sizes: int) -> Tensor:
     """Dimension 0 as several of these sizes."""
@@ -142,6 +197,22 @@ def _split_rows(tensor: Tensor, *sizes: int) -> Tensor:
 
 
 def _shards(tensor: Tensor, tp_size: int, *, dim: int) -> list[Tensor]:
-    if tensor.shape[dim] % tp_size:
-        raise ValueError(f"dimension {dim} of a {tuple(tensor.shape)} tensor does not divide into {tp_size} shards")
+    _check_divides(tuple(tensor.shape), tp_size, dim)
     return [shard.contiguous() for shard in tensor.chunk(tp_size, dim)]
+
+
+def _whole(shape: tuple[int, ...]) -> Box:
+    return Box((0,) * len(shape), shape)
+
+
+def _slabs(shape: tuple[int, ...], count: int, *, dim: int) -> list[list[Box]]:
+    """``shape`` cut into ``count`` equal boxes along ``dim``, each in a list of its own."""
+    _check_divides(shape, count, dim)
+    width = shape[dim] // count
+    size = (*shape[:dim], width, *shape[dim + 1 :])
+    return [[Box(tuple(n * width * (d == dim) for d in range(len(shape))), size)] for n in range(count)]
+
+
+def _check_divides(shape: tuple[int, ...], count: int, dim: int) -> None:
+    if shape[dim] % count:
+        raise ValueError(f"dimension {dim} of a {shape} tensor does not divide into {count} shards")

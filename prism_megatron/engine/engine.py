@@ -21,6 +21,7 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor
 
 from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.compat import buffer_layout_arguments
@@ -66,12 +67,15 @@ class MegatronEngine:
         self.total_steps = total_steps
         self.steps_taken = 0
         """optimizer steps so far, skipped ones included; the schedule's position"""
+        self.expert_layout: ExpertLayout | None = None
+        """how the folder stores experts that the weights were loaded from; None before, and for a dense model"""
+        self._provider = provider
         self.config = provider.transformer_config(world.parallel, dtype)
         self.config.finalize_model_grads_func = _sum_gradients
         self.modules = _build_chunks(provider, self.config, world, dtype)
         self.weights = WeightTable(
             self.modules,
-            provider.weight_mappings(),
+            provider.weight_mappings,
             world.groups,
             num_experts=self.config.num_moe_experts or 0,
         )
@@ -90,23 +94,34 @@ class MegatronEngine:
             )
 
     def load_hf(self, source: TensorSource) -> None:
-        """Take all weights from Hugging Face tensors; masters follow. ConversionError as in ``WeightTable.load``."""
-        self.weights.load(source)
+        """Take all weights from Hugging Face tensors, in any layout of experts; masters follow.
+
+        Raises ConversionError as ``WeightTable.load``, and for experts whose layout is mixed or cannot be told.
+        """
+        self.expert_layout = self._provider.expert_layout(source)
+        self.weights.load(source, self.expert_layout)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
 
-    def export_hf(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
-        """Yield ``(hf_name, full tensor)``, the same on every rank; all ranks iterate together, to the end."""
-        return self.weights.export(bucket_bytes)
+    def export_hf(
+        self, bucket_bytes: int = DEFAULT_BUCKET_BYTES, *, layout: ExpertLayout | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(hf_name, full tensor)``, the same on every rank; all ranks iterate together, to the end.
 
-    def export_gradients(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
+        Experts come in ``layout``, by default in the one that they were loaded from.
+        """
+        return self.weights.export(bucket_bytes, layout or self.expert_layout)
+
+    def export_gradients(
+        self, bucket_bytes: int = DEFAULT_BUCKET_BYTES, *, layout: ExpertLayout | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(hf_name, full gradient)`` in fp32, as ``export_hf`` does weights; a frozen weight's is zeros.
 
         They are those of the last ``forward_backward``, before ``step``, which clips them in place.
         """
         assert self.optimizer is not None
         gather_gradients(self._chunks)
-        return self.weights.export(bucket_bytes, of=gradient_of, dtype=torch.float32)
+        return self.weights.export(bucket_bytes, layout or self.expert_layout, of=gradient_of, dtype=torch.float32)
 
     def gradient_spread(self) -> float:
         """How far this rank's gradient of a replicated parameter lies from tensor-parallel rank 0's, at most.

@@ -1,7 +1,8 @@
 """Weights between a Hugging Face folder and the tensor-, pipeline- and expert-parallel shards of an engine.
 
-``WeightTable`` ties the provider's mapping list to the parameters that this rank holds; loading splits full tensors
+``WeightTable`` ties the provider's mapping lists to the parameters that this rank holds; loading splits full tensors
 into shards, exporting gathers shards into full tensors, bucket by bucket, with the same mapping read backwards.
+Each expert layout has its list; the parameters that they name are the same (``conversion/expert_layout.py``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
-from prism_megatron.conversion.expert_layout import with_experts_as_mapped
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.ops import PatchEmbed, Replicated
 from prism_megatron.conversion.verify import check_names
@@ -32,11 +33,11 @@ _GROUPED_EXPERT = re.compile(r"\.experts\.(linear_fc[12])\.weight(\d+)$")
 class _Entry:
     """One parameter of one pipeline stage as a bucket carries it.
 
-    ``mappings`` holds one mapping, or, for an expert's parameter, one per expert-parallel rank: they hold different
-    experts in the same place, so one gather brings them all.
+    ``names`` holds its name in the global model, or, for an expert's parameter, one per expert-parallel rank: they hold
+    different experts in the same place, so one gather brings them all.
     """
 
-    mappings: tuple[WeightMapping, ...]
+    names: tuple[str, ...]
     local_name: str
     stage: int
     shape: tuple[int, ...]
@@ -81,43 +82,43 @@ class WeightTable:
     def __init__(
         self,
         chunks: Sequence[nn.Module],
-        mappings: Sequence[WeightMapping],
+        mappings: Callable[[ExpertLayout | None], Sequence[WeightMapping]],
         groups: ProcessGroupCollection,
         *,
         num_experts: int,
     ) -> None:
         """``chunks`` are the bare pipeline chunks of this rank; ``num_experts`` counts all experts of a layer, or is 0.
 
+        ``mappings`` gives the list of an expert layout, or of the model's own for None: ``provider.weight_mappings``.
         A chunk whose parameter repeats another chunk's (a tied embedding) says so in ``tied_copies: {name: of}``.
 
         Raises ConversionError when a parameter has no mapping, or a mapping has no parameter on any stage.
         """
         self._groups = groups
-        self._mappings = tuple(mappings)
+        self._mappings_of = mappings
         self._parameters = {canonical_name(name): p for chunk in chunks for name, p in chunk.named_parameters()}
         self._num_local_experts = num_experts // groups.ep.size()
-        by_parameter = {mapping.parameter: mapping for mapping in mappings}
+        own = mappings(None)
+        by_parameter = {mapping.parameter: mapping for mapping in own}
         ep_rank = groups.ep.rank()
         unmapped = [name for name in self._parameters if self._global_name(name, ep_rank) not in by_parameter]
         tied = {name: of for chunk in chunks for name, of in getattr(chunk, "tied_copies", {}).items()}
         if strangers := sorted(set(unmapped) - tied.keys()):
             raise ConversionError(f"no weight mapping names {', '.join(strangers)}; add them to the model's mapping")
-        self._local_mappings = {
-            name: by_parameter[tied.get(name, self._global_name(name, ep_rank))] for name in self._parameters
-        }
-        self._entries = self._plan(by_parameter, skip=tied.keys())
+        self._global_names = {name: tied.get(name, self._global_name(name, ep_rank)) for name in self._parameters}
+        self._entries = self._plan(own, skip=tied.keys())
 
-    def load(self, source: TensorSource) -> None:
-        """Copy this rank's shards out of ``source``.
+    def load(self, source: TensorSource, layout: ExpertLayout | None) -> None:
+        """Copy this rank's shards out of ``source``, whose experts are stored in ``layout``.
 
-        Fused experts are read slice by slice, each rank its own, in either known layout (see
-        ``conversion.expert_layout``). Raises ConversionError when the source lacks a tensor, has one that nothing
-        maps, or a shard does not fit.
+        Fused experts are read slice by slice, each rank its own. Raises ConversionError when the source lacks a
+        tensor, has one that nothing maps, or a shard does not fit.
         """
-        source = with_experts_as_mapped(source, self._mappings)
-        check_names(self._mappings, source)
+        mappings = self._mappings_of(layout)
+        check_names(mappings, source)
+        by_parameter = {mapping.parameter: mapping for mapping in mappings}
         for name, parameter in self._parameters.items():
-            mapping = self._local_mappings[name]
+            mapping = by_parameter[self._global_names[name]]
             group = self._shard_group(name)
             shard = mapping.op.split(mapping.read(source), group.size())[group.rank()]
             if shard.shape != parameter.shape:
@@ -129,27 +130,35 @@ class WeightTable:
                 parameter.copy_(shard)
 
     def export(
-        self, bucket_bytes: int, *, of: Callable[[nn.Parameter], Tensor] | None = None, dtype: torch.dtype | None = None
+        self,
+        bucket_bytes: int,
+        layout: ExpertLayout | None,
+        *,
+        of: Callable[[nn.Parameter], Tensor] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield ``(hf_name, full tensor)`` for every mapped tensor, the same on every rank.
+        """Yield ``(hf_name, full tensor)`` for every tensor mapped in ``layout``, the same on every rank.
 
         ``of`` gives, in ``dtype``, what is exported of a parameter: itself by default, or its gradient.
         Collective: all ranks iterate together. A bucket of at most ``bucket_bytes`` of full tensors (or one parameter)
         is held at a time: one all-gather over TP, one over EP for experts, one broadcast over PP. Beside it, one tensor
         that fuses all experts of a layer is put together whole, whatever ``bucket_bytes``: it has a single name.
         """
-        fused = _FusedExperts(self._mappings)
+        mappings = self._mappings_of(layout)
+        by_parameter = {mapping.parameter: mapping for mapping in mappings}
+        fused = _FusedExperts(mappings)
         for bucket in self._buckets(bucket_bytes, dtype):
             gathered = self._gather(bucket, of, dtype or bucket[0].dtype)
             offset = 0
             for entry in bucket:
                 shards_E_T = gathered[:, :, offset : offset + entry.numel]
                 offset += entry.numel
-                for mapping, shards_T in zip(entry.mappings, shards_E_T, strict=True):
+                for name, shards_T in zip(entry.names, shards_E_T, strict=True):
+                    mapping = by_parameter[name]
                     merged = mapping.op.merge([shard.reshape(entry.shape) for shard in shards_T])
                     if mapping.expert is None:
                         # A merge may return views of the bucket, which the next does not reuse; clones free it.
-                        yield from ((name, t.clone()) for name, t in zip(mapping.hf_names, merged, strict=True))
+                        yield from ((hf, t.clone()) for hf, t in zip(mapping.hf_names, merged, strict=True))
                     else:
                         yield from fused.add(mapping, merged)
 
@@ -162,7 +171,7 @@ class WeightTable:
         group: dist.ProcessGroup = self._groups.expt_tp if _EXPERT.search(name) else self._groups.tp
         return group
 
-    def _plan(self, by_parameter: dict[str, WeightMapping], skip: AbstractSet[str]) -> list[_Entry]:
+    def _plan(self, mappings: Sequence[WeightMapping], skip: AbstractSet[str]) -> list[_Entry]:
         """Every parameter of every stage, in the same order on every rank."""
         mine = [(name, tuple(p.shape), p.dtype) for name, p in self._parameters.items() if name not in skip]
         ep_size = self._groups.ep.size()
@@ -170,20 +179,20 @@ class WeightTable:
         for stage, held in enumerate(all_gather_objects(mine, group=self._groups.pp)):
             for name, shape, dtype in held:
                 holders = range(ep_size) if _EXPERT.search(name) else range(1)
-                of_holders = tuple(by_parameter[self._global_name(name, ep_rank)] for ep_rank in holders)
-                entries.append(_Entry(of_holders, name, stage, shape, dtype))
-        covered = {mapping.parameter for entry in entries for mapping in entry.mappings}
-        if absent := sorted(by_parameter.keys() - covered):
+                names = tuple(self._global_name(name, ep_rank) for ep_rank in holders)
+                entries.append(_Entry(names, name, stage, shape, dtype))
+        covered = {name for entry in entries for name in entry.names}
+        if absent := sorted({mapping.parameter for mapping in mappings} - covered):
             raise ConversionError(f"the weight mapping names parameters that no stage holds: {absent}")
-        # Slices of one fused tensor stand together, so that one such tensor is open at a time.
-        order = {name: place for place, name in enumerate(name for m in self._mappings for name in m.hf_names)}
+        # Slices of one fused tensor stand together in the mappings, so that one such tensor is open at a time.
+        order = {mapping.parameter: place for place, mapping in enumerate(mappings)}
         return sorted(
             entries,
             key=lambda entry: (
                 entry.stage,
                 entry.is_expert,
                 str(entry.dtype),
-                order[entry.mappings[0].hf_names[0]] if entry.mappings[0].expert is not None else -1,
+                order[entry.names[0]] if entry.is_expert else -1,
             ),
         )
 
@@ -191,7 +200,7 @@ class WeightTable:
         bucket: list[_Entry] = []
         size = 0
         for entry in self._entries:
-            ranks = len(entry.mappings) * self._shard_group(entry.local_name).size()
+            ranks = len(entry.names) * self._shard_group(entry.local_name).size()
             entry_size = entry.numel * (dtype or entry.dtype).itemsize * ranks
             alike = bucket and (entry.stage, entry.is_expert, entry.dtype) == (
                 bucket[0].stage,
@@ -208,10 +217,11 @@ class WeightTable:
 
     def replicated(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters of this rank that every tensor-parallel rank holds whole, by their names in the chunk."""
+        ops = {mapping.parameter: mapping.op for mapping in self._mappings_of(None)}
         return [
             (name, parameter)
             for name, parameter in self._parameters.items()
-            if isinstance(self._local_mappings[name].op, Replicated | PatchEmbed)
+            if isinstance(ops[self._global_names[name]], Replicated | PatchEmbed)
         ]
 
     def _gather(
@@ -220,7 +230,7 @@ class WeightTable:
         """All shards of a bucket, ``[expert-parallel ranks, tensor-parallel ranks, elements]``, on every rank."""
         first = bucket[0]
         tp_group = self._shard_group(first.local_name)
-        num_expert_ranks = len(first.mappings)
+        num_expert_ranks = len(first.names)
         numel = sum(entry.numel for entry in bucket)
         device = next(iter(self._parameters.values())).device
         shards = torch.empty(num_expert_ranks, tp_group.size(), numel, dtype=dtype, device=device)

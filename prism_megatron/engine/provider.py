@@ -12,7 +12,8 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor
 
 from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.conversion.expert_layout import ExpertLayout
+from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.engine.batch import Batch
 
 
@@ -37,8 +38,14 @@ class ModelProvider(Protocol):
         scores for a discriminator.
         """
 
-    def weight_mappings(self) -> Sequence[WeightMapping]:
-        """Every Hugging Face tensor exactly once (see ``conversion/mapping.py``)."""
+    def expert_layout(self, source: TensorSource, /) -> ExpertLayout | None:
+        """How ``source`` stores experts; None where all layouts have the same mappings, or none fits."""
+
+    def weight_mappings(self, layout: ExpertLayout | None = None) -> Sequence[WeightMapping]:
+        """Every Hugging Face tensor exactly once (see ``conversion/mapping.py``), in the model's own layout by default.
+
+        Every layout names the same parameters. Raises ConversionError for a layout that the model is not stored in.
+        """
 
     def is_frozen(self, parameter_name: str) -> bool:
         """Whether a parameter of a chunk (by its name in the chunk) stays as loaded."""

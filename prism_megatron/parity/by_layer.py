@@ -20,9 +20,8 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.conversion.expert_layout import with_experts_as_mapped
 from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.mapping import TensorSource, WeightMapping
+from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import collate
 from prism_megatron.engine.runtime import World
 from prism_megatron.parity.compare import Difference, agreement, gradient_errors, largest_error, worst_first
@@ -181,9 +180,12 @@ class Ours:
     def __init__(self, world: World, shape: Qwen3VLShape, weights: TensorSource, recompute: RecomputeConfig) -> None:
         self.world = world
         self.shape = shape
-        mappings = Qwen3VLProvider(shape).weight_mappings()
-        self.mappings = {mapping.parameter: mapping for mapping in mappings}
-        self.weights = with_experts_as_mapped(weights, mappings)
+        provider = Qwen3VLProvider(shape)
+        self.stored = {m.parameter: m for m in provider.weight_mappings(provider.expert_layout(weights))}
+        """mappings by parameter, experts as the weights store them"""
+        self.compared = {m.parameter: m for m in provider.weight_mappings("transformers")}
+        """the same, experts as transformers has them in memory"""
+        self.weights = weights
         self.recompute = recompute
 
     def run(self, layer: int, samples: Sequence[Sample], states: Sequence[State]) -> PartOutcome:
@@ -209,7 +211,8 @@ class Ours:
                 gradients[f"input of layer {layer}, sample {n}"] = leaf.grad[:, 0].cpu()
             outputs.append(output.detach().cpu())
         slices: dict[str, dict[int, Tensor]] = {}
-        for mapping, parameter in self._mapped(chunk, layer):
+        for whole, parameter in self._named(chunk, layer):
+            mapping = self.compared[whole]
             for name, tensor in zip(mapping.hf_names, mapping.op.merge([_gradient(parameter)]), strict=True):
                 if mapping.expert is None:
                     gradients[name] = tensor
@@ -234,16 +237,16 @@ class Ours:
             post_process=layer == text.num_layers - 1,
             vp_stage=None,
         ).to(self.world.device)
-        for mapping, parameter in self._mapped(chunk, layer):
+        for whole, parameter in self._named(chunk, layer):
+            mapping = self.stored[whole]
             with torch.no_grad():
                 parameter.copy_(mapping.op.split(mapping.read(self.weights), 1)[0])
         return chunk
 
-    def _mapped(self, chunk: Any, layer: int) -> Iterator[tuple[WeightMapping, nn.Parameter]]:
+    def _named(self, chunk: Any, layer: int) -> Iterator[tuple[str, nn.Parameter]]:
         """The chunk's parameters beside what they are called in the whole model."""
         for name, parameter in chunk.named_parameters():
-            whole = chunk.tied_copies.get(name, name).replace("decoder.layers.0.", f"decoder.layers.{layer}.")
-            yield self.mappings[whole], parameter
+            yield chunk.tied_copies.get(name, name).replace("decoder.layers.0.", f"decoder.layers.{layer}."), parameter
 
 
 def _payload(state: State) -> Tensor:

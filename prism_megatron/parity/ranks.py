@@ -114,7 +114,8 @@ def run_samples(engine: MegatronEngine, shape: Qwen3VLShape, samples: Sequence[S
 
     engine.forward_backward(microbatches(samples, shape, world, pack=pack), loss_of)
     gradients: dict[str, Tensor] = {}
-    for name, gradient in engine.export_gradients():
+    # transformers has this layout in memory, whatever the folder's.
+    for name, gradient in engine.export_gradients(layout="transformers"):
         if world.is_main:
             gradients[name] = gradient.cpu()
     spread = max(all_gather_objects(engine.gradient_spread()))

@@ -67,6 +67,9 @@ class RandomSource(TensorSource):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self.like.shapes()
 
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        return dict.fromkeys(self.like.names(), torch.float32)
+
     def get(self, name: str) -> torch.Tensor:
         shape = self.like.shapes()[name]
         if "norm" in name:

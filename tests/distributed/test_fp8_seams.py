@@ -117,10 +117,10 @@ def round_trip(world: World) -> tuple[dict[str, Tensor], dict[str, Tensor], dict
     source = tiny.NamedWeights({mapping.hf_names[0]: (3, 2) for mapping in mappings})
     chunk = nn.Module()
     chunk.mlp = GroupedExperts()
-    table = WeightTable([chunk], mappings, world.groups, num_experts=2)
-    table.load(source)
+    table = WeightTable([chunk], lambda _layout: mappings, world.groups, num_experts=2)
+    table.load(source, None)
     held = {name: parameter.detach().clone() for name, parameter in chunk.named_parameters()}
-    return {name: source.get(name) for name in source.names()}, held, dict(table.export(bucket_bytes=8))
+    return {name: source.get(name) for name in source.names()}, held, dict(table.export(8, None))
 
 
 def test_grouped_experts_load_and_export_under_single_names(gloo: GlooWorld) -> None:

@@ -86,6 +86,9 @@ class NamedWeights(TensorSource):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
 
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        return dict.fromkeys(self._shapes, torch.float32)
+
     def get(self, name: str) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         noise = torch.randn(self._shapes[name], generator=generator)

@@ -242,6 +242,9 @@ class StateSource(TensorSource):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.state.items()}
 
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        return {name: tensor.dtype for name, tensor in self.state.items()}
+
 
 def tiny_shape() -> Qwen3VLShape:
     return shape_of(tiny_config())

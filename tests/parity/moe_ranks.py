@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
@@ -32,10 +35,11 @@ def build(world: World, shape: Qwen3VLShape, source: TensorSource) -> MegatronEn
 
 
 def load_and_export(
-    world: World, shape: Qwen3VLShape, source: TensorSource, bucket_bytes: int
-) -> list[tuple[str, Tensor]]:
-    """What is exported after loading, in its order."""
-    return list(build(world, shape, source).export_hf(bucket_bytes))
+    world: World, shape: Qwen3VLShape, source: TensorSource, bucket_bytes: int, layouts: Sequence[ExpertLayout | None]
+) -> list[list[tuple[str, Tensor]]]:
+    """What is exported after loading in each of the layouts, in its order."""
+    engine = build(world, shape, source)
+    return [list(engine.export_hf(bucket_bytes, layout=layout)) for layout in layouts]
 
 
 def one_step(world: World, shape: Qwen3VLShape, source: TensorSource) -> tuple[float, dict[str, Tensor]]:

@@ -6,13 +6,14 @@ The oracle is a random ``Qwen3VLMoeForConditionalGeneration`` in float32. Blind 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.errors import ConversionError
 from prism_megatron.parity.oracle import model_inputs
 from prism_megatron.parity.samples import sample_sets
@@ -50,8 +51,21 @@ def weights() -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tiny_model(CONFIG).state_dict().items()}
 
 
-def hub_layout(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n: t.transpose(1, 2).contiguous() if ".experts." in n else t for n, t in weights.items()}
+def in_layout(weights: dict[str, Tensor], layout: ExpertLayout) -> dict[str, Tensor]:
+    """Weights of transformers 5 as ``layout`` stores them, written out by hand."""
+    stored = {}
+    for name, tensor in weights.items():
+        if layout == "transformers" or ".experts." not in name:
+            stored[name] = tensor
+        elif layout == "hub":
+            stored[name] = tensor.transpose(1, 2).contiguous()
+        else:
+            prefix, kind = name.rsplit(".", 1)
+            for expert, matrix in enumerate(tensor):
+                parts = ("gate", "up") if kind == "gate_up_proj" else ("down",)
+                for part, piece in zip(parts, matrix.chunk(len(parts)), strict=True):
+                    stored[f"{prefix}.{expert}.{part}_proj.weight"] = piece.contiguous()
+    return stored
 
 
 @pytest.mark.parametrize("name", sample_sets())
@@ -88,17 +102,26 @@ def test_a_sharded_optimizer_steps_as_one_rank_does(gloo: GlooWorld, weights: di
 
 
 @pytest.mark.parametrize("layout", ["TP1", "TP2 (experts too)", "TP2·EP2·ETP2", "PP2·EP2"])
-def test_either_layout_of_experts_is_loaded_and_one_is_exported(
+def test_experts_are_exported_as_they_were_loaded_or_as_asked(
     gloo: GlooWorld, weights: dict[str, Tensor], layout: str
 ) -> None:
     """Bit for bit, every name once, in buckets smaller than a fused tensor and in larger ones, on every rank."""
     parallel, num_ranks = LAYOUTS[layout]
-    for stored, bucket_bytes in ((weights, 1000), (hub_layout(weights), 2**30)):
-        for exported in gloo.run(
-            load_and_export, SHAPE, StateSource(stored), bucket_bytes, parallel=parallel, num_ranks=num_ranks
+    of: dict[ExpertLayout, dict[str, Tensor]] = {name: in_layout(weights, name) for name in get_args(ExpertLayout)}
+    cases: list[tuple[ExpertLayout, int, list[ExpertLayout | None]]] = [
+        ("transformers", 1000, [None]),
+        ("hub", 2**30, [None]),
+        ("per_expert", 1000, [None, "hub", "transformers"]),
+    ]
+    for stored, bucket_bytes, asked in cases:
+        source = StateSource(of[stored])
+        for exports in gloo.run(
+            load_and_export, SHAPE, source, bucket_bytes, asked, parallel=parallel, num_ranks=num_ranks
         ):
-            assert sorted(name for name, _ in exported) == sorted(weights)
-            assert all(torch.equal(tensor, weights[name]) for name, tensor in exported)
+            for wanted, exported in zip(asked, exports, strict=True):
+                expected = of[wanted or stored]
+                assert sorted(name for name, _ in exported) == sorted(expected)
+                assert all(torch.equal(tensor, expected[name]) for name, tensor in exported)
 
 
 def test_a_broken_folder_is_refused(gloo: GlooWorld, weights: dict[str, Tensor]) -> None:
@@ -112,4 +135,4 @@ def test_a_broken_folder_is_refused(gloo: GlooWorld, weights: dict[str, Tensor])
     ):
         stored = {name: tensor for name, tensor in (weights | change).items() if tensor is not None}
         with pytest.raises(RankError, match=f"(?s){ConversionError.__name__}.*{message}"):
-            gloo.run(load_and_export, SHAPE, StateSource(stored), 1000, num_ranks=1)
+            gloo.run(load_and_export, SHAPE, StateSource(stored), 1000, [None], num_ranks=1)

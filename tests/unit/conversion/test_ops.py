@@ -16,6 +16,7 @@ from prism_megatron.conversion.ops import (
     PatchEmbed,
     Replicated,
     Row,
+    Transposed,
     VisionQKV,
 )
 
@@ -101,3 +102,44 @@ def test_patch_embed_is_the_convolution_as_a_matrix() -> None:
 def test_a_width_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="does not divide into 4 shards"):
         Row().split([torch.zeros(2, 6)], 4)
+
+
+@exact
+@given(tp_size=TP_SIZES, blocks=st.integers(1, 3), seed=SEEDS)
+def test_pieces_are_where_shards_lie_in_the_global_tensor(tp_size: int, blocks: int, seed: int) -> None:
+    """Claim: cut from the global tensor and joined, a rank's boxes are its shard; ranks of a split op share nothing."""
+    torch.manual_seed(seed)
+    rows = 8 * blocks
+    one, two, bias, image = (
+        torch.randn(rows, rows),
+        torch.randn(rows, rows),
+        torch.randn(3 * rows),
+        torch.randn(2, 3, 2, 4, 4),
+    )
+    cases: list[tuple[Op, list[torch.Tensor]]] = [
+        (Replicated(), [bias]),
+        (Column(rows), [one]),
+        (Row(), [one]),
+        (GroupedQKV(kv_heads=4, head_dim=2 * blocks), [one, two, two]),
+        (GateUp(), [one, two]),
+        (FusedGateUp(), [one]),
+        (VisionQKV(heads=4), [bias]),
+        (PatchEmbed((3, 2, 4, 4)), [image]),
+        (Transposed(FusedGateUp()), [one]),
+        (Transposed(Row()), [one]),
+    ]
+    for op, tensors in cases:
+        (whole,) = op.split(tensors, 1)
+        covered = torch.zeros(whole.shape)
+        for shard, boxes in zip(op.split(tensors, tp_size), op.pieces(tuple(whole.shape), tp_size), strict=True):
+            places = [tuple(slice(o, o + s) for o, s in zip(box.offset, box.size, strict=True)) for box in boxes]
+            assert torch.equal(torch.cat([whole[place] for place in places]), shard), op
+            for place in places:
+                covered[place] += 1
+        copies = tp_size if isinstance(op, Replicated | PatchEmbed) else 1
+        assert torch.equal(covered, torch.full_like(covered, copies)), op
+
+
+def test_pieces_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="does not divide into 4 shards"):
+        GateUp().pieces((6, 3), 2)

@@ -39,6 +39,9 @@ class Source(TensorSource):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        return {name: tensor.dtype for name, tensor in self.tensors.items()}
+
 
 def test_exact_sources_pass() -> None:
     check_names(MAPPINGS, Source())

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from model_providers.moe_discriminator.folder import read_towers, write_config
-from model_providers.moe_discriminator.mapping import SCORE, expert_name, router_name, weight_mappings
+from model_providers.moe_discriminator.mapping import SCORE, router_name, weight_mappings
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
-from model_providers.qwen3_vl.mapping import dense_mlp_mappings
+from model_providers.qwen3_vl.mapping import dense_mlp_mappings, expert_name
 from model_providers.qwen3_vl.mapping import weight_mappings as dense_mappings
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -87,6 +87,9 @@ class DenseSource(TensorSource):
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        return {name: tensor.dtype for name, tensor in self.tensors.items()}
 
 
 def test_names_and_shapes_are_those_the_model_maps() -> None:
