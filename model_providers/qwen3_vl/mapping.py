@@ -17,6 +17,7 @@ from prism_megatron.conversion.ops import (
     Row,
     Transposed,
     VisionQKV,
+    vocabulary,
 )
 
 TEXT = "model.language_model"
@@ -42,7 +43,9 @@ def weight_mappings(shape: Qwen3VLShape, layout: ExpertLayout = "transformers") 
             mappings += [router_mapping(hidden, experts.count, layer), *expert_mappings(hidden, experts, layer, layout)]
     if not shape.text.tied:
         text = shape.text
-        mappings.append(WeightMapping((LM_HEAD,), OUTPUT, Column(text.vocab), hf_shapes=((text.vocab, text.hidden),)))
+        mappings.append(
+            WeightMapping((LM_HEAD,), OUTPUT, vocabulary(text.vocab), hf_shapes=((text.vocab, text.hidden),))
+        )
     return mappings
 
 
@@ -53,7 +56,7 @@ def embedding_mappings(shape: Qwen3VLShape) -> list[WeightMapping]:
         WeightMapping(
             (f"{TEXT}.embed_tokens.weight",),
             EMBEDDING,
-            Column(text.vocab),
+            vocabulary(text.vocab),
             optional_alias=LM_HEAD if text.tied else None,
             hf_shapes=((text.vocab, text.hidden),),
         ),

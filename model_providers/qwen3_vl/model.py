@@ -32,6 +32,7 @@ from model_providers.qwen3_vl.mapping import EMBEDDING, OUTPUT
 from model_providers.qwen3_vl.mrope import rotary_tables
 from model_providers.qwen3_vl.vision import VisionModel
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.ops import vocabulary
 from prism_megatron.engine.attention import Sequences
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.specs import mark_tensor_parallel
@@ -236,6 +237,5 @@ class Qwen3VLModel(Qwen3VLTrunk):
 
 
 def padded_vocab(shape: Qwen3VLShape, config: TransformerConfig) -> int:
-    """The vocabulary rounded up to a multiple of the tensor-parallel size."""
-    shards: int = config.tensor_model_parallel_size
-    return -(-shape.text.vocab // shards) * shards
+    """Rows of the embedding and of the output layer over all tensor-parallel ranks (see ``conversion.ops``)."""
+    return vocabulary(shape.text.vocab).padded_rows(config.tensor_model_parallel_size)

@@ -6,6 +6,7 @@ Each op has ``split`` (full Hugging Face tensors -> list of tp shards), ``merge`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -54,13 +55,19 @@ class Replicated:
 
 @dataclass(frozen=True)
 class Column:
-    """``rows`` of dimension 0, padded with zeros to a multiple of tp (only a vocabulary ever needs it)."""
+    """``rows`` of dimension 0, padded with zeros to a multiple of ``multiple`` and of tp (see ``vocabulary``)."""
 
     rows: int
+    multiple: int = 1
+
+    def padded_rows(self, tp_size: int) -> int:
+        """Rows of all shards together."""
+        multiple = math.lcm(self.multiple, tp_size)
+        return -(-self.rows // multiple) * multiple
 
     def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]:
         (tensor,) = tensors
-        padding = -self.rows % tp_size
+        padding = self.padded_rows(tp_size) - self.rows
         if padding:
             tensor = torch.cat([tensor, tensor.new_zeros((padding, *tensor.shape[1:]))])
         return _shards(tensor, tp_size, dim=0)
@@ -70,6 +77,15 @@ class Column:
 
     def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
         return _slabs(global_shape, tp_size, dim=0)
+
+
+def vocabulary(size: int) -> Column:
+    """An embedding or output layer of ``size`` words: the same padded rows at every tp that divides 128.
+
+    What a checkpoint stores then does not depend on the layout it was saved in. Qwen's vocabularies are multiples of
+    128 already; for others this is Megatron's usual padding (its ``make_vocab_size_divisible_by`` is 128).
+    """
+    return Column(size, multiple=128)
 
 
 @dataclass(frozen=True)

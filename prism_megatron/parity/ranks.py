@@ -142,9 +142,10 @@ def assemble(pieces: Sequence[Piece], samples: Sequence[Sample], vocab: int) -> 
     logits = [torch.zeros(len(sample.row.token_ids), vocab) for sample in samples]
     counts = [torch.zeros(len(sample.row.token_ids), vocab, dtype=torch.uint8) for sample in samples]
     for piece in pieces:
-        columns = slice(piece.first_column, min(vocab, piece.first_column + piece.logits_T_V.shape[-1]))
+        real = max(0, min(vocab - piece.first_column, piece.logits_T_V.shape[-1]))  # the others are padding
+        columns = slice(piece.first_column, piece.first_column + real)
         token_T = torch.from_numpy(piece.token_T)
-        logits[piece.sample][token_T, columns] = piece.logits_T_V[:, : columns.stop - columns.start]
+        logits[piece.sample][token_T, columns] = piece.logits_T_V[:, :real]
         counts[piece.sample][token_T, columns] += 1
     if not all(bool((count == 1).all()) for count in counts):
         raise ValueError("the ranks' logits do not cover every token and word exactly once")

@@ -18,6 +18,7 @@ from prism_megatron.conversion.ops import (
     Row,
     Transposed,
     VisionQKV,
+    vocabulary,
 )
 
 TP_SIZES = st.sampled_from([1, 2, 4])
@@ -43,6 +44,20 @@ def test_column_pads_any_number_of_rows(tp_size: int, rows: int, seed: int, bias
     tensor = torch.randn(rows) if bias else torch.randn(rows, 3)
     shards = assert_round_trip(Column(rows), [tensor], tp_size)
     assert {len(shard) for shard in shards} == {-(-rows // tp_size)}
+
+
+@exact
+@given(tp_size=st.sampled_from([1, 2, 3, 4, 8, 64, 128]), size=st.integers(1, 400), seed=SEEDS)
+def test_a_vocabulary_is_padded_alike_at_every_tp_that_divides_128(tp_size: int, size: int, seed: int) -> None:
+    """Claim: the shards together are the same tensor, zeros after the last word, unless tp does not divide 128."""
+    torch.manual_seed(seed)
+    tensor = torch.randn(size, 2)
+    together = torch.cat(assert_round_trip(vocabulary(size), [tensor], tp_size))
+    if tp_size != 3:
+        assert torch.equal(together, vocabulary(size).split([tensor], 1)[0])
+    multiple = 3 * 128 if tp_size == 3 else 128
+    assert len(together) % multiple == 0 and len(together) < size + multiple
+    assert not together[size:].any()
 
 
 @exact
