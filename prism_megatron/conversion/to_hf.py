@@ -1,0 +1,235 @@
+"""From a ``torch_dist`` checkpoint to the safetensors files of a Hugging Face folder: the plan and its execution."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prism_megatron.conversion.hf_reader import INDEX, SINGLE
+from prism_megatron.conversion.mapping import WeightMapping
+from prism_megatron.conversion.ops import Box
+from prism_megatron.conversion.row_order import origins_of
+from prism_megatron.conversion.stored_tensor import safetensors_header
+from prism_megatron.conversion.to_megatron import CHUNK_BYTES, checkpoint_key, checkpoint_tensors
+from prism_megatron.conversion.torch_dist import TorchDistFolder
+from prism_megatron.errors import ConversionError
+
+UNIT_BYTES = 256 * 2**20
+"""About as much is lost by each worker of an interrupted conversion."""
+
+
+@dataclass(frozen=True)
+class _HFTensor:
+    """One tensor to write. ``mappings`` is one mapping, or one for each expert of a fused tensor."""
+
+    name: str
+    mappings: tuple[WeightMapping, ...]
+    part: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Rows ``start`` to ``stop`` of a tensor, which belong at byte ``offset`` of the file."""
+
+    tensor: _HFTensor
+    start: int
+    stop: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class ShardPart:
+    """A range of one safetensors file: a unit of work (``work.Unit``). Any worker may write any part first."""
+
+    file: str
+    spans: tuple[_Span, ...]
+    folder: TorchDistFolder
+    role: str
+    num_bytes: int
+
+    def run(self, folder: Path, count: Callable[[int], None]) -> None:
+        """Write the range into the file, flushed; again, if an earlier run wrote it without noting so."""
+        handle = os.open(folder / self.file, os.O_WRONLY)
+        try:
+            for span in self.spans:
+                step = max(1, CHUNK_BYTES // span.tensor.row_bytes)
+                for start in range(span.start, span.stop, step):
+                    rows = self._rows(span.tensor, start, min(span.stop, start + step))
+                    _write_all(handle, rows, span.offset + (start - span.start) * span.tensor.row_bytes)
+                    count(rows.nbytes)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _rows(self, tensor: _HFTensor, start: int, stop: int) -> Tensor:
+        key, expert = checkpoint_key(self.role, tensor.mappings[0].parameter)
+        rows = torch.empty((stop - start, *tensor.shape[1:]), dtype=tensor.dtype)
+        if tensor.mappings[0].expert is not None:
+            for number in range(start, stop):
+                matrix = self.folder.read(key, number, number + 1)[0]
+                rows[number - start] = tensor.mappings[number].op.merge([matrix])[tensor.part]
+            return rows
+        width = self.folder.shape(key)[1:] if expert is None else self.folder.shape(key)[2:]
+        for run in origins_of(tensor.mappings[0], tensor.part, start, stop):
+            box = Box((run.target, *(0 for _ in width)), (run.count, *width))
+            if expert is not None:
+                box = Box((expert, *box.offset), (1, *box.size))
+            part = self.folder.read_box(key, box).reshape(run.count, *tensor.shape[1:])
+            rows[run.origin - start : run.origin - start + run.count] = part
+        return rows
+
+
+@dataclass(frozen=True)
+class HFPlan:
+    """The files with their first bytes and lengths, and the parts they are written in."""
+
+    heads: Mapping[str, bytes]
+    sizes: Mapping[str, int]
+    index: str | None
+    parts: tuple[ShardPart, ...]
+
+    def prepare(self, folder: Path) -> None:
+        """Make the files in their full length, with their headers; what stands in them already stays."""
+        for name, head in self.heads.items():
+            handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o644)
+            try:
+                os.ftruncate(handle, self.sizes[name])
+                os.pwrite(handle, head, 0)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        if self.index is not None:
+            (folder / INDEX).write_text(self.index, encoding="utf-8")
+
+
+def plan_hf(
+    mappings: Sequence[WeightMapping],
+    folder: TorchDistFolder,
+    *,
+    role: str,
+    aliases: Sequence[str],
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+) -> HFPlan:
+    """Which tensors are written where; no weight is read. ``dtype`` None keeps each tensor's.
+
+    Raises ConversionError for a checkpoint whose tensors of ``role`` are not those of the mappings.
+    """
+    check_keys(mappings, folder, role)
+    tensors = list(_tensors(mappings, folder, role, aliases, dtype))
+    shards = list(_shards(tensors, shard_bytes))
+    names = [SINGLE]
+    if len(shards) > 1:
+        names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    heads, sizes, parts = {}, {}, []
+    for name, shard in zip(names, shards, strict=True):
+        # The widest formats first, so that every tensor begins at a multiple of its own width.
+        ordered = sorted(shard, key=lambda tensor: -tensor.dtype.itemsize)
+        heads[name], begins = safetensors_header({t.name: (t.dtype, t.shape) for t in ordered})
+        sizes[name] = len(heads[name]) + sum(tensor.num_bytes for tensor in ordered)
+        for spans in _units(ordered, begins):
+            size = sum((span.stop - span.start) * span.tensor.row_bytes for span in spans)
+            parts.append(ShardPart(name, tuple(spans), folder, role, size))
+    index = None
+    if len(shards) > 1:
+        total = sum(tensor.num_bytes for tensor in tensors)
+        places = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        index = json.dumps(document, indent=2) + "\n"
+    return HFPlan(heads, sizes, index, tuple(parts))
+
+
+def check_keys(mappings: Sequence[WeightMapping], folder: TorchDistFolder, role: str) -> None:
+    """Raise ConversionError unless the checkpoint's tensors of ``role`` are those of the mappings, shapes included."""
+    wanted = checkpoint_tensors(role, mappings)
+    held = {key for key in folder.keys() if key.startswith(f"{role}.")}  # noqa: SIM118 - no mapping
+    for problem, keys, others in (
+        ("lacks {} tensors of the model, first", wanted.keys() - held, held - wanted.keys() or held),
+        ("holds {} tensors that are not the model's, first", held - wanted.keys(), wanted.keys()),
+    ):
+        if keys:
+            near = difflib.get_close_matches(min(keys), sorted(others), n=1)
+            hint = f" (nearest: {near[0]!r})" if near else ""
+            raise ConversionError(f"{folder.folder} {problem.format(len(keys))} {min(keys)!r}{hint}")
+    for key, shape in wanted.items():
+        if folder.shape(key) != shape:
+            raise ConversionError(
+                f"{folder.folder}: {key!r} has shape {folder.shape(key)}, but the model's config makes it {shape}"
+            )
+
+
+def _tensors(
+    mappings: Sequence[WeightMapping],
+    folder: TorchDistFolder,
+    role: str,
+    aliases: Sequence[str],
+    dtype: torch.dtype | None,
+) -> Iterator[_HFTensor]:
+    """All tensors in the order of the mappings, which is that of the layers."""
+    by_name: dict[str, list[tuple[WeightMapping, int]]] = {}
+    for mapping in mappings:
+        for part, name in enumerate(mapping.hf_names):
+            by_name.setdefault(name, []).append((mapping, part))
+        if mapping.optional_alias in aliases:
+            by_name[mapping.optional_alias] = [(mapping, 0)]
+    for name, found in by_name.items():
+        first, part = found[0]
+        assert first.hf_shapes is not None
+        stored = folder.dtype(checkpoint_key(role, first.parameter)[0])
+        of_expert = tuple(mapping for mapping, _ in found)
+        yield _HFTensor(name, of_expert, part, first.hf_shapes[part], dtype or stored)
+
+
+def _shards(tensors: Sequence[_HFTensor], shard_bytes: int) -> Iterator[list[_HFTensor]]:
+    shard: list[_HFTensor] = []
+    size = 0
+    for tensor in tensors:
+        if shard and size + tensor.num_bytes > shard_bytes:
+            yield shard
+            shard, size = [], 0
+        shard.append(tensor)
+        size += tensor.num_bytes
+    yield shard
+
+
+def _units(tensors: Sequence[_HFTensor], begins: Mapping[str, int]) -> Iterator[list[_Span]]:
+    """The tensors of one file in ranges of about ``UNIT_BYTES``, tensors cut between rows where they are larger."""
+    unit: list[_Span] = []
+    room = UNIT_BYTES
+    for tensor in tensors:
+        start = 0
+        while start < tensor.shape[0]:
+            stop = min(tensor.shape[0], start + max(1, room // tensor.row_bytes))
+            unit.append(_Span(tensor, start, stop, begins[tensor.name] + start * tensor.row_bytes))
+            room -= (stop - start) * tensor.row_bytes
+            start = stop
+            if room <= 0 or (start < tensor.shape[0] and room < tensor.row_bytes):
+                yield unit
+                unit, room = [], UNIT_BYTES
+    if unit:
+        yield unit
+
+
+def _write_all(handle: int, tensor: Tensor, offset: int) -> None:
+    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    while view:
+        count = os.pwrite(handle, view, offset)
+        view, offset = view[count:], offset + count
