@@ -57,7 +57,9 @@ def parse(argv: Sequence[str]) -> AlignConfig:
     return config
 
 
-def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str) -> ConfigT:
+def parse_over(
+    defaults: ConfigT, argv: Sequence[str], *, description: str, prog: str | None = None
+) -> ConfigT:
     """``defaults`` with the YAML of ``--config`` over them, and the flags over both. Raises ConfigError."""
     arguments = _spell_out_bare_sp(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -66,7 +68,7 @@ def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str) -> C
     values: Mapping[str, Any] = {} if path is None else merge.read_yaml(path)
     form: Any = _CommandLine[type(defaults)]  # type: ignore[misc]  # the class is known at run time only
     default = _CommandLine(run=merge.merge(defaults, values), config=path)
-    command: _CommandLine[ConfigT] = tyro.cli(form, default=default, args=arguments, description=description)
+    command: _CommandLine[ConfigT] = tyro.cli(form, default=default, args=arguments, description=description, prog=prog)
     return command.run
 
 

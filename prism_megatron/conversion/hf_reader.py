@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from prism_megatron.conversion.stored_tensor import StoredTensor, safetensors_in
 from prism_megatron.errors import ConversionError
 
 SINGLE = "model.safetensors"
@@ -61,6 +62,7 @@ class HFFolder:
                 f"{self.folder}: {held[strangers[0]]} holds {strangers[0]!r}, which {INDEX} does not list"
             )
         self._file_of = held
+        self._stored: dict[str, dict[str, StoredTensor]] = {}
 
     def names(self) -> Sequence[str]:
         """All tensor names, sorted."""
@@ -81,8 +83,15 @@ class HFFolder:
 
     def get_slice(self, name: str, index: int) -> Tensor:
         """One entry of dimension 0, read without the rest of the tensor. Raises ConversionError as ``get``."""
-        tensor: Tensor = self._handle(name).get_slice(name)[index]
-        return tensor
+        return self.get_rows(name, index, index + 1)[0]
+
+    def get_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries ``start`` to ``stop`` of dimension 0, in memory of their own."""
+        self._handle(name)
+        file = self._file_of[name]
+        if file not in self._stored:
+            self._stored[file] = safetensors_in(self.folder / file)
+        return self._stored[file][name].rows(start, stop)
 
     def _dtype(self, name: str) -> torch.dtype:
         spelled = self._handle(name).get_slice(name).get_dtype()

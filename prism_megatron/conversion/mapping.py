@@ -48,6 +48,10 @@ class TensorSource(Protocol):
         """``get(name)[index]``; where tensors are read from a file, only this part of it."""
         return self.get(name)[index]
 
+    def get_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """``get(name)[start:stop]``; where tensors are read from a file, only this part of it."""
+        return self.get(name)[start:stop]
+
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     def dtypes(self) -> Mapping[str, torch.dtype]: ...

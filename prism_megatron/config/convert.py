@@ -1,0 +1,138 @@
+"""The configurations of ``tools/convert.py``, and what can be refused before a file is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TargetLayout:
+    """The layout whose ranks read whole chunks of a converted checkpoint; any other loads it too."""
+
+    tp: int = 1
+    """tensor-parallel size"""
+    pp: int = 1
+    """pipeline-parallel size"""
+    vpp: int = 1
+    """virtual pipeline stages (model chunks) per rank"""
+    ep: int = 1
+    """expert-parallel size of models with experts"""
+    etp: int | None = None
+    """tensor-parallel size of experts; by default tp at --ep 1, else 1"""
+    first_stage_layers: int | None = None
+    """language layers of the first pipeline stage, where they do not divide evenly"""
+    last_stage_layers: int | None = None
+    """language layers of the last pipeline stage, where they do not divide evenly"""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """The same layout as a run has it. Raises ConfigError for a size below 1."""
+        for flag in ("tp", "pp", "vpp", "ep", "etp"):
+            size = getattr(self, flag)
+            if size is not None and size < 1:
+                raise ConfigError(f"--{flag} {size} must be at least 1")
+        return ParallelConfig(
+            tp=self.tp,
+            pp=self.pp,
+            vpp=self.vpp,
+            ep=self.ep,
+            etp=self.etp,
+            first_stage_layers=self.first_stage_layers,
+            last_stage_layers=self.last_stage_layers,
+        )
+
+
+@dataclass(frozen=True)
+class UpcyclingConfig:
+    """How a dense model becomes a discriminator; used with ``--as discriminator`` only."""
+
+    experts_per_tower: int = 4
+    """experts in each of the two towers"""
+    top_k: int = 2
+    """experts per token, picked inside the token's tower"""
+    upcycle_noise: float = 0.01
+    """standard deviation added to each expert's copy of the dense MLP"""
+    router_std: float = 0.02
+    """standard deviation of the fresh router and scalar head"""
+    seed: int = 42
+    """keys the noise, the router and the head"""
+
+
+@dataclass(frozen=True)
+class ToMegatronConfig:
+    """Hugging Face folder -> torch_dist checkpoint."""
+
+    layout: tyro.conf.OmitArgPrefixes[TargetLayout] = field(default_factory=TargetLayout)
+    upcycling: tyro.conf.OmitArgPrefixes[UpcyclingConfig] = field(default_factory=UpcyclingConfig)
+    hf: str | None = None
+    """folder of a Qwen3-VL or of a discriminator: safetensors with config.json"""
+    save: str | None = None
+    """checkpoint folder to write"""
+    as_role: Annotated[Literal["policy", "discriminator"] | None, tyro.conf.arg(name="as")] = None
+    """what the model becomes, by default what it is; a dense Qwen3-VL becomes a discriminator by upcycling"""
+    bucket_mb: int = 512
+    """most MB in one data file"""
+    workers: int = 2
+    """threads that convert at the same time; each holds up to about 200 MB"""
+    overwrite: bool = False
+    """replace a finished checkpoint at --save"""
+
+
+@dataclass(frozen=True)
+class ToHFConfig:
+    """torch_dist checkpoint, of training or converted -> Hugging Face folder."""
+
+    load: str | None = None
+    """checkpoint folder"""
+    save: str | None = None
+    """Hugging Face folder to write"""
+    role: Literal["policy", "discriminator"] | None = None
+    """whose weights; by default the only role's, or the policy's"""
+    expert_layout: Literal["as-it-came", "transformers", "hub", "per_expert"] = "as-it-came"
+    """how experts are stored: fused as transformers 5 has them, fused as they are published, or one by one"""
+    dtype: Literal["as-is", "bf16", "fp16", "fp32"] = "as-is"
+    """number format to write; as-is keeps every bit"""
+    shard_mb: int = 4096
+    """most MB in one safetensors file, except for a larger single tensor"""
+    workers: int = 2
+    """threads that convert at the same time; each holds up to about 200 MB"""
+    overwrite: bool = False
+    """replace a finished model folder at --save"""
+
+
+def check_to_megatron(config: ToMegatronConfig) -> None:
+    """Raise ConfigError, naming the flag, for what no model could make work."""
+    _check_folders("--hf", config.hf, config.save)
+    _check_counts({"--bucket-mb": config.bucket_mb, "--workers": config.workers})
+    upcycling = config.upcycling
+    if config.as_role != "discriminator" and upcycling != UpcyclingConfig():
+        raise ConfigError("flags of upcycling make a dense model a discriminator; add --as discriminator")
+    for flag, value in (("--upcycle-noise", upcycling.upcycle_noise), ("--router-std", upcycling.router_std)):
+        if not value >= 0:
+            raise ConfigError(f"{flag} {value} must be at least 0")
+
+
+def check_to_hf(config: ToHFConfig) -> None:
+    """Raise ConfigError, naming the flag, for what no checkpoint could make work."""
+    _check_folders("--load", config.load, config.save)
+    _check_counts({"--shard-mb": config.shard_mb, "--workers": config.workers})
+
+
+def _check_folders(flag: str, source: str | None, target: str | None) -> None:
+    if source is None or target is None:
+        raise ConfigError(f"name the folder to read with {flag} and the folder to write with --save")
+    if not Path(source).is_dir():
+        raise ConfigError(f"{flag} {source} is not a folder; give one that exists")
+
+
+def _check_counts(flags: dict[str, int]) -> None:
+    for flag, count in flags.items():
+        if count < 1:
+            raise ConfigError(f"{flag} {count} must be at least 1")

@@ -1,0 +1,216 @@
+"""Converts between Hugging Face folders and checkpoints: which model a folder holds, and the work in its order.
+
+No process group and no Megatron: a plan is made from headers, threads write its units, and one rename publishes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from model_providers.moe_discriminator.folder import SECTION, read_towers, write_config
+from model_providers.moe_discriminator.mapping import EXPERT_LAYOUT
+from model_providers.moe_discriminator.mapping import weight_mappings as discriminator_mappings
+from model_providers.moe_discriminator.towers import Towers
+from model_providers.moe_discriminator.upcycle import UpcycledSource
+from model_providers.qwen3_vl.mapping import weight_mappings as policy_mappings
+from prism_megatron.config.convert import (
+    ToHFConfig,
+    ToMegatronConfig,
+    UpcyclingConfig,
+    check_to_hf,
+    check_to_megatron,
+)
+from prism_megatron.config.merge import to_plain
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.validate import check_layout
+from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint, write_state
+from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
+from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf_writer import COMPANIONS
+from prism_megatron.conversion.mapping import TensorSource, WeightMapping
+from prism_megatron.conversion.to_hf import plan_hf
+from prism_megatron.conversion.to_megatron import plan_megatron, record
+from prism_megatron.conversion.torch_dist import TorchDistFolder
+from prism_megatron.conversion.torch_dist_writer import write_index
+from prism_megatron.conversion.verify import check_names
+from prism_megatron.conversion.work import WorkFolder, check_target, fingerprint_of, run_units
+from prism_megatron.errors import ConfigError, ConversionError
+
+MB = 10**6
+DTYPES = {"as-is": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_NO_PROGRESS = {"steps_taken": 0, "adam_step": 0}
+_BYTES_VERSION = 1
+"""Raised whenever the same source and flags would give other bytes: work of an older version is then dropped."""
+
+Role = Literal["policy", "discriminator"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A folder's model: its tensors and the mappings that name them. ``towers`` are a discriminator's."""
+
+    role: Role
+    source: TensorSource
+    shape: Qwen3VLShape
+    mappings: Sequence[WeightMapping]
+    expert_layout: ExpertLayout | None
+    towers: Towers | None
+
+    @property
+    def aliases(self) -> list[str]:
+        """Tied repeats that the folder has."""
+        held = set(self.source.names())
+        return [m.optional_alias for m in self.mappings if m.optional_alias in held and m.optional_alias is not None]
+
+
+def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
+    """Write ``config.save`` from ``config.hf``. Raises PrismError; what was written then waits for the same command."""
+    check_to_megatron(config)
+    hf, save = Path(str(config.hf)), Path(str(config.save))
+    check_target(save, source=hf, is_kind=is_checkpoint, kind="checkpoint", overwrite=config.overwrite)
+    parallel = config.layout.parallel
+    model = _open_model(hf, config.as_role, config.upcycling)
+    check_layout(parallel, model.shape, experts_per_tower=model.towers.experts_per_tower if model.towers else 0)
+    check_names(model.mappings, model.source)
+    plan = plan_megatron(
+        model.mappings, model.source, role=model.role, parallel=parallel, bucket_bytes=config.bucket_mb * MB
+    )
+    work = WorkFolder(save, _fingerprint(config, fingerprint_of(hf)), say=say)
+    try:
+        lengths = run_units(plan.files, work, workers=config.workers, label="to-megatron")
+        companions = companions_folder(work.folder, model.role)
+        _copy_companions(hf, companions)
+        if config.as_role == "discriminator" and model.towers is not None:
+            write_config(companions, dense_folder=hf, towers=model.towers)
+        write_index(work.folder, plan.tensors, plan.written(lengths))
+        write_state(
+            work.folder,
+            engines={model.role: _NO_PROGRESS},
+            models={model.role: record(model.expert_layout, model.aliases)},
+            state={},
+        )
+        work.publish()
+    finally:
+        work.close()
+
+
+def to_hf(config: ToHFConfig, *, say: Say) -> None:
+    """Write ``config.save`` from ``config.load``. Raises PrismError, as ``to_megatron``."""
+    check_to_hf(config)
+    load, save = Path(str(config.load)), Path(str(config.save))
+    check_target(save, source=load, is_kind=_is_model_folder, kind="model folder", overwrite=config.overwrite)
+    folder = TorchDistFolder(load)
+    role = _role_of(folder, config.role)
+    companions = companions_folder(load, role)
+    kept = folder.document["models"][role]
+    layout = kept["expert_layout"] if config.expert_layout == "as-it-came" else config.expert_layout
+    plan = plan_hf(
+        _mappings_of(companions, layout),
+        folder,
+        role=role,
+        aliases=kept["aliases"],
+        dtype=DTYPES[config.dtype],
+        shard_bytes=config.shard_mb * MB,
+    )
+    work = WorkFolder(save, _fingerprint(config, fingerprint_of(load, [companions])), say=say)
+    try:
+        if not work.done:
+            plan.prepare(work.folder)
+        run_units(plan.parts, work, workers=config.workers, label="to-hf")
+        _copy_companions(companions, work.folder)
+        if config.dtype != "as-is":
+            _restate_dtype(work.folder / "config.json", str(DTYPES[config.dtype]).removeprefix("torch."))
+        work.publish()
+    finally:
+        work.close()
+
+
+def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) -> _Model:
+    shape, source = Qwen3VLShape.from_folder(folder), HFFolder(folder)
+    if _is_discriminator(folder):
+        if as_role is not None:
+            raise ConfigError(f"--hf {folder} is a discriminator already; leave --as out")
+        towers = read_towers(folder)
+        return _Model("discriminator", source, shape, discriminator_mappings(shape, towers), EXPERT_LAYOUT, towers)
+    if as_role == "discriminator":
+        if shape.text.experts is not None:
+            raise ConfigError(f"--as discriminator upcycles a dense Qwen3-VL, but --hf {folder} has experts")
+        towers = Towers(experts_per_tower=upcycling.experts_per_tower, top_k=upcycling.top_k)
+        upcycled = UpcycledSource(
+            source,
+            shape,
+            towers,
+            seed=upcycling.seed,
+            expert_std=upcycling.upcycle_noise,
+            init_std=upcycling.router_std,
+        )
+        return _Model("discriminator", upcycled, shape, discriminator_mappings(shape, towers), EXPERT_LAYOUT, towers)
+    layout = detect_expert_layout(source, shape)
+    mappings = policy_mappings(shape) if layout is None else policy_mappings(shape, layout)
+    return _Model("policy", source, shape, mappings, layout, None)
+
+
+def _mappings_of(companions: Path, layout: ExpertLayout | None) -> Sequence[WeightMapping]:
+    """The mappings of the model whose files stand in ``companions``, its experts stored as ``layout``."""
+    shape = Qwen3VLShape.from_folder(companions)
+    if _is_discriminator(companions):
+        if layout not in (None, EXPERT_LAYOUT):
+            raise ConfigError(f"--expert-layout {layout}: a discriminator stores its experts as {EXPERT_LAYOUT}")
+        return discriminator_mappings(shape, read_towers(companions))
+    return policy_mappings(shape) if layout is None else policy_mappings(shape, layout)
+
+
+def _role_of(folder: TorchDistFolder, asked: Role | None) -> Role:
+    roles = sorted(folder.document["models"])
+    if asked is not None:
+        if asked not in roles:
+            raise ConfigError(f"--role {asked}: {folder.folder} holds {', '.join(roles) or 'no model'}")
+        return asked
+    if len(roles) != 1 and "policy" not in roles:
+        raise ConversionError(f"{folder.folder} holds {', '.join(roles) or 'no model'}; name one with --role")
+    return cast(Role, roles[0] if len(roles) == 1 else "policy")
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _is_discriminator(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / 'config.json'} cannot be read as JSON: {error}") from error
+    return isinstance(config, dict) and SECTION in config
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _restate_dtype(path: Path, dtype: str) -> None:
+    """Have the config say in which format the weights now are, wherever it says so."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for section in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        for name in ("dtype", "torch_dtype"):
+            if name in section:
+                section[name] = dtype
+    config.setdefault("dtype", dtype)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _fingerprint(config: ToMegatronConfig | ToHFConfig, files: Sequence[Any]) -> Mapping[str, Any]:
+    """Everything that decides the bytes; the number of workers does not."""
+    flags = to_plain(dataclasses.replace(config, workers=1, overwrite=False))
+    return {"version": _BYTES_VERSION, "torch": torch.__version__, "flags": flags, "files": files}
