@@ -60,7 +60,7 @@ class DataFile:
         for mapping, chunks in itertools.groupby(self.chunks, key=lambda chunk: chunk.mapping):
             rows = _Rows(mapping, self.source)
             for chunk in chunks:
-                yield rows.box(chunk.of_parameter)
+                yield rows.box(chunk.of_parameter).view(chunk.of_key.size)
 
 
 @dataclass(frozen=True)
