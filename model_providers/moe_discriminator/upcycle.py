@@ -7,6 +7,7 @@ N(0, 0.01²) noise, router and scalar head start at N(0, 0.02²), everything els
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -49,6 +50,7 @@ class UpcycledSource(TensorSource):
         """
         self._dense = dense
         self._seed = seed
+        self._last = threading.local()
         self._expert_std = expert_std
         self._init_std = init_std
         self._dense_dtypes = dense.dtypes()
@@ -98,6 +100,17 @@ class UpcycledSource(TensorSource):
         if name not in self._shapes:
             raise KeyError(name)
         return self._dense.get(name)
+
+    def get_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """A part of a tensor. What is drawn is kept until this thread asks for another: its parts come in a row."""
+        if name not in self._fresh and name not in self._copied_from:
+            return self._dense.get_rows(name, start, stop)
+        if getattr(self._last, "name", None) != name:
+            self._last.name, self._last.tensor = None, None
+            self._last.tensor = self.get(name)
+            self._last.name = name
+        tensor: Tensor = self._last.tensor
+        return tensor[start:stop].clone()
 
     def _dtype(self, name: str) -> torch.dtype:
         return self._dense_dtypes[f"{TEXT}.norm.weight" if name in self._fresh else self._copied_from.get(name, name)]

@@ -57,9 +57,7 @@ def parse(argv: Sequence[str]) -> AlignConfig:
     return config
 
 
-def parse_over(
-    defaults: ConfigT, argv: Sequence[str], *, description: str, prog: str | None = None
-) -> ConfigT:
+def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str, prog: str | None = None) -> ConfigT:
     """``defaults`` with the YAML of ``--config`` over them, and the flags over both. Raises ConfigError."""
     arguments = _spell_out_bare_sp(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

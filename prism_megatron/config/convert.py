@@ -107,6 +107,24 @@ class ToHFConfig:
     """replace a finished model folder at --save"""
 
 
+@dataclass(frozen=True)
+class MakeRandomConfig:
+    """A Hugging Face folder of random weights."""
+
+    config: str | None = None
+    """a config.json, or a published size such as 4B"""
+    save: str | None = None
+    """folder to write"""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """number format of all weights"""
+    expert_layout: Literal["transformers", "hub", "per_expert"] = "transformers"
+    """how experts are stored"""
+    seed: int = 0
+    """keys the weights"""
+    shard_mb: int = 4096
+    """most MB in one safetensors file, except for a larger single tensor"""
+
+
 def check_to_megatron(config: ToMegatronConfig) -> None:
     """Raise ConfigError, naming the flag, for what no model could make work."""
     _check_folders("--hf", config.hf, config.save)

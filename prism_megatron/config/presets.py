@@ -6,8 +6,9 @@ The numbers are those of the ``config.json`` files of Qwen/Qwen3-VL-{2B,4B,8B,32
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from prism_megatron.config.qwen3_vl import Qwen3VLShape, TextShape, VisionShape
+from prism_megatron.config.qwen3_vl import TEXT_ACTIVATION, VISION_ACTIVATION, Qwen3VLShape, TextShape, VisionShape
 from prism_megatron.errors import ConfigError
 
 
@@ -96,3 +97,64 @@ def _vision(size: _Size) -> VisionShape:
         out_hidden=size.hidden,
         taps=(8, 16, 24) if large else (5, 11, 17),
     )
+
+
+def hf_config(shape: Qwen3VLShape) -> dict[str, Any]:
+    """A ``config.json`` of ``shape``, in the hub's spelling: ``Qwen3VLShape.from_dict`` of it gives ``shape`` again."""
+    text, vision = shape.text, shape.vision
+    kind = "qwen3_vl_moe" if text.experts else "qwen3_vl"
+    experts = {
+        "num_experts": text.num_experts,
+        "num_experts_per_tok": text.experts_per_token,
+        "moe_intermediate_size": text.expert_ffn,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": True,
+    }
+    return {
+        "architectures": ["Qwen3VLMoeForConditionalGeneration" if text.experts else "Qwen3VLForConditionalGeneration"],
+        "model_type": kind,
+        "dtype": shape.dtype,
+        "tie_word_embeddings": text.tied,
+        "image_token_id": shape.image_token_id,
+        "video_token_id": shape.video_token_id,
+        "vision_start_token_id": shape.vision_start_token_id,
+        "vision_end_token_id": shape.vision_end_token_id,
+        "text_config": {
+            "model_type": f"{kind}_text",
+            "attention_bias": False,
+            "eos_token_id": shape.eos_token_id,
+            "pad_token_id": shape.pad_token_id,
+            "head_dim": text.head_dim,
+            "hidden_act": TEXT_ACTIVATION,
+            "hidden_size": text.hidden,
+            "intermediate_size": text.ffn,
+            "num_attention_heads": text.heads,
+            "num_hidden_layers": text.num_layers,
+            "num_key_value_heads": text.kv_heads,
+            "rms_norm_eps": text.eps,
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": list(text.mrope_section),
+                "rope_type": "default",
+            },
+            "rope_theta": text.theta,
+            "vocab_size": text.vocab,
+            **(experts if text.experts else {}),
+        },
+        "vision_config": {
+            "model_type": kind,
+            "deepstack_visual_indexes": list(vision.taps),
+            "depth": vision.depth,
+            "hidden_act": VISION_ACTIVATION,
+            "hidden_size": vision.hidden,
+            "in_channels": vision.channels,
+            "intermediate_size": vision.ffn,
+            "num_heads": vision.heads,
+            "num_position_embeddings": vision.num_position_embeddings,
+            "out_hidden_size": vision.out_hidden,
+            "patch_size": vision.patch,
+            "spatial_merge_size": vision.merge,
+            "temporal_patch_size": vision.temporal_patch,
+        },
+    }

@@ -11,27 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prism_megatron.conversion.stored_tensor import StoredTensor, safetensors_in
+from prism_megatron.conversion.stored_tensor import SAFETENSORS_DTYPES, StoredTensor, safetensors_in
 from prism_megatron.errors import ConversionError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""The format's names of dtypes that a model folder may hold."""
 
 
 class HFFolder:
@@ -95,9 +79,9 @@ class HFFolder:
 
     def _dtype(self, name: str) -> torch.dtype:
         spelled = self._handle(name).get_slice(name).get_dtype()
-        if spelled not in _DTYPES:
+        if spelled not in SAFETENSORS_DTYPES:
             raise ConversionError(f"{self.folder}: tensor {name!r} is of type {spelled}, which is not read")
-        return _DTYPES[spelled]
+        return SAFETENSORS_DTYPES[spelled]
 
     def _handle(self, name: str) -> Any:
         if name not in self._file_of:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from prism_megatron.conversion.hf_reader import INDEX, SINGLE
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import Box
 from prism_megatron.conversion.row_order import origins_of
-from prism_megatron.conversion.stored_tensor import safetensors_header
+from prism_megatron.conversion.shards import Shard, ShardedFolder, Spec, lay_out
+from prism_megatron.conversion.stored_tensor import bytes_of
 from prism_megatron.conversion.to_megatron import CHUNK_BYTES, checkpoint_key, checkpoint_tensors
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.errors import ConversionError
@@ -28,21 +26,11 @@ UNIT_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class _HFTensor:
-    """One tensor to write. ``mappings`` is one mapping, or one for each expert of a fused tensor."""
+    """One tensor to write: part ``part`` of ``mappings``, one mapping or one for each expert of a fused tensor."""
 
-    name: str
+    spec: Spec
     mappings: tuple[WeightMapping, ...]
     part: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def row_bytes(self) -> int:
-        return prod(self.shape[1:]) * self.dtype.itemsize
-
-    @property
-    def num_bytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -70,10 +58,10 @@ class ShardPart:
         handle = os.open(folder / self.file, os.O_WRONLY)
         try:
             for span in self.spans:
-                step = max(1, CHUNK_BYTES // span.tensor.row_bytes)
+                step = max(1, CHUNK_BYTES // span.tensor.spec.row_bytes)
                 for start in range(span.start, span.stop, step):
                     rows = self._rows(span.tensor, start, min(span.stop, start + step))
-                    _write_all(handle, rows, span.offset + (start - span.start) * span.tensor.row_bytes)
+                    _write_all(handle, rows, span.offset + (start - span.start) * span.tensor.spec.row_bytes)
                     count(rows.nbytes)
             os.fsync(handle)
         finally:
@@ -81,7 +69,7 @@ class ShardPart:
 
     def _rows(self, tensor: _HFTensor, start: int, stop: int) -> Tensor:
         key, expert = checkpoint_key(self.role, tensor.mappings[0].parameter)
-        rows = torch.empty((stop - start, *tensor.shape[1:]), dtype=tensor.dtype)
+        rows = torch.empty((stop - start, *tensor.spec.shape[1:]), dtype=tensor.spec.dtype)
         if tensor.mappings[0].expert is not None:
             for number in range(start, stop):
                 matrix = self.folder.read(key, number, number + 1)[0]
@@ -92,32 +80,29 @@ class ShardPart:
             box = Box((run.target, *(0 for _ in width)), (run.count, *width))
             if expert is not None:
                 box = Box((expert, *box.offset), (1, *box.size))
-            part = self.folder.read_box(key, box).reshape(run.count, *tensor.shape[1:])
+            part = self.folder.read_box(key, box).reshape(run.count, *tensor.spec.shape[1:])
             rows[run.origin - start : run.origin - start + run.count] = part
         return rows
 
 
 @dataclass(frozen=True)
 class HFPlan:
-    """The files with their first bytes and lengths, and the parts they are written in."""
+    """The files, and the parts they are written in."""
 
-    heads: Mapping[str, bytes]
-    sizes: Mapping[str, int]
-    index: str | None
+    files: ShardedFolder
     parts: tuple[ShardPart, ...]
 
     def prepare(self, folder: Path) -> None:
-        """Make the files in their full length, with their headers; what stands in them already stays."""
-        for name, head in self.heads.items():
-            handle = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o644)
+        """Make the files in their full length, with their first bytes; what else stands in them already stays."""
+        for shard in self.files.shards:
+            handle = os.open(folder / shard.name, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
-                os.ftruncate(handle, self.sizes[name])
-                os.pwrite(handle, head, 0)
+                os.ftruncate(handle, shard.num_bytes)
+                os.pwrite(handle, shard.head, 0)
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        if self.index is not None:
-            (folder / INDEX).write_text(self.index, encoding="utf-8")
+        self.files.write_index(folder)
 
 
 def plan_hf(
@@ -134,27 +119,20 @@ def plan_hf(
     Raises ConversionError for a checkpoint whose tensors of ``role`` are not those of the mappings.
     """
     check_keys(mappings, folder, role)
-    tensors = list(_tensors(mappings, folder, role, aliases, dtype))
-    shards = list(_shards(tensors, shard_bytes))
-    names = [SINGLE]
-    if len(shards) > 1:
-        names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
-    heads, sizes, parts = {}, {}, []
-    for name, shard in zip(names, shards, strict=True):
-        # The widest formats first, so that every tensor begins at a multiple of its own width.
-        ordered = sorted(shard, key=lambda tensor: -tensor.dtype.itemsize)
-        heads[name], begins = safetensors_header({t.name: (t.dtype, t.shape) for t in ordered})
-        sizes[name] = len(heads[name]) + sum(tensor.num_bytes for tensor in ordered)
-        for spans in _units(ordered, begins):
-            size = sum((span.stop - span.start) * span.tensor.row_bytes for span in spans)
-            parts.append(ShardPart(name, tuple(spans), folder, role, size))
-    index = None
-    if len(shards) > 1:
-        total = sum(tensor.num_bytes for tensor in tensors)
-        places = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        index = json.dumps(document, indent=2) + "\n"
-    return HFPlan(heads, sizes, index, tuple(parts))
+    tensors = dict(_tensors(mappings, folder, role, aliases, dtype))
+    files = lay_out({name: tensor.spec for name, tensor in tensors.items()}, shard_bytes)
+    parts = [
+        ShardPart(
+            shard.name,
+            tuple(spans),
+            folder,
+            role,
+            sum((span.stop - span.start) * span.tensor.spec.row_bytes for span in spans),
+        )
+        for shard in files.shards
+        for spans in _units(shard, tensors)
+    ]
+    return HFPlan(files, tuple(parts))
 
 
 def check_keys(mappings: Sequence[WeightMapping], folder: TorchDistFolder, role: str) -> None:
@@ -182,46 +160,35 @@ def _tensors(
     role: str,
     aliases: Sequence[str],
     dtype: torch.dtype | None,
-) -> Iterator[_HFTensor]:
+) -> Iterator[tuple[str, _HFTensor]]:
     """All tensors in the order of the mappings, which is that of the layers."""
     by_name: dict[str, list[tuple[WeightMapping, int]]] = {}
     for mapping in mappings:
         for part, name in enumerate(mapping.hf_names):
             by_name.setdefault(name, []).append((mapping, part))
-        if mapping.optional_alias in aliases:
+        if mapping.optional_alias is not None and mapping.optional_alias in aliases:
             by_name[mapping.optional_alias] = [(mapping, 0)]
     for name, found in by_name.items():
         first, part = found[0]
         assert first.hf_shapes is not None
         stored = folder.dtype(checkpoint_key(role, first.parameter)[0])
-        of_expert = tuple(mapping for mapping, _ in found)
-        yield _HFTensor(name, of_expert, part, first.hf_shapes[part], dtype or stored)
+        spec = Spec(first.hf_shapes[part], dtype or stored)
+        yield name, _HFTensor(spec, tuple(mapping for mapping, _ in found), part)
 
 
-def _shards(tensors: Sequence[_HFTensor], shard_bytes: int) -> Iterator[list[_HFTensor]]:
-    shard: list[_HFTensor] = []
-    size = 0
-    for tensor in tensors:
-        if shard and size + tensor.num_bytes > shard_bytes:
-            yield shard
-            shard, size = [], 0
-        shard.append(tensor)
-        size += tensor.num_bytes
-    yield shard
-
-
-def _units(tensors: Sequence[_HFTensor], begins: Mapping[str, int]) -> Iterator[list[_Span]]:
-    """The tensors of one file in ranges of about ``UNIT_BYTES``, tensors cut between rows where they are larger."""
+def _units(shard: Shard, tensors: Mapping[str, _HFTensor]) -> Iterator[list[_Span]]:
+    """One file in ranges of about ``UNIT_BYTES``, tensors cut between rows where they are larger."""
     unit: list[_Span] = []
     room = UNIT_BYTES
-    for tensor in tensors:
-        start = 0
-        while start < tensor.shape[0]:
-            stop = min(tensor.shape[0], start + max(1, room // tensor.row_bytes))
-            unit.append(_Span(tensor, start, stop, begins[tensor.name] + start * tensor.row_bytes))
-            room -= (stop - start) * tensor.row_bytes
+    for name, begin in shard.begins.items():
+        tensor, start = tensors[name], 0
+        num_rows, row_bytes = tensor.spec.shape[0], tensor.spec.row_bytes
+        while start < num_rows:
+            stop = min(num_rows, start + max(1, room // row_bytes))
+            unit.append(_Span(tensor, start, stop, begin + start * row_bytes))
+            room -= (stop - start) * row_bytes
             start = stop
-            if room <= 0 or (start < tensor.shape[0] and room < tensor.row_bytes):
+            if room <= 0 or start < num_rows:
                 yield unit
                 unit, room = [], UNIT_BYTES
     if unit:
@@ -229,7 +196,7 @@ def _units(tensors: Sequence[_HFTensor], begins: Mapping[str, int]) -> Iterator[
 
 
 def _write_all(handle: int, tensor: Tensor, offset: int) -> None:
-    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    view = bytes_of(tensor)
     while view:
         count = os.pwrite(handle, view, offset)
         view, offset = view[count:], offset + count

@@ -123,7 +123,7 @@ def plan_megatron(
         for box in _boxes(mapping, parallel.tp if expert is None else parallel.expert_tp, dtypes[key]):
             of_key = box if expert is None else Box((expert, *box.offset), (1, *box.size))
             group.append(_Chunk(mapping, box, key, of_key))
-    files = []
+    files: list[DataFile] = []
     for (stage, _), chunks in sorted(groups.items(), key=lambda item: item[0]):
         for bucket, size in _buckets(chunks, dtypes, bucket_bytes):
             number = sum(file.name.startswith(f"__{stage}_") for file in files)
@@ -135,10 +135,7 @@ def layer_stages(parallel: ParallelConfig, num_layers: int) -> list[int]:
     """The pipeline stage of each layer; with virtual stages each holds several runs of layers, taken in turns."""
     counts = parallel.stage_layers(num_layers)
     return [
-        stage
-        for _ in range(parallel.vpp)
-        for stage, count in enumerate(counts)
-        for _ in range(count // parallel.vpp)
+        stage for _ in range(parallel.vpp) for stage, count in enumerate(counts) for _ in range(count // parallel.vpp)
     ]
 
 
@@ -215,7 +212,9 @@ class _Rows:
         part = self._rows[first : first + box.size[0]]
         if len(box.size) > 1:
             part = part[:, box.offset[1] : box.offset[1] + box.size[1]]
-        return part if part.nbytes == self._rows.untyped_storage().nbytes() else part.clone(memory_format=torch.contiguous_format)
+        # What torch.save writes is the whole storage.
+        alone = part.nbytes == self._rows.untyped_storage().nbytes()
+        return part if alone else part.clone(memory_format=torch.contiguous_format)
 
     def _read(self, start: int, stop: int) -> Tensor:
         mapping = self._mapping

@@ -81,5 +81,10 @@ def write_index(
     index = Metadata(state_dict_metadata=dict(described), storage_data=storage)
     (folder / INDEX_FILE).write_bytes(pickle.dumps(index, protocol=_PICKLE_PROTOCOL))
     torch.save({}, folder / OBJECTS_FILE)
-    backend = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+    backend: dict[str, str | int] = {
+        "sharded_backend": "torch_dist",
+        "sharded_backend_version": 1,
+        "common_backend": "torch",
+        "common_backend_version": 1,
+    }
     (folder / BACKEND_FILE).write_text(json.dumps(backend))

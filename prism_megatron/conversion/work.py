@@ -144,7 +144,7 @@ def run_units(units: Sequence[Unit], work: WorkFolder, *, workers: int, label: s
     """
     left = [number for number in range(len(units)) if number not in work.done]
     total = sum(unit.num_bytes for unit in units)
-    _check_space(work.folder, sum(units[number].num_bytes for number in left))
+    check_space(work.folder, sum(units[number].num_bytes for number in left))
     progress = TransferProgress(label, total_bytes=total)
     progress.skip(total - sum(units[number].num_bytes for number in left))
     pool = ThreadPoolExecutor(max_workers=workers)
@@ -166,11 +166,12 @@ def run_units(units: Sequence[Unit], work: WorkFolder, *, workers: int, label: s
     return [work.done[number] for number in range(len(units))]
 
 
-def _check_space(folder: Path, needed: int) -> None:
+def check_space(folder: Path, needed: int) -> None:
+    """Raise ConversionError where the disk of the work folder ``folder`` is too small for ``needed`` bytes more."""
     free = shutil.disk_usage(folder).free
     if needed + _SPARE_BYTES > free:
         raise ConversionError(
-            f"the disk of {folder.parent.parent} has {format_bytes(free)} free, but {format_bytes(needed)} are to be "
+            f"the disk of {folder} has {format_bytes(free)} free, but {format_bytes(needed)} are to be "
             f"written (and {format_bytes(_SPARE_BYTES)} kept spare); make room or choose another --save"
         )
 
