@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -58,31 +59,33 @@ class ShardPart:
         handle = os.open(folder / self.file, os.O_WRONLY)
         try:
             for span in self.spans:
-                step = max(1, CHUNK_BYTES // span.tensor.spec.row_bytes)
-                for start in range(span.start, span.stop, step):
-                    rows = self._rows(span.tensor, start, min(span.stop, start + step))
-                    _write_all(handle, rows, span.offset + (start - span.start) * span.tensor.spec.row_bytes)
-                    count(rows.nbytes)
+                spec = span.tensor.spec
+                for start, rows in self._rows(span):
+                    _write_all(handle, rows.to(spec.dtype), span.offset + (start - span.start) * spec.row_bytes)
+                    count(len(rows) * spec.row_bytes)
             os.fsync(handle)
         finally:
             os.close(handle)
 
-    def _rows(self, tensor: _HFTensor, start: int, stop: int) -> Tensor:
-        key, expert = checkpoint_key(self.role, tensor.mappings[0].parameter)
-        rows = torch.empty((stop - start, *tensor.spec.shape[1:]), dtype=tensor.spec.dtype)
-        if tensor.mappings[0].expert is not None:
-            for number in range(start, stop):
+    def _rows(self, span: _Span) -> Iterator[tuple[int, Tensor]]:
+        """The rows of a span a few at a time, in no certain order, each time with the number of the first."""
+        tensor = span.tensor
+        first = tensor.mappings[0]
+        key, expert = checkpoint_key(self.role, first.parameter)
+        if first.expert is not None:  # one matrix of a fused tensor is small enough to be rearranged whole
+            for number in range(span.start, span.stop):
                 matrix = self.folder.read(key, number, number + 1)[0]
-                rows[number - start] = tensor.mappings[number].op.merge([matrix])[tensor.part]
-            return rows
+                yield number, tensor.mappings[number].op.merge([matrix])[tensor.part].unsqueeze(0)
+            return
         width = self.folder.shape(key)[1:] if expert is None else self.folder.shape(key)[2:]
-        for run in origins_of(tensor.mappings[0], tensor.part, start, stop):
-            box = Box((run.target, *(0 for _ in width)), (run.count, *width))
-            if expert is not None:
-                box = Box((expert, *box.offset), (1, *box.size))
-            part = self.folder.read_box(key, box).reshape(run.count, *tensor.spec.shape[1:])
-            rows[run.origin - start : run.origin - start + run.count] = part
-        return rows
+        step = max(1, CHUNK_BYTES // (prod(width) * self.folder.dtype(key).itemsize))
+        for run in origins_of(first, tensor.part, span.start, span.stop):
+            for skipped in range(0, run.count, step):
+                size = (min(step, run.count - skipped), *width)
+                box = Box((run.target + skipped, *(0 for _ in width)), size)
+                if expert is not None:
+                    box = Box((expert, *box.offset), (1, *box.size))
+                yield run.origin + skipped, self.folder.read_box(key, box).view(size[0], *tensor.spec.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def _units(shard: Shard, tensors: Mapping[str, _HFTensor]) -> Iterator[list[_Spa
 
 
 def _write_all(handle: int, tensor: Tensor, offset: int) -> None:
-    view = bytes_of(tensor)
+    view = bytes_of(tensor.contiguous())
     while view:
         count = os.pwrite(handle, view, offset)
         view, offset = view[count:], offset + count

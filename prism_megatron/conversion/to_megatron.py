@@ -23,8 +23,9 @@ from prism_megatron.conversion.row_order import parameter_shape, targets_of
 from prism_megatron.conversion.torch_dist_writer import WrittenChunk, write_data_file
 from prism_megatron.errors import ConversionError
 
-CHUNK_BYTES = 64 * 2**20
-"""Most bytes of the rows that a chunk is cut from: what a worker holds at a time."""
+CHUNK_BYTES = 16 * 2**20
+"""Most bytes of the rows that a chunk is cut from. Blocks of this size stay in the allocator: larger ones go back to
+the kernel each time, which costs as much as copying them."""
 
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
