@@ -31,8 +31,13 @@ def read_towers(folder: str | Path) -> Towers:
 
 def write_config(folder: str | Path, *, dense_folder: str | Path, towers: Towers) -> None:
     """Write ``config.json`` into ``folder``: the dense model's, named as a discriminator, with the towers' section."""
-    config = json.loads((Path(dense_folder) / "config.json").read_text(encoding="utf-8"))
+    text = config_text((Path(dense_folder) / "config.json").read_text(encoding="utf-8"), towers)
+    (Path(folder) / "config.json").write_text(text, encoding="utf-8")
+
+
+def config_text(dense_config: str | bytes, towers: Towers) -> str:
+    """The ``config.json`` of a discriminator upcycled from the model of ``dense_config``."""
+    config = json.loads(dense_config)
     config["architectures"] = [ARCHITECTURE]
     config[SECTION] = dataclasses.asdict(towers)
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (Path(folder) / "config.json").write_text(text, encoding="utf-8")
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -10,7 +10,8 @@ class DiscriminatorConfig:
     """A Qwen3-VL whose MLPs are two towers of experts (perception, reasoning), with a scalar head."""
 
     discriminator: str | None = None
-    """folder of a saved discriminator; without it the policy's weights are upcycled (mini world: its shipped one)"""
+    """folder of a saved discriminator, or a checkpoint with one; without it the policy's weights are upcycled (mini
+    world: its shipped one)"""
     experts_per_tower: int = 4
     """experts in each of the two towers"""
     top_k: int = 2

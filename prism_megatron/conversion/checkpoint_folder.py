@@ -11,15 +11,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.distributed.checkpoint.metadata import Metadata
-
-from prism_megatron.conversion.pickles import check_objects, read_index
 from prism_megatron.errors import CheckpointError
+
+if TYPE_CHECKING:  # the command line asks here for a folder's config, and stays light
+    from torch.distributed.checkpoint.metadata import Metadata
 
 FORMAT = 2
 STATE_FILE = "state.json"
@@ -27,9 +27,34 @@ INDEX_FILE = ".metadata"
 OBJECTS_FILE = "common.pt"
 BACKEND_FILE = "metadata.json"
 COMPANIONS_FOLDER = "hf"
+ROLES = ("policy", "discriminator")
 
 _PROGRESS_KEYS = {"steps_taken", "adam_step"}
 _MODEL_KEYS = {"expert_layout", "aliases"}
+_BACKEND = {"sharded_backend": "torch_dist", "common_backend": "torch"}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a checkpoint keeps of a role beside its tensors: all it takes to make a Hugging Face folder again.
+
+    ``files`` are contents by file name. ``expert_layout`` and ``aliases`` say how the folder it came from stores
+    experts (None: it has none) and which tied repeats it holds; see ``read_checkpoint``.
+    """
+
+    files: Mapping[str, bytes]
+    expert_layout: str | None = None
+    aliases: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Write the files into ``folder``, which is made, and flush them and it."""
+        folder.mkdir(parents=True)
+        for name, content in self.files.items():
+            with (folder / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        flush_folder(folder)
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -42,19 +67,73 @@ def companions_folder(folder: Path, role: str) -> Path:
     return folder / COMPANIONS_FOLDER / role
 
 
+def files_folder(folder: Path, role: str) -> Path:
+    """Where config and tokenizer of a model lie: in a Hugging Face folder itself, or beside a checkpoint's tensors.
+
+    Raises CheckpointError for a checkpoint without ``role``.
+    """
+    if not is_checkpoint(folder):
+        return folder
+    _check_links(folder)
+    companions = companions_folder(folder, role)
+    if not (companions / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no model files of the {role}; give a checkpoint of one")
+    return companions
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the entries of a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Metadata]:
     """``state.json`` and the index of tensors, after all checks that need no tensor.
 
     ``state.json`` is ``{"format", "megatron_core", "torch", "engines": {role: {"steps_taken", "adam_step"}}, "models":
     {role: {"expert_layout", "aliases"}}, "state"}``. Raises CheckpointError for a folder that is incomplete or damaged,
-    or whose pickled parts name anything but tensor metadata.
+    that reaches for files outside of it, or whose pickled parts name anything but tensor metadata.
     """
+    from prism_megatron.conversion.index import check_index
+    from prism_megatron.conversion.pickles import check_objects, read_index
+
     for name in (STATE_FILE, INDEX_FILE, OBJECTS_FILE, BACKEND_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing; load another step")
-    document = _read_document(folder / STATE_FILE)
+    _check_links(folder)
+    document = read_state(folder)
+    _check_backend(folder / BACKEND_FILE)
     check_objects(folder / OBJECTS_FILE)
-    return document, read_index(folder / INDEX_FILE)
+    index = read_index(folder / INDEX_FILE)
+    check_index(index, folder)
+    return document, index
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """``state.json`` (see ``read_checkpoint``). Raises CheckpointError for a damaged one."""
+    path = folder / STATE_FILE
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found, _ = document["format"], dict(document["state"])
+        if found != FORMAT:
+            raise CheckpointError(f"{path.parent} has checkpoint format {found}; this version reads {FORMAT}")
+        for role, progress in document["engines"].items():
+            if role not in ROLES:
+                raise ValueError(f"there is no role {role!r}")
+            if progress.keys() != _PROGRESS_KEYS or not all(type(n) is int for n in progress.values()):
+                raise ValueError(f"an engine's progress is {progress}")
+        for role, model in document["models"].items():
+            if role not in document["engines"] or model.keys() != _MODEL_KEYS:
+                raise ValueError(f"the model of {role!r} is {model}")
+            layout, aliases = model["expert_layout"], model["aliases"]
+            if not (layout is None or isinstance(layout, str)) or not all(isinstance(name, str) for name in aliases):
+                raise ValueError(f"the model of {role!r} is {model}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); load another step") from error
+    return document
 
 
 def write_state(
@@ -68,7 +147,7 @@ def write_state(
     document = {
         "format": FORMAT,
         "megatron_core": version("megatron-core"),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "engines": dict(engines),
         "models": dict(models),
         "state": dict(state),
@@ -79,18 +158,20 @@ def write_state(
         os.fsync(file.fileno())
 
 
-def _read_document(path: Path) -> dict[str, Any]:
+def _check_backend(path: Path) -> None:
+    """Megatron imports the reader that this file names; ours is named by us."""
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found, _ = document["format"], dict(document["state"])
-        if found != FORMAT:
-            raise CheckpointError(f"{path.parent} has checkpoint format {found}; this version reads {FORMAT}")
-        for progress in document["engines"].values():
-            if progress.keys() != _PROGRESS_KEYS or not all(type(n) is int for n in progress.values()):
-                raise ValueError(f"an engine's progress is {progress}")
-        for role, model in document["models"].items():
-            if role not in document["engines"] or model.keys() != _MODEL_KEYS:
-                raise ValueError(f"the model of {role!r} is {model}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        named = {key: found[key] for key in _BACKEND}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); load another step") from error
-    return document
+    if named != _BACKEND:
+        raise CheckpointError(f"{path} names {named}, not {_BACKEND}; do not use this checkpoint")
+
+
+def _check_links(folder: Path) -> None:
+    """Raise CheckpointError where a link leads out of the folder: what lies there is no part of the checkpoint."""
+    root = folder.resolve()
+    for path in (*folder.iterdir(), *folder.glob(f"{COMPANIONS_FOLDER}/*"), *folder.glob(f"{COMPANIONS_FOLDER}/*/*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise CheckpointError(f"{path} links to {path.readlink()}, outside the checkpoint; do not use it")

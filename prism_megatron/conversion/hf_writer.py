@@ -31,6 +31,7 @@ COMPANIONS = (
 )
 """Everything beside the weights that makes a folder loadable; what ``like`` has of it is copied."""
 
+
 DEFAULT_SHARD_BYTES = 4 * 2**30
 
 
@@ -64,6 +65,11 @@ def write_hf_folder(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def read_companions(folder: str | Path) -> dict[str, bytes]:
+    """What a model folder has of the companion files, by name."""
+    return {name: (Path(folder) / name).read_bytes() for name in COMPANIONS if (Path(folder) / name).is_file()}
 
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ _INDEX_GLOBALS = frozenset(
 
 
 _ZIP_MAGIC = b"PK\x03\x04"
+_MAX_OBJECT_BYTES = 2**20
+"""Ours hold nothing; a file that unpacks to more is not read."""
+
+
+_MEMO_WRITES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class _Guard(pickle.Unpickler):
@@ -76,7 +82,9 @@ def check_objects(path: Path) -> None:
             if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
                 raise ValueError("not a zip archive")
         with zipfile.ZipFile(path) as archive:
-            (entry,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            (entry,) = (item for item in archive.infolist() if item.filename.endswith("/data.pkl"))
+            if entry.file_size > _MAX_OBJECT_BYTES:
+                raise ValueError(f"{entry.file_size} bytes of objects")
             data = archive.read(entry)
     except (zipfile.BadZipFile, ValueError) as error:
         raise CheckpointError(f"{path} is not a file that torch.save writes; do not use this checkpoint") from error
@@ -85,6 +93,10 @@ def check_objects(path: Path) -> None:
 
 def _read(data: bytes, allowed: frozenset[str], path: Path) -> Any:
     try:
+        # Unpicklers allocate their memo up to the highest index that a file asks for, which may be any.
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in _MEMO_WRITES and isinstance(argument, int) and argument > len(data):
+                raise ValueError(f"memo entry {argument}")
         return _Guard(data, allowed=allowed, path=path).load()
     except CheckpointError:
         raise

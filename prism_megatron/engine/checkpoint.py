@@ -6,7 +6,6 @@ form; nothing is pickled but their index, so 0.16.1 and 0.19.2 read each other's
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,18 +22,25 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from prism_megatron.conversion.checkpoint_folder import (
+    COMPANIONS_FOLDER,
     OBJECTS_FILE,
     STATE_FILE,
+    ModelFiles,
+    companions_folder,
+    flush_folder,
     is_checkpoint,
     read_checkpoint,
     write_state,
 )
 from prism_megatron.engine.compat import quiet_checkpointing
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.export import WeightTable
 from prism_megatron.errors import CheckpointError
 from prism_megatron.parallel.collectives import broadcast_object
 
@@ -54,9 +60,16 @@ def latest(root: Path) -> Path | None:
     return max((path.parent for path in root.glob(f"step_*/{STATE_FILE}")), default=None, key=lambda path: path.name)
 
 
-def save(folder: Path, engines: Mapping[str, MegatronEngine], state: Mapping[str, Any]) -> None:
-    """Write ``engines`` and the JSON-able ``state`` to ``folder``, on all ranks together.
+def save(
+    folder: Path,
+    engines: Mapping[str, MegatronEngine],
+    state: Mapping[str, Any],
+    *,
+    models: Mapping[str, ModelFiles],
+) -> None:
+    """Write ``engines`` and the JSON-able ``state`` to ``folder``, on all ranks together; ``models`` on rank 0 counts.
 
+    ``models`` holds the Hugging Face files of each role, so that the folder needs no other to be used or converted.
     Everything is written and flushed to a hidden sibling first; one rename makes it the checkpoint, so a save that is
     killed leaves what was there before. Its leftovers are removed by the next save. Only a save over the
     same step takes two renames, and a kill between them loses that step (not older ones).
@@ -73,7 +86,10 @@ def save(folder: Path, engines: Mapping[str, MegatronEngine], state: Mapping[str
         dist_checkpointing.save(shards, str(hidden), sharded_strategy=_InProcessSave("torch_dist", 1))
     if dist.get_rank() == 0:
         progress = {name: engine.progress() for name, engine in engines.items()}
-        write_state(hidden, engines=progress, models={}, state=state)
+        for role, model in models.items():
+            model.write(companions_folder(hidden, role))
+        kept = {role: {"expert_layout": m.expert_layout, "aliases": list(m.aliases)} for role, m in models.items()}
+        write_state(hidden, engines=progress, models=kept, state=state)
         _commit(hidden, folder)
     dist.barrier()
 
@@ -84,23 +100,52 @@ def load(folder: Path, engines: Mapping[str, MegatronEngine]) -> dict[str, Any]:
     The layout may differ from the saved one. Raises CheckpointError, on every rank, when the folder is incomplete,
     lacks an engine, does not fit it, or its pickled index names anything but tensor metadata.
     """
-    document = _read_document(folder)
-    missing = sorted(engines.keys() - document["engines"].keys())
-    if missing:
-        raise CheckpointError(f"{folder} holds {sorted(document['engines'])}, not {', '.join(missing)}")
-    shards = {name: engine.sharded_state_dict(is_loading=True) for name, engine in engines.items()}
-    try:
-        with quiet_checkpointing():
-            loaded = dist_checkpointing.load(shards, str(folder))
-    except (CheckpointingException, KeyError) as error:
-        raise CheckpointError(
-            f"{folder} does not fit this model or optimizer ({error}); "
-            "load it with the model and the distributed-optimizer setting it was saved with"
-        ) from error
-    for name, engine in engines.items():
-        engine.load_sharded_state_dict(loaded[name], document["engines"][name])
+    document = _read(folder, {role: engine.weights for role, engine in engines.items()})
+    loaded = _read_tensors(
+        folder, {role: engine.sharded_state_dict(is_loading=True) for role, engine in engines.items()}
+    )
+    for role, engine in engines.items():
+        engine.load_sharded_state_dict(loaded[role], document["engines"][role])
     state: dict[str, Any] = document["state"]
     return state
+
+
+def load_weights(folder: Path, engine: MegatronEngine, role: str) -> None:
+    """Take the weights of ``role`` and nothing else, cast to the engine's dtype; masters follow, moments stay.
+
+    ``folder`` is a checkpoint of training in any layout, or a converted one. On all ranks together. Raises
+    CheckpointError as ``load``.
+    """
+    _read(folder, {role: engine.weights})
+    loaded = _read_tensors(folder, {role: {"model": engine.sharded_weights(role)}})
+    engine.load_sharded_weights(loaded[role]["model"], role)
+
+
+def _read_tensors(folder: Path, shards: dict[str, Any]) -> dict[str, Any]:
+    """What ``folder`` holds for ``shards``, role by role, in their structure."""
+    try:
+        with quiet_checkpointing():
+            loaded: dict[str, Any] = dist_checkpointing.load(shards, str(folder))
+    except (CheckpointingException, KeyError) as error:
+        raise _misfit(folder, error) from error
+    except CheckpointException as error:  # torch's, no Exception: it carries what ranks raised, by rank
+        raise _misfit(folder, next(iter(error.failures.values()))[0]) from None
+    return loaded
+
+
+def _misfit(folder: Path, error: BaseException) -> CheckpointError:
+    reason = str(error)
+    if isinstance(error, KeyError):  # Megatron's message goes on with every key there is
+        reason = reason.strip("'\"").split(":", maxsplit=1)[0]
+    elif not isinstance(error, CheckpointingException):
+        return CheckpointError(
+            f"a data file of {folder} is damaged, or holds more than a tensor: "
+            f"{type(error).__name__}: {reason.splitlines()[0] if reason else 'no message'}; load another step"
+        )
+    return CheckpointError(
+        f"{folder} does not fit this model or optimizer ({reason}); "
+        "load it with the model and the distributed-optimizer setting it was saved with"
+    )
 
 
 class _InProcessSave(TorchDistSaveShardedStrategy):
@@ -128,34 +173,43 @@ class _InProcessSave(TorchDistSaveShardedStrategy):
 
 def _commit(hidden: Path, folder: Path) -> None:
     """Make ``hidden`` the checkpoint ``folder`` by a rename; an older one of the same step steps aside first."""
-    _flush(hidden)
+    if (hidden / COMPANIONS_FOLDER).is_dir():
+        flush_folder(hidden / COMPANIONS_FOLDER)
+    flush_folder(hidden)
     replaced = folder.with_name(f".{folder.name}{_REPLACED}")
     if folder.exists():
         folder.rename(replaced)
     hidden.rename(folder)
-    _flush(folder.parent)
+    flush_folder(folder.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
 
 
-def _flush(folder: Path) -> None:
-    """Make the entries of a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_document(folder: Path) -> dict[str, Any]:
+def _read(folder: Path, weights: Mapping[str, WeightTable]) -> dict[str, Any]:
     """``state.json`` after all checks; rank 0 reads, every rank gets the answer or the error."""
     answer: tuple[dict[str, Any], str] | None = None
     if dist.get_rank() == 0:
         try:
-            answer = read_checkpoint(folder)[0], ""
+            answer = _checked(folder, weights), ""
         except CheckpointError as error:
             answer = {}, str(error)
     document, problem = broadcast_object(answer, source=0)
     if problem:
         raise CheckpointError(problem)
+    return document
+
+
+def _checked(folder: Path, weights: Mapping[str, WeightTable]) -> dict[str, Any]:
+    """Megatron fits vocabularies to each other, whichever is longer; words that a checkpoint lacks would be zeros."""
+    document, index = read_checkpoint(folder)
+    if missing := sorted(weights.keys() - document["engines"].keys()):
+        raise CheckpointError(f"{folder} holds {sorted(document['engines'])}, not {', '.join(missing)}")
+    for role, table in weights.items():
+        for parameter, words in table.vocabularies().items():
+            held = index.state_dict_metadata.get(f"{role}.{parameter}")
+            if isinstance(held, TensorStorageMetadata) and held.size[0] < words:
+                raise CheckpointError(
+                    f"{folder} has {held.size[0]} rows of {role}.{parameter}, fewer than the model's {words} words; "
+                    "load it with the model it was saved with"
+                )
     return document

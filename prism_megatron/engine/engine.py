@@ -191,7 +191,7 @@ class MegatronEngine:
 
         They are views to save from, or (``is_loading``) to load into; see ``engine/checkpoint.py``.
         """
-        model = self._model_shards()
+        model = self._model_shards(self.name)
         state = {"model": shards_of(model)}
         if self.optimizer is not None:
             metadata = self._checkpoint_metadata()
@@ -200,26 +200,38 @@ class MegatronEngine:
 
     def load_sharded_state_dict(self, loaded: dict[str, Any], progress: Mapping[str, int]) -> None:
         """Put back what ``dist_checkpointing.load`` gave for ``sharded_state_dict``, and the counts of ``progress``."""
-        prefix = f"{self.name}."
-        weights = {key.removeprefix(prefix): value for key, value in loaded["model"].items()}
-        for module in self.modules:
-            missing, _ = module.load_state_dict(weights, strict=False)
-            # Objects such as Transformer Engine's extra state are rebuilt, not loaded.
-            assert not [key for key in missing if not key.endswith("_extra_state")], missing
+        self._load_model(loaded["model"], self.name)
         if self.optimizer is not None:
             restore_state(
                 self.optimizer,
                 loaded["optimizer"],
-                self._model_shards(),
+                self._model_shards(self.name),
                 self._checkpoint_metadata(),
                 step=progress["adam_step"],
             )
         self.steps_taken = progress["steps_taken"]
 
-    def _model_shards(self) -> dict[str, Any]:
+    def sharded_weights(self, role: str) -> Any:
+        """Sharded tensors of the weights alone, to load into, under the names that ``role`` has in a checkpoint."""
+        return shards_of(self._model_shards(role))
+
+    def load_sharded_weights(self, loaded: Mapping[str, Any], role: str) -> None:
+        """Put back what was loaded for ``sharded_weights``; masters follow, moments and counts stay."""
+        self._load_model(loaded, role)
+        if self.optimizer is not None:
+            self.optimizer.reload_model_params()
+
+    def _load_model(self, loaded: Mapping[str, Any], role: str) -> None:
+        weights = {key.removeprefix(f"{role}."): value for key, value in loaded.items()}
+        for module in self.modules:
+            missing, _ = module.load_state_dict(weights, strict=False)
+            # Objects such as Transformer Engine's extra state are rebuilt, not loaded.
+            assert not [key for key in missing if not key.endswith("_extra_state")], missing
+
+    def _model_shards(self, role: str) -> dict[str, Any]:
         shards: dict[str, Any] = {}
         for module in self.modules:
-            shards |= module.sharded_state_dict(prefix=f"{self.name}.", metadata=self._checkpoint_metadata())
+            shards |= module.sharded_state_dict(prefix=f"{role}.", metadata=self._checkpoint_metadata())
         return shards
 
     def _checkpoint_metadata(self) -> dict[str, Any]:

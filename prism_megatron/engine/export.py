@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
-from prism_megatron.conversion.ops import PatchEmbed, Replicated
+from prism_megatron.conversion.ops import Column, PatchEmbed, Replicated
 from prism_megatron.conversion.verify import check_names
 from prism_megatron.errors import ConversionError
 from prism_megatron.parallel.collectives import all_gather_objects
@@ -214,6 +214,11 @@ class WeightTable:
             size += entry_size
         if bucket:
             yield bucket
+
+    def vocabularies(self) -> dict[str, int]:
+        """Parameters of the whole model with a row for each word, and how many words; rows after those are padding."""
+        ops = {mapping.parameter: mapping.op for mapping in self._mappings}
+        return {name: op.rows for name, op in ops.items() if isinstance(op, Column) and op.multiple > 1}
 
     def replicated(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters of this rank that every tensor-parallel rank holds whole, by their names in the chunk."""

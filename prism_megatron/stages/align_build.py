@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from model_providers.moe_discriminator.folder import config_text
+from model_providers.moe_discriminator.mapping import EXPERT_LAYOUT
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.mini_world import MINI_FOLDER, policy_folder
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.mapping import TensorSource
+from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder
 from prism_megatron.data.loader import ExampleSource, RecordSource, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.capabilities import check_adam, choose, installed
@@ -26,7 +27,15 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.stages.align import AlignPlan, Players
-from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout, resolve_dtype
+from prism_megatron.stages.assembly import (
+    batch_format,
+    build_policy,
+    build_rollout,
+    hf_tensors,
+    load_weights,
+    model_files,
+    resolve_dtype,
+)
 from prism_megatron.stages.format_sft import teach_format
 
 FORMAT_SFT = "format_sft"
@@ -35,9 +44,13 @@ FORMAT_SFT = "format_sft"
 
 @dataclass(frozen=True, eq=False)
 class AlignRun:
-    """Everything the loop needs. The rollout engine has no weights yet."""
+    """Everything the loop needs. The rollout engine has no weights yet.
+
+    ``folder`` holds the policy's config and tokenizer; ``models`` is what checkpoints keep of each role.
+    """
 
     folder: Path
+    models: Mapping[str, ModelFiles]
     shape: Qwen3VLShape
     renderer: Renderer
     prompts: ExampleSource
@@ -50,7 +63,8 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
 
     Raises ConfigError, DataError or ConversionError before anything is trained.
     """
-    folder = policy_folder(config.model.model)
+    source = policy_folder(config.model.model)
+    folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)
     capabilities = choose(installed(), config.precision)
@@ -62,7 +76,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     if config.data.format_sft and fresh and output is not None:
         teach_format(
             config,
-            source=folder,
+            source=source,
             target=output / FORMAT_SFT,
             shape=shape,
             renderer=renderer,
@@ -72,9 +86,9 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
             layers=capabilities.layers,
             say=say,
         )
-        folder = output / FORMAT_SFT
+        source = folder = output / FORMAT_SFT
     policy = build_policy(
-        folder,
+        source,
         shape,
         world=world,
         dtype=dtype,
@@ -85,7 +99,9 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         layers=capabilities.layers,
     )
     rollout = build_rollout(folder, renderer, world=world, dtype=dtype)
-    discriminator = build_discriminator(config, folder, shape, world=world, dtype=dtype, layers=capabilities.layers)
+    discriminator = build_discriminator(config, source, shape, world=world, dtype=dtype, layers=capabilities.layers)
+    files = model_files(source, "policy", expert_layout=None)
+    models = {"policy": files, "discriminator": discriminator_files(config, files)}
     for engine in (policy, discriminator):
         assert engine.optimizer is not None
         check_adam(capabilities, inner_optimizers(engine.optimizer))
@@ -103,7 +119,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         seed=config.seed,
         form=batch_format(shape, renderer, world, config.precision),
     )
-    return AlignRun(folder, shape, renderer, prompts, Players(policy, discriminator, rollout), plan)
+    return AlignRun(folder, models, shape, renderer, prompts, Players(policy, discriminator, rollout), plan)
 
 
 def build_prompts(config: AlignConfig, renderer: Renderer) -> ExampleSource:
@@ -131,12 +147,7 @@ def build_discriminator(
     layers: Literal["te", "torch"] = "torch",
 ) -> MegatronEngine:
     """A saved discriminator (the mini's own where the mini's policy plays), or one upcycled from the policy."""
-    wanted = config.discriminator
-    folder = None if wanted.discriminator is None else Path(wanted.discriminator)
-    if folder is None and config.model.model is None:
-        folder = MINI_FOLDER / "discriminator"
-    towers = Towers(experts_per_tower=wanted.experts_per_tower, top_k=wanted.top_k)
-    source: TensorSource
+    wanted, folder, towers = config.discriminator, discriminator_folder(config), _towers(config)
     if folder is None:
         provider = DiscriminatorProvider(
             shape,
@@ -147,17 +158,9 @@ def build_discriminator(
             precision=config.precision,
             layers=layers,
         )
-        source = UpcycledSource(
-            HFFolder(policy),
-            shape,
-            towers,
-            seed=config.seed,
-            expert_std=wanted.upcycle_noise,
-            init_std=wanted.router_std,
-        )
     else:
         provider = DiscriminatorProvider.from_folder(
-            folder,
+            files_folder(folder, "discriminator"),
             head_dropout=wanted.head_dropout,
             freeze_vision=wanted.freeze_vision,
             recompute=config.recompute,
@@ -169,7 +172,6 @@ def build_discriminator(
                 f"--experts-per-tower {towers.experts_per_tower} --top-k {towers.top_k}: the discriminator in {folder} "
                 f"has {provider.towers.experts_per_tower} and {provider.towers.top_k}; use those"
             )
-        source = HFFolder(folder)
     engine = MegatronEngine(
         name="discriminator",
         provider=provider,
@@ -178,5 +180,37 @@ def build_discriminator(
         optimizer=config.discriminator_optimizer,
         total_steps=config.steps,
     )
-    engine.load_hf(source)
+    if folder is not None:
+        load_weights(engine, folder)
+    else:
+        engine.load_hf(
+            UpcycledSource(
+                hf_tensors(policy, shape),
+                shape,
+                towers,
+                seed=config.seed,
+                expert_std=wanted.upcycle_noise,
+                init_std=wanted.router_std,
+            )
+        )
     return engine
+
+
+def discriminator_folder(config: AlignConfig) -> Path | None:
+    """``--discriminator``, or the mini's own where its policy plays; None: one is upcycled from the policy."""
+    if config.discriminator.discriminator is not None:
+        return Path(config.discriminator.discriminator)
+    return MINI_FOLDER / "discriminator" if config.model.model is None else None
+
+
+def discriminator_files(config: AlignConfig, policy: ModelFiles) -> ModelFiles:
+    """What checkpoints keep of the discriminator; one that is upcycled has the policy's tokenizer."""
+    folder = discriminator_folder(config)
+    if folder is not None:
+        return model_files(folder, "discriminator", expert_layout=EXPERT_LAYOUT)
+    text = config_text(policy.files["config.json"], _towers(config))
+    return ModelFiles({**policy.files, "config.json": text.encode()}, expert_layout=EXPERT_LAYOUT)
+
+
+def _towers(config: AlignConfig) -> Towers:
+    return Towers(experts_per_tower=config.discriminator.experts_per_tower, top_k=config.discriminator.top_k)

@@ -119,7 +119,8 @@ def _play(session: Session, run: AlignRun, first_step: int) -> AlignStep | None:
 def _save(session: Session, run: AlignRun, step: int) -> None:
     folder = checkpoint.step_folder(session.output / CHECKPOINTS, step)
     started = time.perf_counter()
-    checkpoint.save(folder, run.players.engines(), {"step": step, "seed": session.config.seed})
+    state = {"step": step, "seed": session.config.seed}
+    checkpoint.save(folder, run.players.engines(), state, models=run.models)
     seconds = time.perf_counter() - started
     session.other_seconds["checkpoint"] = session.other_seconds.get("checkpoint", 0.0) + seconds
     session.say(f"saved {folder} in {seconds:.1f} s")

@@ -9,14 +9,20 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from model_providers.qwen3_vl.mapping import LM_HEAD, weight_mappings
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
+from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.hf_writer import write_hf_folder
+from prism_megatron.conversion.hf_writer import read_companions, write_hf_folder
+from prism_megatron.conversion.mapping import TensorSource
+from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
@@ -64,7 +70,7 @@ def build_policy(
     precision: PrecisionConfig = _PLAIN,
     layers: Literal["te", "torch"] = "torch",
 ) -> MegatronEngine:
-    """The policy with the weights of ``folder``; ``layers`` is ``Capabilities.layers``."""
+    """The policy with the weights of ``folder`` (see ``load_weights``); ``layers`` is ``Capabilities.layers``."""
     engine = MegatronEngine(
         name="policy",
         provider=Qwen3VLProvider(
@@ -75,8 +81,37 @@ def build_policy(
         optimizer=optimizer,
         total_steps=total_steps,
     )
-    engine.load_hf(HFFolder(folder))
+    load_weights(engine, folder)
     return engine
+
+
+def load_weights(engine: MegatronEngine, folder: Path) -> None:
+    """Take the weights of a Hugging Face folder, or those that a checkpoint, converted or of training, has of the role.
+
+    On all ranks together. Raises ConversionError or CheckpointError where they do not fit.
+    """
+    if is_checkpoint(folder):
+        checkpoint.load_weights(folder, engine, engine.name)
+    else:
+        engine.load_hf(HFFolder(folder))
+
+
+def hf_tensors(folder: Path, shape: Qwen3VLShape) -> TensorSource:
+    """A policy's tensors under their Hugging Face names, of a model folder or of a checkpoint."""
+    if not is_checkpoint(folder):
+        return HFFolder(folder)
+    return CheckpointSource(TorchDistFolder(folder), "policy", weight_mappings(shape))
+
+
+def model_files(folder: Path, role: str, *, expert_layout: str | None) -> ModelFiles:
+    """What checkpoints keep of a role that starts from ``folder``, whose own account counts if it is a checkpoint."""
+    files = read_companions(files_folder(folder, role))
+    if is_checkpoint(folder):
+        model = read_state(folder)["models"][role]
+        return ModelFiles(files, model["expert_layout"], tuple(model["aliases"]))
+    tied = Qwen3VLShape.from_folder(folder).text.tied
+    repeats_embedding = tied and LM_HEAD in HFFolder(folder).names()
+    return ModelFiles(files, expert_layout, (LM_HEAD,) if repeats_embedding else ())
 
 
 def export_folder(

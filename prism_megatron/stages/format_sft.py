@@ -15,6 +15,7 @@ import torch
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.data.loader import Example, ExampleSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
@@ -76,7 +77,7 @@ def teach_format(
         steps=steps,
         on_step=report,
     )
-    export_folder(policy, target, like=source, world=world)
+    export_folder(policy, target, like=files_folder(source, "policy"), world=world)
 
 
 def abridged(example: Example, renderer: Renderer) -> Response:

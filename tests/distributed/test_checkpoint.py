@@ -47,7 +47,7 @@ def train_and_save(world: World, root: Path, dtype: torch.dtype) -> tuple[Histor
     for engine in engines.values():
         tiny.train(engine, range(2))
     started = time.monotonic()
-    checkpoint.save(checkpoint.step_folder(root, 2), engines, {"step": 2})
+    checkpoint.save(checkpoint.step_folder(root, 2), engines, {"step": 2}, models=dict.fromkeys(engines, tiny.FILES))
     return tiny.train(engines["policy"], range(2, 4)), time.monotonic() - started
 
 
@@ -126,7 +126,7 @@ def die_in_save(world: World, root: Path, moment: str) -> None:
 
     where = (engine, "progress") if moment == "tensors are written" else (checkpoint, "_commit")
     with mock.patch.object(*where, side_effect=_Killed), contextlib.suppress(_Killed):
-        checkpoint.save(checkpoint.step_folder(root, 4), {"policy": engine}, {"step": 4})
+        checkpoint.save(checkpoint.step_folder(root, 4), {"policy": engine}, {"step": 4}, models={})
 
 
 @pytest.mark.parametrize("moment", ["tensors are written", "all is written but the rename"])
@@ -230,7 +230,7 @@ def _score_step(engine: MegatronEngine, step: int) -> tuple[float, float]:
 def save_experts(world: World, folder: Path) -> tuple[float, float]:
     engine = _discriminator(world)
     _score_step(engine, 0)
-    checkpoint.save(folder, {"discriminator": engine}, {})
+    checkpoint.save(folder, {"discriminator": engine}, {}, models={})
     return _score_step(engine, 1)
 
 

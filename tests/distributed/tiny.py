@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from torch import Tensor
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.checkpoint_folder import ModelFiles
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
@@ -22,7 +24,7 @@ from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.types import ImageInput, TokenSequence
 
-VOCAB, IMAGE, VIDEO, START, END, PAD = 96, 90, 91, 92, 93, 0
+VOCAB, IMAGE, VIDEO, START, END, PAD = 97, 90, 91, 92, 93, 0
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_vl",
@@ -67,6 +69,10 @@ CONFIG: dict[str, Any] = {
 OPTIMIZER = OptimizerConfig(
     lr=1e-2, weight_decay=0.1, clip_grad=0.5, warmup_steps=2, schedule="cosine", min_lr_ratio=0.1
 )
+
+
+FILES = ModelFiles({"config.json": json.dumps(CONFIG).encode()})
+"""What a checkpoint keeps of this model beside its tensors."""
 
 
 def provider(*, tied: bool = True, freeze_vision: bool = False) -> Qwen3VLProvider:

@@ -1,0 +1,80 @@
+"""Does an index of tensors describe what lies in its folder, and nothing else?"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path, PurePath
+from typing import Any
+
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+
+from prism_megatron.errors import CheckpointError
+
+
+def check_index(index: Metadata, folder: Path) -> None:
+    """Raise CheckpointError unless every tensor is covered by chunks whose bytes lie in data files of ``folder``.
+
+    Nothing is read but the files' sizes. Overlapping chunks that leave a hole elsewhere are not told apart.
+    """
+    try:
+        problem = _problem(index, folder)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        problem = f"is malformed ({error!r})"
+    if problem:
+        raise CheckpointError(f"{folder / '.metadata'} {problem}; load another step")
+
+
+def _problem(index: Metadata, folder: Path) -> str:
+    places: dict[tuple[str, tuple[int, ...]], int] = {}
+    sizes: dict[str, int] = {}
+    for where, info in index.storage_data.items():
+        name = info.relative_path
+        if name not in sizes:
+            if PurePath(name).name != name or not name.endswith(".distcp"):
+                return f"names {name!r}, which is not a data file of this folder"
+            if not (folder / name).is_file():
+                return f"names {name}, which is missing"
+            sizes[name] = (folder / name).stat().st_size
+        if getattr(info, "transform_descriptors", None):
+            return f"says that {where.fqn!r} is stored as {info.transform_descriptors}, which is not supported"
+        if not _are_counts(info.offset, info.length) or info.offset + info.length > sizes[name]:
+            return (
+                f"places {where.fqn!r} at bytes {info.offset} to {info.offset + info.length} of {name}, "
+                f"which has {sizes[name]} (was it cut short?)"
+            )
+        places[_place(where)] = info.length
+    for key, tensor in index.state_dict_metadata.items():
+        if found := _tensor_problem(key, tensor, places):
+            return f"{found} of {key!r}"
+    return ""
+
+
+def _tensor_problem(key: str, tensor: Any, places: dict[tuple[str, tuple[int, ...]], int]) -> str:
+    if not isinstance(key, str) or not isinstance(tensor, TensorStorageMetadata):
+        return "holds something else than a tensor in place"
+    shape = tuple(tensor.size)
+    if not _are_counts(*shape):
+        return f"gives the shape {shape}"
+    covered = 0
+    for chunk in tensor.chunks:
+        offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+        ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
+        if not _are_counts(*offsets, *sizes) or any(end > full for end, full in zip(ends, shape, strict=True)):
+            return f"gives a chunk {sizes} at {offsets} to the shape {shape}"
+        stored = places.get((key, offsets))
+        if stored is None:
+            return f"has no place for the chunk at {offsets}"
+        if math.prod(sizes) * tensor.properties.dtype.itemsize > stored:
+            return f"keeps {stored} bytes for a chunk {sizes} ({tensor.properties.dtype})"
+        covered += math.prod(sizes)
+    return "" if covered == math.prod(shape) else f"has chunks for {covered} of the {math.prod(shape)} elements"
+
+
+def _place(where: MetadataIndex) -> tuple[str, tuple[int, ...]]:
+    if where.offset is None:
+        raise ValueError(f"{where.fqn!r} is stored without its offset")
+    return where.fqn, tuple(where.offset)
+
+
+def _are_counts(*numbers: Any) -> bool:
+    return all(type(number) is int and number >= 0 for number in numbers)
