@@ -17,19 +17,13 @@ from unittest import mock
 import pytest
 import torch
 
-from model_providers.moe_discriminator.provider import DiscriminatorProvider
-from model_providers.moe_discriminator.towers import Towers
-from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.conversion import checkpoint_folder
 from prism_megatron.engine import checkpoint
-from prism_megatron.engine.batch import Batch, collate
-from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import CheckpointError
 from prism_megatron.testing import GlooWorld
-from tests.distributed import tiny
+from tests.distributed import checkpoint_ranks, tiny
 
 History = list[tuple[float, float]]
 TP2_PP2 = ParallelConfig(tp=2, pp=2)
@@ -196,48 +190,17 @@ def test_state_is_json_and_objects_are_empty(saved: tuple[Path, History]) -> Non
     assert torch.load(io.BytesIO((saved[0] / checkpoint_folder.OBJECTS_FILE).read_bytes()), weights_only=True) == {}
 
 
-def _discriminator(world: World) -> MegatronEngine:
-    model = DiscriminatorProvider(tiny.provider().shape, Towers(experts_per_tower=4, top_k=2), head_dropout=0.0)
-    optimizer = OptimizerConfig(lr=1e-2)
-    engine = MegatronEngine(
-        name="discriminator", provider=model, world=world, dtype=torch.float32, optimizer=optimizer, total_steps=9
-    )
-    engine.load_hf(tiny.weights(model))
-    return engine
-
-
-def _score_step(engine: MegatronEngine, step: int) -> tuple[float, float]:
-    world = engine.world
-    mine = range(world.dp_rank, 8, world.dp_size)
-    everything = tiny.rows(step)
-    batch = collate(
-        [everything[index][0] for index in mine],
-        pad_token_id=tiny.PAD,
-        multiple_of=world.parallel.tp,
-        patch_dim=96,
-        device=world.device,
-        tower_ids=[index % 2 for index in mine],
-    )
-
-    def loss(scores_2_B: torch.Tensor, _batch: Batch) -> LossOutput:
-        total = ((scores_2_B[1] - 1.0) ** 2).sum() / 8
-        return LossOutput(total, {"loss": total.detach()})
-
-    output = engine.forward_backward([batch], loss)
-    return output.sums["loss"], engine.step().grad_norm
-
-
 def save_experts(world: World, folder: Path) -> tuple[float, float]:
-    engine = _discriminator(world)
-    _score_step(engine, 0)
+    engine = checkpoint_ranks.build(world, "discriminator")
+    checkpoint_ranks.step(engine, 0)
     checkpoint.save(folder, {"discriminator": engine}, {}, models={})
-    return _score_step(engine, 1)
+    return checkpoint_ranks.step(engine, 1)
 
 
 def load_experts(world: World, folder: Path) -> tuple[float, float]:
-    engine = _discriminator(world)
+    engine = checkpoint_ranks.build(world, "discriminator")
     checkpoint.load(folder, {"discriminator": engine})
-    return _score_step(engine, 1)
+    return checkpoint_ranks.step(engine, 1)
 
 
 @pytest.mark.parametrize("distributed", [True, False], ids=["sharded", "replicated"])
