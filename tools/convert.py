@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.engine.launch import USER_ERROR, report_error
@@ -35,9 +37,27 @@ def to_hf(config: ToHFConfig) -> int:
     return 0
 
 
+def check(config: CheckConfig) -> int:
+    from prism_megatron.stages.check_weights import check_weights
+
+    found = check_weights(config)
+    print(found.as_json() if config.json else found.text(), flush=True)
+    return 0 if found.equal else 1
+
+
+def inspect(config: InspectConfig) -> int:
+    from prism_megatron.stages.inspect_folder import inspect_folder, text
+
+    facts = inspect_folder(config)
+    print(json.dumps(facts, indent=2) if config.json else text(facts), flush=True)
+    return 0
+
+
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "to-megatron": (ToMegatronConfig(), to_megatron),
     "to-hf": (ToHFConfig(), to_hf),
+    "check": (CheckConfig(), check),
+    "inspect": (InspectConfig(), inspect),
 }
 """The configuration that flags are laid over, and what is done with it; it returns the exit status."""
 

@@ -13,6 +13,16 @@ SECTION = "prism_discriminator"
 ARCHITECTURE = "PrismDiscriminator"
 
 
+def is_discriminator(folder: str | Path) -> bool:
+    """Whether a model folder's config has the section of a discriminator. ConfigError where it cannot be read."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    return isinstance(config, dict) and SECTION in config
+
+
 def read_towers(folder: str | Path) -> Towers:
     """The towers of a saved discriminator. Raises ConfigError when the folder holds none, or a malformed one."""
     path = Path(folder) / "config.json"

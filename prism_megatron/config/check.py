@@ -12,9 +12,9 @@ import tyro
 class CheckConfig:
     """Are two folders equal, tensor by tensor and bit by bit? Exit status 1 where they are not."""
 
-    a: tyro.conf.Positional[str]
+    a: tyro.conf.Positional[str] = ""
     """model folder or checkpoint"""
-    b: tyro.conf.Positional[str]
+    b: tyro.conf.Positional[str] = ""
     """model folder or checkpoint"""
     role: Literal["policy", "discriminator"] | None = None
     """whose weights of a checkpoint are held against a model folder; by default the only role's, or the policy's"""
@@ -26,7 +26,7 @@ class CheckConfig:
 class InspectConfig:
     """What a model folder or a checkpoint holds; no tensor is read."""
 
-    folder: tyro.conf.Positional[str]
+    folder: tyro.conf.Positional[str] = ""
     """model folder or checkpoint"""
     tensors: bool = False
     """list every tensor"""

@@ -38,12 +38,10 @@ _BACKEND = {"sharded_backend": "torch_dist", "common_backend": "torch"}
 class ModelFiles:
     """What a checkpoint keeps of a role beside its tensors: all it takes to make a Hugging Face folder again.
 
-    ``files`` are contents by file name. ``expert_layout`` and ``aliases`` say how the folder it came from stores
-    experts (None: it has none) and which tied repeats it holds; see ``read_checkpoint``.
+    ``files`` are contents by file name; ``aliases`` are the tied repeats that the folder it came from holds.
     """
 
     files: Mapping[str, bytes]
-    expert_layout: str | None = None
     aliases: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:

@@ -16,7 +16,7 @@ from prism_megatron.conversion.torch_dist import TorchDistFolder
 
 
 class CheckpointSource(TensorSource):
-    """One role's weights as a ``TensorSource``. Only the rows that are asked for are read, and fused experts one by one."""
+    """One role's weights (a ``TensorSource``). Only rows that are asked for are read, and fused experts one by one."""
 
     def __init__(
         self, folder: TorchDistFolder, role: str, mappings: Sequence[WeightMapping], *, aliases: Sequence[str] = ()
@@ -32,7 +32,7 @@ class CheckpointSource(TensorSource):
         for mapping in mappings:
             for part, name in enumerate(mapping.hf_names):
                 self._mappings.setdefault(name, []).append((mapping, part))
-            if mapping.optional_alias in aliases:
+            if mapping.optional_alias is not None and mapping.optional_alias in aliases:
                 self._mappings[mapping.optional_alias] = [(mapping, 0)]
 
     def names(self) -> Sequence[str]:

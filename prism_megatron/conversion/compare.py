@@ -68,11 +68,11 @@ def compare(a: Tensors, b: Tensors) -> Iterator[TensorComparison]:
             hashes = [_hash(source, name, text) for source, text in zip((a, b), formats, strict=True)]
             yield TensorComparison(name, formats[0], formats[1], hashes[0], hashes[1], None, None)
         else:
-            yield _compared(a, b, name, formats[0], shapes[0][name], dtypes[0][name])
+            yield _compared(a, b, name, text=formats[0], shape=shapes[0][name], dtype=dtypes[0][name])
 
 
 def _compared(
-    a: Tensors, b: Tensors, name: str, text: str, shape: tuple[int, ...], dtype: torch.dtype
+    a: Tensors, b: Tensors, name: str, *, text: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> TensorComparison:
     """One pass over both; the second hash is a copy of the first until the tensors part."""
     hash_a, hash_b = _new_hash(text), None
@@ -100,7 +100,8 @@ def _hash(source: Tensors, name: str, text: str) -> str:
     found = _new_hash(text)
     for start, stop in _ranges(source.shapes()[name], source.dtypes()[name]):
         found.update(_bytes(source.get_rows(name, start, stop)).numpy())
-    return found.hexdigest()
+    digest: str = found.hexdigest()
+    return digest
 
 
 def _new_hash(text: str) -> Any:

@@ -88,7 +88,10 @@ def save(
         progress = {name: engine.progress() for name, engine in engines.items()}
         for role, model in models.items():
             model.write(companions_folder(hidden, role))
-        kept = {role: {"expert_layout": m.expert_layout, "aliases": list(m.aliases)} for role, m in models.items()}
+        kept = {
+            role: {"expert_layout": engines[role].expert_layout, "aliases": sorted(model.aliases)}
+            for role, model in models.items()
+        }
         write_state(hidden, engines=progress, models=kept, state=state)
         _commit(hidden, folder)
     dist.barrier()
@@ -106,6 +109,7 @@ def load(folder: Path, engines: Mapping[str, MegatronEngine]) -> dict[str, Any]:
     )
     for role, engine in engines.items():
         engine.load_sharded_state_dict(loaded[role], document["engines"][role])
+        _take_layout(engine, document, role)
     state: dict[str, Any] = document["state"]
     return state
 
@@ -116,9 +120,16 @@ def load_weights(folder: Path, engine: MegatronEngine, role: str) -> None:
     ``folder`` is a checkpoint of training in any layout, or a converted one. On all ranks together. Raises
     CheckpointError as ``load``.
     """
-    _read(folder, {role: engine.weights})
+    document = _read(folder, {role: engine.weights})
     loaded = _read_tensors(folder, {role: {"model": engine.sharded_weights(role)}})
     engine.load_sharded_weights(loaded[role]["model"], role)
+    _take_layout(engine, document, role)
+
+
+def _take_layout(engine: MegatronEngine, document: Mapping[str, Any], role: str) -> None:
+    """An export returns to the layout of experts that the weights once came in."""
+    if role in document["models"]:
+        engine.expert_layout = document["models"][role]["expert_layout"]
 
 
 def _read_tensors(folder: Path, shards: dict[str, Any]) -> dict[str, Any]:

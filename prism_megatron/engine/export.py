@@ -217,7 +217,7 @@ class WeightTable:
 
     def vocabularies(self) -> dict[str, int]:
         """Parameters of the whole model with a row for each word, and how many words; rows after those are padding."""
-        ops = {mapping.parameter: mapping.op for mapping in self._mappings}
+        ops = {mapping.parameter: mapping.op for mapping in self._mappings_of(None)}
         return {name: op.rows for name, op in ops.items() if isinstance(op, Column) and op.multiple > 1}
 
     def replicated(self) -> list[tuple[str, nn.Parameter]]:

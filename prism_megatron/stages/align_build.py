@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 
 from model_providers.moe_discriminator.folder import config_text
-from model_providers.moe_discriminator.mapping import EXPERT_LAYOUT
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
@@ -100,7 +99,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     )
     rollout = build_rollout(folder, renderer, world=world, dtype=dtype)
     discriminator = build_discriminator(config, source, shape, world=world, dtype=dtype, layers=capabilities.layers)
-    files = model_files(source, "policy", expert_layout=None)
+    files = model_files(source, "policy")
     models = {"policy": files, "discriminator": discriminator_files(config, files)}
     for engine in (policy, discriminator):
         assert engine.optimizer is not None
@@ -207,9 +206,9 @@ def discriminator_files(config: AlignConfig, policy: ModelFiles) -> ModelFiles:
     """What checkpoints keep of the discriminator; one that is upcycled has the policy's tokenizer."""
     folder = discriminator_folder(config)
     if folder is not None:
-        return model_files(folder, "discriminator", expert_layout=EXPERT_LAYOUT)
+        return model_files(folder, "discriminator")
     text = config_text(policy.files["config.json"], _towers(config))
-    return ModelFiles({**policy.files, "config.json": text.encode()}, expert_layout=EXPERT_LAYOUT)
+    return ModelFiles({**policy.files, "config.json": text.encode()})
 
 
 def _towers(config: AlignConfig) -> Towers:

@@ -103,15 +103,14 @@ def hf_tensors(folder: Path, shape: Qwen3VLShape) -> TensorSource:
     return CheckpointSource(TorchDistFolder(folder), "policy", weight_mappings(shape))
 
 
-def model_files(folder: Path, role: str, *, expert_layout: str | None) -> ModelFiles:
+def model_files(folder: Path, role: str) -> ModelFiles:
     """What checkpoints keep of a role that starts from ``folder``, whose own account counts if it is a checkpoint."""
     files = read_companions(files_folder(folder, role))
     if is_checkpoint(folder):
-        model = read_state(folder)["models"][role]
-        return ModelFiles(files, model["expert_layout"], tuple(model["aliases"]))
+        return ModelFiles(files, tuple(read_state(folder)["models"][role]["aliases"]))
     tied = Qwen3VLShape.from_folder(folder).text.tied
     repeats_embedding = tied and LM_HEAD in HFFolder(folder).names()
-    return ModelFiles(files, expert_layout, (LM_HEAD,) if repeats_embedding else ())
+    return ModelFiles(files, (LM_HEAD,) if repeats_embedding else ())
 
 
 def export_folder(

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from model_providers.moe_discriminator.folder import SECTION, read_towers, write_config
+from model_providers.moe_discriminator.folder import is_discriminator, read_towers, write_config
 from model_providers.moe_discriminator.mapping import EXPERT_LAYOUT
 from model_providers.moe_discriminator.mapping import weight_mappings as discriminator_mappings
 from model_providers.moe_discriminator.towers import Towers
@@ -109,12 +109,12 @@ def to_hf(config: ToHFConfig, *, say: Say) -> None:
     load, save = Path(str(config.load)), Path(str(config.save))
     check_target(save, source=load, is_kind=_is_model_folder, kind="model folder", overwrite=config.overwrite)
     folder = TorchDistFolder(load)
-    role = _role_of(folder, config.role)
+    role = role_of(folder, config.role)
     companions = companions_folder(load, role)
     kept = folder.document["models"][role]
     layout = kept["expert_layout"] if config.expert_layout == "as-it-came" else config.expert_layout
     plan = plan_hf(
-        _mappings_of(companions, layout),
+        mappings_of(companions, layout),
         folder,
         role=role,
         aliases=kept["aliases"],
@@ -136,7 +136,7 @@ def to_hf(config: ToHFConfig, *, say: Say) -> None:
 
 def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) -> _Model:
     shape, source = Qwen3VLShape.from_folder(folder), HFFolder(folder)
-    if _is_discriminator(folder):
+    if is_discriminator(folder):
         if as_role is not None:
             raise ConfigError(f"--hf {folder} is a discriminator already; leave --as out")
         towers = read_towers(folder)
@@ -159,17 +159,17 @@ def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) 
     return _Model("policy", source, shape, mappings, layout, None)
 
 
-def _mappings_of(companions: Path, layout: ExpertLayout | None) -> Sequence[WeightMapping]:
+def mappings_of(companions: Path, layout: ExpertLayout | None) -> Sequence[WeightMapping]:
     """The mappings of the model whose files stand in ``companions``, its experts stored as ``layout``."""
     shape = Qwen3VLShape.from_folder(companions)
-    if _is_discriminator(companions):
+    if is_discriminator(companions):
         if layout not in (None, EXPERT_LAYOUT):
             raise ConfigError(f"--expert-layout {layout}: a discriminator stores its experts as {EXPERT_LAYOUT}")
         return discriminator_mappings(shape, read_towers(companions))
     return policy_mappings(shape) if layout is None else policy_mappings(shape, layout)
 
 
-def _role_of(folder: TorchDistFolder, asked: Role | None) -> Role:
+def role_of(folder: TorchDistFolder, asked: Role | None) -> Role:
     roles = sorted(folder.document["models"])
     if asked is not None:
         if asked not in roles:
@@ -182,14 +182,6 @@ def _role_of(folder: TorchDistFolder, asked: Role | None) -> Role:
 
 def _is_model_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file()
-
-
-def _is_discriminator(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / 'config.json'} cannot be read as JSON: {error}") from error
-    return isinstance(config, dict) and SECTION in config
 
 
 def _copy_companions(source: Path, target: Path) -> None:
