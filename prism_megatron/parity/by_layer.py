@@ -20,8 +20,8 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.mapping import TensorSource
+from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.engine.batch import collate
 from prism_megatron.engine.runtime import World
 from prism_megatron.parity.compare import Difference, agreement, gradient_errors, largest_error, worst_first
@@ -63,7 +63,7 @@ def compare_by_layer(
 
     Outputs and input gradients stand among the parameters. ``source`` are our weights, by default the folder's.
     """
-    weights = HFFolder(folder)
+    weights = open_weights(folder)
     theirs = Transformers(folder, shape, weights)
     ours = Ours(world, shape, weights if source is None else source, recompute)
     states: list[State] = []

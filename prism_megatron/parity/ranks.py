@@ -20,7 +20,7 @@ from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.provider import LossOutput
@@ -65,7 +65,7 @@ def build_engine(
     assert engine.optimizer is not None
     for part in engine.optimizer.chained_optimizers:
         part.optimizer.state.clear()
-    engine.load_hf(HFFolder(folder))
+    engine.load_hf(open_weights(folder))
     return engine
 
 

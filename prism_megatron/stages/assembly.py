@@ -17,7 +17,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.conversion.hf_writer import read_companions, write_hf_folder
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.conversion.torch_dist import TorchDistFolder
@@ -93,13 +93,13 @@ def load_weights(engine: MegatronEngine, folder: Path) -> None:
     if is_checkpoint(folder):
         checkpoint.load_weights(folder, engine, engine.name)
     else:
-        engine.load_hf(HFFolder(folder))
+        engine.load_hf(open_weights(folder))
 
 
 def hf_tensors(folder: Path, shape: Qwen3VLShape) -> TensorSource:
     """A policy's tensors under their Hugging Face names, of a model folder or of a checkpoint."""
     if not is_checkpoint(folder):
-        return HFFolder(folder)
+        return open_weights(folder)
     return CheckpointSource(TorchDistFolder(folder), "policy", weight_mappings(shape))
 
 
@@ -109,7 +109,7 @@ def model_files(folder: Path, role: str) -> ModelFiles:
     if is_checkpoint(folder):
         return ModelFiles(files, tuple(read_state(folder)["models"][role]["aliases"]))
     tied = Qwen3VLShape.from_folder(folder).text.tied
-    repeats_embedding = tied and LM_HEAD in HFFolder(folder).names()
+    repeats_embedding = tied and LM_HEAD in open_weights(folder).names()
     return ModelFiles(files, (LM_HEAD,) if repeats_embedding else ())
 
 

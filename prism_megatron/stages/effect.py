@@ -22,8 +22,8 @@ from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.effect import EffectConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.mapping import TensorSource
+from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
@@ -123,7 +123,7 @@ def _set_up(
     policy = build_policy(
         folder, shape, world=world, dtype=torch.float32, optimizer=recipe.policy, total_steps=config.steps
     )
-    weights = HFFolder(MINI_FOLDER / "discriminator")
+    weights = open_weights(MINI_FOLDER / "discriminator")
     discriminator = MegatronEngine(
         name="discriminator",
         provider=DiscriminatorProvider.from_folder(MINI_FOLDER / "discriminator"),

@@ -28,7 +28,7 @@ from prism_megatron.config.merge import to_plain
 from prism_megatron.config.mini_world import MakeMiniConfig, SupervisedPhase, mini_model_config
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
@@ -163,7 +163,7 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
         return
     phase, seed = config.warm_start, config.seed
     shape, renderer = Qwen3VLShape.from_folder(policy_folder), Renderer.from_folder(policy_folder)
-    weights, towers = HFFolder(policy_folder), Towers()
+    weights, towers = open_weights(policy_folder), Towers()
     discriminator = MegatronEngine(
         name="discriminator",
         provider=DiscriminatorProvider(shape, towers, freeze_vision=True),

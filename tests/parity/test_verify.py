@@ -65,7 +65,7 @@ def test_the_mini_policy_is_the_same_model(flags: tuple[str, ...]) -> None:
 
 def verify_perturbed(world: World, config: VerifyConfig) -> Report | None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks, "HFFolder", PerturbedFolder)
+        patch.setattr(ranks, "open_weights", PerturbedFolder)
         return verify(world, config)
 
 

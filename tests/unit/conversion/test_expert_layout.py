@@ -7,7 +7,6 @@ is the same in both fused layouts, stored in the other order than its neighbours
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ from prism_megatron.config.presets import preset
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
 from prism_megatron.conversion.hf_reader import SINGLE, HFFolder
-from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.errors import ConversionError
+from tests.unit.conversion.held import Held
 
 LAYER = "model.language_model.layers.0.mlp"
 UP, DOWN = f"{LAYER}.experts.gate_up_proj", f"{LAYER}.experts.down_proj"
@@ -51,39 +50,15 @@ def tensors(layout: ExpertLayout, *, hidden: int = 8, width: int = 3) -> dict[st
     return held | (fused if layout == "transformers" else {n: t.transpose(1, 2).contiguous() for n, t in fused.items()})
 
 
-class Recorded(TensorSource):
-    """Tensors of a dict that remembers what was read whole."""
-
-    def __init__(self, held: Mapping[str, Tensor]) -> None:
-        self.held = held
-        self.read_whole: list[str] = []
-
-    def names(self) -> Sequence[str]:
-        return list(self.held)
-
-    def get(self, name: str) -> Tensor:
-        self.read_whole.append(name)
-        return self.held[name]
-
-    def get_slice(self, name: str, index: int) -> Tensor:
-        return self.held[name][index]
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self.held.items()}
-
-    def dtypes(self) -> Mapping[str, torch.dtype]:
-        return {name: tensor.dtype for name, tensor in self.held.items()}
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_parameters(layout: ExpertLayout) -> None:
     """Claim: a layout is told from the folder, its mapping reads fused tensors by slices only, and what it makes of
     them is bit for bit what the mapping of transformers' layout makes; the mapping read backwards gives the folder."""
-    stored = Recorded(tensors(layout))
+    stored = Held(tensors(layout))
     assert detect_expert_layout(stored, shape()) == layout
     sizes = ExpertSizes(EXPERTS, per_token=1, width=3)
     expected = {
-        mapping.parameter: mapping.op.split(mapping.read(Recorded(tensors("transformers"))), 1)[0]
+        mapping.parameter: mapping.op.split(mapping.read(Held(tensors("transformers"))), 1)[0]
         for mapping in expert_mappings(8, sizes, 0, "transformers")
     }
     found: dict[str, Tensor] = {}
@@ -91,7 +66,7 @@ def test_every_layout_gives_the_same_parameters(layout: ExpertLayout) -> None:
         (found[mapping.parameter],) = mapping.op.split(mapping.read(stored), 1)
         merged = mapping.op.merge([found[mapping.parameter]])
         for name, held_shape, tensor in zip(mapping.hf_names, mapping.hf_shapes or (), merged, strict=True):
-            held = stored.held[name]
+            held = stored.tensors[name]
             assert held_shape == tuple(held.shape)
             assert torch.equal(tensor, held if mapping.expert is None else held[mapping.expert])
     assert found.keys() == expected.keys()
@@ -108,7 +83,7 @@ def test_mixtures_name_two_offenders() -> None:
         (of["hub"] | {single: of["per_expert"][single]}, (single, DOWN)),
     ):
         with pytest.raises(ConversionError, match=r"stored in two layouts.*save the model again") as refused:
-            detect_expert_layout(Recorded(mixed), shape())
+            detect_expert_layout(Held(mixed), shape())
         assert all(repr(name) in str(refused.value) for name in offenders)
 
 
@@ -118,16 +93,16 @@ def test_a_shape_that_tells_nothing_is_told_by_the_other_tensor(hidden: int, wid
     sizes = shape(hidden=hidden, width=width)
     for layout in LAYOUTS:
         held = tensors(layout, hidden=hidden, width=width)
-        assert detect_expert_layout(Recorded(held), sizes) == layout
+        assert detect_expert_layout(Held(held), sizes) == layout
     alone = {ambiguous: tensors("hub", hidden=hidden, width=width)[ambiguous]}
     with pytest.raises(ConversionError, match=f"'{ambiguous}' is .* in both known layouts.*no other tensor tells"):
-        detect_expert_layout(Recorded(alone), sizes)
+        detect_expert_layout(Held(alone), sizes)
 
 
 def test_what_fits_no_layout_is_left_to_the_check_of_names() -> None:
     dense = dataclasses.replace(shape(), text=dataclasses.replace(shape().text, num_experts=0))
-    assert detect_expert_layout(Recorded(tensors("hub")), dense) is None
-    assert detect_expert_layout(Recorded({UP: torch.zeros(3, 5, 7)}), shape()) is None
+    assert detect_expert_layout(Held(tensors("hub")), dense) is None
+    assert detect_expert_layout(Held({UP: torch.zeros(3, 5, 7)}), shape()) is None
 
 
 def test_a_folder_reads_one_slice(tmp_path: Path) -> None:
