@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.parallel import ParallelConfig
@@ -256,7 +256,7 @@ def _text_shape(text: _Section, *, tied: bool, sparse: bool) -> TextShape:
             f"{text.where}: num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}"
         )
     if sparse:
-        if text.size("num_experts_per_tok") > text.size("num_experts", "num_local_experts"):
+        if text.size("num_experts_per_tok") > _num_experts(text):
             raise ConfigError(
                 f"{text.where}: num_experts_per_tok {text.size('num_experts_per_tok')} is more than there are experts"
             )
@@ -275,10 +275,21 @@ def _text_shape(text: _Section, *, tied: bool, sparse: bool) -> TextShape:
         theta=theta,
         mrope_section=(mrope_section[0], mrope_section[1], mrope_section[2]),
         tied=tied,
-        num_experts=text.size("num_experts", "num_local_experts") if sparse else 0,
+        num_experts=_num_experts(text) if sparse else 0,
         experts_per_token=text.size("num_experts_per_tok") if sparse else 0,
         expert_ffn=text.size("moe_intermediate_size") if sparse else 0,
     )
+
+
+def _num_experts(text: _Section) -> int:
+    """Experts of a layer, under the name that the published configs have or the one that transformers writes."""
+    names = [name for name in ("num_experts", "num_local_experts") if text.values.get(name) is not None]
+    if len({text.size(name) for name in names}) > 1:
+        raise ConfigError(
+            f"{text.where}: num_experts is {text.values['num_experts']} but num_local_experts is "
+            f"{text.values['num_local_experts']}; they are two names of one number, so remove the wrong one"
+        )
+    return text.size("num_experts", "num_local_experts")
 
 
 def _vision_shape(vision: _Section) -> VisionShape:
@@ -330,11 +341,14 @@ def _dtype(top: _Section, text: _Section) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> NoReturn:
+        raise ConfigError(f"{path} holds {constant}, which is not JSON")
+
     try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
+        parsed = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; give a Hugging Face model folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise ConfigError(f"{path} holds {type(parsed).__name__}, expected a JSON object")

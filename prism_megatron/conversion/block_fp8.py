@@ -61,10 +61,15 @@ def quantised_blocks(config: Mapping[str, Any], where: str) -> BlockSize | None:
     return BlockSize(*block)
 
 
-def dequantised_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """``config`` as that of the same model stored in ``dtype``: not quantised, its dtype under the key it had."""
+def dequantised_config(config: Mapping[str, Any], dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """``config`` as that of the same model not quantised, stored in ``dtype``; None leaves what the config says.
+
+    The dtype stands under the keys that had it.
+    """
     made = copy.deepcopy(dict(config))
     made.pop(CONFIG_KEY, None)
+    if dtype is None:
+        return made
     text = made.get("text_config")
     sections = [made, text] if isinstance(text, dict) else [made]
     named = [(section, key) for section in sections for key in ("dtype", "torch_dtype") if key in section]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from prism_megatron.conversion.hf_files import check_header, describe, member, read_object
 from prism_megatron.conversion.stored_tensor import SAFETENSORS_DTYPES, StoredTensor, safetensors_in
 from prism_megatron.errors import ConversionError
 
@@ -94,7 +94,7 @@ class HFFolder:
         if single.exists() and index.exists():
             raise ConversionError(f"{self.folder} holds both {SINGLE} and {INDEX}; remove the one that is out of date")
         if index.exists():
-            return _read_index(index)
+            return _read_index(self.folder)
         if single.exists():
             return dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.folder.glob(pattern))
@@ -106,36 +106,30 @@ class HFFolder:
         raise ConversionError(f"{self.folder} holds neither {SINGLE} nor {INDEX}")
 
     def _open(self, file: str) -> Any:
-        path = self.folder / file
         try:
-            return safe_open(path, framework="pt")
+            path = member(self.folder, file)
         except FileNotFoundError as error:
             raise ConversionError(f"{self.folder / INDEX} names {file}, which is missing") from error
+        try:
+            handle = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise ConversionError(f"{path} is no complete safetensors file ({error}); copy it again") from error
+            problem = describe(path) or f"no complete safetensors file ({error}); copy it again"
+            raise ConversionError(f"{self.folder / file} is {problem}") from error
+        check_header(path)
+        return handle
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in seen:
-                _refuse(path, f"lists {key!r} twice")
-            seen[key] = value
-        return seen
-
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConversionError(f"{path} cannot be read as JSON: {error}") from error
-    listed = parsed.get("weight_map") if isinstance(parsed, dict) else None
+def _read_index(folder: Path) -> dict[str, str]:
+    path = folder / INDEX
+    listed = read_object(member(folder, INDEX)).get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        _refuse(path, "has no weight_map")
+        raise ConversionError(f"{path} has no weight_map")
     for name, file in listed.items():
-        if not isinstance(file, str) or PurePath(file).name != file or not file.endswith(".safetensors"):
-            _refuse(path, f"puts {name!r} into {file!r}, which is not a safetensors file of this folder")
+        if (
+            not isinstance(file, str)
+            or PurePath(file).name != file
+            or not file.endswith(".safetensors")
+            or {"\\", "\0"} & set(file)
+        ):
+            raise ConversionError(f"{path} puts {name!r} into {file!r}, which is not a safetensors file of this folder")
     return listed
-
-
-def _refuse(path: Path, problem: str) -> NoReturn:
-    raise ConversionError(f"{path} {problem}")

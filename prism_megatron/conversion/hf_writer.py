@@ -12,11 +12,14 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prism_megatron.conversion.block_fp8 import CONFIG_KEY, dequantised_config
+from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import INDEX, SINGLE
 from prism_megatron.errors import ConversionError
 
+CONFIG = "config.json"
 COMPANIONS = (
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -49,15 +52,14 @@ def write_hf_folder(
     Raises ConversionError for a repeated name, no tensors, or a ``path`` that holds something else.
     """
     path, like = Path(path), Path(like)
-    if path.exists() and not (path / "config.json").is_file():
+    if path.exists() and not (path / CONFIG).is_file():
         raise ConversionError(f"{path} exists and is not a model folder; choose another place")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         _write_shards(aside, tensors, max_shard_bytes)
-        for name in COMPANIONS:
-            if (like / name).is_file():
-                shutil.copyfile(like / name, aside / name)
+        for name, content in read_companions(like).items():
+            (aside / name).write_bytes(content)
         aside.chmod(0o755)  # mkdtemp's folders are private
         for written in (*aside.iterdir(), aside):
             _flush(written)
@@ -68,8 +70,16 @@ def write_hf_folder(
 
 
 def read_companions(folder: str | Path) -> dict[str, bytes]:
-    """What a model folder has of the companion files, by name."""
-    return {name: (Path(folder) / name).read_bytes() for name in COMPANIONS if (Path(folder) / name).is_file()}
+    """What a model folder has of the companion files, by name; its config is that of the model before it was quantised.
+
+    Raises ConversionError for links that lead out of the folder (``hf_files.member``).
+    """
+    folder = Path(folder)
+    found = {name: member(folder, name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
+    if CONFIG_KEY.encode() in found.get(CONFIG, b""):
+        plain = dequantised_config(read_object(member(folder, CONFIG)))
+        found[CONFIG] = (json.dumps(plain, indent=2) + "\n").encode()
+    return found
 
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> None:

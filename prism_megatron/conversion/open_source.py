@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from prism_megatron.conversion.block_fp8 import CONFIG_KEY, DequantisedSource, quantised_blocks
+from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.errors import ConversionError
@@ -25,11 +25,9 @@ def open_weights(folder: str | Path, *, dtype: torch.dtype = torch.bfloat16) -> 
     source = HFFolder(folder)
     path = source.folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConversionError(f"{path} cannot be read as JSON: {error}; give a Hugging Face model folder") from error
-    if not isinstance(config, dict):
-        raise ConversionError(f"{path} holds {type(config).__name__}, expected a JSON object")
+        config = read_object(member(source.folder, path.name))
+    except FileNotFoundError as error:
+        raise ConversionError(f"{path} does not exist; give a Hugging Face model folder") from error
     block = quantised_blocks(config, str(path))
     if block is None and (source.folder / _MODELOPT_CONFIG).exists():
         raise ConversionError(
