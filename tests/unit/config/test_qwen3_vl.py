@@ -126,8 +126,28 @@ def test_contradictions_are_refused(path: str, value: object, message: str) -> N
         Qwen3VLShape.from_dict(changed(path, value))
 
 
+def test_either_name_of_the_number_of_experts_is_read() -> None:
+    """Claim: the hub's name, transformers' name, or both where they agree; both that differ are refused."""
+    experts = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+
+    def read(**counts: int | None) -> Qwen3VLShape:
+        text = HUB["text_config"] | experts | counts
+        return Qwen3VLShape.from_dict({**HUB, "model_type": "qwen3_vl_moe", "text_config": text})
+
+    for counts in ({"num_experts": 8}, {"num_local_experts": 8}, {"num_experts": 8, "num_local_experts": 8}):
+        assert read(**counts).text.num_experts == 8
+    assert read(num_experts=None, num_local_experts=8).text.num_experts == 8
+    with pytest.raises(ConfigError, match="num_experts is 8 but num_local_experts is 4"):
+        read(num_experts=8, num_local_experts=4)
+    with pytest.raises(ConfigError, match="'num_experts' or 'num_local_experts' is missing"):
+        read()
+
+
 def test_folders(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
+        Qwen3VLShape.from_folder(tmp_path)
+    (tmp_path / "config.json").write_text('{"rms_norm_eps": NaN}')
+    with pytest.raises(ConfigError, match="holds NaN, which is not JSON"):
         Qwen3VLShape.from_folder(tmp_path)
     (tmp_path / "config.json").write_text("[1")
     with pytest.raises(ConfigError, match="cannot be read as JSON"):
