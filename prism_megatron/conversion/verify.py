@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.errors import ConversionError
@@ -36,10 +37,17 @@ def check_names(mappings: Sequence[WeightMapping], source: TensorSource) -> None
             if shapes[name] != shape:
                 raise ConversionError(f"{name!r} has shape {shapes[name]}, but the model's config makes it {shape}")
     for alias, name in sorted(aliases.items()):
-        if alias in held and not torch.equal(source.get(alias), source.get(name)):
+        if alias in held and not _same_bits(source.get(alias), source.get(name)):
             raise ConversionError(
                 f"{alias!r} differs from {name!r}, but the config says they are tied; set tie_word_embeddings to false"
             )
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Equal in dtype, shape and every bit: zeros of either sign differ, and a NaN equals itself."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 def _with_neighbour(name: str, others: Iterable[str]) -> str:

@@ -46,6 +46,8 @@ class Source(TensorSource):
 def test_exact_sources_pass() -> None:
     check_names(MAPPINGS, Source())
     check_names(MAPPINGS, Source(head__weight=torch.ones(4, 2)))
+    undefined = torch.full((4, 2), torch.nan)
+    check_names(MAPPINGS, Source(embed__weight=undefined, head__weight=undefined.clone()))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,8 @@ def test_exact_sources_pass() -> None:
         (Source(layers__2__extra=torch.ones(9)), r"not weights.*'layers.2.extra' \(nearest here: 'layers.1.extra'\)"),
         (Source(embed__weight=torch.ones(5, 2)), r"'embed.weight' has shape \(5, 2\).*makes it \(4, 2\)"),
         (Source(head__weight=torch.zeros(4, 2)), "tied"),
+        (Source(embed__weight=torch.zeros(4, 2), head__weight=-torch.zeros(4, 2)), "tied"),
+        (Source(head__weight=torch.ones(4, 2, dtype=torch.bfloat16)), "tied"),
     ],
 )
 def test_what_does_not_fit_is_named(source: Source, message: str) -> None:
