@@ -112,8 +112,8 @@ class DequantisedSource(TensorSource):
     ) -> None:
         if scale not in shapes:
             raise ConversionError(f"{name!r} is stored in FP8, but its scales {scale!r} are missing")
-        if len(shape) < 2:
-            raise ConversionError(f"{name!r} {shape} is stored in FP8, but has no blocks: it is no matrix")
+        if len(shape) not in (2, 3):
+            raise ConversionError(f"{name!r} {shape} is stored in FP8, but is neither a matrix nor a stack of them")
         if shapes[scale] != self._block.grid(shape):
             raise ConversionError(
                 f"{scale!r} has shape {shapes[scale]}, but blocks of {self._block.rows} by {self._block.columns} make "
@@ -136,34 +136,43 @@ class DequantisedSource(TensorSource):
 
     def get(self, name: str) -> Tensor:
         """One full tensor. Raises ConversionError for an unknown name and for scales that are not finite."""
-        stored = self._source.get(self._known(name))
-        if name not in self._quantised:
-            return stored
-        return self._dequantised(name, stored, self._source.get(name + SCALE_SUFFIX))
+        return self.get_rows(name, 0, self._shape(name)[0]) if name in self._quantised else self._plain(name)
 
     def get_slice(self, name: str, index: int) -> Tensor:
-        """One entry of dimension 0; of fused experts, no more is read. Raises ConversionError as ``get``."""
-        if name in self._quantised and len(self._shapes[name]) == 2:
-            return self.get(name)[index]
-        stored = self._source.get_slice(self._known(name), index)
+        """One entry of dimension 0, read without the rest. Raises ConversionError as ``get``."""
+        return self.get_rows(name, index, index + 1)[0]
+
+    def get_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries ``start`` to ``stop`` of dimension 0, read without the rest. Raises ConversionError as ``get``."""
+        shape = self._shape(name)
+        stored = self._source.get_rows(name, start, stop)
         if name not in self._quantised:
             return stored
-        return self._dequantised(name, stored, self._source.get_slice(name + SCALE_SUFFIX, index))
-
-    def _known(self, name: str) -> str:
-        if name not in self._shapes:
-            raise ConversionError(f"the folder holds no tensor {name!r}")
-        return name
-
-    def _dequantised(self, name: str, stored: Tensor, scales: Tensor) -> Tensor:
+        # Of a matrix, the first row may lie within a block; entries of fused experts are whole matrices.
+        first, last = (start, stop) if len(shape) > 2 else (start // self._block.rows, -(-stop // self._block.rows))
+        skipped = 0 if len(shape) > 2 else start % self._block.rows
+        scales = self._source.get_rows(name + SCALE_SUFFIX, first, last)
         if not bool(torch.isfinite(scales).all()):
             raise ConversionError(f"{name + SCALE_SUFFIX!r} holds numbers that are not finite; copy the folder again")
         made = torch.empty(stored.shape, dtype=self._dtype)
-        columns = stored.shape[-1]
-        matrices = zip(stored.reshape(-1, *stored.shape[-2:]), scales.reshape(-1, *scales.shape[-2:]), strict=True)
-        for place, (matrix, grid) in zip(made.view(-1, *stored.shape[-2:]), matrices, strict=True):
-            for strip, rows, factors in zip(
-                place.split(self._block.rows), matrix.split(self._block.rows), grid.float(), strict=True
-            ):
-                strip.copy_(rows.float() * factors.repeat_interleave(self._block.columns)[:columns])
+        parts = (one if one.dim() > 2 else one[None] for one in (made, stored, scales))
+        for target, matrix, grid in zip(*parts, strict=True):
+            self._fill(target, matrix, grid.float(), skipped)
         return made
+
+    def _fill(self, target: Tensor, matrix: Tensor, grid: Tensor, skipped: int) -> None:
+        """``matrix`` times its blocks' factors, a row of blocks at a time. It lacks the first ``skipped`` rows."""
+        for number, factors in enumerate(grid):
+            start = max(0, number * self._block.rows - skipped)
+            stop = (number + 1) * self._block.rows - skipped
+            wide = factors.repeat_interleave(self._block.columns)[: matrix.shape[-1]]
+            target[start:stop] = matrix[start:stop].float() * wide
+
+    def _plain(self, name: str) -> Tensor:
+        self._shape(name)
+        return self._source.get(name)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._shapes:
+            raise ConversionError(f"the folder holds no tensor {name!r}")
+        return self._shapes[name]

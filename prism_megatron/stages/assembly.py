@@ -17,9 +17,9 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
-from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.conversion.hf_writer import read_companions, write_hf_folder
 from prism_megatron.conversion.mapping import TensorSource
+from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint

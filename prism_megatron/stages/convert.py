@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +32,9 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.validate import check_layout
 from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint, write_state
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.hf_writer import COMPANIONS
+from prism_megatron.conversion.hf_writer import read_companions
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
+from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.conversion.to_hf import plan_hf
 from prism_megatron.conversion.to_megatron import plan_megatron, record
 from prism_megatron.conversion.torch_dist import TorchDistFolder
@@ -135,7 +134,7 @@ def to_hf(config: ToHFConfig, *, say: Say) -> None:
 
 
 def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) -> _Model:
-    shape, source = Qwen3VLShape.from_folder(folder), HFFolder(folder)
+    shape, source = Qwen3VLShape.from_folder(folder), open_weights(folder)
     if is_discriminator(folder):
         if as_role is not None:
             raise ConfigError(f"--hf {folder} is a discriminator already; leave --as out")
@@ -186,9 +185,8 @@ def _is_model_folder(folder: Path) -> bool:
 
 def _copy_companions(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    for name, content in read_companions(source).items():
+        (target / name).write_bytes(content)
 
 
 def _restate_dtype(path: Path, dtype: str) -> None:

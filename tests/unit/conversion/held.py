@@ -27,6 +27,9 @@ class Held(TensorSource):
     def get_slice(self, name: str, index: int) -> Tensor:
         return self.tensors[name][index]
 
+    def get_rows(self, name: str, start: int, stop: int) -> Tensor:
+        return self.tensors[name][start:stop]
+
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 

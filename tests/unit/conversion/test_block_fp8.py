@@ -82,7 +82,7 @@ def test_dequantised_as_block_by_block(
     *, rows: int, columns: int, experts: int | None, dtype: torch.dtype, scale_dtype: torch.dtype, seed: int
 ) -> None:
     """Claim: matrices and fused experts, with ragged last blocks, are the float64 products to one rounding of dtype
-    (a product is rounded to float32 first), whole and by slices alike."""
+    (a product is rounded to float32 first), whole and in any range of rows."""
     torch.manual_seed(seed)
     shape = (rows, columns) if experts is None else (experts, rows, columns)
     weight, scales = quantised(shape, scale_dtype=scale_dtype)
@@ -94,6 +94,8 @@ def test_dequantised_as_block_by_block(
     torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=tiny)
     for index in range(shape[0]):
         assert torch.equal(source.get_slice("x", index), found[index])
+        for stop in range(index, shape[0] + 1):
+            assert torch.equal(source.get_rows("x", index, stop), found[index:stop])
 
 
 def test_dequantised_as_transformers_does() -> None:
@@ -136,7 +138,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "transposed": (lambda held: held.update({f"{FUSED}_scale_inv": torch.ones(3, 2, 3)}), r"\(3, 2, 3\).*\(3, 2, 2\)"),
     "wrong type": (lambda held: held.update({f"{Q}_scale_inv": torch.ones(3, 3).half()}), "of type torch.float16"),
     "vector": (lambda held: held.update({NORM: torch.ones(5).to(torch.float8_e4m3fn), f"{NORM}_scale_inv":
-               torch.ones(1)}), "it is no matrix"),
+               torch.ones(1)}), "neither a matrix nor a stack"),
     "e5m2": (lambda held: held.update({NORM: torch.ones(5).to(torch.float8_e5m2)}), "float8_e5m2.*does not use"),
 }  # fmt: skip
 
