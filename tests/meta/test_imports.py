@@ -52,6 +52,21 @@ def test_importing_a_tool_loads_nothing_heavy(tool: Path) -> None:
     assert python(code).strip() == "[]"
 
 
+def test_the_converter_loads_no_megatron() -> None:
+    """Claim: whoever converts needs no Megatron: neither ``conversion`` nor the mappings of the models load it.
+
+    Blind spot: imports inside functions.
+    """
+    modules = [
+        *(f"prism_megatron.conversion.{path.stem}" for path in (REPOSITORY / "prism_megatron/conversion").glob("*.py")),
+        "model_providers.qwen3_vl.mapping",
+        *(f"model_providers.moe_discriminator.{name}" for name in ("mapping", "towers", "folder", "upcycle")),
+        "prism_megatron.stages.convert",
+    ]
+    code = f"import importlib, sys; [importlib.import_module(name) for name in {modules!r}]"
+    assert python(f"{code}; print('torch' in sys.modules, 'megatron' in sys.modules)").split() == ["True", "False"]
+
+
 def test_nothing_imports_megatron_training() -> None:
     """Claim: no file of ours names megatron.training in an import. Blind spot: importlib with a built string."""
     files = [path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
