@@ -42,6 +42,7 @@ class _Chunk:
     of_parameter: Box
     key: str
     of_key: Box
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class DataFile:
         for mapping, chunks in itertools.groupby(self.chunks, key=lambda chunk: chunk.mapping):
             rows = _Rows(mapping, self.source)
             for chunk in chunks:
-                yield rows.box(chunk.of_parameter).view(chunk.of_key.size)
+                yield rows.box(chunk.of_parameter, chunk.dtype).view(chunk.of_key.size)
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,10 @@ def plan_megatron(
         group = groups.setdefault((_stage_of(mapping.parameter, stages, parallel.pp), ep_rank), [])
         for box in _boxes(mapping, parallel.tp if expert is None else parallel.expert_tp, dtypes[key]):
             of_key = box if expert is None else Box((expert, *box.offset), (1, *box.size))
-            group.append(_Chunk(mapping, box, key, of_key))
+            group.append(_Chunk(mapping, box, key, of_key, dtypes[key]))
     files: list[DataFile] = []
     for (stage, _), chunks in sorted(groups.items(), key=lambda item: item[0]):
-        for bucket, size in _buckets(chunks, dtypes, bucket_bytes):
+        for bucket, size in _buckets(chunks, bucket_bytes):
             number = sum(file.name.startswith(f"__{stage}_") for file in files)
             files.append(DataFile(f"__{stage}_{number}.distcp", tuple(bucket), source, size))
     return MegatronPlan(tuple(files), {key: (shape, dtypes[key]) for key, shape in shapes.items()})
@@ -177,13 +178,11 @@ def _boxes(mapping: WeightMapping, tp: int, dtype: torch.dtype) -> Iterator[Box]
             yield Box((box.offset[0] + row, *box.offset[1:]), (height, *box.size[1:]))
 
 
-def _buckets(
-    chunks: Sequence[_Chunk], dtypes: Mapping[str, torch.dtype], bucket_bytes: int
-) -> Iterator[tuple[list[_Chunk], int]]:
+def _buckets(chunks: Sequence[_Chunk], bucket_bytes: int) -> Iterator[tuple[list[_Chunk], int]]:
     bucket: list[_Chunk] = []
     size = 0
     for chunk in chunks:
-        num_bytes = prod(chunk.of_key.size) * dtypes[chunk.key].itemsize
+        num_bytes = prod(chunk.of_key.size) * chunk.dtype.itemsize
         if bucket and size + num_bytes > bucket_bytes:
             yield bucket, size
             bucket, size = [], 0
@@ -201,14 +200,14 @@ class _Rows:
         self._range = (0, 0)
         self._rows = torch.empty(0)
 
-    def box(self, box: Box) -> Tensor:
+    def box(self, box: Box, dtype: torch.dtype) -> Tensor:
         """One box, contiguous, in memory of its own."""
         wanted = (box.offset[0], box.offset[0] + box.size[0])
         if self._mapping.expert is not None:
             wanted = (0, parameter_shape(self._mapping)[0])
         if wanted != self._range:
             self._range = wanted
-            self._rows = self._read(*wanted)
+            self._rows = self._read(*wanted, dtype)
         first = box.offset[0] - wanted[0]
         part = self._rows[first : first + box.size[0]]
         if len(box.size) > 1:
@@ -217,7 +216,7 @@ class _Rows:
         alone = part.nbytes == self._rows.untyped_storage().nbytes()
         return part if alone else part.clone(memory_format=torch.contiguous_format)
 
-    def _read(self, start: int, stop: int) -> Tensor:
+    def _read(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         mapping = self._mapping
         if mapping.expert is not None:  # a slice, small enough to be rearranged whole
             (matrix,) = mapping.op.split(mapping.read(self._source), 1)
@@ -226,15 +225,11 @@ class _Rows:
         width = parameter_shape(mapping)[1:]
         if len(found) == 1 and found[0].part is not None:
             return self._part(found[0].part, found[0].origin, found[0].count).reshape(-1, *width)
-        rows: Tensor | None = None
+        rows = torch.zeros((stop - start, *width), dtype=dtype)
         for run in found:
-            part = None if run.part is None else self._part(run.part, run.origin, run.count)
-            if rows is None:
-                assert part is not None  # padding comes last
-                rows = part.new_empty((stop - start, *width))
-            target = rows[run.target - start : run.target - start + run.count]
-            target.zero_() if part is None else target.copy_(part.reshape(-1, *width))
-        assert rows is not None
+            if run.part is not None:
+                target = rows[run.target - start : run.target - start + run.count]
+                target.copy_(self._part(run.part, run.origin, run.count).reshape(target.shape))
         return rows
 
     def _part(self, part: int, origin: int, count: int) -> Tensor:

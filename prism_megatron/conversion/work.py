@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -149,12 +149,20 @@ def run_units(units: Sequence[Unit], work: WorkFolder, *, workers: int, label: s
     progress.skip(total - sum(units[number].num_bytes for number in left))
     pool = ThreadPoolExecutor(max_workers=workers)
     running = {pool.submit(units[number].run, work.folder, progress.add): number for number in left}
+    failures: list[BaseException] = []
     try:
-        waiting = set(running)
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
+        # Units that were running when one failed are done and noted too.
+        for future in as_completed(running):
+            if future.cancelled():
+                continue
+            if error := future.exception():
+                failures.append(error)
+                for other in running:
+                    other.cancel()
+            else:
                 work.record(running[future], future.result())
+        if failures:
+            raise failures[0]
     except OSError as error:
         raise ConversionError(
             f"writing {work.folder} failed ({error.strerror or error}); make room or choose another disk, and run the "
