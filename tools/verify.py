@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from model_providers.moe_discriminator.folder import is_discriminator, read_towers
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -34,7 +35,8 @@ def checked(config: VerifyConfig) -> VerifyConfig:
     shape = Qwen3VLShape.from_folder(folder)
     smallest, present = smallest_world(config.parallel), int(os.environ.get("WORLD_SIZE", "1"))
     size = present if present > 1 else smallest
-    check_verify(config, shape, world_size=size)
+    experts_per_tower = read_towers(folder).experts_per_tower if is_discriminator(folder) else None
+    check_verify(config, shape, world_size=size, experts_per_tower=experts_per_tower)
     if config.image:
         from prism_megatron.data.images import open_image
 
@@ -46,6 +48,11 @@ def checked(config: VerifyConfig) -> VerifyConfig:
 
     planned = planned_bytes(folder, config.dtype, copies=size // config.parallel.model_parallel_size)
     available = psutil.virtual_memory().available
+    if planned > available and experts_per_tower is not None:
+        raise ConfigError(
+            f"the two discriminators take about {planned / GIB:.0f} GiB, and {available / GIB:.0f} GiB are available; "
+            "verify it on a larger host"
+        )
     if planned > available and not config.by_layer:
         print(
             f"the two models take about {planned / GIB:.0f} GiB, and {available / GIB:.0f} GiB are available: "

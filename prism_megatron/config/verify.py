@@ -17,12 +17,15 @@ from prism_megatron.errors import ConfigError
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Is a folder's model the same in transformers and here, forward and backward, in this layout?"""
+    """Is a folder's model the same in transformers and here, forward and backward, in this layout?
+
+    A discriminator folder is held against transformers' trunk with plain torch experts: scores and every gradient.
+    """
 
     parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
     recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
     hf: str | None = None
-    """Hugging Face folder of a Qwen3-VL, with its tokenizer, chat template and image preprocessor"""
+    """Hugging Face folder of a Qwen3-VL or of a discriminator, with its tokenizer, chat template and preprocessor"""
     pack: bool = False
     """pack samples into one row instead of padding them"""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -45,8 +48,13 @@ def model_folder(config: VerifyConfig) -> Path:
     return folder
 
 
-def check_verify(config: VerifyConfig, shape: Qwen3VLShape, *, world_size: int) -> None:
-    """Raise ConfigError, naming the flag, for a layout that the model or the number of processes rules out."""
+def check_verify(
+    config: VerifyConfig, shape: Qwen3VLShape, *, world_size: int, experts_per_tower: int | None = None
+) -> None:
+    """Raise ConfigError, naming the flag, for a layout that the model or the number of processes rules out.
+
+    ``experts_per_tower`` is a discriminator's, None for a policy.
+    """
     parallel = config.parallel
     sizes = {
         "--tp": parallel.tp,
@@ -59,8 +67,10 @@ def check_verify(config: VerifyConfig, shape: Qwen3VLShape, *, world_size: int) 
     for flag, size in sizes.items():
         if size < 1:
             raise ConfigError(f"{flag} {size} must be at least 1")
-    check_layout(parallel, shape, experts_per_tower=0)
-    if shape.text.experts is None and parallel.etp is not None:
+    check_layout(parallel, shape, experts_per_tower=experts_per_tower or 0)
+    if experts_per_tower is not None and (config.by_layer or config.pack):
+        raise ConfigError("a discriminator is compared whole, one sequence to a row; leave --by-layer and --pack out")
+    if shape.text.experts is None and experts_per_tower is None and parallel.etp is not None:
         raise ConfigError(f"--etp {parallel.etp} needs a model with experts; leave it out")
     if config.by_layer:
         check_by_layer(config, shape)

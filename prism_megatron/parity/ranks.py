@@ -20,10 +20,11 @@ from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.provider import LossOutput
+from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import all_gather_objects, gather_objects
 from prism_megatron.parallel.layout import share_of
@@ -53,10 +54,15 @@ class RankOutcome:
 def build_engine(
     world: World, folder: Path, shape: Qwen3VLShape, *, dtype: torch.dtype, recompute: RecomputeConfig = PLAIN
 ) -> MegatronEngine:
-    """The folder's model with its weights. Its optimizer is there for the gradient buffers and gives up its moments."""
+    """The folder's policy (see ``engine_of``)."""
+    return engine_of(world, folder, Qwen3VLProvider(shape, recompute=recompute), name="policy", dtype=dtype)
+
+
+def engine_of(world: World, folder: Path, provider: ModelProvider, *, name: str, dtype: torch.dtype) -> MegatronEngine:
+    """A model with the folder's weights. Its optimizer is there for the gradient buffers and gives up its moments."""
     engine = MegatronEngine(
-        name="policy",
-        provider=Qwen3VLProvider(shape, recompute=recompute),
+        name=name,
+        provider=provider,
         world=world,
         dtype=dtype,
         optimizer=OptimizerConfig(),
@@ -78,11 +84,6 @@ def num_microbatches(parallel: ParallelConfig) -> int:
 
 def microbatches(samples: Sequence[Sample], shape: Qwen3VLShape, world: World, *, pack: bool) -> list[Batch]:
     """This data-parallel rank's samples, collated; ``extras["sample"]`` numbers each among ``samples``."""
-    mine = share_of(range(len(samples)), index=world.dp_rank, count=world.dp_size)
-    count = num_microbatches(world.parallel)
-    shares = [share_of(mine, index=index, count=count) for index in range(count)]
-    if not all(shares):
-        raise ValueError(f"{len(samples)} samples are too few for {world.dp_size} x {count} micro-batches")
     return [
         collate(
             [samples[number].row for number in share],
@@ -93,8 +94,18 @@ def microbatches(samples: Sequence[Sample], shape: Qwen3VLShape, world: World, *
             pack=pack,
             sequence_extras={"sample": list(share)},
         )
-        for share in shares
+        for share in shares_of(samples, world)
     ]
+
+
+def shares_of(samples: Sequence[Sample], world: World) -> list[Sequence[int]]:
+    """The samples, by number, of each micro-batch of this data-parallel rank. ValueError where one would have none."""
+    mine = share_of(range(len(samples)), index=world.dp_rank, count=world.dp_size)
+    count = num_microbatches(world.parallel)
+    shares = [share_of(mine, index=index, count=count) for index in range(count)]
+    if not all(shares):
+        raise ValueError(f"{len(samples)} samples are too few for {world.dp_size} x {count} micro-batches")
+    return shares
 
 
 def run_samples(engine: MegatronEngine, shape: Qwen3VLShape, samples: Sequence[Sample], *, pack: bool) -> RankOutcome:
@@ -113,17 +124,22 @@ def run_samples(engine: MegatronEngine, shape: Qwen3VLShape, samples: Sequence[S
         return LossOutput(loss=(logits_L_B_V.float() * weights_L_B_V).sum())
 
     engine.forward_backward(microbatches(samples, shape, world, pack=pack), loss_of)
-    gradients: dict[str, Tensor] = {}
-    # transformers has this layout in memory, whatever the folder's.
-    for name, gradient in engine.export_gradients(layout="transformers"):
-        if world.is_main:
-            gradients[name] = gradient.cpu()
+    gradients = gradients_of(engine, layout="transformers")  # as transformers has it in memory, whatever the folder's
     spread = max(all_gather_objects(engine.gradient_spread()))
     gathered = gather_objects(pieces)
     if gathered is None:
         return RankOutcome(None, spread)
     of_all = [piece for of_rank in gathered for piece in of_rank]
     return RankOutcome(Outcome(assemble(of_all, samples, shape.text.vocab), gradients), spread)
+
+
+def gradients_of(engine: MegatronEngine, *, layout: ExpertLayout | None = None) -> dict[str, Tensor]:
+    """Every gradient of the last pass by its Hugging Face name, on the CPU of rank 0; nothing on the others."""
+    gradients: dict[str, Tensor] = {}
+    for name, gradient in engine.export_gradients(layout=layout):
+        if engine.world.is_main:
+            gradients[name] = gradient.cpu()
+    return gradients
 
 
 def _places(batch: Batch, world: World) -> list[tuple[int, npt.NDArray[np.int64], int, npt.NDArray[np.int64]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Literal
 
 from prism_megatron.parity.compare import REPLICA_TOLERANCE, Difference, Tolerance
 
@@ -15,10 +16,13 @@ GIB = 2**30
 class Report:
     """``mode`` says whether layers were compared one by one; ``options`` what else the run was asked to do.
 
+    ``output`` is what was compared beside gradients: a policy's logits, or a discriminator's scores.
+
     ``spread`` is how far copies of a replicated gradient differ; ``peak_bytes`` is the most that one process held.
     """
 
     mode: str
+    output: Literal["logits", "scores"]
     layout: Mapping[str, int]
     options: tuple[str, ...]
     dtype: str
@@ -45,8 +49,8 @@ class Report:
             "relative error of every parameter's gradient",
             *(f"  {error:.2e}  {name}" for name, error in found.gradients),
             f"{self.mode}: {', '.join((layout, *self.options, self.dtype, self.packing))}; {what}",
-            f"logits       largest error {found.logits_max_abs:.2e}, limit {self.tolerance.logits:.2e}",
-            f"next token   {found.token_agreement:.2%} agree",
+            f"{self.output}       largest error {found.logits_max_abs:.2e}, limit {self.tolerance.logits:.2e}",
+            *([f"next token   {found.token_agreement:.2%} agree"] if self.output == "logits" else []),
             f"gradients    worst {found.worst[1]:.2e}, limit {self.tolerance.gradients:.2e}  {found.worst[0]}",
             f"peak memory  {self.peak_bytes / GIB:.2f} GiB in one process",
         ]
@@ -55,8 +59,9 @@ class Report:
         return "\n".join([*lines, "the same model" if self.ok else "NOT THE SAME MODEL"])
 
     def as_json(self) -> str:
-        """One line; ``tolerance`` holds ``logits`` (absolute) and ``gradients`` (relative)."""
+        """One line; ``tolerance`` holds ``logits`` or ``scores`` (absolute) and ``gradients`` (relative)."""
         found = self.difference
+        agreement = {"token_agreement": found.token_agreement} if self.output == "logits" else {}
         return json.dumps(
             {
                 "ok": self.ok,
@@ -65,11 +70,11 @@ class Report:
                 "options": list(self.options),
                 "dtype": self.dtype,
                 "packing": self.packing,
-                "logits_max_abs": found.logits_max_abs,
-                "token_agreement": found.token_agreement,
+                f"{self.output}_max_abs": found.logits_max_abs,
+                **agreement,
                 "grad_max_rel": found.worst[1],
                 "worst_parameter": found.worst[0],
-                "tolerance": asdict(self.tolerance),
+                "tolerance": {self.output: self.tolerance.logits, "gradients": self.tolerance.gradients},
                 "replica_spread": self.spread,
                 "peak_bytes": self.peak_bytes,
             }

@@ -1,4 +1,7 @@
-"""``tools/verify.py`` on every rank: transformers' model on rank 0, then ours on all, on the same samples."""
+"""``tools/verify.py`` on every rank: transformers' model on rank 0, then ours on all, on the same samples.
+
+A discriminator folder is held against ``parity/discriminator.py`` instead, scores in place of logits.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,16 @@ from pathlib import Path
 
 import torch
 
+from model_providers.moe_discriminator.folder import is_discriminator, read_towers
+from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.verify import VerifyConfig, model_folder
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.parallel.collectives import all_gather_objects
 from prism_megatron.parity.by_layer import compare_by_layer
 from prism_megatron.parity.compare import FP32, Difference, Outcome, Tolerance, bf16_tolerance, difference
+from prism_megatron.parity.discriminator import load_plain_discriminator, plain_outcome
+from prism_megatron.parity.discriminator_ranks import build_discriminator, run_discriminator
 from prism_megatron.parity.oracle import load_transformers, transformers_outcome
 from prism_megatron.parity.probe import Sample
 from prism_megatron.parity.prompts import prompted_samples
@@ -49,14 +56,18 @@ def verify(world: World, config: VerifyConfig) -> Report | None:
     folder = model_folder(config)
     shape = Qwen3VLShape.from_folder(folder)
     samples = prompted_samples(folder, config.image, world.dp_size * num_microbatches(world.parallel))
-    compare = _by_layer if config.by_layer else _whole
-    found = compare(world, config, folder, shape, samples)
+    towers = read_towers(folder) if is_discriminator(folder) else None
+    if towers is not None:
+        found = _discriminator(world, config, folder, shape, towers, samples)
+    else:
+        found = (_by_layer if config.by_layer else _whole)(world, config, folder, shape, samples)
     peak_bytes = max(all_gather_objects(_peak_bytes(world)))
     if found is None:
         return None
     return Report(
         mode="layer by layer" if config.by_layer else "whole model",
-        layout={**world.layout, "vpp": world.parallel.vpp, "sp": int(_sequence_parallel(world, shape))},
+        output="logits" if towers is None else "scores",
+        layout={**world.layout, "vpp": world.parallel.vpp, "sp": int(_sequence_parallel(world, shape, towers))},
         options=_options(config),
         dtype=config.dtype,
         packing="packed" if config.pack and not config.by_layer else "padded",
@@ -70,8 +81,8 @@ def verify(world: World, config: VerifyConfig) -> Report | None:
     )
 
 
-def _sequence_parallel(world: World, shape: Qwen3VLShape) -> bool:
-    return world.parallel.sequence_parallel(experts=shape.text.experts is not None)
+def _sequence_parallel(world: World, shape: Qwen3VLShape, towers: Towers | None) -> bool:
+    return world.parallel.sequence_parallel(experts=towers is not None or shape.text.experts is not None)
 
 
 def _options(config: VerifyConfig) -> tuple[str, ...]:
@@ -103,6 +114,25 @@ def _whole(
     expected, tolerance = _expected(folder, shape, samples, dtype, world.device) if world.is_main else (None, FP32)
     engine = build_engine(world, folder, shape, dtype=dtype, recompute=config.recompute)
     result = run_samples(engine, shape, samples, pack=config.pack)
+    if result.outcome is None or expected is None:
+        return None
+    return _Found(difference(result.outcome, expected), tolerance, result.spread)
+
+
+def _discriminator(  # noqa: PLR0917  # as the others, and the towers
+    world: World, config: VerifyConfig, folder: Path, shape: Qwen3VLShape, towers: Towers, samples: Sequence[Sample]
+) -> _Found | None:
+    def outcome(dtype: torch.dtype) -> Outcome:
+        model = load_plain_discriminator(folder, shape, towers, dtype=dtype, device=world.device)
+        return plain_outcome(model, samples, shape, towers)
+
+    dtype, expected, tolerance = DTYPES[config.dtype], None, FP32
+    if world.is_main:
+        expected = outcome(torch.float32)
+        if dtype != torch.float32:
+            tolerance = bf16_tolerance([difference(outcome(dtype), expected)])
+    engine = build_discriminator(world, folder, dtype=dtype, recompute=config.recompute)
+    result = run_discriminator(engine, shape, towers, samples)
     if result.outcome is None or expected is None:
         return None
     return _Found(difference(result.outcome, expected), tolerance, result.spread)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +11,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from model_providers.moe_discriminator.folder import config_text
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.checkpoint_folder import ModelFiles
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
+from prism_megatron.stages.convert import Role
 from tests.distributed import tiny
 
 Kind = Literal["dense", "experts", "discriminator"]
-FOLDERS: Mapping[str, Mapping[str, Kind]] = {
+FOLDERS: Mapping[str, Mapping[Role, Kind]] = {
     "players": {"policy": "dense", "discriminator": "discriminator"},
     "experts": {"policy": "experts"},
 }
@@ -43,6 +47,7 @@ EXPERTS_CONFIG: dict[str, Any] = {
         "norm_topk_prob": True,
     },
 }
+TOWERS = Towers(experts_per_tower=4, top_k=2)
 OPTIMIZER = OptimizerConfig(lr=1e-2, weight_decay=0.1, eps=1e-3)
 """``eps`` is so large that an update is nearly proportional to its gradient: rounding does not become full steps."""
 
@@ -52,15 +57,26 @@ def provider(kind: Kind) -> ModelProvider:
         return tiny.provider()
     if kind == "experts":
         return Qwen3VLProvider(Qwen3VLShape.from_dict(EXPERTS_CONFIG))
-    return DiscriminatorProvider(tiny.provider().shape, Towers(experts_per_tower=4, top_k=2), head_dropout=0.0)
+    return DiscriminatorProvider(tiny.provider().shape, TOWERS, head_dropout=0.0)
 
 
-def build(world: World, kind: Kind, model: ModelProvider | None = None) -> MegatronEngine:
+def files(roles: Mapping[Role, Kind]) -> dict[str, ModelFiles]:
+    """What a checkpoint keeps of each role beside its tensors."""
+    config = json.dumps(tiny.CONFIG)
+    texts = {
+        "dense": config,
+        "experts": json.dumps(EXPERTS_CONFIG),
+        "discriminator": config_text(config, TOWERS),
+    }
+    return {role: ModelFiles({"config.json": texts[kind].encode()}) for role, kind in roles.items()}
+
+
+def build(
+    world: World, kind: Kind, model: ModelProvider | None = None, *, dtype: torch.dtype = torch.float32
+) -> MegatronEngine:
     model = model or provider(kind)
     role = "discriminator" if kind == "discriminator" else "policy"
-    engine = MegatronEngine(
-        name=role, provider=model, world=world, dtype=torch.float32, optimizer=OPTIMIZER, total_steps=9
-    )
+    engine = MegatronEngine(name=role, provider=model, world=world, dtype=dtype, optimizer=OPTIMIZER, total_steps=9)
     engine.load_hf(tiny.weights(model))
     return engine
 
@@ -110,11 +126,11 @@ def train_and_save(world: World, root: Path) -> dict[str, dict[str, Continuation
     """Two steps of every kind, a save, and how each goes on."""
     found = {}
     for name, roles in FOLDERS.items():
-        engines = {role: build(world, kind) for role, kind in roles.items()}
+        engines: dict[str, MegatronEngine] = {role: build(world, kind) for role, kind in roles.items()}
         for engine in engines.values():
             step(engine, 0)
             step(engine, 1)
-        checkpoint.save(root / name, engines, {"step": 2}, models=dict.fromkeys(engines, tiny.FILES))
+        checkpoint.save(root / name, engines, {"step": 2}, models=files(roles))
         found[name] = _continue(engines)
     return found
 
@@ -123,9 +139,22 @@ def load_and_continue(world: World, root: Path, again: Path) -> dict[str, dict[s
     """Load every folder of ``root``, save it to ``again`` as it was loaded, and take the next step."""
     found = {}
     for name, roles in FOLDERS.items():
-        engines = {role: build(world, kind) for role, kind in roles.items()}
+        engines: dict[str, MegatronEngine] = {role: build(world, kind) for role, kind in roles.items()}
         state = checkpoint.load(root / name, engines)
         assert state == {"step": 2}
-        checkpoint.save(again / name, engines, state, models=dict.fromkeys(engines, tiny.FILES))
+        checkpoint.save(again / name, engines, state, models=files(roles))
         found[name] = _continue(engines)
     return found
+
+
+def weights_of(world: World, folder: Path, kind: Kind, model: ModelProvider | None = None) -> dict[str, Tensor]:
+    """The weights that a bf16 engine takes from a checkpoint; asserts that masters follow and that no step is taken."""
+    engine = build(world, kind, model, dtype=torch.bfloat16)
+    checkpoint.load_weights(folder, engine, engine.name)
+    assert engine.progress() == {"steps_taken": 0, "adam_step": 0}
+    assert engine.optimizer is not None
+    before = tiny.exported(engine)
+    engine.optimizer.step()  # copies masters to weights; without gradients, decay is all that changes them
+    drift = [float((after - before[name]).abs().max()) for name, after in tiny.exported(engine).items()]
+    assert not drift or max(drift) < 0.01, max(drift)
+    return before

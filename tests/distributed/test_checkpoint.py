@@ -166,6 +166,24 @@ def test_a_hostile_checkpoint_is_refused_before_anything_runs(
     assert not marker.exists()
 
 
+def test_code_in_a_data_file_is_never_run(gloo: GlooWorld, saved: tuple[Path, History], tmp_path: Path) -> None:
+    """Claim: an object in place of a tensor is refused on every rank, whichever of them reads it, and not run."""
+    folder = tmp_path / "step_000002"
+    shutil.copytree(saved[0], folder)
+    archive = io.BytesIO()
+    torch.save(_Payload(tmp_path / "ran"), archive)
+    index = pickle.loads((folder / checkpoint_folder.INDEX_FILE).read_bytes())
+    for where, place in index.storage_data.items():
+        if where.fqn == "policy.decoder.layers.3.input_layernorm.weight":  # of the last pipeline stage
+            with (folder / place.relative_path).open("ab") as file:
+                place.offset, place.length = file.tell(), len(archive.getvalue())
+                file.write(archive.getvalue())
+    (folder / checkpoint_folder.INDEX_FILE).write_bytes(pickle.dumps(index))
+    for message in gloo.run(error_of_load, folder, "policy", num_ranks=2, parallel=ParallelConfig(pp=2)):
+        assert f"a data file of {folder} is damaged, or holds more than a tensor: UnpicklingError" in message
+    assert not (tmp_path / "ran").exists()
+
+
 def test_what_does_not_fit_is_told_in_one_line(gloo: GlooWorld, saved: tuple[Path, History], tmp_path: Path) -> None:
     """Claim: a missing file, a damaged index or JSON, and an unknown role are CheckpointErrors that name the file."""
     for name in (checkpoint_folder.STATE_FILE, checkpoint_folder.INDEX_FILE, checkpoint_folder.OBJECTS_FILE):

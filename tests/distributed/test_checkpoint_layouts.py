@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 
+from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.check import CheckConfig
+from prism_megatron.config.convert import TargetLayout, ToHFConfig, ToMegatronConfig
+from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.conversion.checkpoint_source import CheckpointSource
+from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.ops import Column
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.engine import checkpoint
+from prism_megatron.engine.provider import ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import CheckpointError
+from prism_megatron.stages.check_weights import check_weights
+from prism_megatron.stages.convert import Role, to_hf, to_megatron
 from prism_megatron.testing import GlooWorld
 from tests.distributed import tiny
-from tests.distributed.checkpoint_ranks import FOLDERS, Continuation, build, load_and_continue, train_and_save
+from tests.distributed.checkpoint_ranks import (
+    FOLDERS,
+    Continuation,
+    Kind,
+    build,
+    load_and_continue,
+    provider,
+    train_and_save,
+    weights_of,
+)
 
 LAYOUTS = {
     "TP1": (1, ParallelConfig()),
@@ -27,6 +46,7 @@ LAYOUTS = {
     "EP2·DP2": (2, ParallelConfig(ep=2)),
 }
 EMBEDDING = "policy.embedding.word_embeddings.weight"
+MINI: Mapping[Role, Kind] = {"policy": "dense", "discriminator": "discriminator"}
 Saved = tuple[Path, dict[str, dict[str, Continuation]]]
 
 
@@ -132,3 +152,44 @@ def test_a_checkpoint_with_fewer_words_is_refused(gloo: GlooWorld, saved: Saved)
     """Claim: Megatron would fill the missing words with zeros; every rank gets an error that names the tensor."""
     for message in gloo.run(error_with_more_words, saved[0] / "players", num_ranks=2, parallel=ParallelConfig(pp=2)):
         assert f"128 rows of {EMBEDDING}, fewer than the model's 150 words" in message
+
+
+@pytest.mark.parametrize(("name", "role"), [("players", "policy"), ("players", "discriminator"), ("experts", "policy")])
+def test_weights_alone_are_taken_from_training(gloo: GlooWorld, saved: Saved, name: str, role: Role) -> None:
+    """Claim: a fresh bf16 engine in another layout takes one role's fp32 weights, rounded, and nothing else."""
+    kind = FOLDERS[name][role]
+    found = gloo.run(weights_of, saved[0] / name, kind, num_ranks=2, parallel=ParallelConfig(pp=2))[0]
+    expected = CheckpointSource(TorchDistFolder(saved[0] / name), role, provider(kind).weight_mappings())
+    assert found.keys() == set(expected.names())
+    assert all(torch.equal(tensor, expected.get(tensor_name).bfloat16()) for tensor_name, tensor in found.items())
+
+
+@pytest.mark.parametrize("role", MINI)
+def test_a_converted_checkpoint_is_taken_in_any_layout(gloo: GlooWorld, tmp_path: Path, role: Role) -> None:
+    """Claim: converted without Megatron for TP4, read by Megatron at TP2·PP2: every weight is the folder's to the bit.
+
+    The mini's, policy and discriminator; both roles hold their model files, so that nothing else is needed.
+    """
+    source = MINI_FOLDER / role
+    layout = TargetLayout(tp=4)
+    to_megatron(ToMegatronConfig(layout, hf=str(source), save=str(tmp_path / "converted")), say=lambda _: None)
+    files = files_folder(tmp_path / "converted", role)
+    model: ModelProvider
+    if role == "policy":
+        model = Qwen3VLProvider(Qwen3VLShape.from_folder(files))
+    else:
+        model = DiscriminatorProvider.from_folder(files)
+    arguments = (tmp_path / "converted", MINI[role], model)
+    found = gloo.run(weights_of, *arguments, num_ranks=4, parallel=ParallelConfig(tp=2, pp=2))[0]
+    expected = HFFolder(source)
+    assert found.keys() == set(expected.names())
+    assert all(torch.equal(tensor, expected.get(name)) for name, tensor in found.items())
+
+
+def test_what_training_saves_becomes_a_model_folder(saved: Saved, tmp_path: Path) -> None:
+    """Claim: a checkpoint of training, cut at TP2·PP2 with moments beside the weights, gives a whole model folder."""
+    for name, roles in FOLDERS.items():
+        for role in roles:
+            load, target = str(saved[0] / name), str(tmp_path / f"{name}-{role}")
+            to_hf(ToHFConfig(load=load, save=target, role=role), say=lambda _: None)
+            assert check_weights(CheckConfig(load, target, role=role)).equal

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from model_providers.moe_discriminator.towers import Towers
@@ -20,6 +20,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.discriminator import PairRows
+from prism_megatron.parity.discriminator import add_towers
 from prism_megatron.parity.samples import IMAGE, PAD, image, row
 from prism_megatron.parity.tiny import tiny_config, tiny_model
 from prism_megatron.types import TokenSequence
@@ -29,48 +30,6 @@ TOWERS = Towers(num_towers=2, experts_per_tower=4, top_k=2)
 DROPOUT = 0.25
 BALANCE = 0.1
 REGULARISER = 0.01
-
-
-class PlainExpert(nn.Module):
-    def __init__(self, hidden: int, ffn: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden, ffn, bias=False)
-        self.up_proj = nn.Linear(hidden, ffn, bias=False)
-        self.down_proj = nn.Linear(ffn, hidden, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
-class PlainTowers(nn.Module):
-    """Token by token: softmax over the tower's experts, the best k, renormalised. ``balance`` is its own loss."""
-
-    def __init__(self, hidden: int, ffn: int, towers: Towers) -> None:
-        super().__init__()
-        self.towers = towers
-        self.gate = nn.Linear(hidden, towers.num_experts, bias=False)
-        self.experts = nn.ModuleList(PlainExpert(hidden, ffn) for _ in range(towers.num_experts))
-        self.tower_ids: Sequence[int] = ()
-        self.lengths: Sequence[int] = ()
-        self.balance = torch.zeros(())
-
-    def forward(self, x_B_S_H: Tensor) -> Tensor:
-        rows, losses = [], []
-        for b, tower in enumerate(self.tower_ids):
-            own = list(range(tower, self.towers.num_experts, self.towers.num_towers))
-            probs_S_E = self.gate(x_B_S_H[b])[:, own].softmax(-1)
-            top = probs_S_E.topk(self.towers.top_k, dim=-1)
-            chosen_S_E = torch.zeros_like(probs_S_E).scatter(-1, top.indices, 1.0)
-            gates_S_E = probs_S_E * chosen_S_E
-            gates_S_E = gates_S_E / gates_S_E.sum(-1, keepdim=True)
-            rows.append(sum(gates_S_E[:, i, None] * self.experts[e](x_B_S_H[b]) for i, e in enumerate(own)))
-            real = slice(0, self.lengths[b])
-            share = chosen_S_E[real].mean(0) / self.towers.top_k
-            sequences_of_tower = sum(t == tower for t in self.tower_ids)
-            losses.append(len(own) * (share * probs_S_E[real].mean(0)).sum() / sequences_of_tower)
-        self.balance = torch.stack(losses).sum()
-        return torch.stack(rows)
 
 
 @dataclass(frozen=True)
@@ -153,13 +112,8 @@ def pair_rows(batch: Batch) -> PairRows:
 def plain_discriminator(config: Mapping[str, Any], towers: Towers = TOWERS, *, seed: int = 1) -> Any:
     """``tiny_model`` with random experts and a random head instead of its MLPs and vocabulary."""
     model = tiny_model(config, seed=seed)
-    text = shape_of(config).text
     torch.manual_seed(seed)
-    for layer in model.model.language_model.layers:
-        layer.mlp = PlainTowers(text.hidden, text.ffn, towers)
-    model.score = nn.Linear(text.hidden, 1, bias=False)
-    del model.lm_head
-    return model
+    return add_towers(model, shape_of(config), towers)
 
 
 def plain_hidden(model: Any, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 from torch import Tensor
 
 from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.verify import VerifyConfig
@@ -101,6 +102,23 @@ def test_fused_experts_are_compared_by_layer(tmp_path: Path) -> None:
     assert set(HFFolder(tmp_path).names()) <= {name for name, _ in found.gradients}
 
 
+def test_a_discriminator_folder_is_verified_too() -> None:
+    """Claim: scores and every gradient of the mini's discriminator are plain torch's, in fp32 and bf16, cut and whole.
+
+    A value 1 % off is seen. Blind spot: experts that none of the few built-in tokens choose have no gradient.
+    """
+    folder = str(MINI_FOLDER / "discriminator")
+    cut = ParallelConfig(tp=2, ep=2)
+    with GlooWorld(2) as gloo:
+        report, _ = gloo.run(verify, VerifyConfig(cut, hf=folder), parallel=cut)
+        (rounded,) = gloo.run(verify, VerifyConfig(hf=folder, dtype="bf16"), num_ranks=1)
+        (perturbed,) = gloo.run(verify_perturbed, VerifyConfig(hf=folder), num_ranks=1)
+    assert report.ok and rounded.ok and not perturbed.ok
+    assert {name for name, _ in report.difference.gradients} == set(HFFolder(folder).names())
+    assert json.loads(report.as_json())["scores_max_abs"] <= FP32.logits
+    assert "scores " in report.text() and "next token" not in report.text()
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
@@ -112,6 +130,8 @@ def test_fused_experts_are_compared_by_layer(tmp_path: Path) -> None:
         (("--hf", str(POLICY), "--vpp", "2"), "--vpp 2"),
         (("--hf", str(POLICY), "--image", "README.md"), "README.md: the image cannot be read"),
         (("--hf", str(POLICY), "--by-layer", "--dtype", "bf16"), "--dtype fp32"),
+        (("--hf", str(MINI_FOLDER / "discriminator"), "--pack"), "leave --by-layer and --pack out"),
+        (("--hf", str(MINI_FOLDER / "discriminator"), "--ep", "3"), "--ep 3 must divide the 4 experts of a tower"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(flags: tuple[str, ...], complaint: str) -> None:

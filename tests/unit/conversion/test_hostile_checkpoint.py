@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 
 from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
@@ -193,14 +193,19 @@ def test_a_shortened_data_file_is_named(folder: Path) -> None:
 def test_shapes_are_held_to_their_chunks(folder: Path) -> None:
     """Claim: a hole, a huge shape and a chunk outside of its tensor are refused before memory is taken for them."""
 
+    def of(index: Metadata) -> TensorStorageMetadata:
+        tensor = index.state_dict_metadata[KEY]
+        assert isinstance(tensor, TensorStorageMetadata)
+        return tensor
+
     def enlarge(index: Metadata) -> None:
-        index.state_dict_metadata[KEY].size = torch.Size([2**50])
+        of(index).size = torch.Size([2**50])
 
     def drop(index: Metadata) -> None:
-        index.state_dict_metadata[KEY].chunks.clear()
+        of(index).chunks.clear()
 
     def shift(index: Metadata) -> None:
-        index.state_dict_metadata[KEY].chunks[0].offsets = torch.Size([2**50])
+        of(index).chunks[0].offsets = torch.Size([2**50])
 
     for change, expected in ((enlarge, "has chunks for"), (drop, "has chunks for 0"), (shift, "gives a chunk")):
         before = (folder / ".metadata").read_bytes()
