@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
+from prism_megatron.conversion.ops import Box
 from prism_megatron.errors import CheckpointError
+
+_MAX_CELLS = 10**7
+"""More pieces than any layout cuts a tensor into; counting them would take an absurd index's memory."""
 
 
 def check_index(index: Metadata, folder: Path) -> None:
     """Raise CheckpointError unless every tensor is covered by chunks whose bytes lie in data files of ``folder``.
 
-    Nothing is read but the files' sizes. Overlapping chunks that leave a hole elsewhere are not told apart.
+    Every element lies in exactly one chunk. Nothing is read but the files' sizes.
     """
     try:
         problem = _problem(index, folder)
@@ -55,7 +61,7 @@ def _tensor_problem(key: str, tensor: Any, places: dict[tuple[str, tuple[int, ..
     shape = tuple(tensor.size)
     if not _are_counts(*shape):
         return f"gives the shape {shape}"
-    covered = 0
+    boxes = []
     for chunk in tensor.chunks:
         offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
         ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
@@ -66,8 +72,22 @@ def _tensor_problem(key: str, tensor: Any, places: dict[tuple[str, tuple[int, ..
             return f"has no place for the chunk at {offsets}"
         if math.prod(sizes) * tensor.properties.dtype.itemsize > stored:
             return f"keeps {stored} bytes for a chunk {sizes} ({tensor.properties.dtype})"
-        covered += math.prod(sizes)
-    return "" if covered == math.prod(shape) else f"has chunks for {covered} of the {math.prod(shape)} elements"
+        boxes.append(Box(offsets, sizes))
+    return "" if _cover(shape, boxes) else f"has chunks that do not cover the shape {shape} exactly"
+
+
+def _cover(shape: tuple[int, ...], boxes: Sequence[Box]) -> bool:
+    """Whether every element of ``shape`` lies in exactly one box: counted on the grid that all their edges make."""
+    edges = [
+        sorted({0, n}.union(*((b.offset[d], b.offset[d] + b.size[d]) for b in boxes))) for d, n in enumerate(shape)
+    ]
+    if math.prod(len(cuts) - 1 for cuts in edges) > _MAX_CELLS:
+        return False
+    places = [{cut: place for place, cut in enumerate(cuts)} for cuts in edges]
+    counts = np.zeros([len(cuts) - 1 for cuts in edges], dtype=np.int32)
+    for box in boxes:
+        counts[tuple(slice(at[o], at[o + s]) for at, o, s in zip(places, *box, strict=True))] += 1
+    return bool((counts == 1).all())
 
 
 def _place(where: MetadataIndex) -> tuple[str, tuple[int, ...]]:

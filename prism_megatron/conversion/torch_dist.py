@@ -14,20 +14,18 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
-from prism_megatron.conversion.checkpoint_folder import INDEX_FILE, read_checkpoint
+from prism_megatron.conversion.checkpoint_folder import read_checkpoint
 from prism_megatron.conversion.ops import Box
 from prism_megatron.conversion.stored_tensor import StoredTensor
 from prism_megatron.errors import CheckpointError
 
-_MAX_CELLS = 10**7
 _LOCAL_HEADER_BYTES = 30
 
 
@@ -49,16 +47,14 @@ class _Entry:
 class TorchDistFolder:
     """The tensors of a checkpoint, of training or converted. ``document`` is its ``state.json``.
 
-    Opening holds the index to the files: every chunk lies in a file of this folder, within its length, and the chunks
-    of each tensor cover it exactly. Safe to use from several threads.
+    Opening holds the index to the files (``conversion/index.py``). Safe to use from several threads.
     """
 
     def __init__(self, folder: str | Path) -> None:
         """Raises CheckpointError for a folder that is incomplete, damaged or hostile."""
         self.folder = Path(folder)
         self.document, index = read_checkpoint(self.folder)
-        self._sizes: dict[str, int] = {}
-        self._entries = dict(self._read_entries(index))
+        self._entries = dict(_entries(self.folder, index))
         self._heads: dict[_Chunk, StoredTensor] = {}
         self._lock = threading.Lock()
 
@@ -80,7 +76,7 @@ class TorchDistFolder:
 
     def files(self) -> Sequence[Path]:
         """The data files, sorted."""
-        return [self.folder / name for name in sorted(self._sizes)]
+        return sorted({chunk.path for entry in self._entries.values() for chunk in entry.chunks})
 
     def read(self, key: str, start: int, stop: int) -> Tensor:
         """Entries ``start`` to ``stop`` of dimension 0."""
@@ -137,41 +133,17 @@ class TorchDistFolder:
                 self._heads[chunk] = known
         return known
 
-    def _read_entries(self, index: Metadata) -> Iterator[tuple[str, _Entry]]:
-        path = self.folder / INDEX_FILE
-        try:
-            for key, tensor in index.state_dict_metadata.items():
-                if not isinstance(tensor, TensorStorageMetadata):
-                    raise CheckpointError(f"{path}: {key!r} is no tensor but {type(tensor).__name__}")
-                shape = tuple(map(int, tensor.size))
-                chunks = tuple(self._chunk(index, key, chunk) for chunk in tensor.chunks)
-                if not _covers(shape, [chunk.box for chunk in chunks]):
-                    raise CheckpointError(f"{path}: the chunks of {key!r} do not cover its shape {shape} exactly")
-                yield key, _Entry(shape, tensor.properties.dtype, chunks)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); load another step") from error
 
-    def _chunk(self, index: Metadata, key: str, chunk: Any) -> _Chunk:
-        box = Box(tuple(map(int, chunk.offsets)), tuple(map(int, chunk.sizes)))
-        place = index.storage_data[MetadataIndex(key, chunk.offsets)]
-        size = self._size(place.relative_path)
-        if place.offset < 0 or place.length < 0 or place.offset + place.length > size:
-            raise CheckpointError(
-                f"{self.folder / place.relative_path} has {size} bytes, but {key!r} lies at byte {place.offset} with "
-                f"{place.length}; the file is cut off, copy it again"
-            )
-        return _Chunk(box, self.folder / place.relative_path, place.offset, place.length)
-
-    def _size(self, name: str) -> int:
-        """The length of a data file, after looking that it is one of this folder."""
-        if name not in self._sizes:
-            path = self.folder / name
-            if PurePath(name).name != name or path.is_symlink():
-                raise CheckpointError(f"{self.folder / INDEX_FILE} names {name!r}, which leads out of the folder")
-            if not path.is_file():
-                raise CheckpointError(f"{self.folder / INDEX_FILE} names {name}, which is missing; load another step")
-            self._sizes[name] = path.stat().st_size
-        return self._sizes[name]
+def _entries(folder: Path, index: Metadata) -> Iterator[tuple[str, _Entry]]:
+    """The tensors of an index that ``read_checkpoint`` has passed."""
+    for key, tensor in index.state_dict_metadata.items():
+        assert isinstance(tensor, TensorStorageMetadata)
+        chunks = []
+        for chunk in tensor.chunks:
+            place = index.storage_data[MetadataIndex(key, chunk.offsets)]
+            box = Box(tuple(chunk.offsets), tuple(chunk.sizes))
+            chunks.append(_Chunk(box, folder / place.relative_path, place.offset, place.length))
+        yield key, _Entry(tuple(tensor.size), tensor.properties.dtype, tuple(chunks))
 
 
 class _Window(io.RawIOBase):
@@ -239,22 +211,3 @@ def _intersection(first: Box, second: Box) -> Box | None:
     ends = [min(a + m, b + n) for a, m, b, n in zip(*first, *second, strict=True)]
     size = tuple(end - begin for begin, end in zip(offset, ends, strict=True))
     return Box(offset, size) if all(count > 0 for count in size) else None
-
-
-def _covers(shape: tuple[int, ...], boxes: Sequence[Box]) -> bool:
-    """Whether every element of ``shape`` lies in exactly one box: counted on the grid that all their edges make."""
-    if any(len(part) != len(shape) for box in boxes for part in box):
-        return False
-    if any(o < 0 or s < 1 or o + s > n for box in boxes for o, s, n in zip(*box, shape, strict=True)):
-        return False
-    edges = [
-        sorted({0, n, *(b.offset[d] for b in boxes)} | {b.offset[d] + b.size[d] for b in boxes})
-        for d, n in enumerate(shape)
-    ]
-    if prod(len(cuts) - 1 for cuts in edges) > _MAX_CELLS:
-        return False
-    places = [{cut: place for place, cut in enumerate(cuts)} for cuts in edges]
-    counts = np.zeros([len(cuts) - 1 for cuts in edges], dtype=np.int32)
-    for box in boxes:
-        counts[tuple(slice(at[o], at[o + s]) for at, o, s in zip(places, *box, strict=True))] += 1
-    return bool((counts == 1).all())
