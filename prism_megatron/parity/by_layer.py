@@ -205,6 +205,8 @@ class Ours:
                 leaf = _leaf(_payload(states[n])[:, None].to(self.world.device))
                 chunk.set_input_tensor(leaf)
             output = chunk(batch)[:, 0]
+            if layer == self.shape.text.num_layers - 1:
+                output = output[:, : self.shape.text.vocab]  # ours is padded
             _backward(output, sample)
             if layer:
                 assert leaf.grad is not None
