@@ -27,7 +27,7 @@ QUANT_CONFIG = "hf_quant_config.json"
 """The file beside ``config.json`` that says the same to inference engines."""
 SCALE, INPUT_SCALE = "weight_scale", "input_scale"
 
-_CODES = "F8_E4M3"
+_CODES = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ class DequantisedFolder(TensorSource):
         shapes = self._folder.shapes()
         return {name: shapes[name] for name in self.names()}
 
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """The dtype that ``get`` returns for every weight."""
+        stored = self._folder.dtypes()
+        return {name: self._dtype if name in self._scales else stored[name] for name in self.names()}
+
     def get(self, name: str) -> Tensor:
         """One full weight; codes times scale, multiplied in float32 and rounded to ``dtype`` once."""
         return self._plain(name, self._folder.get(name))
@@ -100,6 +105,10 @@ class DequantisedFolder(TensorSource):
     def get_slice(self, name: str, index: int) -> Tensor:
         """One entry of dimension 0, read without the rest."""
         return self._plain(name, self._folder.get_slice(name, index))
+
+    def get_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries ``start`` to ``stop`` of dimension 0, read without the rest."""
+        return self._plain(name, self._folder.get_rows(name, start, stop))
 
     def _plain(self, name: str, stored: Tensor) -> Tensor:
         if name not in self._scales:

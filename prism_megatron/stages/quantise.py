@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -30,6 +29,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.conversion.quantised import QUANT_CONFIG, DequantisedFolder
+from prism_megatron.conversion.work import check_space, flush
 from prism_megatron.data.model_inputs import transformers_inputs
 from prism_megatron.errors import ConfigError, ConversionError
 from prism_megatron.types import TokenSequence
@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENIZER = "tokenizer.json"
 
-_CODES = ("F8_E4M3", "U8")  # of FP8, and of NVFP4 two to a byte
+_CODES = (torch.float8_e4m3fn, torch.uint8)  # of FP8, and of NVFP4 two to a byte
 _QUANTISED = (".weight", ".weight_scale", ".weight_scale_2", ".input_scale")
 _FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _LANGUAGE_LINEAR = re.compile(r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(?!gate\.weight$).*")
@@ -108,14 +108,14 @@ def calibration_rows(config: QuantConfig, source: Path, say: Say) -> Iterator[To
 
 
 def quantise_folder(source: Path, target: Path, *, recipe: Recipe, rows: Iterable[TokenSequence], say: Say) -> None:
-    """Write ``source`` (plain, experts as transformers 5 keeps them) quantised to ``target``, which must not exist.
+    """Write ``source`` (plain, experts as transformers 5 keeps them) quantised to ``target``.
 
-    ``rows`` calibrate the inputs of the linears. The folder is written beside ``target`` and renamed into place.
-    Raises ConfigError for a dtype that is not computed in, and ConversionError where the result would not be the
-    source: a tensor lost, changed or left unquantised.
+    ``rows`` calibrate the inputs of the linears. The folder is written beside ``target`` and renamed into place; an
+    older model folder there is replaced then. Raises ConfigError for a dtype that is not computed in, and
+    ConversionError where the result would not be the source: a tensor lost, changed or left unquantised, no room.
     """
-    if target.exists():
-        raise ConversionError(f"{target} exists; choose another place for the quantised folder")
+    if target.exists() and not (target / "config.json").is_file():
+        raise ConversionError(f"{target} exists and is not a model folder; choose another place")
     shape = Qwen3VLShape.from_folder(source)
     if shape.dtype not in DTYPES:
         raise ConfigError(f"--quant: {source} is in {shape.dtype}; quantise a model in bfloat16 or float32")
@@ -124,6 +124,8 @@ def quantise_folder(source: Path, target: Path, *, recipe: Recipe, rows: Iterabl
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
+        # The export and, beside it for a moment, the folder made of it.
+        check_space(aside, 2 * sum(path.stat().st_size for path in source.glob("*.safetensors")))
         model = calibrated(load(source, folder, dtype), shape, recipe=recipe, rows=rows, say=say)
         if recipe == "fp8":
             round_weights(model)
@@ -135,8 +137,10 @@ def quantise_folder(source: Path, target: Path, *, recipe: Recipe, rows: Iterabl
         if recipe == "fp8":
             num = len(DequantisedFolder(finished, dtype=dtype).quantised)
             say(f"{num} weights in float8, {len(folder.names())} tensors of the source accounted for")
+        if target.exists():
+            target.rename(aside / "replaced")
         finished.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -263,20 +267,12 @@ def _write_configs(finished: Path, source: Path, exported: Path) -> None:
     (finished / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(exported / QUANT_CONFIG, finished / QUANT_CONFIG)
     for path in (finished / "config.json", finished / QUANT_CONFIG, finished):
-        _flush(path)
+        flush(path)
 
 
 def _is_mini(folder: Path) -> bool:
     mine, minis = (path / TOKENIZER for path in (folder, MINI_FOLDER / "policy"))
     return mine.is_file() and mine.read_bytes() == minis.read_bytes()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

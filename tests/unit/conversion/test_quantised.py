@@ -46,9 +46,12 @@ def test_weights_are_codes_times_scale(tmp_path: Path, dtype: torch.dtype) -> No
     expected = (torch.tensor([[448.0, -0.5], [0.001953125, 3.5]]) * torch.tensor(0.3)).to(dtype)
     assert torch.equal(source.get("model.layers.0.q.weight"), expected)
     assert torch.equal(source.get_slice("model.layers.0.q.weight", 1), expected[1])
+    assert torch.equal(source.get_rows("model.layers.0.q.weight", 1, 2), expected[1:])
     assert source.quantised == {"model.layers.0.q.weight"}
     plain = {"lm_head.weight", "model.layers.0.norm.weight", "model.visual.fc.weight"}
     assert set(source.names()) == source.shapes().keys() == source.quantised | plain
+    for name, stored in source.dtypes().items():
+        assert source.get(name).dtype == stored
     for name in plain:
         assert source.get(name).dtype == held[name].dtype
         assert torch.equal(source.get(name), held[name])
