@@ -84,7 +84,7 @@ $(VENV)/.installed: setup.py constraints/cpu.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints/cpu.txt --editable .[dev]
+	$(PIP) install --quiet --constraint constraints/cpu.txt --editable .[dev,quant]
 	@touch $@
 
 # Transformer Engine's torch part is compiled here, against the headers in NVIDIA's wheels; no GPU and no CUDA toolkit.

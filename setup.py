@@ -35,6 +35,8 @@ setup(
         # Needs a CUDA build of torch first: both compile against it, hence --no-build-isolation. NVIDIA Apex is not on
         # the package index (a package called apex there is something else); megatron-core runs without it.
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],
+        # ModelOpt's own extra for transformers pins an older one; it imports requests and does not ask for it.
+        "quant": ["nvidia-modelopt==0.47.*", "requests"],
         "dev": [
             "hypothesis",
             "import-linter",

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from transformers.utils import logging
 
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.data.model_inputs import transformers_inputs
 from prism_megatron.parity.compare import Outcome
 from prism_megatron.parity.probe import Sample, probe_weights
 
@@ -52,15 +52,7 @@ def _kind(shape: Qwen3VLShape) -> Any:
 
 def model_inputs(sample: Sample, shape: Qwen3VLShape, device: torch.device) -> dict[str, Tensor]:
     """A sample as keyword arguments of transformers' ``forward``."""
-    ids = torch.tensor([sample.row.token_ids], device=device)
-    types = (ids == shape.image_token_id).int() + 2 * (ids == shape.video_token_id).int()
-    inputs = {"input_ids": ids, "mm_token_type_ids": types}
-    for kind, pixels, is_video in (("image", "pixel_values", False), ("video", "pixel_values_videos", True)):
-        shown = [one for one in sample.row.images if (one.grid_thw[0] > 1) == is_video]
-        if shown:
-            inputs[pixels] = torch.from_numpy(np.concatenate([one.pixel_values_P_D for one in shown])).to(device)
-            inputs[f"{kind}_grid_thw"] = torch.tensor([one.grid_thw for one in shown], device=device)
-    return inputs
+    return transformers_inputs(sample.row, shape, device)
 
 
 def transformers_outcome(model: Any, samples: Sequence[Sample], shape: Qwen3VLShape) -> Outcome:
