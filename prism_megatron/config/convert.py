@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.quant import QuantConfig, check_quant
 from prism_megatron.errors import ConfigError
 
 
@@ -89,6 +90,7 @@ class ToMegatronConfig:
 class ToHFConfig:
     """torch_dist checkpoint, of training or converted -> Hugging Face folder."""
 
+    quantisation: tyro.conf.OmitArgPrefixes[QuantConfig] = field(default_factory=QuantConfig)
     load: str | None = None
     """checkpoint folder"""
     save: str | None = None
@@ -141,6 +143,16 @@ def check_to_hf(config: ToHFConfig) -> None:
     """Raise ConfigError, naming the flag, for what no checkpoint could make work."""
     _check_folders("--load", config.load, config.save)
     _check_counts({"--shard-mb": config.shard_mb, "--workers": config.workers})
+    check_quant(config.quantisation)
+    if config.quantisation.quant is None:
+        return
+    asked = f"--quant {config.quantisation.quant}"
+    if config.role == "discriminator":
+        raise ConfigError(f"{asked} is for policies, which are served; leave it out for --role discriminator")
+    if config.expert_layout != "as-it-came":
+        raise ConfigError(f"{asked} writes experts one by one; leave --expert-layout out")
+    if config.dtype == "fp16":
+        raise ConfigError(f"{asked} takes a model in bf16 or fp32; leave out --dtype fp16")
 
 
 def _check_folders(flag: str, source: str | None, target: str | None) -> None:

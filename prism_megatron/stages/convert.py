@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from prism_megatron.config.convert import (
     check_to_megatron,
 )
 from prism_megatron.config.merge import to_plain
+from prism_megatron.config.quant import QuantConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.validate import check_layout
 from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint, write_state
@@ -42,6 +44,7 @@ from prism_megatron.conversion.torch_dist_writer import write_index
 from prism_megatron.conversion.verify import check_names
 from prism_megatron.conversion.work import WorkFolder, check_target, fingerprint_of, run_units
 from prism_megatron.errors import ConfigError, ConversionError
+from prism_megatron.stages.quantise import check_installed, quantise_from
 
 MB = 10**6
 DTYPES = {"as-is": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -103,12 +106,34 @@ def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
 
 
 def to_hf(config: ToHFConfig, *, say: Say) -> None:
-    """Write ``config.save`` from ``config.load``. Raises PrismError, as ``to_megatron``."""
+    """Write ``config.save`` from ``config.load``, quantised where asked. Raises PrismError, as ``to_megatron``."""
     check_to_hf(config)
     load, save = Path(str(config.load)), Path(str(config.save))
     check_target(save, source=load, is_kind=_is_model_folder, kind="model folder", overwrite=config.overwrite)
     folder = TorchDistFolder(load)
     role = role_of(folder, config.role)
+    if config.quantisation.quant is None:
+        _write_hf(config, folder, role, say=say)
+        return
+    if role != "policy":
+        raise ConfigError(f"--quant {config.quantisation.quant} is for policies, but {load} holds a {role}")
+    check_installed(config.quantisation.quant)
+    plain = save.with_name(f".{save.name}.plain")
+    in_one_piece: ExpertLayout | None = folder.document["models"][role]["expert_layout"] and "transformers"
+    unquantised = dataclasses.replace(
+        config, save=str(plain), quantisation=QuantConfig(), expert_layout=in_one_piece or "as-it-came"
+    )
+    try:
+        if plain.exists():
+            shutil.rmtree(plain)
+        _write_hf(unquantised, folder, role, say=say)
+        quantise_from(config.quantisation, plain, save, say)
+    finally:
+        shutil.rmtree(plain, ignore_errors=True)
+
+
+def _write_hf(config: ToHFConfig, folder: TorchDistFolder, role: Role, *, say: Say) -> None:
+    load, save = Path(str(config.load)), Path(str(config.save))
     companions = companions_folder(load, role)
     kept = folder.document["models"][role]
     layout = kept["expert_layout"] if config.expert_layout == "as-it-came" else config.expert_layout
