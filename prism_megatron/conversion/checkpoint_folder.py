@@ -158,11 +158,14 @@ def write_state(
 
 
 def _check_backend(path: Path) -> None:
-    """Megatron imports the reader that this file names; ours is named by us."""
+    """Megatron imports the readers that this file names; 0.19.2 no longer names that of common objects."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        named = {key: found[key] for key in _BACKEND}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        named = {
+            "sharded_backend": found["sharded_backend"],
+            "common_backend": found.get("common_backend", _BACKEND["common_backend"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); load another step") from error
     if named != _BACKEND:
         raise CheckpointError(f"{path} names {named}, not {_BACKEND}; do not use this checkpoint")

@@ -234,10 +234,22 @@ def test_code_in_common_pt_is_never_run(folder: Path) -> None:
     assert_refused(folder, "is not a file that torch.save writes")
 
 
+def test_metadata_json_of_either_megatron_is_read(folder: Path) -> None:
+    """Claim: 0.16.1 names the reader of common objects there, 0.19.2 does not."""
+    for named in ({"common_backend": "torch", "common_backend_version": 1}, {}):
+        written = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, **named}
+        (folder / "metadata.json").write_text(json.dumps(written))
+        read_checkpoint(folder)
+
+
 def test_metadata_json_names_no_other_reader(folder: Path) -> None:
     """Claim: Megatron imports the reader that stands there, so only ours may."""
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr", "common_backend": "torch"}))
     assert_refused(folder, "names {'sharded_backend': 'zarr'")
+    (folder / "metadata.json").write_text("{}")
+    assert_refused(folder, "metadata.json is damaged")
+    (folder / "metadata.json").write_text("[1]")
+    assert_refused(folder, "metadata.json is damaged")
     (folder / "metadata.json").write_text("[" * 100_000)
     assert_refused(folder, "metadata.json is damaged")
 
