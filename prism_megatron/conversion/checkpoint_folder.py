@@ -31,6 +31,8 @@ ROLES = ("policy", "discriminator")
 
 _PROGRESS_KEYS = {"steps_taken", "adam_step"}
 _MODEL_KEYS = {"expert_layout", "aliases"}
+_EXPERT_LAYOUTS = (None, "transformers", "hub", "per_expert")
+"""Those of ``conversion/expert_layout.py``, which needs torch; None for a model without experts."""
 _BACKEND = {"sharded_backend": "torch_dist", "common_backend": "torch"}
 
 
@@ -73,10 +75,9 @@ def files_folder(folder: Path, role: str) -> Path:
     if not is_checkpoint(folder):
         return folder
     _check_links(folder)
-    companions = companions_folder(folder, role)
-    if not (companions / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds no model files of the {role}; give a checkpoint of one")
-    return companions
+    if role not in read_state(folder)["models"]:
+        raise CheckpointError(f"{folder} holds no {role}; give a checkpoint of one, or a Hugging Face folder")
+    return companions_folder(folder, role)
 
 
 def flush_folder(folder: Path) -> None:
@@ -127,7 +128,7 @@ def read_state(folder: Path) -> dict[str, Any]:
             if role not in document["engines"] or model.keys() != _MODEL_KEYS:
                 raise ValueError(f"the model of {role!r} is {model}")
             layout, aliases = model["expert_layout"], model["aliases"]
-            if not (layout is None or isinstance(layout, str)) or not all(isinstance(name, str) for name in aliases):
+            if layout not in _EXPERT_LAYOUTS or not all(isinstance(name, str) for name in aliases):
                 raise ValueError(f"the model of {role!r} is {model}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); load another step") from error
@@ -157,11 +158,14 @@ def write_state(
 
 
 def _check_backend(path: Path) -> None:
-    """Megatron imports the reader that this file names; ours is named by us."""
+    """Megatron imports the readers that this file names; 0.19.2 no longer names that of common objects."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        named = {key: found[key] for key in _BACKEND}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        named = {
+            "sharded_backend": found["sharded_backend"],
+            "common_backend": found.get("common_backend", _BACKEND["common_backend"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); load another step") from error
     if named != _BACKEND:
         raise CheckpointError(f"{path} names {named}, not {_BACKEND}; do not use this checkpoint")

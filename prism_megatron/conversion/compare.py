@@ -7,7 +7,7 @@ mean equal tensors wherever they are stored.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -59,20 +59,33 @@ class TensorComparison:
         return f"{self.name} {self.format_a}: {self.num_different} elements differ, by at most {self.max_difference:g}"
 
 
-def compare(a: Tensors, b: Tensors) -> Iterator[TensorComparison]:
-    """Every tensor that both sets have, in the order of names."""
+def compare(a: Tensors, b: Tensors, count: Callable[[int], None]) -> Iterator[TensorComparison]:
+    """Every tensor that both sets have, in the order of names; ``count`` hears of the bytes of A's that were read."""
     shapes, dtypes = (a.shapes(), b.shapes()), (a.dtypes(), b.dtypes())
     for name in sorted(set(a.names()) & set(b.names())):
         formats = [f"{_short(of[name])} {list(shape[name])}" for of, shape in zip(dtypes, shapes, strict=True)]
         if formats[0] != formats[1]:
             hashes = [_hash(source, name, text) for source, text in zip((a, b), formats, strict=True)]
+            count(num_bytes(shapes[0][name], dtypes[0][name]))
             yield TensorComparison(name, formats[0], formats[1], hashes[0], hashes[1], None, None)
         else:
-            yield _compared(a, b, name, text=formats[0], shape=shapes[0][name], dtype=dtypes[0][name])
+            yield _compared(a, b, name, text=formats[0], shape=shapes[0][name], dtype=dtypes[0][name], count=count)
+
+
+def num_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """What a tensor takes."""
+    return prod(shape) * dtype.itemsize
 
 
 def _compared(
-    a: Tensors, b: Tensors, name: str, *, text: str, shape: tuple[int, ...], dtype: torch.dtype
+    a: Tensors,
+    b: Tensors,
+    name: str,
+    *,
+    text: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    count: Callable[[int], None],
 ) -> TensorComparison:
     """One pass over both; the second hash is a copy of the first until the tensors part."""
     hash_a, hash_b = _new_hash(text), None
@@ -86,6 +99,7 @@ def _compared(
         hash_a.update(bytes_a.numpy())
         if hash_b is not None:
             hash_b.update(bytes_b.numpy())
+        count(bytes_a.numel())
         if not same:
             num_different += int((bytes_a != bytes_b).view(-1, dtype.itemsize).any(1).sum())
             gap = (rows_a.double() - rows_b.double()).abs().max()

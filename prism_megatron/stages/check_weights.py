@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
@@ -16,11 +15,12 @@ from prism_megatron.config.check import CheckConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
-from prism_megatron.conversion.compare import TensorComparison, Tensors, compare
+from prism_megatron.conversion.compare import TensorComparison, Tensors, compare, num_bytes
 from prism_megatron.conversion.expert_layout import detect_expert_layout
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.errors import ConfigError
+from prism_megatron.observability.transfer import TransferProgress, format_bytes
 from prism_megatron.stages.convert import Role, mappings_of, role_of
 
 _NUM_SHOWN = 10
@@ -73,7 +73,7 @@ class Check:
         different = [str(one) for one in self.compared if not one.equal]
         lines = [*self.notes, *_first(different, "differ"), *_first(self.only_in_a, f"are in {self.a} only")]
         lines += _first(self.only_in_b, f"are in {self.b} only")
-        size = f"{len(self.compared)} tensors, {self.num_bytes / 1e9:.3f} GB"
+        size = f"{len(self.compared)} tensors, {format_bytes(self.num_bytes)}"
         if self.equal:
             return "\n".join([*lines, f"equal: {size}, every bit; hash of all {self.hash_of_all()}"])
         missing = len(self.only_in_a) + len(self.only_in_b)
@@ -144,14 +144,17 @@ def _has_optimizer(folder: TorchDistFolder) -> bool:
 
 def _check(config: CheckConfig, a: Tensors, b: Tensors, notes: Sequence[str]) -> Check:
     shapes, dtypes = a.shapes(), a.dtypes()
-    compared = list(compare(a, b))
+    total = sum(num_bytes(shapes[name], dtypes[name]) for name in set(a.names()) & set(b.names()))
+    progress = TransferProgress("check", total_bytes=total)
+    compared = list(compare(a, b, progress.add))
+    progress.finish()
     return Check(
         a=config.a,
         b=config.b,
         compared=compared,
         only_in_a=sorted(set(a.names()) - set(b.names())),
         only_in_b=sorted(set(b.names()) - set(a.names())),
-        num_bytes=sum(prod(shapes[one.name]) * dtypes[one.name].itemsize for one in compared),
+        num_bytes=total,
         notes=notes,
     )
 

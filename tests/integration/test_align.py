@@ -17,10 +17,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
+from model_providers.moe_discriminator.folder import read_towers
+from prism_megatron.config.check import CheckConfig
+from prism_megatron.config.convert import ToHFConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.observability.metrics import read_metrics
+from prism_megatron.stages.check_weights import check_weights
+from prism_megatron.stages.convert import Role, to_hf
 from prism_megatron.testing import GlooWorld
 from tests.integration.align_ranks import checkpoint_logprobs
 
@@ -171,6 +176,38 @@ def test_a_checkpoint_goes_on_in_another_layout(finished: Path, tmp_path: Path) 
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert_same_losses(rows_of(output), rows_of(finished), relative=1e-4)
+
+
+def test_the_checkpoint_alone_gives_the_exported_policy(finished: Path, tmp_path: Path) -> None:
+    """Claim: a checkpoint of training needs no other folder: to-hf makes of it what the run exported, files included.
+
+    Its discriminator becomes a folder too, with the towers of the one it started from.
+    """
+    checkpoint = finished / "checkpoints" / f"step_{STEPS:06d}"
+    assert check_weights(CheckConfig(str(checkpoint), str(finished / "hf"))).equal
+    sources: dict[Role, Path] = {"policy": finished / "hf", "discriminator": MINI_FOLDER / "discriminator"}
+    for role, source in sources.items():
+        to_hf(ToHFConfig(load=str(checkpoint), save=str(tmp_path / role), role=role), say=lambda _: None)
+        names = {path.name for path in source.iterdir() if path.suffix != ".safetensors"}
+        assert {path.name for path in (tmp_path / role).iterdir() if path.suffix != ".safetensors"} == names
+        assert all((tmp_path / role / name).read_bytes() == (source / name).read_bytes() for name in names)
+    assert read_towers(tmp_path / "discriminator") == read_towers(MINI_FOLDER / "discriminator")
+
+
+def test_a_run_starts_from_a_checkpoint(finished: Path, tmp_path: Path) -> None:
+    """Claim: with ``--model`` and ``--discriminator`` a checkpoint, a new run takes weights and files of both players.
+
+    At learning rate 0 and in another layout it ends in the weights it began with.
+    """
+    start = str(finished / "checkpoints" / f"step_{STEPS:06d}")
+    flags = ("--model", start, "--discriminator", start, "--max-response-tokens", "32", "--pp", "2", "--dtype", "fp32")
+    result = run(tmp_path / "run", *flags, "--policy.lr", "0", "--discriminator.lr", "0", "--steps", "1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    end = str(tmp_path / "run" / "checkpoints" / "step_000001")
+    roles: tuple[Role, ...] = ("policy", "discriminator")
+    for role in roles:
+        to_hf(ToHFConfig(load=start, save=str(tmp_path / role), role=role), say=lambda _: None)
+        assert check_weights(CheckConfig(end, str(tmp_path / role), role=role)).equal
 
 
 def kill_when(arguments: Sequence[str], condition: Any, *, timeout_s: float = 300.0) -> None:

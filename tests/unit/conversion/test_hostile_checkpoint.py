@@ -17,7 +17,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -26,7 +26,9 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.conversion import checkpoint_folder
 from prism_megatron.conversion.checkpoint_folder import read_checkpoint
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.errors import CheckpointError
 from prism_megatron.stages.check_weights import check_weights
 from prism_megatron.stages.convert import to_hf, to_megatron
@@ -47,6 +49,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "checkpoint"))
+
+
+def test_known_layouts_are_those_of_the_mappings() -> None:
+    """Claim: the check of ``state.json``, which stays free of torch, knows every layout and no other."""
+    assert set(checkpoint_folder._EXPERT_LAYOUTS) == {None, *get_args(ExpertLayout)}
 
 
 def convert(folder: Path) -> None:
@@ -227,10 +234,22 @@ def test_code_in_common_pt_is_never_run(folder: Path) -> None:
     assert_refused(folder, "is not a file that torch.save writes")
 
 
+def test_metadata_json_of_either_megatron_is_read(folder: Path) -> None:
+    """Claim: 0.16.1 names the reader of common objects there, 0.19.2 does not."""
+    for named in ({"common_backend": "torch", "common_backend_version": 1}, {}):
+        written = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, **named}
+        (folder / "metadata.json").write_text(json.dumps(written))
+        read_checkpoint(folder)
+
+
 def test_metadata_json_names_no_other_reader(folder: Path) -> None:
     """Claim: Megatron imports the reader that stands there, so only ours may."""
     (folder / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr", "common_backend": "torch"}))
     assert_refused(folder, "names {'sharded_backend': 'zarr'")
+    (folder / "metadata.json").write_text("{}")
+    assert_refused(folder, "metadata.json is damaged")
+    (folder / "metadata.json").write_text("[1]")
+    assert_refused(folder, "metadata.json is damaged")
     (folder / "metadata.json").write_text("[" * 100_000)
     assert_refused(folder, "metadata.json is damaged")
 
@@ -250,8 +269,18 @@ GOOD: dict[str, Any] = {"format": 2, "megatron_core": "", "torch": "", "engines"
         (json.dumps({**GOOD, "engines": {"../..": {"steps_taken": 0, "adam_step": 0}}}), "there is no role '../..'"),
         (json.dumps({**GOOD, "engines": {"policy": {"steps_taken": True, "adam_step": 0}}}), "is damaged"),
         (json.dumps({**GOOD, "models": {"policy": {"expert_layout": None, "aliases": []}}}), "the model of 'policy'"),
+        (
+            json.dumps(
+                {
+                    **GOOD,
+                    "engines": {"policy": {"steps_taken": 0, "adam_step": 0}},
+                    "models": {"policy": {"expert_layout": "other", "aliases": []}},
+                }
+            ),
+            "the model of 'policy' is {'expert_layout': 'other'",
+        ),
     ],
-    ids=["empty", "deep", "list", "no text", "older", "engines", "role", "count", "model"],
+    ids=["empty", "deep", "list", "no text", "older", "engines", "role", "count", "model", "layout"],
 )
 def test_a_damaged_state_is_named(folder: Path, content: str, expected: str) -> None:
     (folder / "state.json").write_bytes(content.encode(errors="surrogateescape"))
