@@ -45,11 +45,11 @@ def silent(_: str) -> None:
     """What the converter says is not of interest."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces so small that tensors of a few kilobytes are cut as those of gigabytes are."""
-    monkeypatch.setattr(megatron_module, "CHUNK_BYTES", 3000)
-    monkeypatch.setattr(hf_module, "CHUNK_BYTES", 3000)
+    monkeypatch.setattr(megatron_module, "CHUNK_BYTES", 6000)
+    monkeypatch.setattr(hf_module, "CHUNK_BYTES", 6000)
     monkeypatch.setattr(hf_module, "UNIT_BYTES", 150_000)
 
 
@@ -88,6 +88,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize(("kind", "layout", "dtype", "target"), LAYOUTS)
 def test_models_return_bit_for_bit(tmp_path: Path, kind: str, layout: str, dtype: str, target: TargetLayout) -> None:
     """Claim: names, shapes, formats and bits return, in the expert layout that came. Oracle: the folder itself.
@@ -185,6 +186,7 @@ class _Killed(BaseException):
     """Stands for a kill: nothing may catch it and clean up."""
 
 
+@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_conversion_ends_in_the_same_bytes(tmp_path: Path, workers: int) -> None:
     """Claim: killed in its k-th unit and run again, both directions give the bytes of an uninterrupted conversion.
