@@ -75,8 +75,8 @@ def anonymous_bytes(process: psutil.Process) -> int:
     return total
 
 
-def run(command: Sequence[str], *, limit: Path | None = None, kill_after: float | None = None) -> Leg:
-    """Run a command, sampling its memory; under the cgroup ``limit``, killed (SIGKILL) after so many seconds."""
+def run(command: Sequence[str], *, limit: Path | None = None, kill_at: float | None = None) -> Leg:
+    """Run a command, sampling its memory, under the cgroup ``limit``; SIGKILL once it has written ``kill_at`` bytes."""
     prefix = [] if limit is None else ["sh", "-c", f'echo $$ > {limit / "cgroup.procs"}; exec "$@"', "sh"]
     begin = time.monotonic()
     with subprocess.Popen([*prefix, *command]) as child:
@@ -84,11 +84,11 @@ def run(command: Sequence[str], *, limit: Path | None = None, kill_after: float 
         while child.poll() is None:
             try:
                 peak = max(peak, anonymous_bytes(process))
+                if kill_at is not None and process.io_counters().write_chars >= kill_at:
+                    child.send_signal(signal.SIGKILL)
+                    break
             except psutil.NoSuchProcess:
                 break
-            if kill_after is not None and time.monotonic() - begin > kill_after:
-                child.send_signal(signal.SIGKILL)
-                kill_after = None
             time.sleep(0.05)
         status = child.wait()
     return Leg(time.monotonic() - begin, peak, status)
@@ -144,23 +144,21 @@ def digest(folder: Path) -> dict[str, str]:
     return found
 
 
-def kill_and_resume(
-    command: str, source: Path, target: Path, flags: Sequence[str], *, seconds: float, kills: int
-) -> bool:
+def kill_and_resume(command: str, source: Path, target: Path, flags: Sequence[str], *, size: int, kills: int) -> bool:
     """Whether a conversion that is killed at random moments, then left alone, ends in the bytes that ``target`` has."""
     expected = digest(target)
     again = target.with_name(f"{target.name}-again")
     done = 0
     while done < kills:
-        moment = random.uniform(0.3, 1.0) * seconds / 2
-        leg = run(convert(command, source, again, flags), kill_after=moment)
+        kill_at = random.uniform(0.0, size / kills)
+        leg = run(convert(command, source, again, flags), kill_at=kill_at)
         if leg.status != -signal.SIGKILL:
-            # Finished before the kill: begin anew, so that every kill counts.
-            shutil.rmtree(again)
+            shutil.rmtree(again)  # it was done before the kill; begin anew, so that every kill counts
             continue
         done += 1
-        print(f"  {command}: killed after {leg.seconds:.1f} s", flush=True)
-    status = run(convert(command, source, again, flags)).status
+        print(f"  {command}: killed at {format_bytes(kill_at)} written", flush=True)
+    # Replacing is allowed: a kill may come after the rename that finished the folder.
+    status = run(convert(command, source, again, [*flags, "--overwrite"])).status
     same = status == 0 and digest(again) == expected
     shutil.rmtree(again, ignore_errors=True)
     return same
@@ -200,9 +198,7 @@ def measure(args: argparse.Namespace, work: Path, limit: Path | None) -> bool:
     )
     if args.kills:
         for command, source, target in (("to-megatron", model, checkpoint), ("to-hf", checkpoint, back)):
-            same = kill_and_resume(
-                command, source, target, flags[command], seconds=legs[command].seconds, kills=args.kills
-            )
+            same = kill_and_resume(command, source, target, flags[command], size=size, kills=args.kills)
             print(f"{command}: killed {args.kills} times and resumed, same bytes: {'yes' if same else 'NO'}")
             good = good and same
     print(
