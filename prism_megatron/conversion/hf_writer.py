@@ -60,7 +60,9 @@ def write_hf_folder(
         _write_shards(aside, tensors, max_shard_bytes)
         for name, content in read_companions(like).items():
             (aside / name).write_bytes(content)
-        aside.chmod(0o755)  # mkdtemp's folders are private
+        for shard in aside.glob("*.safetensors"):
+            shard.chmod(0o644)  # safetensors and mkdtemp make them private
+        aside.chmod(0o755)
         for written in (*aside.iterdir(), aside):
             _flush(written)
         _put_in_place(aside, path)
