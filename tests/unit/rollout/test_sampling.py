@@ -1,4 +1,8 @@
-"""Draws follow the stated distribution, keyed and nothing else."""
+"""Draws follow the stated distribution, keyed and nothing else.
+
+Frequencies of 20,000 draws with fixed keys are held against theory by chi-square at 0.1 % significance. Blind spot: a
+bias below about one part in fifty of a token's probability passes.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,11 @@ CHI_SQUARE_999 = {2: 13.816, 3: 16.266, 4: 18.467, 5: 20.515, 6: 22.458, 7: 24.3
 
 
 def draws(sampling: Sampling, never: torch.Tensor = NONE) -> np.ndarray:
+    """Counts by token over the positions of one sample; every log-prob must be the temperature's."""
     uniforms = keyed_uniforms(seed=3, step=0, rows=[(0, 0)], num_positions=NUM_DRAWS, device=CPU)[0]
-    tokens, _ = choose_tokens(LOGITS.expand(NUM_DRAWS, -1), uniforms, sampling, never)
+    tokens, logprobs = choose_tokens(LOGITS.expand(NUM_DRAWS, -1), uniforms, sampling, never)
+    theory = torch.from_numpy(softmax(sampling.temperature)).log()[tokens]
+    torch.testing.assert_close(logprobs.double(), theory, atol=1e-6, rtol=0.0)
     return np.bincount(tokens.numpy(), minlength=len(LOGITS))
 
 
@@ -41,13 +48,28 @@ def test_frequencies_follow_the_temperature(temperature: float) -> None:
     assert_frequencies(draws(Sampling(temperature=temperature)), softmax(temperature))
 
 
-@pytest.mark.parametrize(("top_p", "size"), [(0.7, 3), (0.9, 5)])
-def test_frequencies_follow_the_nucleus(top_p: float, size: int) -> None:
-    probabilities = softmax(1.0)
+def test_frequencies_hold_over_prompts_and_samples() -> None:
+    """One draw of each of 100 x 200 (prompt, sample) pairs, as rows of a step draw them."""
+    rows = [(prompt, sample) for prompt in range(100) for sample in range(NUM_DRAWS // 100)]
+    uniforms = keyed_uniforms(seed=3, step=0, rows=rows, num_positions=1, device=CPU)[:, 0]
+    tokens, _ = choose_tokens(LOGITS.expand(NUM_DRAWS, -1), uniforms, Sampling(), NONE)
+    assert_frequencies(np.bincount(tokens.numpy(), minlength=len(LOGITS)), softmax(1.0))
+
+
+def test_the_check_sees_a_temperature_that_is_ignored() -> None:
+    """The frequencies of temperature 1 are no sample of temperature 0.9."""
+    with pytest.raises(AssertionError):
+        assert_frequencies(draws(Sampling(temperature=1.0)), softmax(0.9))
+
+
+@pytest.mark.parametrize(("top_p", "temperature", "size"), [(0.7, 1.0, 3), (0.9, 1.0, 5), (0.9, 2.0, 6)])
+def test_frequencies_follow_the_nucleus(top_p: float, temperature: float, size: int) -> None:
+    """The nucleus is that of the distribution at the temperature."""
+    probabilities = softmax(temperature)
     order = np.argsort(-probabilities)
     assert probabilities[order[: size - 1]].sum() < top_p <= probabilities[order[:size]].sum()
     probabilities[order[size:]] = 0.0
-    assert_frequencies(draws(Sampling(top_p=top_p)), probabilities / probabilities.sum())
+    assert_frequencies(draws(Sampling(temperature, top_p)), probabilities / probabilities.sum())
 
 
 def test_forbidden_tokens_leave_the_distribution_but_not_the_logprobs() -> None:
