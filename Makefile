@@ -25,7 +25,7 @@ TE_BUILD_NEEDS := 'cuda-toolkit[cccl,crt,nvcc,profiler]' einops nvdlfw-inspect n
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help align test lint types parity bench-model bench-convert te-check effect mini clean
+.PHONY: help align test lint types parity bench-model bench-convert bench-rollout te-check effect mini clean
 
 help:
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
@@ -35,6 +35,7 @@ help:
 	@echo "make parity             is ours the model that transformers has? every layout, fp32 and bf16 (up to 15 minutes)"
 	@echo "make bench-model        one 2B layer beside its bare arithmetic; attention and log-probs beside the plain ones"
 	@echo "make bench-convert      a 4B model to Megatron and back beside cp: time, memory, equality (45 GB of disk)"
+	@echo "make bench-rollout      embedded rollouts beside transformers.generate: tokens per second, same greedy tokens"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
 	@echo "make mini               rebuild the mini world's weights"
@@ -62,6 +63,9 @@ bench-model: $(VENV)/.installed
 
 bench-convert: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/convert.py $(ARGS)
+
+bench-rollout: $(VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python benchmarks/rollout.py $(ARGS)
 
 te-check: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(TE_VENV)/bin/python tools/te_check.py

@@ -66,6 +66,7 @@ class RolloutEngine(Protocol):
         seed: int,
         step: int,
         prompt_offset: int = 0,
+        samples: Sequence[range] | None = None,
     ) -> list[tuple[Rollout, ...]]:
         """Draw ``n`` responses for each prompt, in the order of the prompts.
 

@@ -1,7 +1,7 @@
 """Prefill and decode of a transformers Qwen3-VL for many samples of each prompt.
 
-Shape suffixes: P prompts, R rows (samples still running), S prompt positions (padded right), L positions of the
-key/value store, H query heads, K key/value heads, D head size, C channels of the hidden state, V vocabulary.
+Shape suffixes: P prompts, R rows (samples still running), S prompt positions (padded right), H query heads, K
+key/value heads, D head size, C channels of the hidden state, V vocabulary.
 
 The prompt goes through transformers' own model once. A decode step is written out here: transformers spends over
 1,200 small tensor calls on one, this about 80. ``tests/unit/rollout`` holds the two against each other.
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prism_megatron.rollout.shared_prompt import SharedPrompts
 from prism_megatron.types import Prompt
 
 
@@ -65,11 +66,11 @@ class Decoder:
             down=mlp.down_proj.weight,
         )
 
-    def prefill(self, prompts: Sequence[Prompt], n: int, num_new: int) -> tuple[Tensor, DecodeState]:
-        """Run each prompt once. Returns the logits ``[P·n, V]`` of the first new token and the state of P·n rows.
+    def prefill(self, prompts: Sequence[Prompt], counts: Sequence[int], num_new: int) -> tuple[Tensor, DecodeState]:
+        """Run each prompt once. Returns the logits ``[R, V]`` of the first new token and the state of all R rows.
 
-        Row ``p * n + i`` is sample i of prompt p. Padding stands right of a prompt, where causal attention never
-        looks; decode steps mask it. The state has room for ``num_new`` tokens a row.
+        The rows of a prompt, ``counts[p]`` of them, follow those of the prompt before it. Padding stands right of a
+        prompt, where causal attention never looks; decode steps mask it. A row has room for ``num_new`` tokens.
         """
         device = self.model.device
         lengths = np.array([len(prompt.token_ids) for prompt in prompts])
@@ -95,15 +96,19 @@ class Decoder:
         result = self.model.model(input_ids=input_ids, position_ids=positions_3_P_S, use_cache=True, **inputs)
         lengths_P = torch.from_numpy(lengths).to(device)
         last_P_C = result.last_hidden_state[torch.arange(len(prompts), device=device), lengths_P - 1]
-        logits = self.model.lm_head(last_P_C).repeat_interleave(n, dim=0)
+        counts_P = torch.tensor(counts, device=device)
+        logits = self.model.lm_head(last_P_C).repeat_interleave(counts_P, dim=0)
         next_position_P = lengths_P + deltas_P_1[:, 0]
         state = DecodeState(
-            keys=[_with_room(layer.keys, n, num_new) for layer in result.past_key_values.layers],
-            values=[_with_room(layer.values, n, num_new) for layer in result.past_key_values.layers],
-            hidden_R_L=None if real_P_S.all() else _with_room(~real, n, num_new),
-            length=int(lengths.max()),
-            next_position_R=next_position_P.repeat_interleave(n),
+            store=SharedPrompts(
+                [(layer.keys, layer.values) for layer in result.past_key_values.layers],
+                counts,
+                num_new,
+                None if real_P_S.all() else ~real,
+            ),
+            next_position_R=next_position_P.repeat_interleave(counts_P),
             rope=self._rope_table(int(next_position_P.max()) + num_new),
+            head_norms=[self._head_norm(layer) for layer in self._layers],
         )
         return logits, state
 
@@ -119,34 +124,28 @@ class Decoder:
         sign[..., : self.head_dim // 2] = -1.0
         return cos[0][:, None], (sin * sign)[0][:, None]
 
+    def _head_norm(self, layer: _Layer) -> Tensor:
+        """The norm weight of every query and key head, ``[H + K, D]``, so that one product serves both."""
+        query = layer.query_norm.expand(self.num_heads, -1)
+        return torch.cat((query, layer.key_norm.expand(self.num_kv_heads, -1)))
+
     def step(self, tokens_R: Tensor, state: DecodeState) -> Tensor:
         """Append one token to every row of ``state`` and return the logits ``[R, V]`` of the next one."""
         num_rows, num_rotated = tokens_R.shape[0], self.num_heads + self.num_kv_heads
         cos = state.rope[0][state.next_position_R]
         sin = state.rope[1][state.next_position_R]
-        end = state.length + 1
-        mask = None if state.hidden_R_L is None else ~state.hidden_R_L[:, None, None, :end]
         x = F.embedding(tokens_R, self.model.get_input_embeddings().weight)
         for index, layer in enumerate(self._layers):
-            keys, values = state.keys[index], state.values[index]
             fused = F.linear(self._norm(x, layer.input_norm), layer.qkv).view(num_rows, -1, self.head_dim)
-            query = self._norm(fused[:, : self.num_heads], layer.query_norm)
-            key = self._norm(fused[:, self.num_heads : num_rotated], layer.key_norm)
-            both = torch.cat((query, key), dim=1)
-            both = torch.addcmul(both * cos, both.roll(self.head_dim // 2, -1), sin)
-            keys[:, :, state.length] = both[:, self.num_heads :]
-            values[:, :, state.length] = fused[:, num_rotated:]
-            # The query heads that share a key head stand where SDPA expects query positions: no key is repeated.
-            attended = F.scaled_dot_product_attention(
-                both[:, : self.num_heads].view(num_rows, self.num_kv_heads, -1, self.head_dim),
-                keys[:, :, :end],
-                values[:, :, :end],
-                attn_mask=mask,
+            rotated = F.rms_norm(fused[:, :num_rotated], (self.head_dim,), None, self.eps) * state.head_norms[index]
+            rotated = torch.addcmul(rotated * cos, rotated.roll(self.head_dim // 2, -1), sin)
+            attended = state.store.attend(
+                index, rotated[:, : self.num_heads], rotated[:, self.num_heads :], fused[:, num_rotated:]
             )
-            x = x + F.linear(attended.reshape(num_rows, -1), layer.output)
+            x = x + F.linear(attended.to(x.dtype), layer.output)
             gate, up = F.linear(self._norm(x, layer.post_norm), layer.gate_up).chunk(2, dim=-1)
             x = x + F.linear(self.act(gate) * up, layer.down)
-        state.length = end
+        state.store.advance()
         state.next_position_R = state.next_position_R + 1
         logits: Tensor = self.model.lm_head(self.model.model.language_model.norm(x))
         return logits
@@ -157,23 +156,18 @@ class Decoder:
 
 @dataclass(eq=False)
 class DecodeState:
-    """What a decode step reads and extends. Keys and values, ``[R, K, L, D]`` a layer, are used up to ``length``."""
+    """What a decode step reads and extends."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    hidden_R_L: Tensor | None
-    """positions that no row may attend to (padding of its prompt); None where there are none"""
-    length: int
+    store: SharedPrompts
     next_position_R: Tensor
     rope: tuple[Tensor, Tensor]
+    head_norms: Sequence[Tensor]
+    """by layer, as of the weights at the prefill"""
 
     def keep(self, rows: Tensor) -> None:
-        """Drop every row whose index is not in ``rows``."""
-        self.keys = [keys.index_select(0, rows) for keys in self.keys]
-        self.values = [values.index_select(0, rows) for values in self.values]
+        """Drop every row whose index is not in ``rows``, which ascend."""
+        self.store.keep(rows)
         self.next_position_R = self.next_position_R[rows]
-        if self.hidden_R_L is not None:
-            self.hidden_R_L = self.hidden_R_L[rows]
 
 
 def _fuse(linears: Sequence[Any]) -> Tensor:
@@ -185,13 +179,3 @@ def _fuse(linears: Sequence[Any]) -> Tensor:
         linear.weight.data = fused[start:end]
         start = end
     return fused
-
-
-def _with_room(prompt_part: Tensor, n: int, num_new: int) -> Tensor:
-    """Repeat each prompt's rows n times and append ``num_new`` zeros on the position axis (-2, or -1 of a mask)."""
-    axis = -1 if prompt_part.dim() == 2 else -2
-    shape = list(prompt_part.shape)
-    shape[axis] += num_new
-    store = prompt_part.new_zeros((shape[0] * n, *shape[1:]))
-    store.narrow(axis, 0, prompt_part.shape[axis]).copy_(prompt_part.repeat_interleave(n, dim=0))
-    return store

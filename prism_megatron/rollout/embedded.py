@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,11 +18,11 @@ from prism_megatron.rollout.sampling import choose_tokens, keyed_uniforms
 from prism_megatron.types import Prompt, Rollout
 
 _COMPACT_BELOW = 7 / 8
-"""Rows that ended leave the batch once the running share falls below this: dropping them copies the key/value store."""
+"""Rows that ended leave the batch once the running share falls below this: dropping them copies the rest's new keys."""
 
 
 class EmbeddedRollout:
-    """A RolloutEngine. Each rank holds a whole replica and samples its own slice of the prompts.
+    """A RolloutEngine. A rank that has one holds a whole replica and draws its own share of the samples.
 
     Image and video placeholder tokens are never sampled: no model could read them back without their image.
     """
@@ -79,6 +80,7 @@ class EmbeddedRollout:
         seed: int,
         step: int,
         prompt_offset: int = 0,
+        samples: Sequence[range] | None = None,
     ) -> list[tuple[Rollout, ...]]:
         """Draw ``n`` responses for each prompt; see ``RolloutEngine.generate`` for the keys.
 
@@ -94,22 +96,36 @@ class EmbeddedRollout:
                     f"prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with {sampling.max_new_tokens} new ones "
                     f"it exceeds the model's {self._max_positions} positions; shorten it or lower max_new_tokens"
                 )
-        per_batch = max(1, self._rows_per_batch // n)
+        wanted = [range(n)] * len(prompts) if samples is None else samples
         rollouts: list[tuple[Rollout, ...]] = []
-        for start in range(0, len(prompts), per_batch):
-            part = prompts[start : start + per_batch]
-            keys = [(prompt_offset + start + p, sample) for p in range(len(part)) for sample in range(n)]
+        for batch in self._batches([len(numbers) for numbers in wanted]):
+            numbers = wanted[batch.start : batch.stop]
+            keys = [(prompt_offset + p, sample) for p, some in zip(batch, numbers, strict=True) for sample in some]
             uniforms = keyed_uniforms(
                 seed=seed, step=step, rows=keys, num_positions=sampling.max_new_tokens, device=self._device
             )
-            rows = self._sample(part, n, sampling, uniforms)
-            rollouts += [tuple(rows[p * n : (p + 1) * n]) for p in range(len(part))]
+            counts = [len(some) for some in numbers]
+            rows = iter(self._sample(prompts[batch.start : batch.stop], counts, sampling, uniforms))
+            rollouts += [tuple(islice(rows, count)) for count in counts]
         return rollouts
 
-    def _sample(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, uniforms_R_T: Tensor) -> list[Rollout]:
+    def _batches(self, counts: Sequence[int]) -> Iterator[range]:
+        """Ranges of prompts whose rows are decoded together."""
+        start, rows = 0, 0
+        for p, count in enumerate(counts):
+            if rows and rows + count > self._rows_per_batch:
+                yield range(start, p)
+                start, rows = p, 0
+            rows += count
+        if rows:
+            yield range(start, len(counts))
+
+    def _sample(
+        self, prompts: Sequence[Prompt], counts: Sequence[int], sampling: Sampling, uniforms_R_T: Tensor
+    ) -> list[Rollout]:
         """Decode all rows of one batch until each has ended or is full."""
-        logits, state = self._decoder.prefill(prompts, n, sampling.max_new_tokens)
-        num_rows = len(prompts) * n
+        logits, state = self._decoder.prefill(prompts, counts, sampling.max_new_tokens)
+        num_rows = sum(counts)
         tokens_R_T = torch.zeros(uniforms_R_T.shape, dtype=torch.long, device=self._device)
         logprobs_R_T = torch.zeros(uniforms_R_T.shape, device=self._device)
         rows = torch.arange(num_rows, device=self._device)  # of the whole batch, those in the decode state

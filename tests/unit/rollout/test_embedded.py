@@ -124,6 +124,18 @@ def test_samples_do_not_depend_on_how_prompts_are_split(world: tuple[Any, Embedd
     assert [[r.token_ids for r in group] for group in one_by_one] == tokens
 
 
+def test_any_samples_of_any_prompts_can_be_drawn(world: tuple[Any, EmbeddedRollout]) -> None:
+    """Unequal numbers of rows a prompt, in one batch and in several: each row is the one of the whole draw."""
+    _, engine = world
+    prompts, sampling = unequal_prompts(), Sampling(max_new_tokens=60)
+    whole = engine.generate(prompts, 6, sampling, seed=5, step=1)
+    wanted = [range(4, 6), range(6), range(1)]
+    part = engine.generate(prompts[1:], 6, sampling, seed=5, step=1, prompt_offset=1, samples=wanted)
+    for drawn, group, numbers in zip(part, whole[1:], wanted, strict=True):
+        assert [r.token_ids for r in drawn] == [group[i].token_ids for i in numbers]
+    assert len({len(r.token_ids) for drawn in part for r in drawn}) > 2, "blind: rows must leave at different times"
+
+
 def test_seed_step_and_sample_all_change_the_draw(world: tuple[Any, EmbeddedRollout]) -> None:
     _, engine = world
     sampling = Sampling(max_new_tokens=20)
