@@ -17,3 +17,6 @@ class RolloutConfig:
     """sampling temperature"""
     top_p: float = 1.0
     """nucleus mass; 1 samples from the whole distribution"""
+    logprob_gap_alarm: float = 0.05
+    """say so in every step whose rollout and trainer log-probs differ by more, on average a token, for either text or
+    image prompts"""

@@ -39,6 +39,7 @@ def check_ranges(config: AlignConfig) -> None:
     discriminator, game = config.discriminator, config.game
     _check_interval("--temperature", config.rollout.temperature, above=0.0)
     _check_interval("--top-p", config.rollout.top_p, above=0.0, at_most=1.0)
+    _check_interval("--logprob-gap-alarm", config.rollout.logprob_gap_alarm, above=0.0)
     _check_interval("--alpha", game.alpha, at_least=0.0, at_most=1.0)
     _check_interval("--head-dropout", discriminator.head_dropout, at_least=0.0, below=1.0)
     _check_interval("--score-clip", game.score_clip, above=0.0)

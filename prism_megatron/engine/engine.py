@@ -6,6 +6,7 @@ over the ranks that its docstring names, and makes the same number of collective
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -38,7 +39,7 @@ from prism_megatron.engine.optimizer import (
 )
 from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
-from prism_megatron.parallel.collectives import broadcast_object, sum_numbers
+from prism_megatron.parallel.collectives import broadcast_object, max_numbers, sum_numbers
 
 DEFAULT_BUCKET_BYTES = 256 * 2**20
 
@@ -266,18 +267,23 @@ class MegatronEngine:
         return {"p2p_communicator": P2PCommunicator(pp_group=self.world.groups.pp, config=self.config)}
 
     def _share(self, outputs: Sequence[LossOutput]) -> PassOutput:
-        """Bring what the last stage's losses returned to every stage, and sum the sums over dp and cp ranks."""
+        """Bring what the last stage's losses returned to every stage; reduce sums and maxima over dp and cp ranks."""
         world = self.world
         payload = None
         if world.is_last_stage:
             sums: dict[str, float] = {}
+            maxima: dict[str, float] = {}
             for output in outputs:
                 for key, value in output.sums.items():
                     sums[key] = sums.get(key, 0.0) + float(value)
-            payload = sums, [{key: value.detach().cpu() for key, value in output.rows.items()} for output in outputs]
-        sums, rows = broadcast_object(payload, source=world.parallel.pp - 1, group=world.groups.pp)
+                for key, value in output.maxima.items():
+                    maxima[key] = max(float(value), maxima.get(key, -math.inf))
+            rows_of_batches = [{key: value.detach().cpu() for key, value in output.rows.items()} for output in outputs]
+            payload = sums, maxima, rows_of_batches
+        sums, maxima, rows = broadcast_object(payload, source=world.parallel.pp - 1, group=world.groups.pp)
         return PassOutput(
             sums=sum_numbers(sums, device=world.device, group=world.groups.dp_cp),
+            maxima=max_numbers(maxima, device=world.device, group=world.groups.dp_cp) if maxima else {},
             rows=[{key: value.to(world.device) for key, value in row.items()} for row in rows],
         )
 

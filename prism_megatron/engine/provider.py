@@ -57,11 +57,13 @@ class LossOutput:
 
     ``loss`` is already divided by its global denominator, so micro-batches and data-parallel ranks simply add, and so
     do the gradients that context-parallel ranks find for their own tokens. ``sums`` are detached scalars that add over
-    all of these; ``rows`` are detached per-row tensors ``[B, …]``.
+    all of these, ``maxima`` detached scalars of which the largest counts; ``rows`` are detached per-row tensors
+    ``[B, …]``.
     """
 
     loss: Tensor
     sums: Mapping[str, Tensor] = field(default_factory=dict)
+    maxima: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -72,11 +74,12 @@ LossFn = Callable[[Tensor, Batch], LossOutput]
 class PassOutput:
     """What a pass over micro-batches leaves on every rank of the model-parallel group.
 
-    ``sums`` are added over micro-batches, context- and data-parallel ranks; ``rows[i]`` belongs to micro-batch i of
-    this data-parallel rank and stands on every pipeline stage.
+    ``sums`` are added over micro-batches, context- and data-parallel ranks, and ``maxima`` taken over the same;
+    ``rows[i]`` belongs to micro-batch i of this data-parallel rank and stands on every pipeline stage.
     """
 
     sums: Mapping[str, float]
+    maxima: Mapping[str, float]
     rows: Sequence[Mapping[str, Tensor]]
 
 

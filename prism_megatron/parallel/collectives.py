@@ -51,7 +51,20 @@ def sum_numbers(
     numbers: Mapping[str, float], *, device: torch.device, group: dist.ProcessGroup | None = None
 ) -> dict[str, float]:
     """Sums over the ranks of ``group``, by name, in float64. Every rank must bring the same names."""
+    return _reduce_numbers(numbers, dist.ReduceOp.SUM, device, group)
+
+
+def max_numbers(
+    numbers: Mapping[str, float], *, device: torch.device, group: dist.ProcessGroup | None = None
+) -> dict[str, float]:
+    """As ``sum_numbers``, with the largest instead of the sum."""
+    return _reduce_numbers(numbers, dist.ReduceOp.MAX, device, group)
+
+
+def _reduce_numbers(
+    numbers: Mapping[str, float], op: dist.ReduceOp.RedOpType, device: torch.device, group: dist.ProcessGroup | None
+) -> dict[str, float]:
     names = sorted(numbers)
-    total = torch.tensor([numbers[name] for name in names], dtype=torch.float64, device=device)
-    dist.all_reduce(total, group=group)
-    return dict(zip(names, total.tolist(), strict=True))
+    result = torch.tensor([numbers[name] for name in names], dtype=torch.float64, device=device)
+    dist.all_reduce(result, op=op, group=group)
+    return dict(zip(names, result.tolist(), strict=True))

@@ -22,6 +22,7 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput, StepResult
 from prism_megatron.engine.runtime import World
+from prism_megatron.losses.logprob_gap import logprob_gap
 from prism_megatron.losses.policy import policy_gradient_loss
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import RolloutEngine, Sampling
@@ -168,10 +169,11 @@ def train_policy(
         ]
         batches.append(policy_batch([groups[g] for g in part], per_token, form=plan.form))
     if plan.game.freeze_policy:
-        return policy.forward(batches, loss).sums, None
-    sums = policy.forward_backward(batches, loss).sums
+        output = policy.forward(batches, loss)
+        return {**output.sums, **output.maxima}, None
+    output = policy.forward_backward(batches, loss)
     rewarded = any(rollout.segments.valid for group in groups for rollout in group.rollouts)
-    return sums, policy.step() if rewarded else None
+    return {**output.sums, **output.maxima}, policy.step() if rewarded else None
 
 
 def policy_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, plan: AlignPlan, token_count: float) -> LossOutput:
@@ -186,10 +188,14 @@ def policy_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, plan: Align
     )
     mask_B_L = beside(batch.extras["label_mask"])
     result = policy_gradient_loss(logprobs_B_L, beside(batch.extras["advantages"]), mask_B_L, token_count=token_count)
-    gap_B_L = (logprobs_B_L.detach() - beside(batch.extras["rollout_logprobs"])).abs() * mask_B_L
     sums = {
         "policy_loss": result.loss.detach(),
-        "logprob_gap": gap_B_L.sum() / token_count,
         "entropy": (entropy_B_L.detach() * mask_B_L).sum() / token_count,
     }
-    return LossOutput(loss=result.loss, sums=sums)
+    maxima = {}
+    image_B_L = beside(batch.extras["image_mask"])
+    for kind, kind_mask_B_L in (("text", mask_B_L - image_B_L), ("image", image_B_L)):
+        gap = logprob_gap(logprobs_B_L, beside(batch.extras["rollout_logprobs"]), kind_mask_B_L)
+        sums |= {f"gap/{kind}/tokens": gap.tokens, f"gap/{kind}/sum": gap.absolute, f"gap/{kind}/kl": gap.kl}
+        maxima[f"gap/{kind}/max"] = gap.largest
+    return LossOutput(loss=result.loss, sums=sums, maxima=maxima)

@@ -16,6 +16,7 @@ from prism_megatron.stages.align import AlignStep
 from prism_megatron.stages.batches import TOWER_NAMES, TOWERS
 
 Row = dict[str, float | int | None]
+PROMPT_KINDS = ("text", "image")
 
 
 def share(total: float, count: float) -> float | None:
@@ -41,7 +42,8 @@ def step_row(step: AlignStep, renderer: Renderer) -> Row:
         "clipped_scores": sum(advantages.num_clipped_scores for advantages in step.advantages),
     }
     row |= game_row(step.judgement.sums)
-    row |= dict(step.policy_sums)
+    row |= {name: value for name, value in step.policy_sums.items() if not name.startswith("gap/")}
+    row |= gap_row(step.policy_sums)
     for role, result in (("discriminator", step.judgement.result), ("policy", step.policy_result)):
         row[f"{role}_grad_norm"] = None if result is None else result.grad_norm
         row[f"{role}_lr"] = None if result is None else result.lr
@@ -60,6 +62,32 @@ def game_row(sums: Mapping[str, float]) -> Row:
         row[f"{tower}/reference_score"] = share(sums[f"{tower}/reference_score"], pairs)
         row[f"{tower}/rollout_score"] = share(sums[f"{tower}/rollout_score"], pairs)
     return row
+
+
+def gap_row(sums: Mapping[str, float]) -> Row:
+    """|Rollout - trainer| log-prob a token: mean of the step, then mean, largest and KL of each kind of prompt."""
+    tokens = {kind: sums[f"gap/{kind}/tokens"] for kind in PROMPT_KINDS}
+    row: Row = {"logprob_gap": share(sum(sums[f"gap/{kind}/sum"] for kind in PROMPT_KINDS), sum(tokens.values()))}
+    for kind, count in tokens.items():
+        row[f"logprob_gap/{kind}/tokens"] = int(count)
+        row[f"logprob_gap/{kind}/mean"] = share(sums[f"gap/{kind}/sum"], count)
+        row[f"logprob_gap/{kind}/max"] = sums[f"gap/{kind}/max"] if count else None
+        row[f"logprob_gap/{kind}/kl"] = share(sums[f"gap/{kind}/kl"], count)
+    return row
+
+
+def gap_alarms(row: Row, threshold: float) -> list[str]:
+    """One line for each kind of prompt whose mean gap is above ``threshold``, or is not a number."""
+    lines = []
+    for kind in PROMPT_KINDS:
+        mean, largest, kl = (row[f"logprob_gap/{kind}/{figure}"] for figure in ("mean", "max", "kl"))
+        if mean is not None and not mean <= threshold:
+            lines.append(
+                f"ALARM in step {row['step']}: log-probs of rollouts and trainer differ by {mean:.3g} a token for "
+                f"{kind} prompts (largest {largest:.3g}, KL {kl:.3g}), above --logprob-gap-alarm {threshold:g}: the "
+                "rollout engine does not run the trainer's policy"
+            )
+    return lines
 
 
 def scene_row(step: AlignStep, renderer: Renderer) -> Row:

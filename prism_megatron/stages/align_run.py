@@ -26,7 +26,7 @@ from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.stages.align import AlignStep, align
 from prism_megatron.stages.align_build import AlignRun, build_run
-from prism_megatron.stages.align_metrics import report_samples, step_row
+from prism_megatron.stages.align_metrics import gap_alarms, report_samples, step_row
 from prism_megatron.stages.assembly import export_folder
 
 METRICS, SUMMARY, REPORT, CONFIG = "metrics.jsonl", "summary.json", "report.html", "config.yaml"
@@ -96,6 +96,8 @@ def _play(session: Session, run: AlignRun, first_step: int) -> AlignStep | None:
         if writer is not None:
             writer.write(row)
         session.show(row)
+        for alarm in gap_alarms(row, config.rollout.logprob_gap_alarm):
+            session.say(alarm)
         last[:] = [step]
         done = step.step + 1
         if done % config.checkpoint.save_every == 0 or done == config.steps:

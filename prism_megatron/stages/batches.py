@@ -131,15 +131,18 @@ def policy_batch(
     """One micro-batch of prompt + rollout rows.
 
     ``advantages[g][r]`` has one value per response token. Token extras stand at the position of the *label* token:
-    ``label_mask`` 1 on response tokens, ``advantages``, and ``rollout_logprobs`` as the rollout engine drew them.
+    ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``advantages``, and
+    ``rollout_logprobs`` as the rollout engine drew them.
     """
     rows: list[TokenSequence] = []
-    extras: dict[str, list[list[float]]] = {"label_mask": [], "advantages": [], "rollout_logprobs": []}
+    names = ("label_mask", "image_mask", "advantages", "rollout_logprobs")
+    extras: dict[str, list[list[float]]] = {name: [] for name in names}
     for group, group_advantages in zip(groups, advantages, strict=True):
         zeros = [0.0] * len(group.prompt.token_ids)
         for rollout, token_advantages in zip(group.rollouts, group_advantages, strict=True):
             rows.append(TokenSequence((*group.prompt.token_ids, *rollout.token_ids), group.prompt.images))
             extras["label_mask"].append(zeros + [1.0] * len(rollout.token_ids))
+            extras["image_mask"].append(zeros + [float(bool(group.prompt.images))] * len(rollout.token_ids))
             extras["advantages"].append([*zeros, *token_advantages])
             extras["rollout_logprobs"].append([*zeros, *rollout.logprobs])
     return _collate_rows(rows, extras, form)

@@ -90,6 +90,11 @@ def test_every_step_trains_both_players(finished: Path) -> None:
         assert 0 < row["policy_grad_norm"] < 1e3
         assert 0 < row["discriminator_grad_norm"] < 1e3
         assert row["logprob_gap"] < 1e-4, "the rollout replica and the trainer are not the same model"
+        assert row["logprob_gap/image/tokens"] == row["response_tokens"], "every scene is an image"
+        assert row["logprob_gap/text/tokens"] == 0
+        assert row["logprob_gap/text/mean"] is row["logprob_gap/text/max"] is None
+        assert row["logprob_gap/image/mean"] == row["logprob_gap"] <= row["logprob_gap/image/max"] < 1e-3
+        assert 0 <= row["logprob_gap/image/kl"] < 1e-8
 
 
 def test_report_is_one_page_with_three_samples(finished: Path) -> None:

@@ -1,0 +1,49 @@
+"""The gap between rollout and trainer as a step reports it, and when it raises the alarm."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from prism_megatron.stages.align_metrics import gap_alarms, gap_row
+
+
+def sums(*, text: float, image: float, image_tokens: int = 30) -> dict[str, float]:
+    """Ten text tokens; ``text`` and ``image`` are the summed gaps."""
+    return {
+        "gap/text/tokens": 10.0,
+        "gap/text/sum": text,
+        "gap/text/kl": 1.0,
+        "gap/text/max": text,
+        "gap/image/tokens": float(image_tokens),
+        "gap/image/sum": image,
+        "gap/image/kl": 3.0,
+        "gap/image/max": image,
+    }
+
+
+def test_text_and_image_prompts_are_apart() -> None:
+    row = gap_row(sums(text=0.5, image=6.0))
+    assert row["logprob_gap"] == pytest.approx(6.5 / 40)
+    assert row["logprob_gap/text/mean"] == pytest.approx(0.05)
+    assert row["logprob_gap/image/mean"] == pytest.approx(0.2)
+    assert row["logprob_gap/image/kl"] == pytest.approx(0.1)
+    assert (row["logprob_gap/text/max"], row["logprob_gap/image/max"]) == (0.5, 6.0)
+
+
+def test_the_alarm_names_the_prompts_that_are_off() -> None:
+    """Stale image weights show in image prompts alone, however many text tokens dilute the mean of the step."""
+    row = {"step": 7} | gap_row(sums(text=0.1, image=6.0))
+    (line,) = gap_alarms(row, 0.05)
+    assert "step 7" in line
+    assert "0.2 a token for image prompts" in line
+    assert "--logprob-gap-alarm 0.05" in line
+    assert gap_alarms(row, 0.3) == []
+
+
+def test_a_gap_that_is_no_number_raises_the_alarm_and_missing_prompts_do_not() -> None:
+    assert len(gap_alarms({"step": 0} | gap_row(sums(text=math.nan, image=0.0)), 0.05)) == 1
+    row = gap_row(sums(text=0.1, image=0.0, image_tokens=0))
+    assert row["logprob_gap/image/mean"] is row["logprob_gap/image/max"] is row["logprob_gap/image/kl"] is None
+    assert gap_alarms({"step": 0} | row, 0.05) == []
