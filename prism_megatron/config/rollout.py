@@ -20,3 +20,5 @@ class RolloutConfig:
     logprob_gap_alarm: float = 0.05
     """say so in every step whose rollout and trainer log-probs differ by more, on average a token, for either text or
     image prompts"""
+    rollout_embedded_ranks: int | None = None
+    """ranks that hold a replica of the policy and sample; by default all for weights below 1 GB, else one a node"""

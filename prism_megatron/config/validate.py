@@ -32,6 +32,8 @@ def check_ranges(config: AlignConfig) -> None:
         "--save-every": config.checkpoint.save_every,
         "--experts-per-tower": config.discriminator.experts_per_tower,
     }
+    if config.rollout.rollout_embedded_ranks is not None:
+        at_least_one["--rollout-embedded-ranks"] = config.rollout.rollout_embedded_ranks
     for flag, count in at_least_one.items():
         if count < 1:
             raise ConfigError(f"{flag} {count} must be at least 1")

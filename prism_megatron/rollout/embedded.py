@@ -17,6 +17,9 @@ from prism_megatron.rollout.replica import build_replica, copy_weights
 from prism_megatron.rollout.sampling import choose_tokens, keyed_uniforms
 from prism_megatron.types import Prompt, Rollout
 
+ROWS_PER_BATCH = 128
+"""Samples decoded at once by default."""
+
 _COMPACT_BELOW = 7 / 8
 """Rows that ended leave the batch once the running share falls below this: dropping them copies the rest's new keys."""
 
@@ -35,7 +38,7 @@ class EmbeddedRollout:
         end_token_ids: Sequence[int],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-        rows_per_batch: int = 128,
+        rows_per_batch: int = ROWS_PER_BATCH,
     ) -> None:
         """``model_folder`` needs only a ``config.json``; weights come from ``update_weights``.
 

@@ -29,13 +29,13 @@ from prism_megatron.stages.align import AlignPlan, Players
 from prism_megatron.stages.assembly import (
     batch_format,
     build_policy,
-    build_rollout,
     hf_tensors,
     load_weights,
     model_files,
     resolve_dtype,
 )
 from prism_megatron.stages.format_sft import teach_format
+from prism_megatron.stages.replicas import build_replicas
 
 FORMAT_SFT = "format_sft"
 """Folder, inside the run's, of the policy after ``--format-sft``."""
@@ -97,7 +97,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         precision=config.precision,
         layers=capabilities.layers,
     )
-    rollout = build_rollout(folder, renderer, world=world, dtype=dtype)
+    rollout = build_replicas(config, folder, shape, renderer, world=world, dtype=dtype)
     discriminator = build_discriminator(config, source, shape, world=world, dtype=dtype, layers=capabilities.layers)
     files = model_files(source, "policy")
     models = {"policy": files, "discriminator": discriminator_files(config, files)}

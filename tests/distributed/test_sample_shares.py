@@ -13,6 +13,7 @@ from prism_megatron.data.loader import Example
 from prism_megatron.engine.runtime import World
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
+from prism_megatron.stages.replicas import NoReplica
 from prism_megatron.stages.sampling import sample_groups
 from prism_megatron.testing import GlooWorld, RankError
 from prism_megatron.types import Response, Rollout, Segments
@@ -34,15 +35,18 @@ class CountingRollout(EmbeddedRollout):
 
 
 def rank_samples(world: World, folder: Path, versions: tuple[int | None, ...]) -> tuple[list[list[Any]], int]:
-    """Tokens and log-probs of all groups, and how many samples this rank drew. Version None: a rank without weights."""
-    rollout = CountingRollout(folder, NoSegments(), end_token_ids=[END], device=torch.device("cpu"))
+    """Tokens and log-probs of all groups, and how many samples this rank drew. Version None: no replica."""
     version = versions[world.rank]
+    weights = iter(tiny_model(folder / str(world.rank)).state_dict().items())
+    rollout: CountingRollout | NoReplica = NoReplica()
     if version is not None:
-        rollout.update_weights(tiny_model(folder / str(world.rank)).state_dict().items(), version)
+        rollout = CountingRollout(folder, NoSegments(), end_token_ids=[END], device=torch.device("cpu"))
+    rollout.update_weights(weights, version or 0)
+    assert next(weights, None) is None, "a tensor left behind would leave the other ranks waiting in its gather"
     reference = Response((END,), Segments(None, None, "not judged"))
     examples = [Example(one, reference) for one in (prompt(1), prompt(2, (4, 4)))]
     groups = sample_groups(rollout, examples, SAMPLING, n=NUM_SAMPLES, seed=3, step=2, world=world)
-    return [[(r.token_ids, r.logprobs) for r in group.rollouts] for group in groups], rollout.num_drawn
+    return [[(r.token_ids, r.logprobs) for r in group.rollouts] for group in groups], getattr(rollout, "num_drawn", 0)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ class FakeEngine:
 def run_on(monkeypatch: pytest.MonkeyPatch) -> Any:
     for module in (assembly, align_build):
         monkeypatch.setattr(module, "MegatronEngine", FakeEngine)
-    monkeypatch.setattr(align_build, "build_rollout", lambda *_args, **_keywords: None)
+    monkeypatch.setattr(align_build, "build_replicas", lambda *_args, **_keywords: None)
     monkeypatch.setattr(align_build, "inner_optimizers", lambda _optimizer: [])
     world: Any = SimpleNamespace(parallel=ParallelConfig(), device=torch.device("cpu"))
 

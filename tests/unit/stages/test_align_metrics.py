@@ -36,7 +36,7 @@ def test_the_alarm_names_the_prompts_that_are_off() -> None:
     """Stale image weights show in image prompts alone, however many text tokens dilute the mean of the step."""
     row = {"step": 7} | gap_row(sums(text=0.1, image=6.0))
     (line,) = gap_alarms(row, 0.05)
-    assert "step 7" in line
+    assert "step 8" in line
     assert "0.2 a token for image prompts" in line
     assert "--logprob-gap-alarm 0.05" in line
     assert gap_alarms(row, 0.3) == []
