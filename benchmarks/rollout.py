@@ -45,11 +45,22 @@ class Workload:
 WORKLOADS = (Workload(images=1, side=8, at_least=2.0), Workload(images=4, side=16, at_least=3.0))
 
 
+class GoOn:
+    """Never ends a response."""
+
+    def add(self, token_id: int) -> bool:
+        del token_id
+        return False
+
+
 class NoSegments:
     """Judging responses is not part of the measured work."""
 
     def find(self, token_ids: Sequence[int]) -> Segments:
         return Segments(None, None, f"{len(token_ids)} tokens, not judged")
+
+    def watch(self) -> GoOn:
+        return GoOn()
 
 
 class Vendor:

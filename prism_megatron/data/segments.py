@@ -10,8 +10,9 @@ no empty body, ended by the end token. ``<thought>`` is accepted as an alias of 
 
 from __future__ import annotations
 
+import codecs
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from prism_megatron.types import Segments, Span
 
 TAGS = ("caption", "think", "answer")
 THINK_ALIAS = "thought"
+_ANSWER_CLOSES = f"</{TAGS[-1]}>".encode()
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,10 @@ class SegmentFinder:
         )
         return Segments(perception, reasoning, None)
 
+    def watch(self) -> AnswerWatch:
+        """A fresh watch over one response that is being sampled."""
+        return AnswerWatch(self._token_bytes)
+
     def _token_bytes(self, token_id: int) -> bytes | None:
         """The bytes a token stands for; None for control tokens and for ids beyond the tokenizer."""
         if token_id not in self._bytes_of_id:
@@ -124,6 +130,30 @@ class SegmentFinder:
                 piece = bytes(self._byte_of_character[character] for character in token)
             self._bytes_of_id[token_id] = piece
         return self._bytes_of_id[token_id]
+
+
+class AnswerWatch:
+    """Sees, token by token, that a response goes on after its answer and can no longer be valid."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes | None]) -> None:
+        self._token_bytes = token_bytes
+        self._tail = b""
+        self._after: codecs.IncrementalDecoder | None = None
+
+    def add(self, token_id: int) -> bool:
+        """Take the next token; True once anything but white space and the end token follows ``</answer>``."""
+        piece = self._token_bytes(token_id)
+        if piece is None:
+            return self._after is not None
+        if self._after is None:
+            data = self._tail + piece
+            _, found, piece = data.partition(_ANSWER_CLOSES)
+            self._tail = data[1 - len(_ANSWER_CLOSES) :]
+            if not found:
+                return False
+            # A white-space character may be split over tokens: only whole characters are judged.
+            self._after = codecs.getincrementaldecoder("utf-8")("replace")
+        return bool(self._after.decode(piece).strip())
 
 
 def byte_alphabet() -> dict[int, str]:

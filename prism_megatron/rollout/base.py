@@ -36,11 +36,21 @@ class Sampling:
             raise ConfigError(f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; use 1 or more")
 
 
+class Watch(Protocol):
+    """Follows one response while it is sampled."""
+
+    def add(self, token_id: int) -> bool:
+        """Take the next token; True where sampling on would be in vain."""
+
+
 class SegmentFinder(Protocol):
     """Finds the judged parts of a response in its tokens."""
 
     def find(self, token_ids: Sequence[int]) -> Segments:
         """Spans in positions of ``token_ids``, or what makes the response invalid. Never raises."""
+
+    def watch(self) -> Watch:
+        """A fresh watch for one response."""
 
 
 class RolloutEngine(Protocol):

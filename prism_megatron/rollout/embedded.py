@@ -27,7 +27,8 @@ _COMPACT_BELOW = 7 / 8
 class EmbeddedRollout:
     """A RolloutEngine. A rank that has one holds a whole replica and draws its own share of the samples.
 
-    Image and video placeholder tokens are never sampled: no model could read them back without their image.
+    Image and video placeholder tokens are never sampled: no model could read them back without their image. A response
+    ends with an end token, or with what makes it invalid after ``</answer>``: sampling on could not mend it.
     """
 
     def __init__(
@@ -133,12 +134,20 @@ class EmbeddedRollout:
         logprobs_R_T = torch.zeros(uniforms_R_T.shape, device=self._device)
         rows = torch.arange(num_rows, device=self._device)  # of the whole batch, those in the decode state
         running = torch.ones(num_rows, dtype=torch.bool, device=self._device)
+        watches = [self._finder.watch() for _ in range(num_rows)]
+        lengths = [sampling.max_new_tokens] * num_rows
         for t in range(sampling.max_new_tokens):
             tokens, logprobs = choose_tokens(logits, uniforms_R_T[rows, t], sampling, self._never_sampled)
             # A row that has ended but not left yet goes on being written; what follows its end token is never read.
             tokens_R_T[rows, t] = tokens
             logprobs_R_T[rows, t] = logprobs
             running &= ~torch.isin(tokens, self._end_token_ids)
+            for place, (row, token, runs) in enumerate(
+                zip(rows.tolist(), tokens.tolist(), running.tolist(), strict=True)
+            ):
+                if runs and watches[row].add(token):
+                    running[place] = False
+                    lengths[row] = t + 1
             num_running = int(running.sum())
             if num_running == 0 or t + 1 == sampling.max_new_tokens:
                 break
@@ -147,24 +156,24 @@ class EmbeddedRollout:
                 state.keep(kept)
                 rows, tokens, running = rows[kept], tokens[kept], running[kept]
             logits = self._decoder.step(tokens, state)
-        return self._finish(tokens_R_T, logprobs_R_T)
+        return self._finish(tokens_R_T, logprobs_R_T, lengths)
 
-    def _finish(self, tokens_R_T: Tensor, logprobs_R_T: Tensor) -> list[Rollout]:
-        """Cut each row after its first end token and find its segments."""
+    def _finish(self, tokens_R_T: Tensor, logprobs_R_T: Tensor, lengths: Sequence[int]) -> list[Rollout]:
+        """Cut each row after its first end token, or at its entry of ``lengths``, and find its segments."""
         assert self._version is not None
         is_end_R_T = torch.isin(tokens_R_T, self._end_token_ids)
         stopped = is_end_R_T.any(dim=1).tolist()
         first_end = is_end_R_T.int().argmax(dim=1).tolist()
         rollouts = []
         for r, (tokens, logprobs) in enumerate(zip(tokens_R_T.tolist(), logprobs_R_T.tolist(), strict=True)):
-            length = first_end[r] + 1 if stopped[r] else len(tokens)
+            length = min(lengths[r], first_end[r] + 1 if stopped[r] else len(tokens))
             if not math.isfinite(sum(logprobs[:length])):
                 raise PrismError(f"policy version {self._version} gives logits that are not finite; it has diverged")
             rollouts.append(
                 Rollout(
                     token_ids=tuple(tokens[:length]),
                     logprobs=tuple(logprobs[:length]),
-                    finish_reason="stop" if stopped[r] else "length",
+                    finish_reason="stop" if stopped[r] or length < len(tokens) else "length",
                     policy_version=self._version,
                     segments=self._finder.find(tokens[:length]),
                 )

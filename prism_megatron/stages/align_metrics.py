@@ -83,7 +83,8 @@ def gap_alarms(row: Row, threshold: float) -> list[str]:
         mean, largest, kl = (row[f"logprob_gap/{kind}/{figure}"] for figure in ("mean", "max", "kl"))
         if mean is not None and not mean <= threshold:
             lines.append(
-                f"ALARM in step {int(row['step'] or 0) + 1}: log-probs of rollouts and trainer differ by {mean:.3g} a token for "
+                f"ALARM in step {int(row['step'] or 0) + 1}: "
+                f"log-probs of rollouts and trainer differ by {mean:.3g} a token for "
                 f"{kind} prompts (largest {largest:.3g}, KL {kl:.3g}), above --logprob-gap-alarm {threshold:g}: the "
                 "rollout engine may not run the trainer's policy"
             )

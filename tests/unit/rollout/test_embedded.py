@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
-from prism_megatron.types import Prompt, Rollout
+from prism_megatron.types import Prompt, Rollout, Segments
 from tests.unit.rollout.tiny_qwen import END, IMAGE, VIDEO, NoSegments, prompt, tiny_model, unequal_prompts
 
 CPU = torch.device("cpu")
@@ -103,6 +103,41 @@ def test_a_response_ends_at_the_end_token_or_is_cut(world: tuple[Any, EmbeddedRo
         assert len(rollout.logprobs) == len(rollout.token_ids)
         assert rollout.policy_version == 3
         assert rollout.segments.problem == f"{len(rollout.token_ids)} tokens"
+
+
+class CutAt:
+    """A finder that gives a response up at the first token below 20 after its third."""
+
+    def find(self, token_ids: Sequence[int]) -> Segments:
+        return NoSegments().find(token_ids)
+
+    def watch(self) -> CutAt:
+        return CutAt()
+
+    num_seen = 0
+
+    def add(self, token_id: int) -> bool:
+        self.num_seen += 1
+        return self.num_seen > 3 and token_id < 20
+
+
+def test_a_response_sampled_in_vain_ends_there(world: tuple[Any, EmbeddedRollout], tmp_path: Path) -> None:
+    """The same draws as without a watch, cut after the token that it names."""
+    model, engine = world
+    model.config.save_pretrained(tmp_path)
+    cutting = EmbeddedRollout(tmp_path, CutAt(), end_token_ids=[END], device=CPU)
+    cutting.update_weights(policy_weights(model), version=3)
+    prompts, sampling = unequal_prompts(), Sampling(max_new_tokens=30)
+    kinds = set()
+    for whole, cut in zip(*(e.generate(prompts, 8, sampling, seed=5, step=0) for e in (engine, cutting)), strict=True):
+        for before, after in zip(whole, cut, strict=True):
+            named = [t for t, token in enumerate(before.token_ids) if t >= 3 and token < 20]
+            length = named[0] + 1 if named else len(before.token_ids)
+            kinds.add((bool(named), before.finish_reason))
+            assert after.token_ids == before.token_ids[:length]
+            assert len(after.logprobs) == length
+            assert after.finish_reason == ("stop" if named else before.finish_reason)
+    assert {(True, "length"), (True, "stop"), (False, "stop")} <= kinds, f"blind: this seed shows only {kinds}"
 
 
 def test_samples_do_not_depend_on_how_prompts_are_split(world: tuple[Any, EmbeddedRollout], tmp_path: Path) -> None:

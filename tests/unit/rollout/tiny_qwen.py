@@ -17,11 +17,22 @@ END, IMAGE, VIDEO = 90, 92, 93
 PATCH_DIM = 3 * 2 * 16 * 16
 
 
+class GoOn:
+    """Never ends a response."""
+
+    def add(self, token_id: int) -> bool:
+        del token_id
+        return False
+
+
 class NoSegments:
     """Every response is invalid, which is all these tests need."""
 
     def find(self, token_ids: Sequence[int]) -> Segments:
         return Segments(None, None, f"{len(token_ids)} tokens")
+
+    def watch(self) -> GoOn:
+        return GoOn()
 
 
 def tiny_config(**text: Any) -> Qwen3VLConfig:
