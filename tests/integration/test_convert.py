@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from prism_megatron.config.convert import MakeRandomConfig, TargetLayout, ToHFConfig, ToMegatronConfig, UpcyclingConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
@@ -100,6 +103,60 @@ def test_models_return_bit_for_bit(tmp_path: Path, kind: str, layout: str, dtype
     back = round_trip(hf, tmp_path, layout=target)
     assert_same(hf, back)
     assert json.loads((back / "config.json").read_text()) == json.loads((hf / "config.json").read_text())
+
+
+small = st.integers(1, 3)
+
+
+@st.composite
+def odd_models(draw: st.DrawFn) -> tuple[dict[str, Any], str, TargetLayout]:
+    """A config of odd sizes, an expert layout, and a target layout that divides it."""
+    tp, pp = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2]))
+    ep = draw(st.sampled_from([1, 2]))
+    groups, hidden = tp * draw(small), 2 * draw(st.integers(5, 20))
+    text: dict[str, Any] = tiny.CONFIG["text_config"] | {
+        "num_hidden_layers": pp * draw(st.integers(1, 2)),
+        "hidden_size": hidden,
+        "intermediate_size": tp * draw(st.integers(1, 30)),
+        "num_key_value_heads": groups,
+        "num_attention_heads": groups * draw(small),
+        "vocab_size": draw(st.integers(90, 140)),
+    }
+    config = tiny.CONFIG | {"tie_word_embeddings": draw(st.booleans())}
+    depth = draw(st.integers(1, 4))
+    vision: dict[str, Any] = tiny.CONFIG["vision_config"] | {
+        "depth": depth,
+        "intermediate_size": tp * draw(st.integers(1, 30)),
+        "out_hidden_size": hidden,
+        "deepstack_visual_indexes": sorted(
+            draw(st.sets(st.integers(0, depth - 1), max_size=text["num_hidden_layers"]))
+        ),
+    }
+    layout = "transformers"
+    if draw(st.booleans()):
+        config["model_type"] = "qwen3_vl_moe"
+        width = tp * draw(st.integers(1, 20))
+        text |= {"num_experts": ep * draw(small), "num_experts_per_tok": 1, "moe_intermediate_size": width}
+        layout = draw(st.sampled_from(["transformers", "hub", "per_expert"]))
+    else:
+        ep = 1
+    config |= {"text_config": text, "vision_config": vision}
+    return config, layout, TargetLayout(tp=tp, pp=pp, ep=ep, etp=tp if ep > 1 else None)
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(model=odd_models())
+@pytest.mark.usefixtures("small_pieces")
+def test_random_odd_models_return_bit_for_bit(tmp_path: Path, model: tuple[dict[str, Any], str, TargetLayout]) -> None:
+    """Claim: as above, for sizes, experts, taps, vocabularies and layouts that nobody picked."""
+    config, layout, target = model
+    with tempfile.TemporaryDirectory(dir=tmp_path) as name:
+        root = Path(name)
+        (root / "config.json").write_text(json.dumps(config))
+        make_random(
+            MakeRandomConfig(config=str(root / "config.json"), save=str(root / "hf"), expert_layout=layout)  # type: ignore[arg-type]
+        )
+        assert_same(root / "hf", round_trip(root / "hf", root, layout=target))
 
 
 @pytest.mark.parametrize("role", ["policy", "discriminator"])
