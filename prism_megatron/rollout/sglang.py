@@ -37,7 +37,7 @@ from prism_megatron.rollout.sglang_server import SGLangServers
 from prism_megatron.rollout.sglang_weights import TIED_NAME, LostVersionError, Transport, WeightSync, write_checked
 from prism_megatron.types import Prompt, Rollout
 
-_ATTACH_SECONDS = 10.0
+_ATTACH_SECONDS = 3.0
 _MAX_FAILURES = 5
 _RETRIED = (429, 500, 502, 503, 504)
 _LAYER = re.compile(r"(visual\.blocks|(?<!visual\.)layers)\.(\d+)\.")

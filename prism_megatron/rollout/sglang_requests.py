@@ -19,8 +19,8 @@ from prism_megatron.errors import DataError, RolloutError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.types import FinishReason, ImageInput, Prompt
 
-NEVER = -1e9
-"""Added to the logit of a token that must not be sampled."""
+BARRED = 20.0
+"""By how much the log-prob of a token that must not be sampled is lowered: to a two-billionth of its probability."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RequestFormat:
         self._preprocessor = preprocessor
         self._image_token_id = image_token_id
         self._end_token_ids = list(end_token_ids)
-        self._logit_bias = {str(token): NEVER for token in never_sampled}
+        self._never_sampled = list(never_sampled)
 
     def request(self, prompt: Prompt, n: int, sampling: Sampling) -> dict[str, Any]:
         """The body of a request for ``n`` samples; the images travel once for all of them.
@@ -58,6 +58,7 @@ class RequestFormat:
             images = [self._data_url(image) for image in prompt.images]
         except DataError as error:
             raise DataError(f"prompt {prompt.id!r}: {error}") from error
+        bias = -BARRED * (sampling.temperature or 1.0)  # the server adds it before it divides by the temperature
         return {
             "input_ids": [self.collapse(prompt)],  # a batch of one, as images of a single prompt need beside n
             **({"image_data": [images]} if images else {}),
@@ -67,10 +68,11 @@ class RequestFormat:
                 "top_p": sampling.top_p,
                 "max_new_tokens": sampling.max_new_tokens,
                 "stop_token_ids": self._end_token_ids,
-                "logit_bias": self._logit_bias,
+                "logit_bias": {str(token): bias for token in self._never_sampled},
                 "skip_special_tokens": False,
             },
             "return_logprob": True,
+            "token_ids_logprob": self._never_sampled,
         }
 
     def collapse(self, prompt: Prompt) -> list[int]:
@@ -140,10 +142,20 @@ class RequestFormat:
             int(entry[1]) != token for entry, token in zip(scored, token_ids, strict=True)
         ):
             raise ValueError(f"{len(scored)} log-probs that are not those of {len(token_ids)} tokens")
-        logprobs = tuple(float(entry[0]) for entry in scored)
+        barred = meta["output_token_ids_logprobs"]
+        logprobs = tuple(float(entry[0]) - _barred_share(others) for entry, others in zip(scored, barred, strict=True))
         if not token_ids or not math.isfinite(sum(logprobs)):
             raise RolloutError(f"prompt {prompt.id!r}: the server's log-probs are not finite; the policy has diverged")
         return Answer(token_ids, logprobs, reason, _version(meta["weight_versions"], len(token_ids)))
+
+
+def _barred_share(others: Sequence[Sequence[Any]]) -> float:
+    """How much the server's log-probs of one position lie above those of the whole softmax.
+
+    Lowering tokens b by ``BARRED`` scales the softmax of all others by Z / Z' = 1 + sum_b p'_b (exp(BARRED) - 1), where
+    p' are the probabilities that the server reports.
+    """
+    return math.log1p(sum(math.exp(float(other[0])) for other in others) * math.expm1(BARRED))
 
 
 def _version(spans: Sequence[Mapping[str, Any]], length: int) -> int | None:

@@ -50,6 +50,8 @@ class FakeSGLang:
     answer_status: list[int] = field(default_factory=list)
     """HTTP status of the next generations; 0 breaks the connection, 200 (or nothing left) answers"""
     finish_reason: str = "stop"
+    barred_logprob: float = -60.0
+    """log-prob, as the server has it, of each token that must not be sampled"""
     refuse: dict[str, int] = field(default_factory=dict)
     """paths that answer 400, and how many times"""
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -99,7 +101,7 @@ class FakeSGLang:
             layers = [f"model.layers.{i}.input_layernorm.weight" for i in range(self.num_layers)]
             names = [*layers, *(f"visual.blocks.{i}.norm1.weight" for i in range(3))]
             return 200, {"ranks": [{"checksums": dict.fromkeys(names, "")}], "per_engine_checksum": self.checksum()}
-        if path == "/begin_weight_update" or path == "/end_weight_update":
+        if path in {"/begin_weight_update", "/end_weight_update"}:
             wanted = path == "/end_weight_update"
             if self.session_open is not wanted:
                 return 400, {"success": False, "message": "a session is already open" if not wanted else "no session"}
@@ -157,6 +159,9 @@ class FakeSGLang:
                 "completion_tokens": len(tokens),
                 "weight_versions": [{"version": self.version, "start": 0, "end": len(tokens)}],
                 "output_token_logprobs": [[-token / 1000, token, None] for token in tokens],
+                "output_token_ids_logprobs": [
+                    [[self.barred_logprob, token, None] for token in body["token_ids_logprob"]] for _ in tokens
+                ],
             },
         }
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import DataError, RolloutError, WeightSyncError
+from prism_megatron.rollout import sglang_requests
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.types import ImageInput, Prompt
@@ -102,10 +103,30 @@ def test_answers_become_rollouts_in_the_order_of_the_prompts(
     for group in groups:
         for number, rollout in enumerate(group):
             tokens = (number + 5, number + 6, renderer.end_token_id)
-            assert rollout.token_ids == tokens and rollout.logprobs == tuple(-token / 1000 for token in tokens)
+            assert rollout.token_ids == tokens
+            assert rollout.logprobs == pytest.approx([-token / 1000 for token in tokens])
             assert rollout.finish_reason == "stop" and rollout.policy_version == 3
             assert rollout.segments.problem == "3 tokens"
     assert len(generated(fakes)) == 6
+
+
+def test_logprobs_are_those_of_the_whole_softmax(
+    engine: SGLangRollout, fakes: list[FakeSGLang], renderer: Renderer
+) -> None:
+    """The server lowers the logits of image and video pads, so that they are never drawn; we undo it in the log-probs.
+
+    Oracle: a softmax over four logits, two of them lowered by what the request asks for.
+    """
+    temperature = 0.5
+    logits = np.array([1.0, 2.0, -1.0, 0.5])
+    (body,) = [engine._format.request(prompts(renderer)[0], 1, Sampling(temperature=temperature))]
+    (bias,) = set(body["sampling_params"]["logit_bias"].values())
+    lowered = (logits + np.array([0.0, 0.0, bias, bias])) / temperature
+    served = lowered - np.log(np.exp(lowered).sum())
+    whole = logits / temperature - np.log(np.exp(logits / temperature).sum())
+    share = sglang_requests._barred_share([[served[2], 0, None], [served[3], 0, None]])
+    assert served[0] - share == pytest.approx(whole[0], abs=1e-9)
+    assert served[0] - whole[0] > 0.01, "blind: the barred tokens have no weight"
 
 
 def test_requests_are_bounded_and_shared_by_load(fakes: list[FakeSGLang], renderer: Renderer, tmp_path: Path) -> None:
