@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from prism_megatron.errors import ConfigError, RolloutError
+from prism_megatron.errors import ConfigError, PrismError, RolloutError
 from prism_megatron.rollout.sglang_http import ServerClient
 
 PYTHON = Path(".venv-sglang/bin/python")
@@ -176,6 +176,11 @@ class SGLangServer:
             json.dump(content, file, indent=2)  # SGLang reads YAML, of which JSON is a part
         return path
 
+    def note(self, text: str) -> None:
+        """Add a line of ours to the server's log."""
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(f"{text}\n")
+
     def _log_tail(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return f"{self.log} ends: {' | '.join(line.strip() for line in lines[-_NUM_LINES_SHOWN:])}"
@@ -243,16 +248,19 @@ class SGLangServers:
             for server in self.servers:
                 if server.is_running():
                     continue
+                if self._restarts_left == 0:
+                    self._failure = RolloutError(
+                        f"SGLang server {server.index} died once more than it is restarted; see {server.log}"
+                    )
+                    return
+                self._restarts_left -= 1
                 try:
                     self._restart(server)
-                except RolloutError as error:
-                    self._failure = error
-                    return
+                except PrismError as error:
+                    server.note(f"restart failed: {error}")
+                    server.kill()  # and so it is tried again
 
     def _restart(self, server: SGLangServer) -> None:
-        if self._restarts_left == 0:
-            raise RolloutError(f"SGLang server {server.index} died once more than it is restarted; see {server.log}")
-        self._restarts_left -= 1
         server.start()
         server.wait(self._stopping)
         if self._on_restart is not None:
