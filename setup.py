@@ -24,6 +24,7 @@ setup(
         "transformers==5.23.*",
         "tokenizers",
         "safetensors",
+        "httpx2",  # rollout servers
         "jinja2",  # the chat template
         "numpy",
         "pillow",

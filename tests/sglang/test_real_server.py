@@ -1,7 +1,7 @@
 """The whole path against real servers: tokens, log-probs, weights, and servers that die.
 
-Oracle: transformers with the same weights, in fp32 on both sides. Tolerance 1e-4 nats. Blind to CUDA kernels, to several
-GPUs a server and to networks: the servers run SGLang's native torch code on this machine.
+Oracle: transformers with the same weights, in fp32 on both sides. Tolerance 1e-4 nats. Blind to CUDA kernels, to
+several GPUs a server and to networks: the servers run SGLang's native torch code on this machine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.errors import RolloutError, WeightSyncError
 from prism_megatron.rollout import sglang_weights
 from prism_megatron.rollout.base import Sampling
@@ -131,7 +133,7 @@ def test_both_transports_leave_the_same_weights(world: World) -> None:
     hand_over(world, weights, 1)
     by_tensor = held(world)[0][1]
     folder = world.engine._spool / "by disk"
-    sglang_weights.write_hf_folder(folder, iter(weights.items()), like=FOLDER)
+    write_hf_folder(folder, iter(weights.items()), like=FOLDER)
     client = world.servers.servers[0].client
     client.post("/update_weights_from_disk", {"model_path": str(folder), "weight_version": "1"})
     assert held(world)[0][1] == by_tensor
@@ -228,7 +230,7 @@ def test_a_server_killed_in_an_update_comes_back_with_the_new_weights(
     victim = world.servers.servers[1]
     real_buckets = sglang_weights.buckets
 
-    def deadly_buckets(source: sglang_weights.HFFolder, bucket_bytes: int) -> Iterator[str]:
+    def deadly_buckets(source: HFFolder, bucket_bytes: int) -> Iterator[str]:
         for number, bucket in enumerate(real_buckets(source, bucket_bytes)):
             if number == 3:
                 victim.kill()
