@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -17,3 +19,15 @@ class RolloutConfig:
     """sampling temperature"""
     top_p: float = 1.0
     """nucleus mass; 1 samples from the whole distribution"""
+    rollout: Literal["embedded", "sglang"] = "embedded"
+    """who samples: a replica of the policy on every rank, or SGLang servers"""
+    rollout_servers: int = 1
+    """SGLang servers to start on this host, each with a copy of the policy"""
+    rollout_urls: tuple[str, ...] = ()
+    """SGLang servers that run already, instead of starting some; PRISM_ROLLOUT_API_KEY holds their key"""
+    rollout_sync: Literal["tensor", "disk"] = "tensor"
+    """how servers get weights: over HTTP, or from the run's folder, which all of them must be able to read"""
+    rollout_bucket_mib: int = 256
+    """most weights in one HTTP call, in MiB; a larger tensor travels alone"""
+    rollout_python: Path = Path(".venv-sglang/bin/python")
+    """interpreter that has sglang; make sglang sets this one up"""

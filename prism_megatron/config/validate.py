@@ -11,6 +11,7 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.errors import ConfigError, listed
 
 
@@ -30,6 +31,8 @@ def check_ranges(config: AlignConfig) -> None:
         "--max-prompt-tokens": config.data.max_prompt_tokens,
         "--max-response-tokens": config.data.max_response_tokens,
         "--save-every": config.checkpoint.save_every,
+        "--rollout-servers": config.rollout.rollout_servers,
+        "--rollout-bucket-mib": config.rollout.rollout_bucket_mib,
         "--experts-per-tower": config.discriminator.experts_per_tower,
     }
     for flag, count in at_least_one.items():
@@ -95,6 +98,23 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
     ExpertSizes(experts_per_tower, per_token=1, width=shape.text.ffn).check_layout(parallel)
 
 
+def check_rollout(rollout: RolloutConfig) -> None:
+    """Raise ConfigError for flags of servers that nothing would use."""
+    default = RolloutConfig()
+    names = ("rollout_servers", "rollout_urls", "rollout_sync", "rollout_bucket_mib", "rollout_python")
+    given = {name for name in names if getattr(rollout, name) != getattr(default, name)}
+    if rollout.rollout == "embedded":
+        unused, reason = given, "needs --rollout sglang"
+    elif rollout.rollout_urls:
+        unused, reason = given & {"rollout_servers", "rollout_python"}, "starts servers, which --rollout-urls rules out"
+    else:
+        unused, reason = set(), ""
+    if rollout.rollout_sync == "disk" and "rollout_bucket_mib" in given:
+        unused, reason = {"rollout_bucket_mib"}, "is for weights over HTTP; leave it out with --rollout-sync disk"
+    if unused:
+        raise ConfigError(f"--{min(unused).replace('_', '-')} {reason}")
+
+
 def check_recompute(recompute: RecomputeConfig) -> None:
     """Raise ConfigError for modules named where nothing is chosen by module."""
     if recompute.recompute_modules and recompute.recompute != "selective":
@@ -136,6 +156,7 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
     """All checks of an alignment run on ``world_size`` processes. Raises ConfigError."""
     check_ranges(config)
     check_recompute(config.recompute)
+    check_rollout(config.rollout)
     if shape.text.num_experts:
         raise ConfigError(
             f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "

@@ -103,6 +103,7 @@ class SGLangRollout:
             replace=self._replace,
         )
         self._held: tuple[Path, int] | None = None
+        self._version: int | None = None
         self._num_updates = 0
         self._weights_lock = threading.Lock()
         if servers is not None:
@@ -111,7 +112,7 @@ class SGLangRollout:
     @property
     def policy_version(self) -> int | None:
         """Version of the weights in use; None until a first complete update."""
-        return None if self._held is None else self._held[1]
+        return self._version
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take every weight of the policy, on all servers or on none; see ``WeightSync``.
@@ -131,6 +132,10 @@ class SGLangRollout:
                     self._hold(None)
                 raise
             self._hold((folder, version))
+
+    def follow(self, version: int | None) -> None:
+        """Take note that another process has given the servers ``version`` (or that they have none in common)."""
+        self._version = version
 
     def generate(
         self,
@@ -185,6 +190,7 @@ class SGLangRollout:
     def _hold(self, held: tuple[Path, int] | None) -> None:
         """Keep the folder of the weights in use, and no other."""
         older, self._held = self._held, held
+        self._version = None if held is None else held[1]
         if older is not None:
             shutil.rmtree(older[0])
 

@@ -24,7 +24,7 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.stages.align import AlignPlan, Players
 from prism_megatron.stages.assembly import (
     batch_format,
@@ -36,6 +36,7 @@ from prism_megatron.stages.assembly import (
     resolve_dtype,
 )
 from prism_megatron.stages.format_sft import teach_format
+from prism_megatron.stages.serving import build_served_rollout
 
 FORMAT_SFT = "format_sft"
 """Folder, inside the run's, of the policy after ``--format-sft``."""
@@ -97,7 +98,11 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         precision=config.precision,
         layers=capabilities.layers,
     )
-    rollout = build_rollout(folder, renderer, world=world, dtype=dtype)
+    rollout: RolloutEngine
+    if config.rollout.rollout == "sglang":
+        rollout = build_served_rollout(config, source, renderer, world=world, dtype=dtype)
+    else:
+        rollout = build_rollout(folder, renderer, world=world, dtype=dtype)
     discriminator = build_discriminator(config, source, shape, world=world, dtype=dtype, layers=capabilities.layers)
     files = model_files(source, "policy")
     models = {"policy": files, "discriminator": discriminator_files(config, files)}
