@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,6 @@ _FOLDER = Path(__file__).resolve().parent
 _GUARD = _FOLDER / "sglang_guard.py"
 _CPU_STAND_INS = _FOLDER / "sglang_cpu"
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 5.0
 _NUM_LINES_SHOWN = 12
 _OWN_VARIABLES = ("PYTHON", "TORCHELASTIC_", "VIRTUAL_ENV")
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -153,15 +153,11 @@ class SGLangServer:
         self.client.close()
 
     def _end(self) -> None:
-        """SIGTERM to the group, and SIGKILL to what is left of it: a dead leader may have left workers behind."""
+        """SIGKILL to the group, also where its leader is dead already: a server has nothing worth a slow goodbye."""
         process, self._process = self._process, None
         if process is not None:
-            for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, None)):
-                try:
-                    os.killpg(process.pid, number)
-                    process.wait(seconds)
-                except (ProcessLookupError, subprocess.TimeoutExpired):
-                    continue
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if self._lifeline >= 0:
             os.close(self._lifeline)
