@@ -25,9 +25,9 @@ class RolloutConfig:
     """SGLang servers to start on this host, each with a copy of the policy"""
     rollout_urls: tuple[str, ...] = ()
     """SGLang servers that run already, instead of starting some; PRISM_ROLLOUT_API_KEY holds their key"""
-    rollout_sync: Literal["tensor", "disk"] = "tensor"
-    """how servers get weights: over HTTP, or from the run's folder, which all of them must be able to read"""
+    rollout_sync: Literal["disk", "tensor"] = "disk"
+    """how servers get weights: from the run's folder, which all of them must be able to read, or over HTTP"""
     rollout_bucket_mib: int = 256
-    """most weights in one HTTP call, in MiB; a larger tensor travels alone"""
+    """most weights in one HTTP call of --rollout-sync tensor, in MiB; a larger tensor travels alone"""
     rollout_python: Path = Path(".venv-sglang/bin/python")
     """interpreter that has sglang; make sglang sets this one up"""

@@ -196,6 +196,7 @@ class SGLangServers:
         self._on_restart: Callable[[str], None] | None = None
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="sglang supervisor", daemon=True)
+        self._restarting: str | None = None
         self._failure: RolloutError | None = None
 
     @property
@@ -225,10 +226,14 @@ class SGLangServers:
         return url in self.urls and not self._stopping.is_set()
 
     def replace(self, url: str) -> bool:
-        """End what is left of the server at ``url``; whether the supervision starts it again. Raises RolloutError."""
+        """Have the lost server at ``url`` started again; False if nobody here does. Raises as ``supervises``.
+
+        One that hangs is ended first; one that is starting already is left alone.
+        """
         if not self.supervises(url):
             return False
-        self.servers[self.urls.index(url)].kill()
+        if url != self._restarting:
+            self.servers[self.urls.index(url)].kill()
         return True
 
     def stop(self) -> None:
@@ -250,11 +255,13 @@ class SGLangServers:
                     )
                     return
                 self._restarts_left -= 1
+                self._restarting = server.url
                 try:
                     self._restart(server)
                 except PrismError as error:
                     server.note(f"restart failed: {error}")
                     server.kill()  # and so it is tried again
+                self._restarting = None
 
     def _restart(self, server: SGLangServer) -> None:
         server.start()

@@ -214,7 +214,7 @@ class WeightSync:
         yield "/update_weights_from_tensor", _bucket_body(pending) | last
 
     def _open(self, client: ServerClient) -> None:
-        client.post_again("/pause_generation", {"mode": "retract"})  # running requests wait, and lose their old keys
+        client.post("/pause_generation", {"mode": "retract"})  # running requests wait, and lose their old keys
         if self._transport == "tensor":
             try:
                 client.post("/begin_weight_update", {})

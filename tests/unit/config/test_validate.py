@@ -242,7 +242,7 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
             "--rollout-servers starts servers, which --rollout-urls rules out",
         ),
         (
-            "--rollout sglang --rollout-sync disk --rollout-bucket-mib 8",
+            "--rollout sglang --rollout-bucket-mib 8",
             "--rollout-bucket-mib is for weights over HTTP; leave it out with --rollout-sync disk",
         ),
         ("--rollout sglang --rollout-servers 0", "--rollout-servers 0 must be at least 1"),

@@ -54,7 +54,10 @@ class FakeSGLang:
     """log-prob, as the server has it, of each token that must not be sampled"""
     refuse: dict[str, int] = field(default_factory=dict)
     """paths that answer 400, and how many times"""
+    die_at: str | None = None
+    """path at which every call from now on breaks off, until ``restart``"""
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    dead: bool = False
     running: int = 0
     most_running: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -66,6 +69,7 @@ class FakeSGLang:
         """What a new process has: the weights of its folder, and no session."""
         self.weights = load_file(FOLDER / "model.safetensors")
         self.version, self.session_open, self.paused = "default", False, False
+        self.die_at, self.dead = None, False
 
     def checksum(self) -> str:
         digest = hashlib.sha256()
@@ -86,6 +90,9 @@ class FakeSGLang:
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         with self.lock:
             self.calls.append((path, body))
+            self.dead = self.dead or path == self.die_at
+            if self.dead:
+                raise ConnectionAbortedError
             if self.refuse.get(path, 0) > 0:
                 self.refuse[path] -= 1
                 return 400, {"success": False, "message": f"{path} was refused"}

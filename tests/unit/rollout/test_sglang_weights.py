@@ -34,7 +34,7 @@ Attach = Callable[..., SGLangRollout]
 def attach(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[Attach]:
     engines: list[SGLangRollout] = []
 
-    def build(**options: Any) -> SGLangRollout:
+    def build(servers: Any = None, **options: Any) -> SGLangRollout:
         engines.append(
             SGLangRollout(
                 FOLDER,
@@ -43,6 +43,7 @@ def attach(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[Attach]:
                 api_key=KEY,
                 end_token_ids=[488],
                 spool=tmp_path,
+                servers=servers,
                 options=SGLangOptions(**options),
             )
         )
@@ -86,6 +87,60 @@ def test_buckets_are_no_larger_than_asked_for(attach: Attach, fakes: list[FakeSG
     assert any(sum(bucket) > limit for bucket in sizes), "blind: no tensor is larger than the limit"
     assert [body["flush_cache"] for body in bodies] == [False] * (len(bodies) - 1) + [True]
     assert_holds(fakes[1], 2.0, 0)
+
+
+class FakeSupervision:
+    """Restarts a server when the test says so."""
+
+    def __init__(self, fakes: list[FakeSGLang]) -> None:
+        self.urls = tuple(fake.url for fake in fakes)
+        self.replaced: list[str] = []
+
+    def on_restart(self, callback: Callable[[str], None]) -> None:
+        self.restarted = callback
+
+    def supervises(self, url: str) -> bool:
+        return url in self.urls
+
+    def replace(self, url: str) -> bool:
+        self.replaced.append(url)
+        return True
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("path", ["/pause_generation", "/update_weights_from_tensor", "/end_weight_update"])
+def test_a_server_that_dies_in_an_update_gets_the_new_weights_when_it_is_back(
+    path: str, attach: Attach, fakes: list[FakeSGLang]
+) -> None:
+    """The update goes on without it: it is no failure, for its successor asks for the weights."""
+    supervision = FakeSupervision(fakes)
+    engine = attach(servers=supervision)
+    engine.update_weights(mini_weights(2.0), 1)
+    fakes[1].die_at = path
+    engine.update_weights(mini_weights(3.0), 2)
+    assert supervision.replaced == [fakes[1].url] and engine.policy_version == 2
+    assert_holds(fakes[0], 3.0, 2)
+    fakes[1].restart()
+    calls_to_the_other = len(fakes[0].calls)
+    supervision.restarted(fakes[1].url)
+    assert_holds(fakes[1], 3.0, 2)
+    assert len(fakes[0].calls) == calls_to_the_other, "a restored server is nobody else's business"
+
+
+def test_a_server_of_nobodys_that_dies_in_an_update_is_a_failure(attach: Attach, fakes: list[FakeSGLang]) -> None:
+    """The other goes back; as the dead one cannot, nothing is generated until both take an update."""
+    engine = attach()
+    engine.update_weights(mini_weights(2.0), 1)
+    fakes[1].die_at = "/update_weights_from_tensor"
+    with pytest.raises(WeightSyncError, match=f"{fakes[1].url} cannot be reached"):
+        engine.update_weights(mini_weights(3.0), 2)
+    assert engine.policy_version is None
+    fakes[1].restart()
+    engine.update_weights(mini_weights(3.0), 3)
+    for fake in fakes:
+        assert_holds(fake, 3.0, 3)
 
 
 def renamed(weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
