@@ -43,6 +43,10 @@ _RETRIED = (429, 500, 502, 503, 504)
 _LAYER = re.compile(r"(visual\.blocks|(?<!visual\.)layers)\.(\d+)\.")
 
 
+class _OtherWeightsError(RolloutError):
+    """A server sampled with weights that are not the version in use, as one does that has just been restarted."""
+
+
 @dataclass(frozen=True)
 class SGLangOptions:
     """How the client uses its servers."""
@@ -70,12 +74,14 @@ class SGLangRollout:
         end_token_ids: Sequence[int],
         spool: Path,
         servers: SGLangServers | None = None,
+        supervised_elsewhere: bool = False,
         options: SGLangOptions | None = None,
     ) -> None:
         """``spool`` is a folder for the newest weights, and for a moment those before them: room for two models.
 
-        ``servers`` are the supervised ones behind ``urls``; the engine stops them when it is closed. Raises
-        RolloutError for a server that cannot be reached, refuses the key or serves another model.
+        ``servers`` are the supervised ones behind ``urls``; the engine stops them when it is closed. Servers that are
+        ``supervised_elsewhere``, by another process, are waited for when they are lost. Raises RolloutError for a
+        server that cannot be reached, refuses the key or serves another model.
         """
         if not urls:
             raise RolloutError("SGLang rollouts need at least one server; start some or give their URLs")
@@ -83,6 +89,7 @@ class SGLangRollout:
         self._folder = model_folder
         self._finder = finder
         self._servers = servers
+        self._supervised_elsewhere = supervised_elsewhere
         self._spool = spool
         config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
         self._format = RequestFormat(
@@ -203,7 +210,8 @@ class SGLangRollout:
                 problem = self._attempt(place, prompt, body, version=version, deadline=deadline)
             if isinstance(problem, list):
                 return problem
-            if not (isinstance(problem, ServerLostError) and self._supervised(place.client.url)):
+            comes_back = isinstance(problem, (ServerLostError, _OtherWeightsError))
+            if not (comes_back and self._supervised(place.client.url)):
                 failures += 1
             if failures == _MAX_FAILURES or time.monotonic() >= deadline:
                 raise RolloutError(f"prompt {prompt.id!r} was not answered, {failures} attempts failed: {problem}")
@@ -229,7 +237,7 @@ class SGLangRollout:
             return RolloutError(f"{client.url} broke off its answer")
         if any(answer.version != version for answer in answers):
             place.failed()
-            return RolloutError(
+            return _OtherWeightsError(
                 f"{client.url} sampled with other weights than version {version}; was it restarted, or does another "
                 "trainer update it?"
             )
@@ -246,7 +254,7 @@ class SGLangRollout:
         )
 
     def _supervised(self, url: str) -> bool:
-        return self._servers is not None and self._servers.supervises(url)
+        return self._supervised_elsewhere or (self._servers is not None and self._servers.supervises(url))
 
     def _replace(self, url: str) -> bool:
         return self._servers is not None and self._servers.replace(url)

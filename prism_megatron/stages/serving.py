@@ -106,6 +106,7 @@ def build_served_rollout(
         end_token_ids=[renderer.end_token_id],
         spool=output / _FOLDER,
         servers=servers,
+        supervised_elsewhere=not world.is_main and not wanted.rollout_urls,
         options=SGLangOptions(transport=wanted.rollout_sync, bucket_bytes=wanted.rollout_bucket_mib * 2**20),
     )
     return SharedRollout(engine, world)

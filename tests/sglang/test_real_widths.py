@@ -39,7 +39,7 @@ def build(folder: Path, source: Path) -> Any:
     config["dtype"] = "float32"
     model_class: Any = Qwen3VLForConditionalGeneration
     torch.manual_seed(0)
-    model = model_class(Qwen3VLConfig.from_dict(config)).eval()
+    model = model_class(Qwen3VLConfig.from_dict(config)).float().eval()  # text_config asks for bf16
     model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for name in TOKENIZER_FILES:

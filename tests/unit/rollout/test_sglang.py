@@ -7,6 +7,8 @@ numerics and timing, for which ``tests/sglang`` is there.
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -40,7 +42,9 @@ def fakes(renderer: Renderer) -> Iterator[list[FakeSGLang]]:
         yield [stack.enter_context(running(renderer.image_token_id)) for _ in range(2)]
 
 
-def engine_on(fakes: list[FakeSGLang], renderer: Renderer, spool: Path, **options: Any) -> SGLangRollout:
+def engine_on(
+    fakes: list[FakeSGLang], renderer: Renderer, spool: Path, *, supervised_elsewhere: bool = False, **options: Any
+) -> SGLangRollout:
     return SGLangRollout(
         FOLDER,
         NoSegments(),
@@ -48,6 +52,7 @@ def engine_on(fakes: list[FakeSGLang], renderer: Renderer, spool: Path, **option
         api_key=KEY,
         end_token_ids=[renderer.end_token_id],
         spool=spool,
+        supervised_elsewhere=supervised_elsewhere,
         options=SGLangOptions(**{"seconds": 20.0} | options),
     )
 
@@ -161,6 +166,29 @@ def test_an_answer_of_another_version_is_not_used(
     fakes[1].restart()
     with pytest.raises(RolloutError, match="other weights than version 3"):
         generate(engine, prompts(renderer))
+
+
+def test_a_supervised_server_is_waited_for(fakes: list[FakeSGLang], renderer: Renderer, tmp_path: Path) -> None:
+    """Lost, back with its folder's weights, and at last with the policy's: more failures than a stranger is allowed."""
+    fake = fakes[0]
+    engine = engine_on([fake], renderer, tmp_path, supervised_elsewhere=True)
+    engine.update_weights(mini_weights(), version=3)
+    fake.answer_status = [0] * 5
+    fake.version = "default"
+
+    def restored() -> None:
+        while fake.answer_status:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        fake.version = "3"
+
+    thread = threading.Thread(target=restored)
+    thread.start()
+    groups = generate(engine, prompts(renderer))
+    thread.join()
+    assert [rollout.policy_version for rollout in groups[0]] == [3, 3]
+    assert len(generated([fake])) > 5
+    engine.close()
 
 
 def test_an_answer_broken_off_by_an_abort_is_not_used(
