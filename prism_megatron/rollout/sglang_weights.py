@@ -32,6 +32,10 @@ _NUM_NAMES_SHOWN = 4
 _UPDATE_SECONDS = 600.0
 
 
+class LostVersionError(WeightSyncError):
+    """The servers no longer hold one known set of weights."""
+
+
 def write_checked(
     folder: Path,
     tensors: Iterable[tuple[str, Tensor]],
@@ -154,7 +158,9 @@ class WeightSync:
         clients = [client for client in self._clients if client.url == url]
         taking, problem = self._begin(clients)
         if problem is None:
-            _, _, problem = self._finish(taking, folder, version)
+            taking, _, problem = self._finish(taking, folder, version)
+        if problem is None and not taking:
+            problem = RolloutError("it was lost again")
         if problem is not None:
             self._each(clients, self._release)
             raise WeightSyncError(f"{url} did not take version {version}: {problem}")
@@ -255,10 +261,6 @@ class WeightSync:
 
         outcomes = self._threads.map(attempt, clients)
         return {client.url: outcome for client, outcome in zip(clients, outcomes, strict=True)}
-
-
-class LostVersionError(WeightSyncError):
-    """The servers no longer hold one known set of weights."""
 
 
 def _send(client: ServerClient, *, body: tuple[str, dict[str, Any]]) -> None:

@@ -120,8 +120,12 @@ def test_a_server_that_dies_in_an_update_gets_the_new_weights_when_it_is_back(
     engine.update_weights(mini_weights(2.0), 1)
     fakes[1].die_at = path
     engine.update_weights(mini_weights(3.0), 2)
-    assert supervision.replaced == [fakes[1].url] and engine.policy_version == 2
+    assert set(supervision.replaced) == {fakes[1].url} and engine.policy_version == 2
     assert_holds(fakes[0], 3.0, 2)
+    fakes[1].restart()
+    fakes[1].die_at = path
+    with pytest.raises(WeightSyncError, match="lost again"):
+        supervision.restarted(fakes[1].url)
     fakes[1].restart()
     calls_to_the_other = len(fakes[0].calls)
     supervision.restarted(fakes[1].url)
