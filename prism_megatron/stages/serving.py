@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prism_megatron.config.align import AlignConfig
+from prism_megatron.conversion.checkpoint_folder import is_checkpoint
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError, WeightSyncError
@@ -84,6 +85,11 @@ def build_served_rollout(
 
     Raises ConfigError or RolloutError on every rank if servers cannot be started or used.
     """
+    if is_checkpoint(folder):
+        raise ConfigError(
+            f"--rollout sglang serves a Hugging Face folder, and --model {folder} is a checkpoint; make a folder of it "
+            "with tools/convert.py to-hf, or use --rollout embedded"
+        )
     wanted, output = config.rollout, config.checkpoint.output
     assert output is not None
     servers: SGLangServers | None = None
