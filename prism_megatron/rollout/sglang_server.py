@@ -34,6 +34,7 @@ _FOLDER = Path(__file__).resolve().parent
 _GUARD = _FOLDER / "sglang_guard.py"
 _CPU_STAND_INS = _FOLDER / "sglang_cpu"
 _POLL_SECONDS = 0.2
+_FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 _NUM_LINES_SHOWN = 12
 _OWN_VARIABLES = ("PYTHON", "TORCHELASTIC_", "VIRTUAL_ENV")
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -302,9 +303,15 @@ def server_environment(environment: Mapping[str, str], *, cuda: bool) -> dict[st
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A free port from below those that the kernel hands out itself (32768 and up, unless it is told otherwise).
+
+    A server binds its port only after a minute of loading; one of the kernel's would often be gone by then.
+    """
+    while True:
+        port = _FIRST_PORT + secrets.randbelow(_NUM_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def _private(path: str, flags: int) -> int:
