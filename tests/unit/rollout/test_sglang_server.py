@@ -200,3 +200,12 @@ def test_cpu_arguments_and_stand_ins_are_for_machines_without_cuda(tmp_path: Pat
     assert cpu_environment["PYTHONPATH"].endswith("sglang_cpu") and cpu_environment["SGLANG_USE_CPU_ENGINE"] == "1"
     for environment in (gpu_environment, cpu_environment):
         assert environment["SGLANG_VLM_CACHE_SIZE_MB"] == "0", "image features of old weights would be used again"
+
+
+def test_ports_are_none_that_the_kernel_gives_away(options: Callable[..., ServerOptions]) -> None:
+    """Between the choice of a port and the server's bind lies a minute of loading."""
+    first_of_kernel = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    if first_of_kernel <= 30_000:
+        pytest.skip("this machine's kernel gives away more ports than most")
+    for server in SGLangServers(options(), count=20).servers:
+        assert 1024 < int(server.url.rpartition(":")[2]) < first_of_kernel
