@@ -86,8 +86,8 @@ def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
     plan = plan_megatron(
         model.mappings, model.source, role=model.role, parallel=parallel, bucket_bytes=config.bucket_mb * MB
     )
-    work = WorkFolder(save, _fingerprint(config, fingerprint_of(hf)), say=say)
-    try:
+    fingerprint = _fingerprint(config, fingerprint_of(hf))
+    with WorkFolder(save, fingerprint, overwrite=config.overwrite, say=say) as work:
         lengths = run_units(plan.files, work, workers=config.workers, label="to-megatron")
         companions = companions_folder(work.folder, model.role)
         _copy_companions(hf, companions)
@@ -101,8 +101,6 @@ def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
             state={},
         )
         work.publish()
-    finally:
-        work.close()
 
 
 def to_hf(config: ToHFConfig, *, say: Say) -> None:
@@ -145,8 +143,8 @@ def _write_hf(config: ToHFConfig, folder: TorchDistFolder, role: Role, *, say: S
         dtype=DTYPES[config.dtype],
         shard_bytes=config.shard_mb * MB,
     )
-    work = WorkFolder(save, _fingerprint(config, fingerprint_of(load, [companions])), say=say)
-    try:
+    fingerprint = _fingerprint(config, fingerprint_of(load, [companions]))
+    with WorkFolder(save, fingerprint, overwrite=config.overwrite, say=say) as work:
         if not work.done:
             plan.prepare(work.folder)
         run_units(plan.parts, work, workers=config.workers, label="to-hf")
@@ -154,8 +152,6 @@ def _write_hf(config: ToHFConfig, folder: TorchDistFolder, role: Role, *, say: S
         if config.dtype != "as-is":
             _restate_dtype(work.folder / "config.json", str(DTYPES[config.dtype]).removeprefix("torch."))
         work.publish()
-    finally:
-        work.close()
 
 
 def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) -> _Model:
