@@ -205,6 +205,23 @@ def test_expert_layouts_and_formats_change_on_request(tmp_path: Path) -> None:
     assert json.loads((cast / "config.json").read_text())["dtype"] == "float32"
 
 
+def test_formats_that_do_not_reach_and_layouts_that_do_nothing_are_refused(tmp_path: Path) -> None:
+    """Claim: a number too large for fp16 is no silent infinity, and the experts of a dense model have no layout."""
+    from safetensors.torch import load_file, save_file
+
+    hf, checkpoint = random_folder(tmp_path / "hf", "dense tied"), tmp_path / "m"
+    tensors = load_file(hf / "model.safetensors")
+    tensors["model.language_model.norm.weight"][3] = 70_000
+    tensors["model.language_model.norm.weight"][4] = torch.inf
+    save_file(tensors, hf / "model.safetensors", metadata={"format": "pt"})
+    to_megatron(ToMegatronConfig(hf=str(hf), save=str(checkpoint)), say=silent)
+    with pytest.raises(PrismError, match=r"language_model.norm.weight' holds numbers beyond 65504"):
+        to_hf(ToHFConfig(load=str(checkpoint), save=str(tmp_path / "b"), dtype="fp16"), say=silent)
+    with pytest.raises(PrismError, match=r"--expert-layout hub: the policy of .* has no experts"):
+        to_hf(ToHFConfig(load=str(checkpoint), save=str(tmp_path / "b"), expert_layout="hub"), say=silent)
+    assert not (tmp_path / "b").exists()
+
+
 def assert_same_checkpoint(first: Path, second: Path) -> None:
     one, other = TorchDistFolder(first), TorchDistFolder(second)
     assert one.keys() == other.keys()
