@@ -45,7 +45,7 @@ from prism_megatron.conversion.torch_dist_writer import write_index
 from prism_megatron.conversion.verify import check_names
 from prism_megatron.conversion.work import WorkFolder, check_target, fingerprint_of, run_units
 from prism_megatron.errors import ConfigError, ConversionError
-from prism_megatron.stages.quantise import check_installed, quantise_from
+from prism_megatron.stages.quantise import check_installed, check_records, quantise_from
 
 MB = 10**6
 _NO_PROGRESS = {"steps_taken": 0, "adam_step": 0}
@@ -116,6 +116,7 @@ def to_hf(config: ToHFConfig, *, say: Say) -> None:
     if role != "policy":
         raise ConfigError(f"--quant {config.quantisation.quant} is for policies, but {load} holds a {role}")
     check_installed(config.quantisation.quant)
+    check_records(config.quantisation, companions_folder(load, role))
     plain = save.with_name(f".{save.name}.plain")
     in_one_piece: ExpertLayout | None = folder.document["models"][role]["expert_layout"] and "transformers"
     unquantised = dataclasses.replace(
