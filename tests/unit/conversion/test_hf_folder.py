@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prism_megatron.conversion.hf_reader import INDEX, HFFolder
-from prism_megatron.conversion.hf_writer import stating, write_hf_folder
+from prism_megatron.conversion.hf_writer import COMPANIONS, stating, write_hf_folder
 from prism_megatron.errors import ConversionError
 from tests.unit.conversion.folders import companions, sharded, weights
 
@@ -98,6 +98,14 @@ def test_a_config_says_the_format_of_the_weights_wherever_it_names_one(
         assert json.loads((tmp_path / "m" / "config.json").read_text()) == expected
     text = (tmp_path / "m" / "config.json").read_bytes()
     assert stating(text.replace(b" ", b""), torch.float16) == text.replace(b" ", b"")
+
+
+def test_every_file_that_transformers_saves_beside_the_weights_is_a_companion() -> None:
+    """Oracle: transformers' own file names; transformers 5 saves a processor, that of images included, in one file."""
+    from transformers import utils
+
+    names = ("CONFIG_NAME", "GENERATION_CONFIG_NAME", "PROCESSOR_NAME", "IMAGE_PROCESSOR_NAME", "VIDEO_PROCESSOR_NAME")
+    assert {getattr(utils, name) for name in (*names, "CHAT_TEMPLATE_FILE")} <= set(COMPANIONS)
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path, like: Path) -> None:
