@@ -89,6 +89,8 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
     if not experts_per_tower:
         if parallel.ep > 1 and shape.text.experts is None:
             raise ConfigError(f"--ep {parallel.ep} needs a model with experts; use --ep 1")
+        if parallel.etp is not None and shape.text.experts is None:
+            raise ConfigError(f"--etp {parallel.etp} needs a model with experts; leave it out")
         return
     if experts_per_tower % parallel.ep:
         raise ConfigError(

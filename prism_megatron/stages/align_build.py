@@ -104,8 +104,8 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     else:
         rollout = build_rollout(folder, renderer, world=world, dtype=dtype)
     discriminator = build_discriminator(config, source, shape, world=world, dtype=dtype, layers=capabilities.layers)
-    files = model_files(source, "policy")
-    models = {"policy": files, "discriminator": discriminator_files(config, files)}
+    files = model_files(source, "policy", dtype=dtype)
+    models = {"policy": files, "discriminator": discriminator_files(config, files, dtype)}
     for engine in (policy, discriminator):
         assert engine.optimizer is not None
         check_adam(capabilities, inner_optimizers(engine.optimizer))
@@ -207,11 +207,11 @@ def discriminator_folder(config: AlignConfig) -> Path | None:
     return MINI_FOLDER / "discriminator" if config.model.model is None else None
 
 
-def discriminator_files(config: AlignConfig, policy: ModelFiles) -> ModelFiles:
+def discriminator_files(config: AlignConfig, policy: ModelFiles, dtype: torch.dtype) -> ModelFiles:
     """What checkpoints keep of the discriminator; one that is upcycled has the policy's tokenizer."""
     folder = discriminator_folder(config)
     if folder is not None:
-        return model_files(folder, "discriminator")
+        return model_files(folder, "discriminator", dtype=dtype)
     text = config_text(policy.files["config.json"], _towers(config))
     return ModelFiles({**policy.files, "config.json": text.encode()})
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -205,6 +204,23 @@ def test_expert_layouts_and_formats_change_on_request(tmp_path: Path) -> None:
     assert json.loads((cast / "config.json").read_text())["dtype"] == "float32"
 
 
+def test_formats_that_do_not_reach_and_layouts_that_do_nothing_are_refused(tmp_path: Path) -> None:
+    """Claim: a number too large for fp16 is no silent infinity, and the experts of a dense model have no layout."""
+    from safetensors.torch import load_file, save_file
+
+    hf, checkpoint = random_folder(tmp_path / "hf", "dense tied"), tmp_path / "m"
+    tensors = load_file(hf / "model.safetensors")
+    tensors["model.language_model.norm.weight"][3] = 70_000
+    tensors["model.language_model.norm.weight"][4] = torch.inf
+    save_file(tensors, hf / "model.safetensors", metadata={"format": "pt"})
+    to_megatron(ToMegatronConfig(hf=str(hf), save=str(checkpoint)), say=silent)
+    with pytest.raises(PrismError, match=r"language_model.norm.weight' holds numbers beyond 65504"):
+        to_hf(ToHFConfig(load=str(checkpoint), save=str(tmp_path / "b"), dtype="fp16"), say=silent)
+    with pytest.raises(PrismError, match=r"--expert-layout hub: the policy of .* has no experts"):
+        to_hf(ToHFConfig(load=str(checkpoint), save=str(tmp_path / "b"), expert_layout="hub"), say=silent)
+    assert not (tmp_path / "b").exists()
+
+
 def assert_same_checkpoint(first: Path, second: Path) -> None:
     one, other = TorchDistFolder(first), TorchDistFolder(second)
     assert one.keys() == other.keys()
@@ -322,14 +338,18 @@ def test_formats_that_would_be_mixed_are_refused(tmp_path: Path) -> None:
         to_megatron(ToMegatronConfig(hf=str(hf), save=str(tmp_path / "m")), say=silent)
 
 
-def run_tool(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "tools" / "convert.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def test_the_tool_tells_errors_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Claim: exit status 2 and one line for a user's error, and for a command that there is not.
 
-
-def test_the_tool_tells_errors_in_one_line(tmp_path: Path) -> None:
-    """Claim: exit status 2 and one line for a user's error, and for a command that there is not."""
-    wrong = run_tool(["to-megatron", "--hf", str(MINI_FOLDER / "policy"), "--save", str(tmp_path / "m"), "--tp", "3"])
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: --tp 3 does not divide the model") and wrong.stderr.count("\n") == 1
-    assert run_tool(["to-gguf"]).returncode == 2
+    Blind spot: no process is started.
+    """
+    main = runpy.run_path(str(REPOSITORY / "tools" / "convert.py"))["main"]
+    wrong = ["to-megatron", "--hf", str(MINI_FOLDER / "policy"), "--save", str(tmp_path / "m"), "--tp", "3"]
+    monkeypatch.setattr(sys, "argv", ["convert.py", *wrong])
+    assert main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --tp 3 does not divide the model") and said.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["convert.py", "to-gguf"])
+    assert main() == 2

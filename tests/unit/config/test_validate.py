@@ -133,6 +133,8 @@ def test_dense_model_refuses_ep_and_allows_sp_off(mini: Qwen3VLShape) -> None:
     check_layout(ParallelConfig(tp=2, sp="off"), mini, experts_per_tower=0)
     with pytest.raises(ConfigError, match="--ep 2 needs a model with experts"):
         check_layout(ParallelConfig(ep=2), mini, experts_per_tower=0)
+    with pytest.raises(ConfigError, match="--etp 2 needs a model with experts"):
+        check_layout(ParallelConfig(etp=2), mini, experts_per_tower=0)
 
 
 @pytest.mark.parametrize("size", ["2B", "4B", "8B", "32B"])
