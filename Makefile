@@ -22,14 +22,23 @@ BIN := $(VENV)/bin
 TE_VENV := .venv-te
 TE_PIP := $(TE_VENV)/bin/python -m pip --disable-pip-version-check
 TE_BUILD_NEEDS := 'cuda-toolkit[cccl,crt,nvcc,profiler]' einops nvdlfw-inspect nvidia-cudnn-frontend onnx onnxscript packaging pydantic
+SGLANG_VENV := .venv-sglang
+SGLANG_PIP := $(SGLANG_VENV)/bin/python -m pip --disable-pip-version-check
+# What sglang's own requirements name and its CPU path imports; its pin of torch is not among them.
+SGLANG_NEEDS := aiohttp apache-tvm-ffi compressed-tensors dill distro einops fastapi gguf ipython jsonschema llguidance \
+    msgspec numpy nvidia-ml-py openai orjson partial_json_parser pillow prometheus-client psutil py-spy pybase64 pydantic \
+    python-multipart pyzmq requests scipy sentencepiece setproctitle soundfile tiktoken tokenizers tqdm transformers \
+    uvicorn uvloop watchfiles xgrammar xxhash zstandard
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help align test lint types parity bench-model bench-convert bench-rollout te-check effect mini clean
+.PHONY: help align test sglang test-sglang lint types parity bench-model bench-convert bench-rollout te-check effect mini clean
 
 help:
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
 	@echo "make test [ARGS=...]    all tests that this machine can run"
+	@echo "make sglang             SGLang's own environment for rollout servers, on machines without CUDA (2.7 GB)"
+	@echo "make test-sglang        rollouts, log-probs and weight updates against real SGLang servers"
 	@echo "make lint               ruff and import-linter"
 	@echo "make types              mypy --strict"
 	@echo "make parity             is ours the model that transformers has? every layout, fp32 and bf16 (up to 15 minutes)"
@@ -46,6 +55,11 @@ align: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest $(ARGS)
+
+sglang: $(SGLANG_VENV)/.installed
+
+test-sglang: $(VENV)/.installed-dev $(SGLANG_VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest tests/sglang $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(RUN) ruff check .
@@ -106,5 +120,14 @@ $(TE_VENV)/.installed: constraints/te.txt
 	$(TE_PIP) install --quiet --constraint constraints/te.txt megatron-core numpy psutil pyyaml tyro pillow
 	@touch $@
 
+# With CUDA, install the package as its authors mean it instead, into the same place:
+# python3 -m venv .venv-sglang && .venv-sglang/bin/pip install 'sglang[all]==0.5.23' && touch .venv-sglang/.installed
+$(SGLANG_VENV)/.installed: constraints/sglang-cpu.txt
+	$(INTERPRETER) -m venv $(SGLANG_VENV)
+	$(SGLANG_PIP) install --quiet --constraint constraints/sglang-cpu.txt torch
+	$(SGLANG_PIP) install --quiet --constraint constraints/sglang-cpu.txt $(SGLANG_NEEDS)
+	$(SGLANG_PIP) install --quiet --constraint constraints/sglang-cpu.txt --no-deps sglang torchvision
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-py* .venv-te runs build .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-py* .venv-te .venv-sglang runs build .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

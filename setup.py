@@ -14,7 +14,15 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["prism_megatron*", "model_providers*"]),
     include_package_data=True,
-    package_data={"prism_megatron": ["**/*.safetensors", "**/*.json", "**/*.jinja", "**/*.txt"]},
+    package_data={
+        "prism_megatron": [
+            "**/*.safetensors",
+            "**/*.json",
+            "**/*.jinja",
+            "**/*.txt",
+            "rollout/sglang_cpu/**/*.py",  # on servers' own path, no package of ours
+        ]
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",
@@ -24,6 +32,7 @@ setup(
         "transformers==5.23.*",
         "tokenizers",
         "safetensors",
+        "httpx2",  # rollout servers
         "jinja2",  # the chat template
         "numpy",
         "pillow",

@@ -34,3 +34,7 @@ class WeightSyncError(PrismError):
 
 class CheckpointError(PrismError):
     """A checkpoint is incomplete, hostile, or belongs to another run."""
+
+
+class RolloutError(PrismError):
+    """A rollout server cannot be reached, refuses, or answers with what the protocol does not allow."""

@@ -11,6 +11,7 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.errors import ConfigError, listed
 
 
@@ -30,6 +31,8 @@ def check_ranges(config: AlignConfig) -> None:
         "--max-prompt-tokens": config.data.max_prompt_tokens,
         "--max-response-tokens": config.data.max_response_tokens,
         "--save-every": config.checkpoint.save_every,
+        "--rollout-servers": config.rollout.rollout_servers,
+        "--rollout-bucket-mib": config.rollout.rollout_bucket_mib,
         "--experts-per-tower": config.discriminator.experts_per_tower,
     }
     if config.rollout.rollout_embedded_ranks is not None:
@@ -89,6 +92,8 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
     if not experts_per_tower:
         if parallel.ep > 1 and shape.text.experts is None:
             raise ConfigError(f"--ep {parallel.ep} needs a model with experts; use --ep 1")
+        if parallel.etp is not None and shape.text.experts is None:
+            raise ConfigError(f"--etp {parallel.etp} needs a model with experts; leave it out")
         return
     if experts_per_tower % parallel.ep:
         raise ConfigError(
@@ -96,6 +101,25 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
             f"share of both; use {listed(divisors(experts_per_tower))}"
         )
     ExpertSizes(experts_per_tower, per_token=1, width=shape.text.ffn).check_layout(parallel)
+
+
+def check_rollout(rollout: RolloutConfig) -> None:
+    """Raise ConfigError for flags of servers that nothing would use."""
+    default = RolloutConfig()
+    names = ("rollout_servers", "rollout_urls", "rollout_sync", "rollout_bucket_mib", "rollout_python")
+    given = {name for name in names if getattr(rollout, name) != getattr(default, name)}
+    if rollout.rollout == "embedded":
+        unused, reason = given, "needs --rollout sglang"
+    elif rollout.rollout_urls:
+        unused, reason = given & {"rollout_servers", "rollout_python"}, "starts servers, which --rollout-urls rules out"
+    else:
+        unused, reason = set(), ""
+    if rollout.rollout_sync == "disk" and "rollout_bucket_mib" in given:
+        unused, reason = {"rollout_bucket_mib"}, "is for weights over HTTP; leave it out with --rollout-sync disk"
+    if rollout.rollout == "sglang" and rollout.rollout_embedded_ranks is not None:
+        unused, reason = {"rollout_embedded_ranks"}, "needs --rollout embedded"
+    if unused:
+        raise ConfigError(f"--{min(unused).replace('_', '-')} {reason}")
 
 
 def check_recompute(recompute: RecomputeConfig) -> None:
@@ -139,6 +163,7 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
     """All checks of an alignment run on ``world_size`` processes. Raises ConfigError."""
     check_ranges(config)
     check_recompute(config.recompute)
+    check_rollout(config.rollout)
     if shape.text.num_experts:
         raise ConfigError(
             f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "

@@ -70,8 +70,6 @@ def check_verify(
     check_layout(parallel, shape, experts_per_tower=experts_per_tower or 0)
     if experts_per_tower is not None and (config.by_layer or config.pack):
         raise ConfigError("a discriminator is compared whole, one sequence to a row; leave --by-layer and --pack out")
-    if shape.text.experts is None and experts_per_tower is None and parallel.etp is not None:
-        raise ConfigError(f"--etp {parallel.etp} needs a model with experts; leave it out")
     if config.by_layer:
         check_by_layer(config, shape)
     check_recompute(config.recompute)

@@ -11,7 +11,6 @@ the same order. The published Qwen3-VL-*-FP8 folders were not at hand when this 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,21 +60,9 @@ def quantised_blocks(config: Mapping[str, Any], where: str) -> BlockSize | None:
     return BlockSize(*block)
 
 
-def dequantised_config(config: Mapping[str, Any], dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """``config`` as that of the same model not quantised, stored in ``dtype``; None leaves what the config says.
-
-    The dtype stands under the keys that had it.
-    """
-    made = copy.deepcopy(dict(config))
-    made.pop(CONFIG_KEY, None)
-    if dtype is None:
-        return made
-    text = made.get("text_config")
-    sections = [made, text] if isinstance(text, dict) else [made]
-    named = [(section, key) for section in sections for key in ("dtype", "torch_dtype") if key in section]
-    for section, key in named or [(made, "dtype")]:
-        section[key] = str(dtype).removeprefix("torch.")
-    return made
+def dequantised_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` as that of the same model not quantised."""
+    return {key: value for key, value in config.items() if key != CONFIG_KEY}
 
 
 class DequantisedSource(TensorSource):

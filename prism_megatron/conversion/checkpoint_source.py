@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.ops import Box
 from prism_megatron.conversion.row_order import origins_of
-from prism_megatron.conversion.to_hf import check_keys
-from prism_megatron.conversion.to_megatron import checkpoint_key
+from prism_megatron.conversion.to_megatron import checkpoint_key, checkpoint_tensors
 from prism_megatron.conversion.torch_dist import TorchDistFolder
+from prism_megatron.errors import ConversionError
 
 
 class CheckpointSource(TensorSource):
@@ -25,7 +26,7 @@ class CheckpointSource(TensorSource):
 
         Raises ConversionError unless the folder holds exactly the role's parameters.
         """
-        check_keys(mappings, folder, role)
+        _check_keys(mappings, folder, role)
         self._folder = folder
         self._role = role
         self._mappings: dict[str, list[tuple[WeightMapping, int]]] = {}
@@ -40,7 +41,7 @@ class CheckpointSource(TensorSource):
         return sorted(self._mappings)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shape of every tensor."""
+        """The shape of every tensor, in the order of the mappings, which is that of the layers."""
         return {name: (found[0][0].hf_shapes or ())[found[0][1]] for name, found in self._mappings.items()}
 
     def dtypes(self) -> Mapping[str, torch.dtype]:
@@ -63,19 +64,36 @@ class CheckpointSource(TensorSource):
             stacked = self._mappings[name][start:stop]
             return torch.stack([m.op.merge([self._folder.read(key, *_one(m.expert))[0]])[p] for m, p in stacked])
         shape = (mapping.hf_shapes or ())[part]
-        rows = torch.empty((stop - start, *shape[1:]), dtype=self._folder.dtype(key))
         width = self._folder.shape(key)[1 if expert is None else 2 :]
+        pieces = []
         for run in origins_of(mapping, part, start, stop):
             box = Box((run.target, *(0 for _ in width)), (run.count, *width))
             if expert is not None:
                 box = Box((expert, *box.offset), (1, *box.size))
-            rows[run.origin - start : run.origin - start + run.count] = self._folder.read_box(key, box).reshape(
-                run.count, *shape[1:]
-            )
-        return rows
+            pieces.append(self._folder.read_box(key, box).view(run.count, *shape[1:]))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _key(self, mapping: WeightMapping) -> tuple[str, int | None]:
         return checkpoint_key(self._role, mapping.parameter)
+
+
+def _check_keys(mappings: Sequence[WeightMapping], folder: TorchDistFolder, role: str) -> None:
+    """Raise ConversionError unless the checkpoint's tensors of ``role`` are those of the mappings, shapes included."""
+    wanted = checkpoint_tensors(role, mappings)
+    held = {key for key in folder.keys() if key.startswith(f"{role}.")}  # noqa: SIM118 - no mapping
+    for problem, keys, others in (
+        ("lacks {} tensors of the model, first", wanted.keys() - held, held - wanted.keys() or held),
+        ("holds {} tensors that are not the model's, first", held - wanted.keys(), wanted.keys()),
+    ):
+        if keys:
+            near = difflib.get_close_matches(min(keys), sorted(others), n=1)
+            hint = f" (nearest: {near[0]!r})" if near else ""
+            raise ConversionError(f"{folder.folder} {problem.format(len(keys))} {min(keys)!r}{hint}")
+    for key, shape in wanted.items():
+        if folder.shape(key) != shape:
+            raise ConversionError(
+                f"{folder.folder}: {key!r} has shape {folder.shape(key)}, but the model's config makes it {shape}"
+            )
 
 
 def _one(expert: int | None) -> tuple[int, int]:

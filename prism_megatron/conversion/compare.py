@@ -123,10 +123,11 @@ def _new_hash(text: str) -> Any:
 
 
 def _ranges(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[int, int]]:
-    """Rows that fit into ``CHUNK_BYTES`` together, at least one."""
+    """Rows that fit into ``CHUNK_BYTES`` together, at least one. A single number is one row."""
     step = max(1, CHUNK_BYTES // max(1, prod(shape[1:]) * dtype.itemsize))
-    for start in range(0, shape[0], step):
-        yield start, min(shape[0], start + step)
+    num_rows = shape[0] if shape else 1
+    for start in range(0, num_rows, step):
+        yield start, min(num_rows, start + step)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,12 +32,14 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "processor_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
 )
 """Everything beside the weights that makes a folder loadable; what ``like`` has of it is copied."""
 
 
+_SECTIONS = ("text_config", "vision_config")
 DEFAULT_SHARD_BYTES = 4 * 2**30
 
 
@@ -44,8 +49,11 @@ def write_hf_folder(
     *,
     like: str | Path,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write ``tensors`` and the companion files of the model folder ``like`` to ``path``.
+
+    The config then says ``dtype``, or what that of ``like`` says.
 
     Streaming: at most one shard of ``max_shard_bytes`` (or one larger tensor) is in memory. The folder is written
     beside ``path``, flushed to disk and renamed into place; an older model folder at ``path`` is replaced then.
@@ -59,7 +67,7 @@ def write_hf_folder(
     try:
         _write_shards(aside, tensors, max_shard_bytes)
         for name, content in read_companions(like).items():
-            (aside / name).write_bytes(content)
+            (aside / name).write_bytes(stating(content, dtype) if dtype and name == CONFIG else content)
         for shard in aside.glob("*.safetensors"):
             shard.chmod(0o644)  # safetensors and mkdtemp make them private
         aside.chmod(0o755)
@@ -82,6 +90,25 @@ def read_companions(folder: str | Path) -> dict[str, bytes]:
         plain = dequantised_config(read_object(member(folder, CONFIG)))
         found[CONFIG] = (json.dumps(plain, indent=2) + "\n").encode()
     return found
+
+
+def stated(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """``config`` saying that the weights are stored in ``dtype``, wherever it names a dtype, and at the top."""
+    made = copy.deepcopy(dict(config))
+    sections = [made, *(part for name in _SECTIONS if isinstance(part := made.get(name), dict))]
+    named = [(section, key) for section in sections for key in ("dtype", "torch_dtype") if key in section]
+    if not any(section is made for section, _ in named):
+        named.append((made, "dtype"))
+    for section, key in named:
+        section[key] = str(dtype).removeprefix("torch.")
+    return made
+
+
+def stating(config: bytes, dtype: torch.dtype) -> bytes:
+    """A ``config.json`` as ``stated``; the same bytes where it says so already."""
+    document = json.loads(config)
+    made = stated(document, dtype)
+    return config if made == document else (json.dumps(made, indent=2) + "\n").encode()
 
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int) -> None:

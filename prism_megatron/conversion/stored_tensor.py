@@ -34,6 +34,9 @@ SAFETENSORS_DTYPES = {
 }
 """What safetensors calls the number formats that a model folder may hold."""
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""What flags call the number formats that weights are written in."""
+
 _LENGTH_BYTES = 8
 
 

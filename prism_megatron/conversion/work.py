@@ -7,14 +7,16 @@ safely on disk.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from prism_megatron.errors import ConversionError
 from prism_megatron.observability.transfer import TransferProgress, format_bytes
@@ -37,9 +39,14 @@ class Unit(Protocol):
 
 
 def check_target(target: Path, *, source: Path, is_kind: Callable[[Path], bool], kind: str, overwrite: bool) -> None:
-    """Raise ConversionError unless ``target`` is free, or is ``kind`` and may be replaced."""
-    if target.resolve() == source.resolve():
+    """Raise ConversionError unless ``target`` is apart from ``source`` and free, or is ``kind`` and may be replaced."""
+    there, read = target.resolve(), source.resolve()
+    if there == read:
         raise ConversionError(f"--save {target} is the folder that is read; name another")
+    if there.is_relative_to(read) or read.is_relative_to(there):
+        raise ConversionError(
+            f"--save {target} and the folder that is read, {source}, lie one in the other; name another"
+        )
     if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir() or target.is_symlink() or not is_kind(target):
@@ -56,30 +63,60 @@ def fingerprint_of(folder: Path, extra: Sequence[Path] = ()) -> list[list[Any]]:
 
 
 class WorkFolder:
-    """The unfinished folder and its journal. ``fingerprint`` is JSON-able; work done under another one is dropped."""
+    """The unfinished folder and its journal, at work inside ``with``, which says of OSErrors what to do about them.
 
-    def __init__(self, target: Path, fingerprint: Mapping[str, Any], *, say: Callable[[str], None]) -> None:
-        """Raises ConversionError where another process is at work on the same target."""
+    ``fingerprint`` is JSON-able; work done under another one is dropped.
+    """
+
+    def __init__(
+        self, target: Path, fingerprint: Mapping[str, Any], *, overwrite: bool, say: Callable[[str], None]
+    ) -> None:
+        """Raises ConversionError where another process is at work on the same target, or nothing can be written."""
         self.target = target
         self.hidden = target.with_name(f".{target.name}.converting")
         self.folder = self.hidden / _FOLDER
         self.done: dict[int, Any] = {}
-        self.hidden.mkdir(parents=True, exist_ok=True)
-        self._journal = (self.hidden / _JOURNAL).open("a+", encoding="utf-8")
+        self._replaced = self.hidden / "replaced"
+        self._overwrite = overwrite
+        with _explained(target):
+            self.hidden.mkdir(parents=True, exist_ok=True)
+            self._journal = (self.hidden / _JOURNAL).open("a+", encoding="utf-8")
+            try:
+                self._begin(json.dumps(fingerprint, sort_keys=True), say)
+            except BaseException:
+                self._journal.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let another process go on."""
+        self._journal.close()
+        if isinstance(error, OSError):
+            with _explained(self.target):
+                raise error
+
+    def _begin(self, expected: str, say: Callable[[str], None]) -> None:
+        """Take the lock, then what an earlier run has left."""
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._journal.close()
-            raise ConversionError(f"another process is converting to {target}; wait for it") from error
-        expected = json.dumps(fingerprint, sort_keys=True)
+        except BlockingIOError as error:
+            raise ConversionError(f"another process is converting to {self.target}; wait for it") from error
+        if os.fstat(self._journal.fileno()).st_nlink == 0:
+            raise ConversionError(f"another process has just converted to {self.target}")
+        if self._replaced.exists() and self.target.exists():  # killed when all was done but the removal
+            shutil.rmtree(self._replaced)
         found, whole_bytes = self._read()
         if found == expected and self.folder.is_dir():
             self._journal.truncate(whole_bytes)
             if self.done:
-                say(f"going on where an earlier conversion to {target} stopped: {len(self.done)} units are done")
+                say(f"going on where an earlier conversion to {self.target} stopped: {len(self.done)} units are done")
             return
         if found is not None:
-            say(f"an earlier conversion to {target} had another source or other flags; starting over")
+            say(f"an earlier conversion to {self.target} had another source or other flags; starting over")
         self._start_over(expected)
 
     def _read(self) -> tuple[str | None, int]:
@@ -120,27 +157,26 @@ class WorkFolder:
         os.fsync(self._journal.fileno())
 
     def publish(self) -> None:
-        """Make the folder the target, by one rename; an older target steps aside first. The work folder goes."""
+        """Make the folder the target, by one rename; an older target steps aside first. The work folder goes.
+
+        Raises ConversionError for a target that has appeared since and may not be replaced.
+        """
         for path in [*self.folder.rglob("*"), self.folder]:
             flush(path)
-        replaced = self.hidden / "replaced"
         if self.target.exists():
-            self.target.rename(replaced)
+            if not self._overwrite:
+                raise ConversionError(f"--save {self.target} has appeared meanwhile; remove it, or give --overwrite")
+            self.target.rename(self._replaced)
         self.folder.rename(self.target)
         flush(self.target.parent)
-        self.close()
         shutil.rmtree(self.hidden)
-
-    def close(self) -> None:
-        """Let another process go on."""
-        self._journal.close()
 
 
 def run_units(units: Sequence[Unit], work: WorkFolder, *, workers: int, label: str) -> list[Any]:
     """Do what is left of ``units`` on so many threads; returns the results of all, in order.
 
-    Raises ConversionError for a disk that is too small or fills, and whatever a unit raises; units that were done stay
-    noted, so that the same command goes on there.
+    Raises ConversionError for a disk that is too small, and whatever a unit raises; units that were done stay noted, so
+    that the same command goes on there.
     """
     left = [number for number in range(len(units)) if number not in work.done]
     total = sum(unit.num_bytes for unit in units)
@@ -163,15 +199,22 @@ def run_units(units: Sequence[Unit], work: WorkFolder, *, workers: int, label: s
                 work.record(running[future], future.result())
         if failures:
             raise failures[0]
-    except OSError as error:
-        raise ConversionError(
-            f"writing {work.folder} failed ({error.strerror or error}); make room or choose another disk, and run the "
-            "same command again: it goes on where it stopped"
-        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     progress.finish()
     return [work.done[number] for number in range(len(units))]
+
+
+@contextlib.contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Raises OSErrors as ConversionError. A disk that fills is found by any of many calls."""
+    try:
+        yield
+    except OSError as error:
+        raise ConversionError(
+            f"converting to {target} failed ({error}); make room, or choose another place, and run the same command "
+            "again: it goes on where it stopped"
+        ) from error
 
 
 def check_space(folder: Path, needed: int) -> None:

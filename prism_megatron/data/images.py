@@ -19,6 +19,7 @@ from prism_megatron.errors import DataError
 from prism_megatron.types import ImageInput
 
 MAX_PIXELS = 64_000_000  # a larger file is refused before it is decoded
+LEVEL_TOLERANCE = 0.01  # of 255 colour levels; float32 normalisation moves one by 8e-6
 SETTINGS = ("size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
 
 
@@ -51,6 +52,25 @@ class ImagePreprocessor:
             raise DataError(f"an image of {image.width}x{image.height} pixels cannot be processed: {error}") from error
         t, h, w = (int(n) for n in features["image_grid_thw"][0])
         return ImageInput(np.ascontiguousarray(features["pixel_values"], dtype=np.float32), (t, h, w))
+
+    def picture(self, image: ImageInput) -> Image.Image:
+        """The resized RGB picture that ``image`` was cut from, bit for bit: the inverse of a call, but for the resize.
+
+        Raises DataError for patches that no 8-bit picture has under this folder's settings.
+        """
+        processor = self._processor
+        _, h, w = image.grid_thw
+        merge, patch, frames = int(processor.merge_size), int(processor.patch_size), int(processor.temporal_patch_size)
+        patches = image.pixel_values_P_D.reshape(h // merge, w // merge, merge, merge, 3, frames, patch, patch)
+        # Rows: block, row of patches in it, row of pixels in that; columns alike. Frames of a still image are equal.
+        normalised = patches[:, :, :, :, :, 0].transpose(0, 2, 5, 1, 3, 6, 4).reshape(h * patch, w * patch, 3)
+        levels = (normalised * processor.image_std + processor.image_mean) / processor.rescale_factor
+        whole = np.rint(levels)
+        if not (np.abs(levels - whole).max() <= LEVEL_TOLERANCE and whole.min() >= 0.0 and whole.max() <= 255.0):
+            raise DataError(
+                "an image's patches are not those of a picture of 8-bit colours, so it cannot be sent as one"
+            )
+        return Image.fromarray(whole.astype(np.uint8))
 
     def num_tokens(self, grid_thw: tuple[int, int, int]) -> int:
         """Image pads of one image: its patches, merged."""

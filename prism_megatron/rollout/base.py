@@ -1,4 +1,4 @@
-"""What a stage asks of a rollout engine. Implementations: ``embedded`` (in process)."""
+"""What a stage asks of a rollout engine. Implementations: ``embedded`` (in process), ``sglang`` (servers)."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class RolloutEngine(Protocol):
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take every weight of the policy, under its Hugging Face name.
 
-        Raises WeightSyncError unless names and shapes are exactly the model's; generating is then refused until
-        an update succeeds.
+        Raises WeightSyncError unless names and shapes are exactly the model's. ``policy_version`` then says what is
+        held: the weights before, or none, and generating is refused until an update succeeds.
         """
 
     def generate(
@@ -82,6 +82,7 @@ class RolloutEngine(Protocol):
 
         Draws are keyed by (seed, step, number of the prompt, number of the sample, position), where the first
         prompt has number ``prompt_offset``: a rank that holds a slice of the step's prompts passes the slice's start.
+        Servers draw from generators of their own; ``sglang`` says so.
         """
 
     def close(self) -> None:

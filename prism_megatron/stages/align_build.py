@@ -24,7 +24,7 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.stages.align import AlignPlan, Players
 from prism_megatron.stages.assembly import (
     batch_format,
@@ -36,6 +36,7 @@ from prism_megatron.stages.assembly import (
 )
 from prism_megatron.stages.format_sft import teach_format
 from prism_megatron.stages.replicas import build_replicas
+from prism_megatron.stages.serving import build_served_rollout
 
 FORMAT_SFT = "format_sft"
 """Folder, inside the run's, of the policy after ``--format-sft``."""
@@ -97,10 +98,14 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         precision=config.precision,
         layers=capabilities.layers,
     )
-    rollout = build_replicas(config, folder, shape, renderer, world=world, dtype=dtype)
+    rollout: RolloutEngine
+    if config.rollout.rollout == "sglang":
+        rollout = build_served_rollout(config, source, renderer, world=world, dtype=dtype)
+    else:
+        rollout = build_replicas(config, folder, shape, renderer, world=world, dtype=dtype)
     discriminator = build_discriminator(config, source, shape, world=world, dtype=dtype, layers=capabilities.layers)
-    files = model_files(source, "policy")
-    models = {"policy": files, "discriminator": discriminator_files(config, files)}
+    files = model_files(source, "policy", dtype=dtype)
+    models = {"policy": files, "discriminator": discriminator_files(config, files, dtype)}
     for engine in (policy, discriminator):
         assert engine.optimizer is not None
         check_adam(capabilities, inner_optimizers(engine.optimizer))
@@ -202,11 +207,11 @@ def discriminator_folder(config: AlignConfig) -> Path | None:
     return MINI_FOLDER / "discriminator" if config.model.model is None else None
 
 
-def discriminator_files(config: AlignConfig, policy: ModelFiles) -> ModelFiles:
+def discriminator_files(config: AlignConfig, policy: ModelFiles, dtype: torch.dtype) -> ModelFiles:
     """What checkpoints keep of the discriminator; one that is upcycled has the policy's tokenizer."""
     folder = discriminator_folder(config)
     if folder is not None:
-        return model_files(folder, "discriminator")
+        return model_files(folder, "discriminator", dtype=dtype)
     text = config_text(policy.files["config.json"], _towers(config))
     return ModelFiles({**policy.files, "config.json": text.encode()})
 

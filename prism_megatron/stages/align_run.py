@@ -77,9 +77,10 @@ def run_alignment(config: AlignConfig) -> None:
     with session.phase("build", f"building both players on {world.world_size} ranks ({layout}); run folder {output}"):
         run = build_run(config, world, fresh=restored is None, say=session.say)
         first_step = 0 if restored is None else _restore(session, run, restored)
-    with session.phase("weight_sync", "handing the policy's weights to the rollout replicas"):
+    with session.phase("weight_sync", "handing the policy's weights to the rollout engine"):
         run.players.rollout.update_weights(run.players.policy.export_hf(), first_step)
     last = _play(session, run, first_step) if first_step < config.steps else None
+    run.players.rollout.close()
     _finish(session, run, last)
     stop(world)
 

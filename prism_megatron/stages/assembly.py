@@ -17,7 +17,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
-from prism_megatron.conversion.hf_writer import read_companions, write_hf_folder
+from prism_megatron.conversion.hf_writer import CONFIG, read_companions, stating, write_hf_folder
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.conversion.torch_dist import TorchDistFolder
@@ -103,9 +103,13 @@ def hf_tensors(folder: Path, shape: Qwen3VLShape) -> TensorSource:
     return CheckpointSource(TorchDistFolder(folder), "policy", weight_mappings(shape))
 
 
-def model_files(folder: Path, role: str) -> ModelFiles:
-    """What checkpoints keep of a role that starts from ``folder``, whose own account counts if it is a checkpoint."""
+def model_files(folder: Path, role: str, *, dtype: torch.dtype) -> ModelFiles:
+    """What checkpoints keep of a role that starts from ``folder``, whose own account counts if it is a checkpoint.
+
+    The config says ``dtype``, the engine's, which is that of the weights in the checkpoint.
+    """
     files = read_companions(files_folder(folder, role))
+    files[CONFIG] = stating(files[CONFIG], dtype)
     if is_checkpoint(folder):
         return ModelFiles(files, tuple(read_state(folder)["models"][role]["aliases"]))
     tied = Qwen3VLShape.from_folder(folder).text.tied
@@ -118,11 +122,11 @@ def export_folder(
 ) -> None:
     """Write an engine's weights as a Hugging Face folder beside the files of ``like``; all ranks take part.
 
-    ``dtype`` is what is stored, by default the engine's own.
+    ``dtype`` is what is stored, while the config says what to compute in; by default both are the engine's own.
     """
     tensors = ((name, tensor.to(dtype or engine.dtype)) for name, tensor in engine.export_hf())
     if world.is_main:
-        write_hf_folder(target, tensors, like=like)
+        write_hf_folder(target, tensors, like=like, dtype=engine.dtype if dtype is None else None)
     else:
         deque(tensors, maxlen=0)
     dist.barrier()

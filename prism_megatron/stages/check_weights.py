@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,13 +93,13 @@ class Check:
                 "format": [one.format_a, one.format_b],
                 "blake2b": [one.hash_a, one.hash_b],
                 "num_different": one.num_different,
-                "max_difference": one.max_difference,
+                "max_difference": _as_json(one.max_difference),
             }
             for one in self.compared
         ]
         found = {"equal": self.equal, "a": self.a, "b": self.b, "tensors": tensors, "only_in_a": list(self.only_in_a),
                  "only_in_b": list(self.only_in_b), "notes": list(self.notes)}  # fmt: skip
-        return json.dumps(found, indent=2)
+        return json.dumps(found, indent=2, allow_nan=False)
 
 
 def check_weights(config: CheckConfig) -> Check:
@@ -113,6 +114,10 @@ def check_weights(config: CheckConfig) -> Check:
             raise ConfigError(f"check {name}: not a folder; give two model folders or checkpoints")
     paths = Path(config.a), Path(config.b)
     kinds = [is_checkpoint(path) for path in paths]
+    if config.role is not None and kinds[0] == kinds[1]:
+        raise ConfigError(
+            f"--role {config.role} picks what of a checkpoint is held against a model folder; leave it out"
+        )
     notes: list[str] = []
     if all(kinds):
         first, second = (TorchDistFolder(path) for path in paths)
@@ -136,6 +141,11 @@ def hf_source(folder: TorchDistFolder, role: Role, like: HFFolder) -> Checkpoint
     companions = companions_folder(folder.folder, role)
     layout = detect_expert_layout(like, Qwen3VLShape.from_folder(companions)) if role == "policy" else None
     return CheckpointSource(folder, role, mappings_of(companions, layout), aliases=like.names())
+
+
+def _as_json(number: float | None) -> float | str | None:
+    """JSON has no NaN and no infinity: they are texts."""
+    return number if number is None or math.isfinite(number) else str(number)
 
 
 def _has_optimizer(folder: TorchDistFolder) -> bool:

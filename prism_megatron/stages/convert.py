@@ -6,7 +6,6 @@ No process group and no Megatron: a plan is made from headers, threads write its
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,10 +32,12 @@ from prism_megatron.config.quant import QuantConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.validate import check_layout
 from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint, write_state
+from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
-from prism_megatron.conversion.hf_writer import read_companions
+from prism_megatron.conversion.hf_writer import CONFIG, read_companions, stating
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.stored_tensor import DTYPES
 from prism_megatron.conversion.to_hf import plan_hf
 from prism_megatron.conversion.to_megatron import plan_megatron, record
 from prism_megatron.conversion.torch_dist import TorchDistFolder
@@ -44,10 +45,9 @@ from prism_megatron.conversion.torch_dist_writer import write_index
 from prism_megatron.conversion.verify import check_names
 from prism_megatron.conversion.work import WorkFolder, check_target, fingerprint_of, run_units
 from prism_megatron.errors import ConfigError, ConversionError
-from prism_megatron.stages.quantise import check_installed, quantise_from
+from prism_megatron.stages.quantise import check_installed, check_records, quantise_from
 
 MB = 10**6
-DTYPES = {"as-is": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _NO_PROGRESS = {"steps_taken": 0, "adam_step": 0}
 _BYTES_VERSION = 1
 """Raised whenever the same source and flags would give other bytes: work of an older version is then dropped."""
@@ -86,13 +86,13 @@ def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
     plan = plan_megatron(
         model.mappings, model.source, role=model.role, parallel=parallel, bucket_bytes=config.bucket_mb * MB
     )
-    work = WorkFolder(save, _fingerprint(config, fingerprint_of(hf)), say=say)
-    try:
+    fingerprint = _fingerprint(config, fingerprint_of(hf))
+    with WorkFolder(save, fingerprint, overwrite=config.overwrite, say=say) as work:
         lengths = run_units(plan.files, work, workers=config.workers, label="to-megatron")
         companions = companions_folder(work.folder, model.role)
         _copy_companions(hf, companions)
         if config.as_role == "discriminator" and model.towers is not None:
-            write_config(companions, dense_folder=hf, towers=model.towers)
+            write_config(companions, dense_folder=companions, towers=model.towers)
         write_index(work.folder, plan.tensors, plan.written(lengths))
         write_state(
             work.folder,
@@ -101,8 +101,6 @@ def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
             state={},
         )
         work.publish()
-    finally:
-        work.close()
 
 
 def to_hf(config: ToHFConfig, *, say: Say) -> None:
@@ -118,6 +116,7 @@ def to_hf(config: ToHFConfig, *, say: Say) -> None:
     if role != "policy":
         raise ConfigError(f"--quant {config.quantisation.quant} is for policies, but {load} holds a {role}")
     check_installed(config.quantisation.quant)
+    check_records(config.quantisation, companions_folder(load, role))
     plain = save.with_name(f".{save.name}.plain")
     in_one_piece: ExpertLayout | None = folder.document["models"][role]["expert_layout"] and "transformers"
     unquantised = dataclasses.replace(
@@ -137,25 +136,21 @@ def _write_hf(config: ToHFConfig, folder: TorchDistFolder, role: Role, *, say: S
     companions = companions_folder(load, role)
     kept = folder.document["models"][role]
     layout = kept["expert_layout"] if config.expert_layout == "as-it-came" else config.expert_layout
-    plan = plan_hf(
-        mappings_of(companions, layout),
-        folder,
-        role=role,
-        aliases=kept["aliases"],
-        dtype=DTYPES[config.dtype],
-        shard_bytes=config.shard_mb * MB,
-    )
-    work = WorkFolder(save, _fingerprint(config, fingerprint_of(load, [companions])), say=say)
-    try:
+    if layout is not None and kept["expert_layout"] is None:
+        raise ConfigError(f"--expert-layout {layout}: the {role} of {load} has no experts; leave it out")
+    source = CheckpointSource(folder, role, mappings_of(companions, layout), aliases=kept["aliases"])
+    dtype = DTYPES.get(config.dtype)  # none is as-is
+    plan = plan_hf(source, dtype=dtype, shard_bytes=config.shard_mb * MB)
+    fingerprint = _fingerprint(config, fingerprint_of(load, [companions]))
+    with WorkFolder(save, fingerprint, overwrite=config.overwrite, say=say) as work:
         if not work.done:
             plan.prepare(work.folder)
         run_units(plan.parts, work, workers=config.workers, label="to-hf")
         _copy_companions(companions, work.folder)
-        if config.dtype != "as-is":
-            _restate_dtype(work.folder / "config.json", str(DTYPES[config.dtype]).removeprefix("torch."))
+        if dtype is not None:
+            path = work.folder / CONFIG
+            path.write_bytes(stating(path.read_bytes(), dtype))
         work.publish()
-    finally:
-        work.close()
 
 
 def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) -> _Model:
@@ -212,17 +207,6 @@ def _copy_companions(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name, content in read_companions(source).items():
         (target / name).write_bytes(content)
-
-
-def _restate_dtype(path: Path, dtype: str) -> None:
-    """Have the config say in which format the weights now are, wherever it says so."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    for section in (config, config.get("text_config", {}), config.get("vision_config", {})):
-        for name in ("dtype", "torch_dtype"):
-            if name in section:
-                section[name] = dtype
-    config.setdefault("dtype", dtype)
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _fingerprint(config: ToMegatronConfig | ToHFConfig, files: Sequence[Any]) -> Mapping[str, Any]:

@@ -15,13 +15,17 @@ from model_providers.moe_discriminator.folder import is_discriminator, read_towe
 from model_providers.qwen3_vl.mapping import EMBEDDING, LM_HEAD
 from prism_megatron.config.check import InspectConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.block_fp8 import CONFIG_KEY
 from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint
 from prism_megatron.conversion.expert_layout import detect_expert_layout
+from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.errors import ConfigError
 
 Facts = dict[str, Any]
+
+_QUANTISATION = ("quant_method", "quant_algo", "fmt", "weight_block_size")
 
 
 def inspect_folder(config: InspectConfig) -> Facts:
@@ -112,6 +116,9 @@ def _config_facts(folder: Path) -> Facts:
     model = f"{shape.text.num_layers} layers, hidden {shape.text.hidden}, vision depth {shape.vision.depth}"
     facts: Facts = {"model": model, "vocabulary": f"{shape.text.vocab} words",
                     "embedding and output layer": "tied" if shape.text.tied else "apart"}  # fmt: skip
+    quantised = read_object(member(folder, "config.json")).get(CONFIG_KEY)
+    if isinstance(quantised, dict):
+        facts["quantised"] = " ".join(str(quantised[key]) for key in _QUANTISATION if key in quantised)
     if is_discriminator(folder):
         towers = read_towers(folder)
         facts["towers"] = (

@@ -56,6 +56,14 @@ def check_installed(recipe: Recipe) -> None:
         )
 
 
+def check_records(config: QuantConfig, files: Path) -> None:
+    """Raise ConfigError where records are not named and the model, whose tokenizer is in ``files``, is not the mini."""
+    if config.calibrate is None and not _is_mini(files):
+        raise ConfigError(
+            "--quant measures the range of every linear's input on records: name a folder of them with --calibrate"
+        )
+
+
 def quantise_from(config: QuantConfig, source: Path, target: Path, say: Say) -> None:
     """Quantise the plain folder ``source`` into ``target`` as ``config`` asks, which must name a recipe.
 
@@ -94,13 +102,10 @@ def calibration_rows(config: QuantConfig, source: Path, say: Say) -> Iterator[To
         if kept < wanted:
             say(f"{config.calibrate} holds {kept} records that can be used: calibrating on all of them")
             wanted = kept
-    elif _is_mini(source):
+    else:
+        check_records(config, source)
         renderer = Renderer.from_folder(source, system_prompt=MINI_ALIGN.data.system_prompt)
         records = SceneSource(renderer, split="align", seed=0, batch_size=1)
-    else:
-        raise ConfigError(
-            "--quant measures the range of every linear's input on records: name a folder of them with --calibrate"
-        )
     return (
         TokenSequence((*example.prompt.token_ids, *example.reference.token_ids), example.prompt.images)
         for example in (records.example(number) for number in range(wanted))

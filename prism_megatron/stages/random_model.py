@@ -16,13 +16,13 @@ from model_providers.qwen3_vl.mapping import weight_mappings
 from prism_megatron.config.convert import MakeRandomConfig
 from prism_megatron.config.presets import PRESETS, hf_config, preset
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.hf_writer import stated
 from prism_megatron.conversion.shards import Spec, lay_out
-from prism_megatron.conversion.stored_tensor import bytes_of
+from prism_megatron.conversion.stored_tensor import DTYPES, bytes_of
 from prism_megatron.conversion.work import check_space, flush
 from prism_megatron.errors import ConfigError
 from prism_megatron.observability.transfer import TransferProgress
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _PIECE_BYTES = 16 * 2**20
 _SCALE = 0.05
 
@@ -35,7 +35,7 @@ def make_random(config: MakeRandomConfig) -> None:
     if save.exists():
         raise ConfigError(f"--save {save} exists; name another place")
     document = hf_config(preset(config.config)) if config.config in PRESETS else _read(Path(config.config))
-    document["dtype"] = str(DTYPES[config.dtype]).removeprefix("torch.")
+    document = stated(document, DTYPES[config.dtype])
     shape = Qwen3VLShape.from_dict(document, where=config.config)
     specs = {
         name: Spec(hf_shape, DTYPES[config.dtype])

@@ -133,6 +133,8 @@ def test_dense_model_refuses_ep_and_allows_sp_off(mini: Qwen3VLShape) -> None:
     check_layout(ParallelConfig(tp=2, sp="off"), mini, experts_per_tower=0)
     with pytest.raises(ConfigError, match="--ep 2 needs a model with experts"):
         check_layout(ParallelConfig(ep=2), mini, experts_per_tower=0)
+    with pytest.raises(ConfigError, match="--etp 2 needs a model with experts"):
+        check_layout(ParallelConfig(etp=2), mini, experts_per_tower=0)
 
 
 @pytest.mark.parametrize("size", ["2B", "4B", "8B", "32B"])
@@ -230,3 +232,31 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
     """Oracle: worked by hand for lr 1, two warm-up steps, ten steps in all, floor a tenth."""
     optimizer = OptimizerConfig(lr=1.0, schedule="cosine", warmup_steps=2, min_lr_ratio=0.1)
     assert optimizer.lr_at(step, 10) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ("--rollout sglang --rollout-embedded-ranks 1", "--rollout-embedded-ranks needs --rollout embedded"),
+        ("--rollout-servers 2", "--rollout-servers needs --rollout sglang"),
+        ("--rollout-urls http://a", "--rollout-urls needs --rollout sglang"),
+        (
+            "--rollout sglang --rollout-urls http://a --rollout-servers 2",
+            "--rollout-servers starts servers, which --rollout-urls rules out",
+        ),
+        (
+            "--rollout sglang --rollout-bucket-mib 8",
+            "--rollout-bucket-mib is for weights over HTTP; leave it out with --rollout-sync disk",
+        ),
+        ("--rollout sglang --rollout-servers 0", "--rollout-servers 0 must be at least 1"),
+    ],
+)
+def test_flags_of_servers_that_nothing_would_use(flags: str, complaint: str, mini: Qwen3VLShape) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_align(parse(flags.split()), mini, world_size=1)
+    assert str(error.value) == complaint
+
+
+def test_servers_may_be_started_or_named(mini: Qwen3VLShape) -> None:
+    for flags in ("", "--rollout sglang --rollout-servers 2", "--rollout sglang --rollout-urls http://a http://b"):
+        check_align(parse(flags.split()), mini, world_size=1)

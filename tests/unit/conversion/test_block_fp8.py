@@ -207,10 +207,6 @@ def test_the_config_of_what_was_dequantised() -> None:
         "quantization_config": SETTINGS,
     }
     before = json.dumps(config)
-    assert dequantised_config(config, torch.float16) == {
-        "torch_dtype": "float16",
-        "text_config": {"dtype": "float16", "x": 1},
-    }
+    assert dequantised_config(config) == {"torch_dtype": "bfloat16", "text_config": {"dtype": "bfloat16", "x": 1}}
     assert json.dumps(config) == before
-    assert dequantised_config({"text_config": {}}, torch.bfloat16) == {"text_config": {}, "dtype": "bfloat16"}
     assert quantised_blocks(config, "config.json") == BLOCK

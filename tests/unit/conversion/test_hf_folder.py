@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from prism_megatron.conversion.hf_reader import INDEX, HFFolder
-from prism_megatron.conversion.hf_writer import write_hf_folder
+from prism_megatron.conversion.hf_writer import COMPANIONS, stating, write_hf_folder
 from prism_megatron.errors import ConversionError
 from tests.unit.conversion.folders import companions, sharded, weights
 
@@ -74,6 +75,37 @@ def test_an_exported_config_is_not_that_of_quantised_weights(tmp_path: Path, lik
     (like / "config.json").write_text('{"dtype": "bfloat16", "quantization_config": {"quant_method": "fp8"}}')
     write_hf_folder(tmp_path / "m", weights().items(), like=like)
     assert json.loads((tmp_path / "m" / "config.json").read_text()) == {"dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"dtype": "bfloat16"}, {"dtype": "float16"}),
+        (
+            {"text_config": {"dtype": "bfloat16", "x": 1}},
+            {"text_config": {"dtype": "float16", "x": 1}, "dtype": "float16"},
+        ),
+        ({"torch_dtype": "float32", "vision_config": {}}, {"torch_dtype": "float16", "vision_config": {}}),
+    ],
+)
+def test_a_config_says_the_format_of_the_weights_wherever_it_names_one(
+    tmp_path: Path, like: Path, config: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """Claim: after a cast no section names the old format; a config that is right already keeps its bytes."""
+    (like / "config.json").write_text(json.dumps(config))
+    for folder in (like, tmp_path / "m"):
+        write_hf_folder(tmp_path / "m", weights().items(), like=folder, dtype=torch.float16)
+        assert json.loads((tmp_path / "m" / "config.json").read_text()) == expected
+    text = (tmp_path / "m" / "config.json").read_bytes()
+    assert stating(text.replace(b" ", b""), torch.float16) == text.replace(b" ", b"")
+
+
+def test_every_file_that_transformers_saves_beside_the_weights_is_a_companion() -> None:
+    """Oracle: transformers' own file names; transformers 5 saves a processor, that of images included, in one file."""
+    from transformers import utils
+
+    names = ("CONFIG_NAME", "GENERATION_CONFIG_NAME", "PROCESSOR_NAME", "IMAGE_PROCESSOR_NAME", "VIDEO_PROCESSOR_NAME")
+    assert {getattr(utils, name) for name in (*names, "CHAT_TEMPLATE_FILE")} <= set(COMPANIONS)
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path, like: Path) -> None:

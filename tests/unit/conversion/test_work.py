@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,15 +36,12 @@ class Unit:
 
 
 def convert(
-    target: Path, units: list[Unit], *, workers: int = 1, fingerprint: str = "a"
+    target: Path, units: list[Unit], *, workers: int = 1, fingerprint: str = "a", overwrite: bool = False
 ) -> tuple[list[int], list[str]]:
     said: list[str] = []
-    folder = WorkFolder(target, {"source": fingerprint}, say=said.append)
-    try:
+    with WorkFolder(target, {"source": fingerprint}, overwrite=overwrite, say=said.append) as folder:
         results = run_units(units, folder, workers=workers, label="test")
         folder.publish()
-    finally:
-        folder.close()
     return results, said
 
 
@@ -119,19 +117,77 @@ def test_a_disk_that_fills_is_one_clear_error(tmp_path: Path, monkeypatch: pytes
     assert convert(tmp_path / "model", [Unit(0), Unit(1)])[0] == [0, 100]
 
 
+def test_a_place_that_cannot_be_written_to_is_one_clear_error(tmp_path: Path) -> None:
+    """Claim: an error of the file system is explained wherever it comes from, not in units alone."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConversionError, match=r"converting to .*Not a directory"):
+        convert(tmp_path / "file" / "model", [Unit(0)])
+    with (
+        pytest.raises(ConversionError, match=r"No such file or directory.*goes on where it stopped"),
+        WorkFolder(tmp_path / "model", {}, overwrite=False, say=lambda _: None) as folder,
+    ):
+        (folder.folder / "gone").read_bytes()
+
+
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    first = WorkFolder(tmp_path / "model", {}, say=lambda _: None)
-    with pytest.raises(ConversionError, match="another process is converting to"):
-        WorkFolder(tmp_path / "model", {}, say=lambda _: None)
-    first.close()
-    WorkFolder(tmp_path / "model", {}, say=lambda _: None).close()
+    def begin() -> WorkFolder:
+        return WorkFolder(tmp_path / "model", {}, overwrite=False, say=lambda _: None)
+
+    with begin(), pytest.raises(ConversionError, match="another process is converting to"):
+        begin()
+    with begin() as folder:
+        # Another tool, or a copy by hand: nothing that was not to be replaced is.
+        (tmp_path / "model").mkdir()
+        with pytest.raises(ConversionError, match="has appeared meanwhile"):
+            folder.publish()
+
+
+@pytest.mark.parametrize("fingerprint", ["a", "b"])
+@pytest.mark.parametrize("survived", [0, 1])
+def test_a_kill_while_an_older_folder_is_replaced_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int, fingerprint: str
+) -> None:
+    """Claim: killed before or after the second rename, the old or the new folder is there until the next run is done.
+
+    Whether that has the same flags or others.
+    """
+    target, units = tmp_path / "model", [Unit(0), Unit(1)]
+    convert(target, [Unit(7)])
+    rename, rmtree = Path.rename, shutil.rmtree
+    renamed: list[Path] = []
+
+    def dying(self: Path, to: Path) -> Path:
+        if len(renamed) > survived:
+            raise KeyboardInterrupt
+        renamed.append(self)
+        return rename(self, to)
+
+    def dying_too(path: Path, **_: object) -> None:
+        if path.suffix == ".converting":
+            raise KeyboardInterrupt
+        rmtree(path, ignore_errors=True)
+
+    monkeypatch.setattr(Path, "rename", dying)
+    monkeypatch.setattr(work.shutil, "rmtree", dying_too)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        convert(target, units, overwrite=True)
+    monkeypatch.undo()
+    old = tmp_path / ".model.converting" / "replaced" / "7.bin"
+    assert old.exists()
+    assert target.exists() == bool(survived)
+    with pytest.raises(KeyboardInterrupt):
+        convert(target, [Unit(0, KeyboardInterrupt())], fingerprint="c", overwrite=True)
+    assert target.exists() or old.exists()
+    convert(target, units, fingerprint=fingerprint, overwrite=True)
+    assert sorted(content(target)) == ["0.bin", "1.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_what_stands_at_the_target_is_not_lost(tmp_path: Path) -> None:
     """Claim: only a finished folder of the same kind is replaced, and only when asked."""
     target = tmp_path / "target"
 
-    def check(*, overwrite: bool, source: Path = tmp_path) -> None:
+    def check(*, overwrite: bool, source: Path = tmp_path / "source") -> None:
         check_target(
             target, source=source, is_kind=lambda f: (f / "0.bin").is_file(), kind="thing", overwrite=overwrite
         )
@@ -150,8 +206,11 @@ def test_what_stands_at_the_target_is_not_lost(tmp_path: Path) -> None:
         check(overwrite=False)
     with pytest.raises(ConversionError, match="is the folder that is read"):
         check(overwrite=True, source=target)
+    for source in (target / "hf", tmp_path):
+        with pytest.raises(ConversionError, match="lie one in the other"):
+            check(overwrite=True, source=source)
     check(overwrite=True)
-    convert(target, [Unit(0)])
+    convert(target, [Unit(0)], overwrite=True)
     assert list(content(target)) == ["0.bin"]
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 

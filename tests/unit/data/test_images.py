@@ -12,6 +12,7 @@ from PIL import Image
 from prism_megatron.data import images
 from prism_megatron.data.images import ImagePreprocessor, image_size, open_image, to_rgb
 from prism_megatron.errors import DataError
+from prism_megatron.types import ImageInput
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,28 @@ def test_tokens_of_a_size_are_those_of_the_image(size: tuple[int, int], mini_fol
     preprocessor = ImagePreprocessor.from_folder(mini_folder)
     features = preprocessor(Image.new("RGB", size))
     assert preprocessor.num_tokens(features.grid_thw) == preprocessor.num_tokens_of_size(size)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (20, 30), (333, 100), (4000, 3000)])
+def test_a_picture_comes_back_from_its_patches(size: tuple[int, int], mini_folder: Path) -> None:
+    """What a server is sent: it gives the same patches again, bit for bit, and its own size is left alone."""
+    preprocessor = ImagePreprocessor.from_folder(mini_folder)
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    features = preprocessor(Image.fromarray(noise))
+    picture = preprocessor.picture(features)
+    again = preprocessor(picture)
+    assert again.grid_thw == features.grid_thw
+    assert np.array_equal(again.pixel_values_P_D, features.pixel_values_P_D)
+    if size == (96, 96):
+        assert np.array_equal(np.asarray(picture), noise), "a picture of a size the model takes comes back itself"
+
+
+def test_patches_of_no_picture_are_refused(mini_folder: Path) -> None:
+    preprocessor = ImagePreprocessor.from_folder(mini_folder)
+    features = preprocessor(Image.new("RGB", (64, 64), (9, 99, 199)))
+    for wrong in (features.pixel_values_P_D + 0.003, features.pixel_values_P_D * np.nan, features.pixel_values_P_D * 9):
+        with pytest.raises(DataError, match="8-bit colours"):
+            preprocessor.picture(ImageInput(wrong, features.grid_thw))
 
 
 def test_broken_and_huge_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +13,8 @@ from torch import Tensor
 from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
-from prism_megatron.types import Prompt, Rollout, Segments
+from prism_megatron.types import Segments
+from tests.unit.rollout.oracle import forced_logprobs, model_inputs
 from tests.unit.rollout.tiny_qwen import END, IMAGE, VIDEO, NoSegments, prompt, tiny_model, unequal_prompts
 
 CPU = torch.device("cpu")
@@ -29,27 +29,6 @@ def engine_for(folder: Path, **options: Any) -> EmbeddedRollout:
 def policy_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """What an export gives: every weight once, without the tied head."""
     return ((name, tensor) for name, tensor in model.state_dict().items() if name != "lm_head.weight")
-
-
-def model_inputs(prompt: Prompt, response: tuple[int, ...] = ()) -> dict[str, Tensor]:
-    ids = torch.tensor([[*prompt.token_ids, *response]])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if prompt.images:
-        inputs["pixel_values"] = torch.from_numpy(np.concatenate([i.pixel_values_P_D for i in prompt.images]))
-        inputs["image_grid_thw"] = torch.tensor([i.grid_thw for i in prompt.images])
-        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
-    return inputs
-
-
-@torch.no_grad()
-def forced_logprobs(model: Any, prompt: Prompt, rollout: Rollout, temperature: float) -> Tensor:
-    """Log-probs of the response in one transformers forward over prompt and response."""
-    model.model.rope_deltas = None
-    logits = model(**model_inputs(prompt, rollout.token_ids)).logits[0].double() / temperature
-    start = len(prompt.token_ids)
-    predicted = logits[start - 1 : -1].log_softmax(-1)
-    chosen: Tensor = predicted.gather(-1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
-    return chosen
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_equal_folders_of_every_kind(
 
 
 def test_differences_are_named_and_measured(experts: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """Claim: values, a sign of zero, a NaN, a format, a shape and a missing name are each told apart."""
+    """Claim: values, a single number, a sign of zero, a NaN, a format, a shape and a missing name are told apart."""
     held = load_file(experts / SINGLE)
     norm, gate = held[NORM].clone(), held[GATE_UP].clone()
     norm[3] += 0.5
@@ -96,16 +96,23 @@ def test_differences_are_named_and_measured(experts: Path, checkpoint: Path, tmp
     assert "different: 2 of" in found.text()
     zero, minus = torch.zeros(4), torch.zeros(4)
     minus[1] = -0.0
-    a = changed(experts, tmp_path / "a", dict.fromkeys(("zero", "format", "shape", "extra"), zero))
-    b = changed(experts, tmp_path / "b", {"zero": minus, "format": zero.bfloat16(), "shape": zero.view(2, 2)})
+    scales = {"none": torch.zeros(0, 4), "scale": torch.tensor(0.5)}
+    a = changed(experts, tmp_path / "a", {**scales, **dict.fromkeys(("zero", "format", "shape", "extra"), zero)})
+    other = {**scales, "scale": torch.tensor(float("inf"))}
+    b = changed(experts, tmp_path / "b", {**other, "zero": minus, "format": zero.bfloat16(), "shape": zero.view(2, 2)})
     found = check_weights(CheckConfig(str(a), str(b)))
     assert [str(d) for d in found.compared if not d.equal] == [
         "format: float32 [4], but bfloat16 [4]",
+        "scale float32 []: 1 elements differ, by at most inf",
         "shape: float32 [4], but float32 [2, 2]",
         "zero float32 [4]: 1 elements differ, by at most 0",
     ]
     assert (found.only_in_a, found.only_in_b) == (["extra"], [])
-    assert json.loads(found.as_json())["equal"] is False
+    document = json.loads(found.as_json(), parse_constant=pytest.fail)
+    assert document["equal"] is False
+    assert [t["max_difference"] for t in document["tensors"] if t["name"] == "scale"] == ["inf"]
+    with pytest.raises(ConfigError, match="--role policy picks what of a checkpoint"):
+        check_weights(CheckConfig(str(a), str(b), role="policy"))
 
 
 def test_inspect_says_what_a_folder_holds(experts: Path, checkpoint: Path) -> None:
@@ -128,20 +135,23 @@ def test_inspect_says_what_a_folder_holds(experts: Path, checkpoint: Path) -> No
     assert "optimizer" not in policy
 
 
-def test_the_tool_ends_with_a_status_for_scripts() -> None:
-    """Claim: status 1 and a summary line where folders differ; JSON on request."""
+def test_the_tool_ends_with_a_status_for_scripts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Claim: status 1 and a summary line where folders differ; JSON on request. Blind spot: no process is started."""
+    main = runpy.run_path(str(REPOSITORY / "tools" / "convert.py"))["main"]
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "tools/convert.py", *arguments]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["convert.py", *arguments])
+        return main(), capsys.readouterr().out
 
     policy, discriminator = str(MINI_FOLDER / "policy"), str(MINI_FOLDER / "discriminator")
-    different = run("check", policy, discriminator)
-    assert different.returncode == 1
-    assert different.stdout.splitlines()[-1].startswith("different: ")
-    inspected = run("inspect", discriminator, "--json")
-    assert inspected.returncode == 0
-    assert json.loads(inspected.stdout)["kind"] == "discriminator folder"
+    status, said = run("check", policy, discriminator)
+    assert status == 1
+    assert said.splitlines()[-1].startswith("different: ")
+    status, said = run("inspect", discriminator, "--json")
+    assert status == 0
+    assert json.loads(said)["kind"] == "discriminator folder"
 
 
 def test_no_folder_is_one_line() -> None:

@@ -1,0 +1,319 @@
+"""Starts, supervises and stops SGLang servers, each a process group of its own in SGLang's own environment.
+
+A server listens on a loopback port, asks for a random key, writes its log to a file, is started again when it dies, and
+dies with the process that started it. Where CUDA is absent it gets the arguments of a CPU server and, on its own
+PYTHONPATH, the two stand-ins in ``sglang_cpu/``. The trainer never imports sglang: see ``sglang_http``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from prism_megatron.errors import ConfigError, PrismError, RolloutError
+from prism_megatron.rollout.sglang_http import ServerClient
+
+PYTHON = Path(".venv-sglang/bin/python")
+"""Where ``make sglang`` puts SGLang's interpreter, from the root of the checkout."""
+
+HOST = "127.0.0.1"
+Argument = str | int | float | bool
+_FOLDER = Path(__file__).resolve().parent
+_GUARD = _FOLDER / "sglang_guard.py"
+_CPU_STAND_INS = _FOLDER / "sglang_cpu"
+_POLL_SECONDS = 0.2
+_FIRST_PORT, _NUM_PORTS = 20_000, 10_000
+_NUM_LINES_SHOWN = 12
+_OWN_VARIABLES = ("PYTHON", "TORCHELASTIC_", "VIRTUAL_ENV")
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_CPU_ENVIRONMENT = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # the first image would compile for 20 s
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(_CPU_STAND_INS),
+}
+_CPU_ARGUMENTS: dict[str, Argument] = {
+    "device": "cpu",
+    "attention-backend": "torch_native",
+    "sleep-on-idle": True,  # an idle scheduler would spin on a core
+}
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a server serves and how much of it at once."""
+
+    model: Path
+    """Hugging Face folder of the model and its tokenizer"""
+    logs: Path
+    """folder for each server's log and its file of arguments"""
+    python: Path = PYTHON
+    """interpreter that has sglang"""
+    dtype: str = "bfloat16"
+    """type of weights and key/value store, as torch spells it"""
+    tp: int = 1
+    """GPUs of one server"""
+    context_length: int = 4096
+    """most tokens of a prompt and its response together"""
+    max_total_tokens: int | None = None
+    """tokens that the key/value store holds; None lets SGLang fill the memory"""
+    max_running_requests: int | None = None
+    """sequences decoded at once; None lets SGLang choose"""
+    start_seconds: float = 300.0
+    """how long a server may take to become healthy"""
+
+
+class SGLangServer:
+    """One server process. ``start`` may be called again after the process has died; the port and the key stay."""
+
+    def __init__(self, options: ServerOptions, *, index: int, api_key: str) -> None:
+        """Raises ConfigError where SGLang is not installed."""
+        if not options.python.exists():
+            raise ConfigError(f"{options.python} does not exist; set up SGLang's own environment with `make sglang`")
+        self.options = options
+        self.index = index
+        self.log = options.logs / f"server-{index}.log"
+        self._api_key = api_key
+        self._port = _free_port()
+        self.client = ServerClient(f"http://{HOST}:{self._port}", api_key=api_key)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lifeline = -1
+
+    @property
+    def url(self) -> str:
+        return self.client.url
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server's process, which leads its group; None before the first start."""
+        return None if self._process is None else self._process.pid
+
+    def is_running(self) -> bool:
+        """Whether the process exists; it may not answer yet."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the process and return at once; ``wait`` waits for it to answer."""
+        self._end()
+        self.options.logs.mkdir(parents=True, exist_ok=True)
+        arguments = self._write_arguments()
+        reading, self._lifeline = os.pipe()
+        try:
+            with open(self.log, "ab", opener=_private) as log:
+                self._process = subprocess.Popen(
+                    [self.options.python, "-P", _GUARD, str(reading), "--config", arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=server_environment(os.environ, cuda=torch.cuda.is_available()),
+                    pass_fds=(reading,),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(reading)
+
+    def wait(self, stop: threading.Event | None = None) -> None:
+        """Return once the server answers. Raises RolloutError, with the end of its log, if it dies or takes too long.
+
+        A set ``stop`` ends the wait with the same error.
+        """
+        deadline = time.monotonic() + self.options.start_seconds
+        while not self.client.is_ready():
+            if not self.is_running():
+                raise RolloutError(f"SGLang server {self.index} ended while it started; {self._log_tail()}")
+            if time.monotonic() > deadline:
+                raise RolloutError(
+                    f"SGLang server {self.index} is not ready after {self.options.start_seconds:.0f} s; "
+                    f"{self._log_tail()}"
+                )
+            if stop is not None and stop.is_set():
+                raise RolloutError(f"SGLang server {self.index} was stopped while it started")
+            time.sleep(_POLL_SECONDS)
+
+    def kill(self) -> None:
+        """End the process group at once; ``start`` may follow."""
+        if self.is_running() and self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def stop(self) -> None:
+        """End the process and all it started; harmless if it has ended."""
+        self._end()
+        self.client.close()
+
+    def _end(self) -> None:
+        """SIGKILL to the group, also where its leader is dead already: a server has nothing worth a slow goodbye."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def _write_arguments(self) -> Path:
+        """A file that only its owner reads: arguments on a command line, the key among them, are public."""
+        path = self.options.logs / f"server-{self.index}.yaml"
+        arguments = server_arguments(self.options, port=self._port, cuda=torch.cuda.is_available())
+        content = {"api-key": self._api_key} | arguments
+        with open(path, "w", encoding="utf-8", opener=_private) as file:
+            json.dump(content, file, indent=2)  # SGLang reads YAML, of which JSON is a part
+        return path
+
+    def note(self, text: str) -> None:
+        """Add a line of ours to the server's log."""
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(f"{text}\n")
+
+    def _log_tail(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return f"{self.log} ends: {' | '.join(line.strip() for line in lines[-_NUM_LINES_SHOWN:])}"
+
+
+class SGLangServers:
+    """Several servers of one model, supervised by a thread that starts a dead one again."""
+
+    def __init__(
+        self, options: ServerOptions, *, count: int, api_key: str | None = None, max_restarts: int = 3
+    ) -> None:
+        """``api_key`` is a random one by default. ``max_restarts`` bounds the restarts of all servers together."""
+        key = secrets.token_urlsafe(32) if api_key is None else api_key
+        self.api_key = key
+        self.servers = tuple(SGLangServer(options, index=index, api_key=key) for index in range(count))
+        self._restarts_left = max_restarts
+        self._on_restart: Callable[[str], None] | None = None
+        self._stopping = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="sglang supervisor", daemon=True)
+        self._restarting: str | None = None
+        self._failure: RolloutError | None = None
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(server.url for server in self.servers)
+
+    def start(self) -> None:
+        """Start all servers, wait until they answer, then watch them. Raises RolloutError; then none is left."""
+        try:
+            for server in self.servers:
+                server.start()
+            for server in self.servers:
+                server.wait()
+        except BaseException:
+            self.stop()
+            raise
+        self._supervisor.start()
+
+    def on_restart(self, callback: Callable[[str], None]) -> None:
+        """Have ``callback(url)`` called when a server answers again after a restart: it has its folder's weights."""
+        self._on_restart = callback
+
+    def supervises(self, url: str) -> bool:
+        """Whether the server at ``url`` is started again when it dies. Raises RolloutError if that has failed."""
+        if self._failure is not None:
+            raise self._failure
+        return url in self.urls and not self._stopping.is_set()
+
+    def replace(self, url: str) -> bool:
+        """Have the lost server at ``url`` started again; False if nobody here does. Raises as ``supervises``.
+
+        One that hangs is ended first; one that is starting already is left alone.
+        """
+        if not self.supervises(url):
+            return False
+        if url != self._restarting:
+            self.servers[self.urls.index(url)].kill()
+        return True
+
+    def stop(self) -> None:
+        """End all servers and the supervision."""
+        self._stopping.set()
+        if self._supervisor.is_alive():
+            self._supervisor.join()
+        for server in self.servers:
+            server.stop()
+
+    def _supervise(self) -> None:
+        while not self._stopping.wait(_POLL_SECONDS):
+            for server in self.servers:
+                if server.is_running():
+                    continue
+                if self._restarts_left == 0:
+                    self._failure = RolloutError(
+                        f"SGLang server {server.index} died once more than it is restarted; see {server.log}"
+                    )
+                    return
+                self._restarts_left -= 1
+                self._restarting = server.url
+                try:
+                    self._restart(server)
+                except PrismError as error:
+                    server.note(f"restart failed: {error}")
+                    server.kill()  # and so it is tried again
+                self._restarting = None
+
+    def _restart(self, server: SGLangServer) -> None:
+        server.start()
+        server.wait(self._stopping)
+        if self._on_restart is not None:
+            self._on_restart(server.url)
+
+
+def server_arguments(options: ServerOptions, *, port: int, cuda: bool) -> dict[str, Argument]:
+    """The server's arguments by their long names, without the key."""
+    limits = {
+        "max-total-tokens": options.max_total_tokens,
+        "max-running-requests": options.max_running_requests,
+    }
+    arguments: dict[str, Argument] = {
+        "model-path": str(options.model.resolve()),
+        "host": HOST,
+        "port": port,
+        "dtype": options.dtype,
+        "tp-size": options.tp,
+        "context-length": options.context_length,
+        "skip-server-warmup": True,
+        **{name: limit for name, limit in limits.items() if limit is not None},
+    }
+    return arguments if cuda else arguments | _CPU_ARGUMENTS
+
+
+def server_environment(environment: Mapping[str, str], *, cuda: bool) -> dict[str, str]:
+    """The variables of a server's process: without this process's Python and its place in a world of ranks."""
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name not in _RANK_VARIABLES and not name.startswith(_OWN_VARIABLES)
+    }
+    # The cache of image features is cleared neither by a weight update nor by /flush_cache.
+    kept |= {"SGLANG_VLM_CACHE_SIZE_MB": "0", "HF_HUB_OFFLINE": "1"}
+    return kept if cuda else kept | _CPU_ENVIRONMENT
+
+
+def _free_port() -> int:
+    """A free port from below those that the kernel hands out itself (32768 and up, unless it is told otherwise).
+
+    A server binds its port only after a minute of loading; one of the kernel's would often be gone by then.
+    """
+    while True:
+        port = _FIRST_PORT + secrets.randbelow(_NUM_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+
+
+def _private(path: str, flags: int) -> int:
+    """Opener of files that hold the key; SGLang writes all its arguments to its log."""
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,102 @@
+"""Two real SGLang servers of the mini's policy, started once, and what the tests compare them with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen3VLForConditionalGeneration
+
+from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.data.render import Renderer
+from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang_server import PYTHON, ServerOptions, SGLangServers
+from prism_megatron.types import Prompt, Rollout
+from tests.unit.rollout.oracle import forced_logprobs
+
+FOLDER = MINI_FOLDER / "policy"
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class World:
+    """Servers, the engine on them, and the same model in transformers."""
+
+    servers: SGLangServers
+    engine: SGLangRollout
+    renderer: Renderer
+    oracle: Any
+
+    def load(self, weights: dict[str, torch.Tensor]) -> None:
+        """Give the oracle the weights that the engine is given."""
+        self.oracle.load_state_dict(weights, strict=False)
+        self.oracle.tie_weights()
+
+    def gap(self, prompt: Prompt, group: tuple[Rollout, ...], temperature: float = 1.0) -> float:
+        """Largest difference between the rollouts' log-probs and the oracle's, in nats."""
+        return max(
+            float(
+                (torch.tensor(r.logprobs).double() - forced_logprobs(self.oracle, prompt, r, temperature)).abs().max()
+            )
+            for r in group
+        )
+
+    def prompts(self) -> list[Prompt]:
+        """Text; one image; two images of different sizes, which the processor resizes."""
+        return [
+            self.renderer.prompt("text", "How many circles are there?", []),
+            self.renderer.prompt("one", "How many red circles?", [picture(0, 96, 96)]),
+            self.renderer.prompt("two", "Which one shows more?", [picture(1, 333, 100), picture(2, 50, 61)]),
+        ]
+
+
+def picture(seed: int, width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def mini_options(logs: Path) -> ServerOptions:
+    return ServerOptions(
+        model=FOLDER,
+        logs=logs,
+        python=REPOSITORY / PYTHON,
+        dtype="float32",
+        context_length=1024,
+        max_total_tokens=16384,
+        max_running_requests=64,
+        start_seconds=400.0,  # 20 s on two free cores
+    )
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServers]:
+    if not (REPOSITORY / PYTHON).exists():
+        pytest.skip(f"no SGLang: `make sglang` sets up {PYTHON.parts[0]}")
+    servers = SGLangServers(mini_options(tmp_path_factory.mktemp("logs")), count=2, max_restarts=4)
+    servers.start()
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture(scope="session")
+def world(servers: SGLangServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    renderer = Renderer.from_folder(FOLDER)
+    engine = SGLangRollout(
+        FOLDER,
+        renderer.segment_finder,
+        urls=servers.urls,
+        api_key=servers.api_key,
+        end_token_ids=[renderer.end_token_id],
+        spool=tmp_path_factory.mktemp("spool"),
+        servers=servers,
+        options=SGLangOptions(bucket_bytes=200_000),
+    )
+    model_class: Any = Qwen3VLForConditionalGeneration
+    oracle = model_class.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    yield World(servers, engine, renderer, oracle)
+    engine.close()

@@ -1,0 +1,247 @@
+"""The whole path against real servers: tokens, log-probs, weights, and servers that die.
+
+Oracle: transformers with the same weights, in fp32 on both sides. Tolerance 1e-4 nats. Blind to CUDA kernels, to
+several GPUs a server and to networks: the servers run SGLang's native torch code on this machine.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf_writer import write_hf_folder
+from prism_megatron.errors import RolloutError, WeightSyncError
+from prism_megatron.rollout import sglang_weights
+from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.embedded import EmbeddedRollout
+from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang_http import ServerClient
+from prism_megatron.rollout.sglang_weights import Transport
+from prism_megatron.types import Rollout
+from tests.sglang.conftest import FOLDER, World
+from tests.unit.rollout.weights import mini_weights
+
+TOLERANCE = 1e-4
+VISION_MOVED = 0.05
+RESTART_SECONDS = 400.0
+
+
+def moved(seed: int) -> dict[str, Tensor]:
+    """Weights after a step: all of them a little off, the vision tower's too."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: tensor + VISION_MOVED * tensor.std() * torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() > 1
+        else tensor
+        for name, tensor in mini_weights()
+    }
+
+
+def hand_over(world: World, weights: dict[str, Tensor], version: int) -> None:
+    world.load(weights)
+    world.engine.update_weights(iter(weights.items()), version)
+
+
+def held(world: World) -> list[tuple[str, str]]:
+    """Version and checksum of each server, as it reports them."""
+    clients = [server.client for server in world.servers.servers]
+    return [
+        (
+            str(client.get("/model_info")["weight_version"]),
+            str(client.post_again("/weights_checker", {"action": "checksum"})["per_engine_checksum"]),
+        )
+        for client in clients
+    ]
+
+
+def assert_close(world: World, version: int) -> None:
+    """Every kind of prompt, sampled twice over so that both servers answer."""
+    prompts = [*world.prompts(), *world.prompts()]
+    groups = world.engine.generate(prompts, 2, Sampling(max_new_tokens=24), seed=0, step=0)
+    for prompt, group in zip(prompts, groups, strict=True):
+        assert {rollout.policy_version for rollout in group} == {version}
+        assert world.gap(prompt, group) <= TOLERANCE, prompt.id
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+def test_logprobs_are_those_of_transformers(world: World, temperature: float) -> None:
+    hand_over(world, dict(mini_weights()), 1)
+    prompts = world.prompts()
+    groups = world.engine.generate(prompts, 8, Sampling(temperature, max_new_tokens=40), seed=0, step=0)
+    for prompt, group in zip(prompts, groups, strict=True):
+        assert len(group) == 8
+        assert world.gap(prompt, group, temperature or 1.0) <= TOLERANCE, prompt.id
+        for rollout in group:
+            ended = rollout.token_ids[-1] == world.renderer.end_token_id
+            assert rollout.finish_reason == ("stop" if ended else "length")
+            assert ended or len(rollout.token_ids) == 40
+
+
+def test_greedy_tokens_are_those_of_the_embedded_engine(world: World) -> None:
+    weights = dict(mini_weights())
+    hand_over(world, weights, 1)
+    embedded = EmbeddedRollout(
+        FOLDER,
+        world.renderer.segment_finder,
+        end_token_ids=[world.renderer.end_token_id],
+        device=torch.device("cpu"),
+    )
+    embedded.update_weights(iter(weights.items()), 1)
+    greedy = Sampling(temperature=0.0, max_new_tokens=40)
+    groups = [engine.generate(world.prompts(), 1, greedy, seed=0, step=0) for engine in (world.engine, embedded)]
+    for (ours,), (theirs,) in zip(*groups, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        assert (ours.finish_reason, ours.segments) == (theirs.finish_reason, theirs.segments)
+
+
+@pytest.mark.parametrize("transport", ["tensor", "disk"])
+def test_an_update_reaches_every_weight_and_no_cache_survives_it(world: World, transport: Transport) -> None:
+    """The same images before and after: keys, values and image features of the old weights must be gone."""
+    engine = world.engine
+    shared = SGLangRollout(
+        FOLDER,
+        world.renderer.segment_finder,
+        urls=world.servers.urls,
+        api_key=world.servers.api_key,
+        end_token_ids=[world.renderer.end_token_id],
+        spool=engine._spool / transport,
+        options=SGLangOptions(transport=transport),
+    )
+    world.engine = shared
+    try:
+        for version, weights in ((1, dict(mini_weights())), (2, moved(2)), (3, dict(mini_weights()))):
+            hand_over(world, weights, version)
+            assert_close(world, version)
+            first, second = held(world)
+            assert first == second and first[0] == str(version)
+    finally:
+        world.engine = engine
+        shared.close()
+
+
+def test_both_transports_leave_the_same_weights(world: World) -> None:
+    """And another step leaves others: the checksum sees a difference."""
+    weights = moved(5)
+    hand_over(world, weights, 1)
+    by_tensor = held(world)[0][1]
+    folder = world.engine._spool / "by disk"
+    write_hf_folder(folder, iter(weights.items()), like=FOLDER)
+    client = world.servers.servers[0].client
+    client.post("/update_weights_from_disk", {"model_path": str(folder), "weight_version": "1"})
+    assert held(world)[0][1] == by_tensor
+    hand_over(world, moved(6), 2)
+    assert held(world)[0][1] != by_tensor
+
+
+def test_wrong_names_change_nothing(world: World) -> None:
+    """SGLang itself would take the first in silence and die of the second."""
+    hand_over(world, dict(mini_weights()), 7)
+    before = held(world)
+    name = "model.visual.blocks.0.mlp.linear_fc1.weight"
+    for wrong in ({"model.visual.block.0": torch.zeros(3)}, {name: torch.zeros(5, 5)}):
+        with pytest.raises(WeightSyncError, match=re.escape(next(iter(wrong)))):
+            world.engine.update_weights(iter((dict(mini_weights(2.0)) | wrong).items()), 8)
+    dropped = {key: value for key, value in mini_weights(2.0) if key != name}
+    with pytest.raises(WeightSyncError, match=f"not sent: {name}"):
+        world.engine.update_weights(iter(dropped.items()), 8)
+    assert held(world) == before and world.engine.policy_version == 7
+    assert_close(world, 7)
+
+
+def test_when_one_server_cannot_begin_both_keep_the_version(world: World) -> None:
+    hand_over(world, dict(mini_weights()), 7)
+    before = held(world)
+    world.servers.servers[1].client.post("/begin_weight_update", {})
+    with pytest.raises(WeightSyncError, match="already open"):
+        world.engine.update_weights(iter(moved(3).items()), 8)
+    assert held(world) == before
+    assert_close(world, 7)
+    world.servers.servers[1].client.post("/end_weight_update", {})
+    hand_over(world, moved(3), 8)
+    assert_close(world, 8)
+
+
+def test_a_wrong_key_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(RolloutError, match="refuses the API key"):
+        SGLangRollout(
+            FOLDER,
+            world.renderer.segment_finder,
+            urls=world.servers.urls,
+            api_key="not the key",
+            end_token_ids=[world.renderer.end_token_id],
+            spool=tmp_path,
+        )
+
+
+def wait_until_restored(world: World, url: str, version: int) -> None:
+    """Until the server at ``url`` answers and holds ``version``."""
+    client = ServerClient(url, api_key=world.servers.api_key)
+    deadline = time.monotonic() + RESTART_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if client.get("/model_info", seconds=1.0)["weight_version"] == str(version):
+                break
+        except RolloutError:
+            pass
+        time.sleep(0.5)
+    client.close()
+
+
+def test_a_server_killed_while_it_samples_costs_no_answer(world: World) -> None:
+    """It comes back with the policy's weights, not its folder's."""
+    hand_over(world, moved(4), 11)
+    prompts = [world.renderer.prompt(f"p{i}", f"How many? {i}", []) for i in range(24)]
+    collected: list[list[tuple[Rollout, ...]]] = []
+
+    def generate() -> None:
+        sampling = Sampling(temperature=2.0, max_new_tokens=200)
+        collected.append(world.engine.generate(prompts, 4, sampling, seed=0, step=0))
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    time.sleep(1.0)
+    assert thread.is_alive(), "blind: nothing was being sampled"
+    victim = world.servers.servers[0]
+    victim.kill()
+    thread.join()
+    (groups,) = collected
+    assert [len(group) for group in groups] == [4] * len(prompts)
+    for prompt, group in zip(prompts, groups, strict=True):
+        assert {rollout.policy_version for rollout in group} == {11}
+        assert world.gap(prompt, group, 2.0) <= TOLERANCE
+    wait_until_restored(world, victim.url, 11)
+    first, second = held(world)
+    assert first == second
+    assert_close(world, 11)
+
+
+def test_a_server_killed_in_an_update_comes_back_with_the_new_weights(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_over(world, moved(4), 11)
+    victim = world.servers.servers[1]
+    real_buckets = sglang_weights.buckets
+
+    def deadly_buckets(source: HFFolder, bucket_bytes: int) -> Iterator[str]:
+        for number, bucket in enumerate(real_buckets(source, bucket_bytes)):
+            if number == 3:
+                victim.kill()
+                monkeypatch.undo()
+            yield bucket
+
+    monkeypatch.setattr(sglang_weights, "buckets", deadly_buckets)
+    hand_over(world, moved(9), 12)
+    assert sglang_weights.buckets is real_buckets, "blind: there were too few buckets"
+    assert_close(world, 12)
+    wait_until_restored(world, victim.url, 12)
+    first, second = held(world)
+    assert first == second
+    assert_close(world, 12)

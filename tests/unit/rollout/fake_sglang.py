@@ -1,0 +1,228 @@
+"""An HTTP server that speaks SGLang 0.5.23's protocol as far as the client uses it, with its failures.
+
+It holds real weights and reads real images; only the sampling is made up: the tokens of a sample count up from its
+number, and their log-probs are -token/1000.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from prism_megatron.config.mini_world import MINI_FOLDER
+
+FOLDER = MINI_FOLDER / "policy"
+KEY = "the right key"
+PIXELS_OF_A_TOKEN = 32
+CONTEXT = 600
+
+
+@dataclass
+class FakeSGLang:
+    """State of one fake server. Tests set the fields of failures and read what was received."""
+
+    image_token_id: int
+    url: str = ""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    version: str = "default"
+    session_open: bool = False
+    paused: bool = False
+    num_layers: int = 4
+    delay: float = 0.0
+    """seconds that a generation takes"""
+    extra_prompt_tokens: int = 0
+    answer_status: list[int] = field(default_factory=list)
+    """HTTP status of the next generations; 0 breaks the connection, 200 (or nothing left) answers"""
+    finish_reason: str = "stop"
+    barred_logprob: float = -60.0
+    """log-prob, as the server has it, of each token that must not be sampled"""
+    refuse: dict[str, int] = field(default_factory=dict)
+    """paths that answer 400, and how many times"""
+    die_at: str | None = None
+    """path at which every call from now on breaks off, until ``restart``"""
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    dead: bool = False
+    running: int = 0
+    most_running: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def paths(self) -> list[str]:
+        return [path for path, _ in self.calls]
+
+    def restart(self) -> None:
+        """What a new process has: the weights of its folder, and no session."""
+        self.weights = load_file(FOLDER / "model.safetensors")
+        self.version, self.session_open, self.paused = "default", False, False
+        self.die_at, self.dead = None, False
+
+    def checksum(self) -> str:
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            digest.update(name.encode())
+            digest.update(self.weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def get(self, path: str) -> tuple[int, Any]:
+        if path == "/health":
+            return 200, {}
+        if path == "/model_info":
+            return 200, {"model_type": "qwen3_vl", "model_path": "/elsewhere", "weight_version": self.version}
+        if path == "/server_info":
+            return 200, {"context_length": CONTEXT}
+        return 404, {"detail": "Not Found"}
+
+    def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        with self.lock:
+            self.calls.append((path, body))
+            self.dead = self.dead or path == self.die_at
+            if self.dead:
+                raise ConnectionAbortedError
+            if self.refuse.get(path, 0) > 0:
+                self.refuse[path] -= 1
+                return 400, {"success": False, "message": f"{path} was refused"}
+        if path == "/generate":
+            return self.generate(body)
+        return self.control(path, body)
+
+    def control(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path in ("/pause_generation", "/continue_generation"):
+            self.paused = path == "/pause_generation"
+            return 200, {"status": "ok"}
+        if path == "/weights_checker":
+            layers = [f"model.layers.{i}.input_layernorm.weight" for i in range(self.num_layers)]
+            names = [*layers, *(f"visual.blocks.{i}.norm1.weight" for i in range(3))]
+            return 200, {"ranks": [{"checksums": dict.fromkeys(names, "")}], "per_engine_checksum": self.checksum()}
+        if path in {"/begin_weight_update", "/end_weight_update"}:
+            wanted = path == "/end_weight_update"
+            if self.session_open is not wanted:
+                return 400, {"success": False, "message": "a session is already open" if not wanted else "no session"}
+            self.session_open = not wanted
+            return 200, {"success": True, "message": "Success"}
+        if path == "/update_weights_from_disk":
+            self.load(load_file(Path(body["model_path"]) / "model.safetensors"))
+        elif path == "/update_weights_from_tensor":
+            if not self.session_open:
+                return 400, {"success": False, "message": "must run between begin and end"}
+            assert body["load_format"] == "flattened_bucket"
+            for payload in body["serialized_named_tensors"]:
+                self.load(unpack(payload))
+        else:
+            return 404, {"detail": "Not Found"}
+        self.version = body.get("weight_version", self.version)
+        return 200, {"success": True, "message": "Success"}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """As SGLang does it: unknown names are passed over, and a wrong shape is the end of the process."""
+        for name, tensor in tensors.items():
+            if name in self.weights:
+                if self.weights[name].shape != tensor.shape:
+                    raise ConnectionAbortedError
+                self.weights[name] = tensor.clone()
+
+    def generate(self, body: dict[str, Any]) -> tuple[int, Any]:
+        with self.lock:
+            status = self.answer_status.pop(0) if self.answer_status else 200
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        time.sleep(self.delay)
+        with self.lock:
+            self.running -= 1
+        if status == 0:
+            raise ConnectionAbortedError
+        if status != 200:
+            return status, {"error": {"message": "no room"}}
+        pictures = [read_picture(url) for url in body.get("image_data", [[]])[0]]
+        num_pads = body["input_ids"][0].count(self.image_token_id)
+        if num_pads != len(pictures):
+            return 500, {"error": {"message": "Internal Server Error"}}
+        expanded = sum((w // PIXELS_OF_A_TOKEN) * (h // PIXELS_OF_A_TOKEN) - 1 for w, h in (p.size for p in pictures))
+        prompt_tokens = len(body["input_ids"][0]) + expanded + self.extra_prompt_tokens
+        return 200, [self.sample(i, prompt_tokens, body) for i in range(body["sampling_params"]["n"])]
+
+    def sample(self, number: int, prompt_tokens: int, body: dict[str, Any]) -> dict[str, Any]:
+        tokens = [number + 5, number + 6, *body["sampling_params"]["stop_token_ids"][:1]]
+        return {
+            "text": "",
+            "output_ids": tokens,
+            "meta_info": {
+                "finish_reason": {"type": self.finish_reason},
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": len(tokens),
+                "weight_versions": [{"version": self.version, "start": 0, "end": len(tokens)}],
+                "output_token_logprobs": [[-token / 1000, token, None] for token in tokens],
+                "output_token_ids_logprobs": [
+                    [[self.barred_logprob, token, None] for token in body["token_ids_logprob"]] for _ in tokens
+                ],
+            },
+        }
+
+
+def read_picture(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
+
+
+def unpack(payload: str) -> dict[str, Tensor]:
+    """The tensors of a flattened bucket, read by its metadata alone."""
+    bucket = pickle.loads(base64.b64decode(payload))
+    flat = bucket["flattened_tensor"]
+    return {m.name: flat[m.start_idx : m.end_idx].view(m.dtype).reshape(m.shape) for m in bucket["metadata"]}
+
+
+@contextmanager
+def running(image_token_id: int) -> Iterator[FakeSGLang]:
+    """A fake server on a loopback port of its own."""
+    fake = FakeSGLang(image_token_id)
+    fake.restart()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.respond(*fake.get(self.path))
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            try:
+                self.respond(*fake.post(self.path, body))
+            except ConnectionAbortedError:
+                self.close_connection = True
+
+        def respond(self, status: int, answer: Any) -> None:
+            if self.path != "/health" and self.headers.get("Authorization") != f"Bearer {KEY}":
+                status, answer = 401, {"error": "Unauthorized"}
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    fake.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

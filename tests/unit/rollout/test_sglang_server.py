@@ -1,0 +1,211 @@
+"""Processes of servers: started, watched, restarted, ended, and never left behind.
+
+A stub stands in for the ``sglang`` package, run by the real guard in a process group of its own. Blind to what SGLang
+itself does at start and end, for which ``tests/sglang`` is there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prism_megatron.errors import ConfigError, RolloutError
+from prism_megatron.rollout.sglang_server import (
+    ServerOptions,
+    SGLangServer,
+    SGLangServers,
+    server_arguments,
+    server_environment,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+STUB = """
+import json, subprocess, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+arguments = json.load(open(sys.argv[sys.argv.index("--config") + 1]))
+print("the stub has started", flush=True)
+if arguments["model-path"].endswith("broken"):
+    sys.exit("this model cannot be served")
+if arguments["model-path"].endswith("slow"):
+    time.sleep(600)
+worker = subprocess.Popen(["sleep", "600"])
+print("worker", worker.pid, flush=True)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+HTTPServer((arguments["host"], arguments["port"]), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Callable[..., ServerOptions]:
+    """Options whose interpreter finds the stub as ``sglang``."""
+    package = tmp_path / "site" / "sglang"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "launch_server.py").write_text(STUB)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={package.parent} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    def build(model: str = "model", start_seconds: float = 60.0) -> ServerOptions:
+        return ServerOptions(tmp_path / model, tmp_path / "logs", python=python, start_seconds=start_seconds)
+
+    return build
+
+
+def worker_pids(server: SGLangServer) -> list[int]:
+    return [int(line.split()[1]) for line in server.log.read_text().splitlines() if line.startswith("worker ")]
+
+
+def exists(pid: int) -> bool:
+    """Whether the process lives; one that nobody has collected yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return holds()
+
+
+def test_a_killed_server_is_started_again_and_announced(options: Callable[..., ServerOptions]) -> None:
+    servers = SGLangServers(options(), count=2)
+    announced: list[str] = []
+    servers.on_restart(announced.append)
+    servers.start()
+    try:
+        killed, other = servers.servers
+        before = {server.url: server.pid for server in servers.servers}
+        assert servers.replace(killed.url), "a supervised server is replaced"
+        assert eventually(lambda: announced == [killed.url])
+        assert killed.client.is_ready() and killed.pid != before[killed.url]
+        assert other.pid == before[other.url]
+        assert not servers.replace("http://127.0.0.1:1"), "nobody restarts a stranger"
+    finally:
+        servers.stop()
+    assert not any(exists(pid) for server in servers.servers for pid in worker_pids(server))
+    assert len(worker_pids(killed)) == 2, "the log of the first process is kept"
+
+
+def test_restarts_are_counted(options: Callable[..., ServerOptions]) -> None:
+    servers = SGLangServers(options(), count=1, max_restarts=0)
+    servers.start()
+    (server,) = servers.servers
+    server.kill()
+
+    def given_up() -> bool:
+        try:
+            return not servers.supervises(server.url)
+        except RolloutError as error:
+            return "died once more than it is restarted" in str(error)
+
+    assert eventually(given_up)
+    servers.stop()
+
+
+def test_a_server_that_cannot_start_shows_the_end_of_its_log(options: Callable[..., ServerOptions]) -> None:
+    with pytest.raises(RolloutError, match=r"server 0 ended while it started; .*server-0\.log ends:.*cannot be served"):
+        SGLangServers(options("broken"), count=1).start()
+    slow = SGLangServers(options("slow", start_seconds=2.0), count=1)
+    with pytest.raises(RolloutError, match="not ready after 2 s"):
+        slow.start()
+    assert not slow.servers[0].is_running()
+
+
+def test_stopping_does_not_wait_for_a_server_that_is_starting(options: Callable[..., ServerOptions]) -> None:
+    server = SGLangServer(options("slow"), index=0, api_key="key")
+    server.start()
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(RolloutError, match="stopped while it started"):
+        server.wait(stop)
+    server.stop()
+    assert not server.is_running()
+
+
+def test_no_process_outlives_a_killed_parent(options: Callable[..., ServerOptions], tmp_path: Path) -> None:
+    """SIGKILL leaves the parent no chance to end anything."""
+    python, model, logs = options().python, options().model, tmp_path / "logs"
+    script = f"""
+import time
+from pathlib import Path
+from prism_megatron.rollout.sglang_server import SGLangServers, ServerOptions
+servers = SGLangServers(ServerOptions(Path({str(model)!r}), Path({str(logs)!r}), python=Path({str(python)!r})), count=1)
+servers.start()
+print(servers.servers[0].pid, flush=True)
+time.sleep(600)
+"""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    (worker,) = [int(line.split()[1]) for line in (logs / "server-0.log").read_text().splitlines() if "worker" in line]
+    assert exists(pid) and exists(worker), "blind: nothing to leave behind"
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert eventually(lambda: not exists(pid) and not exists(worker))
+    parent.stdout.close()
+
+
+def test_the_key_is_not_on_the_command_line_and_files_are_private(options: Callable[..., ServerOptions]) -> None:
+    servers = SGLangServers(options(), count=1)
+    servers.start()
+    try:
+        (server,) = servers.servers
+        assert len(servers.api_key) >= 32
+        assert servers.api_key not in Path(f"/proc/{server.pid}/cmdline").read_text()
+        for file in server.options.logs.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    finally:
+        servers.stop()
+
+
+def test_a_missing_environment_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="make sglang"):
+        SGLangServers(ServerOptions(tmp_path, tmp_path, python=tmp_path / "none"), count=1)
+
+
+def test_cpu_arguments_and_stand_ins_are_for_machines_without_cuda(tmp_path: Path) -> None:
+    options = ServerOptions(tmp_path, tmp_path, tp=2, max_total_tokens=99)
+    gpu, cpu = (server_arguments(options, port=5, cuda=cuda) for cuda in (True, False))
+    assert "device" not in gpu and gpu["tp-size"] == 2 and gpu["max-total-tokens"] == 99
+    assert cpu.items() > gpu.items() and cpu["device"] == "cpu"
+    rank = {"RANK": "3", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x", "PYTHONPATH": "/ours", "HOME": "/home"}
+    gpu_environment, cpu_environment = (server_environment(rank, cuda=cuda) for cuda in (True, False))
+    assert rank.keys() & gpu_environment.keys() == {"HOME"}
+    assert cpu_environment["PYTHONPATH"].endswith("sglang_cpu") and cpu_environment["SGLANG_USE_CPU_ENGINE"] == "1"
+    for environment in (gpu_environment, cpu_environment):
+        assert environment["SGLANG_VLM_CACHE_SIZE_MB"] == "0", "image features of old weights would be used again"
+
+
+def test_ports_are_none_that_the_kernel_gives_away(options: Callable[..., ServerOptions]) -> None:
+    """Between the choice of a port and the server's bind lies a minute of loading."""
+    first_of_kernel = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    if first_of_kernel <= 30_000:
+        pytest.skip("this machine's kernel gives away more ports than most")
+    for server in SGLangServers(options(), count=20).servers:
+        assert 1024 < int(server.url.rpartition(":")[2]) < first_of_kernel
