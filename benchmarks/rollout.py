@@ -12,6 +12,7 @@ is 1 where a workload's ratio is below its limit.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -114,14 +115,15 @@ def check_greedy(engine: EmbeddedRollout, vendor: Vendor, prompts: Sequence[Prom
         raise SystemExit(f"at temperature 0 the embedded engine gives {ours}, transformers {theirs}")
 
 
-def best_seconds(run: Callable[[], object], repeats: int) -> float:
-    """CPU seconds of the fastest of ``repeats`` runs: other load only ever adds time."""
-    seconds = []
+def best_seconds(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """CPU seconds of the fastest of ``repeats`` calls of each run, in turn: other load only ever adds time."""
+    best = [math.inf] * len(runs)
     for _ in range(repeats):
-        start = time.process_time()
-        run()
-        seconds.append(time.process_time() - start)
-    return min(seconds)
+        for r, run in enumerate(runs):
+            start = time.process_time()
+            run()
+            best[r] = min(best[r], time.process_time() - start)
+    return best
 
 
 def measure(work: Workload, engine: EmbeddedRollout, vendor: Vendor, args: argparse.Namespace) -> bool:
@@ -132,15 +134,15 @@ def measure(work: Workload, engine: EmbeddedRollout, vendor: Vendor, args: argpa
         f"\n{args.prompts} prompts of {len(prompts[0].token_ids)} tokens ({work.images} x {work.side**2} visual) "
         f"x {args.samples} samples x {args.new_tokens} new tokens; greedy tokens are equal"
     )
-    seconds: dict[str, tuple[float, float]] = {}
+    seconds: dict[str, list[float]] = {}
     for name, new_tokens in (("prefill", 1), ("whole", args.new_tokens)):
         ours = partial(engine.generate, prompts, args.samples, Sampling(max_new_tokens=new_tokens), seed=0, step=0)
         theirs = partial(
             vendor.generate, prompts, new_tokens, do_sample=True, top_k=0, num_return_sequences=args.samples
         )
-        seconds[name] = best_seconds(ours, args.repeats), best_seconds(theirs, args.repeats)
+        seconds[name] = best_seconds((ours, theirs), args.repeats)
     whole, prefill = seconds["whole"], seconds["prefill"]
-    seconds["decode"] = whole[0] - prefill[0], whole[1] - prefill[1]
+    seconds["decode"] = [whole[0] - prefill[0], whole[1] - prefill[1]]
     rows = args.prompts * args.samples
     tokens = {"prefill": rows, "decode": rows * (args.new_tokens - 1), "whole": rows * args.new_tokens}
     for name in ("prefill", "decode", "whole"):
@@ -163,7 +165,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--samples", type=int, default=16, help="samples of each prompt")
     parser.add_argument("--new-tokens", type=int, default=64, help="of each sample; at least 2")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each row, of which the fastest counts")
+    parser.add_argument("--repeats", type=int, default=4, help="runs of each row, of which the fastest counts")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
