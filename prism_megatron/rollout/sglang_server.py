@@ -73,6 +73,10 @@ class ServerOptions:
     """sequences decoded at once; None lets SGLang choose"""
     start_seconds: float = 300.0
     """how long a server may take to become healthy"""
+    port: int | None = None
+    """of the one server there is then; None takes a free one for each"""
+    name: str | None = None
+    """the model's name in OpenAI-compatible requests; None lets SGLang take the folder's"""
 
 
 class SGLangServer:
@@ -86,7 +90,7 @@ class SGLangServer:
         self.index = index
         self.log = options.logs / f"server-{index}.log"
         self._api_key = api_key
-        self._port = _free_port()
+        self._port = _free_port() if options.port is None else options.port
         self.client = ServerClient(f"http://{HOST}:{self._port}", api_key=api_key)
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
@@ -273,9 +277,10 @@ class SGLangServers:
 
 def server_arguments(options: ServerOptions, *, port: int, cuda: bool) -> dict[str, Argument]:
     """The server's arguments by their long names, without the key."""
-    limits = {
+    asked: dict[str, Argument | None] = {
         "max-total-tokens": options.max_total_tokens,
         "max-running-requests": options.max_running_requests,
+        "served-model-name": options.name,
     }
     arguments: dict[str, Argument] = {
         "model-path": str(options.model.resolve()),
@@ -285,7 +290,7 @@ def server_arguments(options: ServerOptions, *, port: int, cuda: bool) -> dict[s
         "tp-size": options.tp,
         "context-length": options.context_length,
         "skip-server-warmup": True,
-        **{name: limit for name, limit in limits.items() if limit is not None},
+        **{name: value for name, value in asked.items() if value is not None},
     }
     return arguments if cuda else arguments | _CPU_ARGUMENTS
 

@@ -26,46 +26,15 @@ from prism_megatron.rollout.sglang_server import (
     server_arguments,
     server_environment,
 )
+from tests.unit.rollout.stub_sglang import stub_python
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-STUB = """
-import json, subprocess, sys, time
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
-arguments = json.load(open(sys.argv[sys.argv.index("--config") + 1]))
-print("the stub has started", flush=True)
-if arguments["model-path"].endswith("broken"):
-    sys.exit("this model cannot be served")
-if arguments["model-path"].endswith("slow"):
-    time.sleep(600)
-worker = subprocess.Popen(["sleep", "600"])
-print("worker", worker.pid, flush=True)
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-HTTPServer((arguments["host"], arguments["port"]), Handler).serve_forever()
-"""
 
 
 @pytest.fixture
 def options(tmp_path: Path) -> Callable[..., ServerOptions]:
     """Options whose interpreter finds the stub as ``sglang``."""
-    package = tmp_path / "site" / "sglang"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "launch_server.py").write_text(STUB)
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={package.parent} exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    python = stub_python(tmp_path)
 
     def build(model: str = "model", start_seconds: float = 60.0) -> ServerOptions:
         return ServerOptions(tmp_path / model, tmp_path / "logs", python=python, start_seconds=start_seconds)
