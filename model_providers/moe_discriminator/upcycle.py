@@ -31,6 +31,16 @@ def keyed_normal(shape: tuple[int, ...], *, std: float, seed: int, name: str) ->
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)) * std
 
 
+class _LastDrawn(threading.local):
+    """The tensor that each thread drew last. A copy in another process begins empty."""
+
+    name = ""
+    tensor: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[_LastDrawn], tuple[()]]:
+        return _LastDrawn, ()
+
+
 class UpcycledSource(TensorSource):
     """The tensors of a discriminator, made from a dense model's as they are asked for (a ``TensorSource``)."""
 
@@ -50,7 +60,7 @@ class UpcycledSource(TensorSource):
         """
         self._dense = dense
         self._seed = seed
-        self._last = threading.local()
+        self._last = _LastDrawn()
         self._expert_std = expert_std
         self._init_std = init_std
         self._dense_dtypes = dense.dtypes()
@@ -105,12 +115,12 @@ class UpcycledSource(TensorSource):
         """A part of a tensor. What is drawn is kept until this thread asks for another: its parts come in a row."""
         if name not in self._fresh and name not in self._copied_from:
             return self._dense.get_rows(name, start, stop)
-        if getattr(self._last, "name", None) != name:
-            self._last.name, self._last.tensor = None, None
+        if self._last.name != name:
+            self._last.name, self._last.tensor = "", None
             self._last.tensor = self.get(name)
             self._last.name = name
-        tensor: Tensor = self._last.tensor
-        return tensor[start:stop].clone()
+        assert self._last.tensor is not None
+        return self._last.tensor[start:stop].clone()
 
     def _dtype(self, name: str) -> torch.dtype:
         return self._dense_dtypes[f"{TEXT}.norm.weight" if name in self._fresh else self._copied_from.get(name, name)]

@@ -63,8 +63,8 @@ class LossOutput:
 
     loss: Tensor
     sums: Mapping[str, Tensor] = field(default_factory=dict)
-    maxima: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    maxima: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 LossFn = Callable[[Tensor, Batch], LossOutput]
