@@ -11,6 +11,7 @@ import base64
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,11 +231,9 @@ class WeightSync:
 
     def _release(self, client: ServerClient) -> None:
         """Leave an update half done, as far as the server still can."""
-        try:
-            if self._transport == "tensor":
+        if self._transport == "tensor":
+            with suppress(ServerRefusedError):  # an update that is over already is refused, and that is as well
                 client.post("/end_weight_update", {})
-        except ServerRefusedError:
-            pass  # it was over already
         client.post("/continue_generation", {})
 
     def _surviving(
