@@ -23,8 +23,7 @@ from tests.sglang.conftest import REPOSITORY, World
 from tests.sglang.test_real_server import TOLERANCE, hand_over, moved
 from tests.unit.rollout.oracle import forced_logprobs
 
-FLAGS = "--rollout sglang --rollout-ahead 1 --dtype fp32 --prompts-per-step 2 --rollouts-per-prompt 4 --policy.lr 1e-3"
-STEPS = 4
+FLAGS = "--tp 2 --dtype fp32 --steps 4 --prompts-per-step 2 --rollouts-per-prompt 4 --rollout sglang --rollout-ahead 1"
 
 
 def test_unfinished_answers_go_on_under_the_new_weights(world: World) -> None:
@@ -45,10 +44,38 @@ def test_unfinished_answers_go_on_under_the_new_weights(world: World) -> None:
     for prompt, group in zip(prompts, groups, strict=True):
         assert len(group) == 4
         assert any(len(rollout.versions) > 1 for rollout in group), f"blind: no answer to {prompt.id} was under way"
-        for version in weights:
-            world.load(weights[version])
+        for version, tensors in weights.items():
+            world.load(tensors)
             for rollout in group:
                 expected = forced_logprobs(world.oracle, prompt, rollout, sampling.temperature)
                 gap = (torch.tensor(rollout.logprobs).double() - expected).abs()
                 of_version = torch.tensor(rollout.token_versions()) == version
                 assert not of_version.any() or float(gap[of_version].max()) <= TOLERANCE, (prompt.id, rollout.versions)
+
+
+def test_a_run_with_rollouts_ahead_reports_how_far_off_policy_it_is(tmp_path: Path) -> None:
+    """Both ranks draw ahead. Log-probs of the policy that trains agree; those of older ones show in the weights."""
+    if not (REPOSITORY / PYTHON).exists():
+        pytest.skip(f"no SGLang: `make sglang` sets up {PYTHON.parts[0]}")
+    output = tmp_path / "run"
+    result = subprocess.run(
+        [sys.executable, REPOSITORY / "tools" / "run_align.py", *FLAGS.split(),
+         "--rollout-python", REPOSITORY / PYTHON, "--output", output],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    first, *others = rows = read_metrics(output / "metrics.jsonl")
+    assert [row["policy_version"] for row in rows] == [1, 2, 3, 4]
+    assert first["staleness/max"] == first["off_policy_share"] == 0
+    assert first["importance/mean"] == pytest.approx(1.0, abs=TOLERANCE)
+    for row in others:
+        assert row["sampled_version"] == row["step"] - row["staleness/max"] and row["staleness/max"] <= 1
+        assert row["importance/mean"] == pytest.approx(1.0, abs=0.1)
+    for row in rows:
+        on_policy = row["logprob_gap/text/tokens"] + row["logprob_gap/image/tokens"]
+        assert on_policy == pytest.approx((1.0 - row["off_policy_share"]) * row["response_tokens"], abs=1e-6)
+        assert row["logprob_gap"] is None if on_policy == 0 else row["logprob_gap"] <= TOLERANCE
+    stale = max(rows, key=lambda row: row["off_policy_share"])
+    assert stale["off_policy_share"] > 0.5, "blind: hardly anything was drawn ahead"
+    assert stale["importance/max"] > 1.0 + 10 * TOLERANCE > first["importance/max"]
+    assert stale["importance/effective_share"] < first["importance/effective_share"] <= 1.0

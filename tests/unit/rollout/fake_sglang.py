@@ -50,6 +50,9 @@ class FakeSGLang:
     answer_status: list[int] = field(default_factory=list)
     """HTTP status of the next generations; 0 breaks the connection, 200 (or nothing left) answers"""
     finish_reason: str = "stop"
+    held: tuple[int, str] | None = None
+    """a token and a version: answers to prompts with the token end only when the server has the version"""
+    aborted: bool = False
     barred_logprob: float = -60.0
     """log-prob, as the server has it, of each token that must not be sampled"""
     refuse: dict[str, int] = field(default_factory=dict)
@@ -104,6 +107,9 @@ class FakeSGLang:
         if path in ("/pause_generation", "/continue_generation"):
             self.paused = path == "/pause_generation"
             return 200, {"status": "ok"}
+        if path == "/abort_request":
+            self.aborted = True
+            return 200, {}
         if path == "/weights_checker":
             layers = [f"model.layers.{i}.input_layernorm.weight" for i in range(self.num_layers)]
             names = [*layers, *(f"visual.blocks.{i}.norm1.weight" for i in range(3))]
@@ -140,7 +146,10 @@ class FakeSGLang:
             status = self.answer_status.pop(0) if self.answer_status else 200
             self.running += 1
             self.most_running = max(self.most_running, self.running)
+        started_with = self.version
         time.sleep(self.delay)
+        while self.holds(body["input_ids"][0]):
+            time.sleep(0.002)
         with self.lock:
             self.running -= 1
         if status == 0:
@@ -153,24 +162,36 @@ class FakeSGLang:
             return 500, {"error": {"message": "Internal Server Error"}}
         expanded = sum((w // PIXELS_OF_A_TOKEN) * (h // PIXELS_OF_A_TOKEN) - 1 for w, h in (p.size for p in pictures))
         prompt_tokens = len(body["input_ids"][0]) + expanded + self.extra_prompt_tokens
-        return 200, [self.sample(i, prompt_tokens, body) for i in range(body["sampling_params"]["n"])]
+        versions = [started_with, self.version]
+        return 200, [self.sample(i, prompt_tokens, body, versions) for i in range(body["sampling_params"]["n"])]
 
-    def sample(self, number: int, prompt_tokens: int, body: dict[str, Any]) -> dict[str, Any]:
+    def holds(self, token_ids: list[int]) -> bool:
+        return self.held is not None and not self.aborted and self.held[0] in token_ids and self.version != self.held[1]
+
+    def sample(self, number: int, prompt_tokens: int, body: dict[str, Any], versions: list[str]) -> dict[str, Any]:
+        """The first token is of the first of ``versions``, all others of the second."""
         tokens = [number + 5, number + 6, *body["sampling_params"]["stop_token_ids"][:1]]
         return {
             "text": "",
             "output_ids": tokens,
             "meta_info": {
-                "finish_reason": {"type": self.finish_reason},
+                "finish_reason": {"type": "abort" if self.aborted else self.finish_reason},
                 "prompt_tokens": prompt_tokens,
                 "completion_tokens": len(tokens),
-                "weight_versions": [{"version": self.version, "start": 0, "end": len(tokens)}],
+                "weight_versions": spans(versions, len(tokens)),
                 "output_token_logprobs": [[-token / 1000, token, None] for token in tokens],
                 "output_token_ids_logprobs": [
                     [[self.barred_logprob, token, None] for token in body["token_ids_logprob"]] for _ in tokens
                 ],
             },
         }
+
+
+def spans(versions: list[str], length: int) -> list[dict[str, Any]]:
+    first, then = versions
+    if first == then:
+        return [{"version": first, "start": 0, "end": length}]
+    return [{"version": first, "start": 0, "end": 1}, {"version": then, "start": 1, "end": length}]
 
 
 def read_picture(url: str) -> Image.Image:

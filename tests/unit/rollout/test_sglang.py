@@ -154,7 +154,8 @@ def test_what_breaks_off_is_asked_again_and_counted_once(
         fake.answer_status = list(failures)
     groups = generate(engine, prompts(renderer, 6))
     assert [len(group) for group in groups] == [2] * 6
-    assert len(generated(fakes)) == 6 + 2 * len(failures)
+    broken_off = sum(len(failures) - len(fake.answer_status) for fake in fakes)
+    assert broken_off > 0 and len(generated(fakes)) == 6 + broken_off
 
 
 def test_an_answer_of_another_version_is_not_used(

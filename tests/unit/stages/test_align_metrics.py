@@ -1,4 +1,4 @@
-"""The gap between rollout and trainer as a step reports it, and when it raises the alarm."""
+"""The gap between rollout and trainer as a step reports it, when it raises the alarm, and importance weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from prism_megatron.stages.align_metrics import gap_alarms, gap_row
+from prism_megatron.stages.align_metrics import gap_alarms, gap_row, importance_row
 
 
 def sums(*, text: float, image: float, image_tokens: int = 30) -> dict[str, float]:
@@ -47,3 +47,20 @@ def test_a_gap_that_is_no_number_raises_the_alarm_and_missing_prompts_do_not() -
     row = gap_row(sums(text=0.1, image=0.0, image_tokens=0))
     assert row["logprob_gap/image/mean"] is row["logprob_gap/image/max"] is row["logprob_gap/image/kl"] is None
     assert gap_alarms({"step": 0} | row, 0.05) == []
+
+
+def test_importance_weights_are_shares_of_the_tokens() -> None:
+    """Weights 1, 1, 1 and 3: three quarters are within the bound, and they count as 36/12 = 3 tokens of 4."""
+    sums = {
+        "importance/tokens": 4.0,
+        "importance/sum": 6.0,
+        "importance/squares": 12.0,
+        "importance/truncated": 1.0,
+        "importance/max": 3.0,
+    }
+    assert importance_row(sums) == {
+        "importance/mean": 1.5,
+        "importance/max": 3.0,
+        "importance/truncated_share": 0.25,
+        "importance/effective_share": 0.75,
+    }
