@@ -249,6 +249,12 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
             "--rollout-bucket-mib is for weights over HTTP; leave it out with --rollout-sync disk",
         ),
         ("--rollout sglang --rollout-servers 0", "--rollout-servers 0 must be at least 1"),
+        ("--rollout sglang --rollout-ahead -1", "--rollout-ahead -1 must be at least 0"),
+        (
+            "--rollout-ahead 2",
+            "--rollout-ahead 2 generates while a step trains, and with --rollout embedded the ranks that train are those "
+            "that generate; use --rollout sglang, or leave it out",
+        ),
     ],
 )
 def test_flags_of_servers_that_nothing_would_use(flags: str, complaint: str, mini: Qwen3VLShape) -> None:
