@@ -93,6 +93,7 @@ def align(
         with timers.phase("rollout"):
             groups = sample_groups(players.rollout, examples, plan.sampling, n=plan.rollouts_per_prompt,
                                    seed=plan.seed, step=step, world=world)  # fmt: skip
+            players.rollout.sleep()
         with timers.phase("discriminator"):
             judgement = judge_and_train(players.discriminator, groups, plan.game, world=world, form=plan.form,
                                         seed=plan.seed, step=step,
@@ -104,6 +105,7 @@ def align(
         if result is not None and result.updated:
             with timers.phase("weight_sync"):
                 players.rollout.update_weights(players.policy.export_hf(), step + 1)
+        players.rollout.wake()
         on_step(AlignStep(step, examples, groups, judgement, advantages, sums, result))
 
 
