@@ -45,6 +45,7 @@ def check_ranges(config: AlignConfig) -> None:
     discriminator, game = config.discriminator, config.game
     _check_interval("--temperature", config.rollout.temperature, above=0.0)
     _check_interval("--top-p", config.rollout.top_p, above=0.0, at_most=1.0)
+    _check_interval("--rollout-ahead", config.rollout.rollout_ahead, at_least=0)
     _check_interval("--logprob-gap-alarm", config.rollout.logprob_gap_alarm, above=0.0)
     _check_interval("--alpha", game.alpha, at_least=0.0, at_most=1.0)
     _check_interval("--head-dropout", discriminator.head_dropout, at_least=0.0, below=1.0)
@@ -106,6 +107,7 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
 
 def check_rollout(rollout: RolloutConfig) -> None:
     """Raise ConfigError for flags of servers that nothing would use, or that do not go together."""
+    _check_rollout_pairs(rollout)
     default = RolloutConfig()
     started = {"rollout_servers", "rollout_tp", "rollout_memory_fraction", "rollout_python"}
     attached = {"rollout_urls", "rollout_router"}
@@ -117,16 +119,6 @@ def check_rollout(rollout: RolloutConfig) -> None:
         unused, reason = given & started, "starts servers, which --rollout-urls rules out"
     else:
         unused, reason = given & attached, "needs --rollout-urls, the servers that it is for"
-    if rollout.rollout_sync == "tensor" and rollout.rollout_tp > 1:
-        unused, reason = (
-            {"rollout_sync"},
-            "tensor does not serve --rollout-tp: it would send all for each GPU; use disk",
-        )
-    if rollout.rollout_colocated and rollout.rollout_router is not None:
-        unused, reason = (
-            {"rollout_router"},
-            "takes sleeping servers for dead; leave --rollout-colocated out",
-        )
     if rollout.rollout_sync == "disk" and "rollout_bucket_mib" in given:
         unused, reason = {"rollout_bucket_mib"}, "is for weights over HTTP; leave it out with --rollout-sync disk"
     if rollout.rollout == "sglang" and rollout.rollout_embedded_ranks is not None:
@@ -135,6 +127,26 @@ def check_rollout(rollout: RolloutConfig) -> None:
         raise ConfigError(f"--{min(unused).replace('_', '-')} {reason}")
     if rollout.rollout_memory_fraction is not None:
         _check_interval("--rollout-memory-fraction", rollout.rollout_memory_fraction, above=0.0, below=1.0)
+
+
+def _check_rollout_pairs(rollout: RolloutConfig) -> None:
+    ahead = f"--rollout-ahead {rollout.rollout_ahead} generates while a step trains"
+    if rollout.rollout == "embedded" and rollout.rollout_ahead:
+        raise ConfigError(
+            f"{ahead}, and with --rollout embedded the ranks that train are those that generate; use --rollout sglang, "
+            "or leave it out"
+        )
+    if rollout.rollout_colocated and rollout.rollout_ahead:
+        raise ConfigError(
+            f"{ahead}, and with --rollout-colocated the servers have released their memory then; leave one of them out"
+        )
+    if rollout.rollout_colocated and rollout.rollout_router is not None:
+        raise ConfigError("--rollout-router takes sleeping servers for dead; leave it or --rollout-colocated out")
+    if rollout.rollout_sync == "tensor" and rollout.rollout_tp > 1:
+        raise ConfigError(
+            f"--rollout-sync tensor would send all weights {rollout.rollout_tp} times, once for every GPU of "
+            "--rollout-tp; use --rollout-sync disk"
+        )
 
 
 def check_recompute(recompute: RecomputeConfig) -> None:
