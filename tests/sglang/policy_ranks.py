@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -19,7 +21,7 @@ from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_weights import Transport
 from prism_megatron.stages.align import AlignPlan, policy_loss
-from prism_megatron.stages.assembly import batch_format, build_policy
+from prism_megatron.stages.assembly import batch_format, build_policy, load_weights
 from prism_megatron.stages.batches import policy_batch
 from prism_megatron.stages.serving import SharedRollout
 from prism_megatron.types import Prompt, Response, Rollout, RolloutGroup, Segments
@@ -59,16 +61,21 @@ def make_plan(shape: Qwen3VLShape, renderer: Renderer, world: World, sampling: S
     )
 
 
+@dataclass(frozen=True)
+class Served:
+    """Servers of ``folder``'s model, and room to spool weights for them."""
+
+    folder: Path
+    urls: tuple[str, ...]
+    api_key: str
+    spool: Path
+
+
 def train_on_servers(
-    world: World,
-    folder: Path,
-    prompts: Sequence[Prompt],
-    urls: Sequence[str],
-    api_key: str,
-    spool: Path,
-    transports: Sequence[Transport],
+    world: World, served: Served, prompts: Sequence[Prompt], transports: Sequence[Transport]
 ) -> list[list[float]]:
-    """The gaps of every prompt after each hand-over; the policy takes steps in between, so that the next one differs."""
+    """The gaps of every prompt after each hand-over; the policy takes steps in between, so that each one differs."""
+    folder = served.folder
     shape, renderer = Qwen3VLShape.from_folder(folder), Renderer.from_folder(folder)
     policy = build_policy(
         folder, shape, world=world, dtype=torch.float32, optimizer=OptimizerConfig(lr=1e-3), total_steps=100
@@ -80,10 +87,10 @@ def train_on_servers(
         engine = SGLangRollout(
             folder,
             renderer.segment_finder,
-            urls=urls,
-            api_key=api_key,
+            urls=served.urls,
+            api_key=served.api_key,
             end_token_ids=[renderer.end_token_id],
-            spool=spool / f"{version}-{world.rank}",
+            spool=served.spool / f"{version}-{world.rank}",
             options=SGLangOptions(transport=transport),
         )
         rollout = SharedRollout(engine, world)
@@ -106,9 +113,6 @@ def score(world: World, folder: Path, groups: Sequence[RolloutGroup], sampling: 
 
 def build_policy_to_score(folder: Path, shape: Qwen3VLShape, world: World) -> MegatronEngine:
     """Without an optimizer, whose state would be three times the weights."""
-    from model_providers.qwen3_vl.provider import Qwen3VLProvider
-    from prism_megatron.stages.assembly import load_weights
-
     policy = MegatronEngine(
         name="policy",
         provider=Qwen3VLProvider(shape),

@@ -13,7 +13,7 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.rollout.sglang_weights import Transport
 from prism_megatron.testing import GlooWorld
 from tests.sglang.conftest import FOLDER, World
-from tests.sglang.policy_ranks import train_on_servers
+from tests.sglang.policy_ranks import Served, train_on_servers
 
 TOLERANCE = 1e-4
 TRANSPORTS: tuple[Transport, ...] = ("tensor", "disk")
@@ -24,11 +24,8 @@ def test_the_policy_agrees_with_its_servers_after_every_update(world: World, tmp
     with GlooWorld(4, timeout_s=500.0) as gloo:
         first, *_ = gloo.run(
             train_on_servers,
-            FOLDER,
+            Served(FOLDER, world.servers.urls, world.servers.api_key, tmp_path),
             world.prompts(),
-            world.servers.urls,
-            world.servers.api_key,
-            tmp_path,
             TRANSPORTS * 2,
             parallel=ParallelConfig(tp=2, pp=2),
         )

@@ -266,12 +266,17 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
         ),
         (
             "--rollout sglang --rollout-sync tensor --rollout-tp 2",
-            "--rollout-sync tensor would send all weights 2 times, once for every GPU of --rollout-tp; use --rollout-sync disk",
+            (
+                "--rollout-sync tensor would send all weights 2 times, once for every GPU of --rollout-tp; "
+                "use --rollout-sync disk"
+            ),
         ),
         (
             "--rollout sglang --rollout-colocated --rollout-ahead 1",
-            "--rollout-ahead 1 generates while a step trains, and with --rollout-colocated the servers have released "
-            "their memory then; leave one of them out",
+            (
+                "--rollout-ahead 1 generates while a step trains, and with --rollout-colocated the servers have "
+                "released their memory then; leave one of them out"
+            ),
         ),
         (
             "--rollout sglang --rollout-memory-fraction 1.5",
