@@ -29,8 +29,18 @@ class RolloutConfig:
     old at most; 0 draws each step's rollouts from the policy that trains on them"""
     rollout_servers: int = 1
     """SGLang servers to start on this host, each with a copy of the policy"""
+    rollout_tp: int = 1
+    """GPUs of this host, next to one another, that share each started server's copy; without CUDA, processes"""
     rollout_urls: tuple[str, ...] = ()
     """SGLang servers that run already, instead of starting some; PRISM_ROLLOUT_API_KEY holds their key"""
+    rollout_router: str | None = None
+    """an sglang-router over the servers of --rollout-urls, with the same key: it shares the requests out, while weights
+    go to every server"""
+    rollout_colocated: bool = False
+    """servers use the trainer's GPUs, and release their memory while it trains; those of --rollout-urls must have been
+    started with --enable-memory-saver"""
+    rollout_memory_fraction: float | None = None
+    """share of a GPU's memory for a started server's weights, keys and values; by default what SGLang takes"""
     rollout_sync: Literal["disk", "tensor"] = "disk"
     """how servers get weights: from the run's folder, which all of them must be able to read, or over HTTP"""
     rollout_bucket_mib: int = 256

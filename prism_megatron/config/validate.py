@@ -32,6 +32,7 @@ def check_ranges(config: AlignConfig) -> None:
         "--max-response-tokens": config.data.max_response_tokens,
         "--save-every": config.checkpoint.save_every,
         "--rollout-servers": config.rollout.rollout_servers,
+        "--rollout-tp": config.rollout.rollout_tp,
         "--rollout-bucket-mib": config.rollout.rollout_bucket_mib,
         "--experts-per-tower": config.discriminator.experts_per_tower,
     }
@@ -105,27 +106,47 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
 
 
 def check_rollout(rollout: RolloutConfig) -> None:
-    """Raise ConfigError for flags of servers that nothing would use."""
-    if rollout.rollout == "embedded" and rollout.rollout_ahead:
-        raise ConfigError(
-            f"--rollout-ahead {rollout.rollout_ahead} generates while a step trains, and with --rollout embedded the "
-            "ranks that train are those that generate; use --rollout sglang, or leave it out"
-        )
+    """Raise ConfigError for flags of servers that nothing would use, or that do not go together."""
+    _check_rollout_pairs(rollout)
     default = RolloutConfig()
-    names = ("rollout_servers", "rollout_urls", "rollout_sync", "rollout_bucket_mib", "rollout_python")
+    started = {"rollout_servers", "rollout_tp", "rollout_memory_fraction", "rollout_python"}
+    attached = {"rollout_urls", "rollout_router"}
+    names = started | attached | {"rollout_colocated", "rollout_sync", "rollout_bucket_mib"}
     given = {name for name in names if getattr(rollout, name) != getattr(default, name)}
     if rollout.rollout == "embedded":
         unused, reason = given, "needs --rollout sglang"
     elif rollout.rollout_urls:
-        unused, reason = given & {"rollout_servers", "rollout_python"}, "starts servers, which --rollout-urls rules out"
+        unused, reason = given & started, "starts servers, which --rollout-urls rules out"
     else:
-        unused, reason = set(), ""
+        unused, reason = given & attached, "needs --rollout-urls, the servers that it is for"
     if rollout.rollout_sync == "disk" and "rollout_bucket_mib" in given:
         unused, reason = {"rollout_bucket_mib"}, "is for weights over HTTP; leave it out with --rollout-sync disk"
     if rollout.rollout == "sglang" and rollout.rollout_embedded_ranks is not None:
         unused, reason = {"rollout_embedded_ranks"}, "needs --rollout embedded"
     if unused:
         raise ConfigError(f"--{min(unused).replace('_', '-')} {reason}")
+    if rollout.rollout_memory_fraction is not None:
+        _check_interval("--rollout-memory-fraction", rollout.rollout_memory_fraction, above=0.0, below=1.0)
+
+
+def _check_rollout_pairs(rollout: RolloutConfig) -> None:
+    ahead = f"--rollout-ahead {rollout.rollout_ahead} generates while a step trains"
+    if rollout.rollout == "embedded" and rollout.rollout_ahead:
+        raise ConfigError(
+            f"{ahead}, and with --rollout embedded the ranks that train are those that generate; use --rollout sglang, "
+            "or leave it out"
+        )
+    if rollout.rollout_colocated and rollout.rollout_ahead:
+        raise ConfigError(
+            f"{ahead}, and with --rollout-colocated the servers have released their memory then; leave one of them out"
+        )
+    if rollout.rollout_colocated and rollout.rollout_router is not None:
+        raise ConfigError("--rollout-router takes sleeping servers for dead; leave it or --rollout-colocated out")
+    if rollout.rollout_sync == "tensor" and rollout.rollout_tp > 1:
+        raise ConfigError(
+            f"--rollout-sync tensor would send all weights {rollout.rollout_tp} times, once for every GPU of "
+            "--rollout-tp; use --rollout-sync disk"
+        )
 
 
 def check_recompute(recompute: RecomputeConfig) -> None:

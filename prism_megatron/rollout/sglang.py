@@ -12,7 +12,6 @@ weights. Their keys and values are computed again, so each token is drawn from i
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import threading
 import time
@@ -28,7 +27,9 @@ from torch import Tensor
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.errors import DataError, RolloutError, WeightSyncError
+from prism_megatron.rollout import sglang_memory
 from prism_megatron.rollout.base import Sampling, SegmentFinder
+from prism_megatron.rollout.sglang_attach import ServedModel, attach, attach_router
 from prism_megatron.rollout.sglang_http import (
     FIRST_PAUSE_SECONDS,
     ServerClient,
@@ -36,16 +37,14 @@ from prism_megatron.rollout.sglang_http import (
     ServerRefusedError,
 )
 from prism_megatron.rollout.sglang_pool import Place, Pool
-from prism_megatron.rollout.sglang_requests import Answer, RequestFormat
+from prism_megatron.rollout.sglang_requests import Answer, RequestFormat, ending
 from prism_megatron.rollout.sglang_server import SGLangServers
-from prism_megatron.rollout.sglang_weights import TIED_NAME, LostVersionError, Transport, WeightSync, write_checked
+from prism_megatron.rollout.sglang_weights import LostVersionError, Transport, WeightSync, write_checked
 from prism_megatron.types import Prompt, Rollout
 
-_ATTACH_SECONDS = 3.0
 _MAX_FAILURES = 5
 _ABORT_SECONDS, _ABORT_PAUSE_SECONDS = 10.0, 0.05
-_RETRIED = (429, 500, 502, 503, 504)
-_LAYER = re.compile(r"(visual\.blocks|(?<!visual\.)layers)\.(\d+)\.")
+_RETRIED = (408, 429, 500, 502, 503, 504)
 
 
 class _OtherWeightsError(RolloutError):
@@ -64,6 +63,10 @@ class SGLangOptions:
     """requests under way at once, over all servers and calls; each holds one prompt with all its samples"""
     seconds: float = 600.0
     """how long one call of ``generate`` may take, restarts of servers included"""
+    router: str | None = None
+    """URL of an sglang-router over the same servers: it shares requests out, all other calls go to each server"""
+    colocated: bool = False
+    """servers are on the trainer's GPUs: ``sleep`` releases their memory, ``wake`` takes it back"""
 
 
 class SGLangRollout:
@@ -93,6 +96,7 @@ class SGLangRollout:
         self._options = options or SGLangOptions()
         self._folder = model_folder
         self._finder = finder
+        self._end_token_ids = frozenset(end_token_ids)
         self._servers = servers
         self._supervised_elsewhere = supervised_elsewhere
         self._spool = spool
@@ -106,8 +110,13 @@ class SGLangRollout:
         self._shapes = HFFolder(model_folder).shapes()
         self._tied = bool(config.get("tie_word_embeddings", False))
         self._clients = tuple(ServerClient(url, api_key=api_key) for url in urls)
-        self._context_length = min(self._check(client, config) for client in self._clients)
-        self._pool = Pool(self._clients)
+        model = ServedModel(model_folder, config["model_type"], tuple(self._shapes))
+        self._context_length = min(attach(c, model, colocated=self._options.colocated) for c in self._clients)
+        self._routed = self._clients
+        if self._options.router is not None:
+            self._routed = (ServerClient(self._options.router, api_key=api_key),)
+            attach_router(*self._routed)
+        self._pool = Pool(self._routed)
         self._sync = WeightSync(
             self._clients,
             transport=self._options.transport,
@@ -118,6 +127,7 @@ class SGLangRollout:
         self._version: int | None = None
         self._newest_version: int | None = None
         self._num_updates = 0
+        self._asleep = False
         self._closing = threading.Event()
         self._threads = ThreadPoolExecutor(self._options.max_in_flight, thread_name_prefix="sglang requests")
         self._weights_lock = threading.Lock()
@@ -141,7 +151,7 @@ class SGLangRollout:
             write_checked(folder, tensors, like=self._folder, shapes=self._shapes, tied=self._tied)
             self.expect(version)
             try:
-                self._sync.push(folder, version, previous=self._held)
+                self._push(folder, version)
             except WeightSyncError as error:
                 shutil.rmtree(folder)
                 if isinstance(error, LostVersionError):
@@ -149,6 +159,26 @@ class SGLangRollout:
                 self._newest_version = self._version
                 raise
             self._hold((folder, version))
+
+    def sleep(self) -> None:
+        """Colocated servers release the memory of their weights, keys and values; others keep it.
+
+        No request may be under way: SGLang ends with one. Raises RolloutError.
+        """
+        with self._weights_lock:
+            if self._options.colocated and not self._asleep:
+                self._asleep = True
+                sglang_memory.release(self._clients, replace=self._replace)
+
+    def wake(self) -> None:
+        """End what ``sleep`` began, with the weights there were. Raises WeightSyncError; none are in use then."""
+        with self._weights_lock:
+            if self._asleep and self._held is not None:
+                try:
+                    self._push(*self._held)
+                except WeightSyncError:
+                    self._hold(None)
+                    raise
 
     def expect(self, version: int) -> None:
         """Take note that the servers are about to be given ``version``: answers may come with it from now on."""
@@ -178,6 +208,8 @@ class SGLangRollout:
         """
         del seed, step, prompt_offset
         version = self.policy_version
+        if self._asleep:
+            raise WeightSyncError("the rollout servers have released their memory; call wake or update_weights first")
         if version is None:
             raise WeightSyncError("the rollout servers have no complete set of weights; call update_weights first")
         for prompt in prompts:
@@ -194,7 +226,7 @@ class SGLangRollout:
 
         def sample(prompt: Prompt, count: int) -> tuple[Rollout, ...]:
             answers = self._sample(prompt, count, sampling, version, deadline=deadline)
-            return tuple(self._rollout(answer) for answer in answers)
+            return tuple(self._rollout(prompt, answer, sampling) for answer in answers)
 
         futures = [self._threads.submit(sample, *pair) for pair in zip(prompts, counts, strict=True)]
         try:
@@ -218,7 +250,7 @@ class SGLangRollout:
                     client.post("/abort_request", {"abort_all": True}, seconds=_ABORT_SECONDS)
             time.sleep(_ABORT_PAUSE_SECONDS)
         self._sync.close()
-        for client in self._clients:
+        for client in {*self._clients, *self._routed}:
             client.close()
         if self._servers is not None:
             self._servers.stop()
@@ -230,6 +262,36 @@ class SGLangRollout:
         self._version = None if held is None else held[1]
         if older is not None:
             shutil.rmtree(older[0])
+
+    def _push(self, folder: Path, version: int) -> None:
+        """Hand a folder's weights over, to servers asleep as to others. Raises as ``WeightSync.push``.
+
+        Memory that was released holds nothing when it is back: until a whole update, or one of the weights before, has
+        gone through, the servers would sample with garbage under the old version's name.
+        """
+        waking, self._asleep = self._asleep, False
+        if waking:
+            try:
+                sglang_memory.resume(self._clients, replace=self._replace)
+            except RolloutError as error:
+                raise LostVersionError(f"version {version} was not handed over: {error}") from error
+        try:
+            self._sync.push(folder, version, previous=self._held)
+        except LostVersionError:
+            raise
+        except WeightSyncError as error:
+            if waking:
+                self._refill(error)
+            raise
+
+    def _refill(self, problem: WeightSyncError) -> None:
+        """Give the servers the weights they had before they slept. Raises LostVersionError."""
+        if self._held is None:
+            raise LostVersionError(f"the servers woke without weights: {problem}") from problem
+        try:
+            self._sync.push(*self._held, previous=None)
+        except WeightSyncError as error:
+            raise LostVersionError(f"the servers woke without weights: {error} (after: {problem})") from error
 
     def _sample(self, prompt: Prompt, n: int, sampling: Sampling, since: int, *, deadline: float) -> Sequence[Answer]:
         """All samples of one prompt, from whichever server gives them whole and by no older version than ``since``."""
@@ -283,14 +345,22 @@ class SGLangRollout:
             return False
         return all(since <= span.version <= newest for span in answer.versions)
 
-    def _rollout(self, answer: Answer) -> Rollout:
+    def _rollout(self, prompt: Prompt, answer: Answer, sampling: Sampling) -> Rollout:
         assert answer.versions is not None
+        length, reason = ending(
+            prompt,
+            answer.token_ids,
+            self._finder.watch(),
+            end_token_ids=self._end_token_ids,
+            max_new_tokens=sampling.max_new_tokens,
+        )
+        token_ids = answer.token_ids[:length]
         return Rollout(
-            token_ids=answer.token_ids,
-            logprobs=answer.logprobs,
-            finish_reason=answer.finish_reason,
-            versions=answer.versions,
-            segments=self._finder.find(answer.token_ids),
+            token_ids=token_ids,
+            logprobs=answer.logprobs[:length],
+            finish_reason=reason,
+            versions=tuple(s._replace(end=min(s.end, length)) for s in answer.versions if s.start < length),
+            segments=self._finder.find(token_ids),
         )
 
     def _supervised(self, url: str) -> bool:
@@ -302,29 +372,7 @@ class SGLangRollout:
     def _restore(self, url: str) -> None:
         """Give a restarted server the weights in use; it waits for an update that is under way."""
         with self._weights_lock:
-            if self._held is not None:
+            if self._asleep:
+                sglang_memory.release([client for client in self._clients if client.url == url], replace=self._replace)
+            elif self._held is not None:
                 self._sync.push_to(url, *self._held)
-
-    def _check(self, client: ServerClient, config: dict[str, Any]) -> int:
-        """Most tokens the server takes. Raises RolloutError for a server with another model than the folder's."""
-        info = client.get("/model_info", seconds=_ATTACH_SECONDS)
-        names = client.post_again("/weights_checker", {"action": "checksum"})["ranks"][0]["checksums"]
-        ours = (config["model_type"], _num_layers(name for name in self._shapes if name != TIED_NAME))
-        theirs = (info["model_type"], _num_layers(names))
-        if ours != theirs:
-            raise RolloutError(
-                f"{client.url} serves another model ({info['model_path']}: {_described(*theirs)}) than {self._folder} "
-                f"({_described(*ours)}); start it with the policy's folder"
-            )
-        return int(client.get("/server_info")["context_length"])
-
-
-def _num_layers(names: Iterable[str]) -> tuple[int, int]:
-    """Layers of the language model and blocks of the vision tower, out of the names of weights."""
-    found = {match.groups() for name in names if (match := _LAYER.search(name))}
-    blocks = sum(kind == "visual.blocks" for kind, _ in found)
-    return len(found) - blocks, blocks
-
-
-def _described(model_type: str, layers: tuple[int, int]) -> str:
-    return f"{model_type} of {layers[0]} layers and {layers[1]} vision blocks"

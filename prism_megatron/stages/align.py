@@ -101,6 +101,7 @@ def align(
     for step in steps:
         with timers.phase("rollout"):
             sampled = queue.take(step)
+            players.rollout.sleep()
         groups = sampled.groups
         with timers.phase("discriminator"):
             judgement = judge_and_train(players.discriminator, groups, plan.game, world=world, form=plan.form,
@@ -113,6 +114,7 @@ def align(
         if result is not None and result.updated:
             with timers.phase("weight_sync"):
                 players.rollout.update_weights(players.policy.export_hf(), step + 1)
+        players.rollout.wake()
         on_step(AlignStep(step, sampled, judgement, advantages, sums, result))
 
 

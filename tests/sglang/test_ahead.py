@@ -17,7 +17,7 @@ import torch
 
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.rollout.sglang_server import PYTHON
+from prism_megatron.rollout.sglang_arguments import PYTHON
 from prism_megatron.types import Rollout
 from tests.sglang.conftest import REPOSITORY, World
 from tests.sglang.test_real_server import TOLERANCE, hand_over, moved

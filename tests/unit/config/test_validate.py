@@ -252,8 +252,43 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
         ("--rollout sglang --rollout-ahead -1", "--rollout-ahead -1 must be at least 0"),
         (
             "--rollout-ahead 2",
-            "--rollout-ahead 2 generates while a step trains, and with --rollout embedded the ranks that train are those "
-            "that generate; use --rollout sglang, or leave it out",
+            (
+                "--rollout-ahead 2 generates while a step trains, and with --rollout embedded the ranks that train are "
+                "those that generate; use --rollout sglang, or leave it out"
+            ),
+        ),
+        ("--rollout sglang --rollout-tp 0", "--rollout-tp 0 must be at least 1"),
+        ("--rollout-tp 2", "--rollout-tp needs --rollout sglang"),
+        ("--rollout-colocated", "--rollout-colocated needs --rollout sglang"),
+        (
+            "--rollout sglang --rollout-urls http://a --rollout-tp 2",
+            "--rollout-tp starts servers, which --rollout-urls rules out",
+        ),
+        (
+            "--rollout sglang --rollout-router http://a",
+            "--rollout-router needs --rollout-urls, the servers that it is for",
+        ),
+        (
+            "--rollout sglang --rollout-urls http://a --rollout-router http://b --rollout-colocated",
+            "--rollout-router takes sleeping servers for dead; leave it or --rollout-colocated out",
+        ),
+        (
+            "--rollout sglang --rollout-sync tensor --rollout-tp 2",
+            (
+                "--rollout-sync tensor would send all weights 2 times, once for every GPU of --rollout-tp; "
+                "use --rollout-sync disk"
+            ),
+        ),
+        (
+            "--rollout sglang --rollout-colocated --rollout-ahead 1",
+            (
+                "--rollout-ahead 1 generates while a step trains, and with --rollout-colocated the servers have "
+                "released their memory then; leave one of them out"
+            ),
+        ),
+        (
+            "--rollout sglang --rollout-memory-fraction 1.5",
+            "--rollout-memory-fraction 1.5 must be above 0 and below 1",
         ),
     ],
 )
