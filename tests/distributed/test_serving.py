@@ -6,6 +6,7 @@ The servers are fakes in the test's process; the ranks, their collectives and th
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,21 +23,26 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
-from prism_megatron.errors import WeightSyncError
+from prism_megatron.errors import PrismError, WeightSyncError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangRollout
+from prism_megatron.rollout.sglang_http import ServerClient
 from prism_megatron.stages.assembly import build_policy
 from prism_megatron.stages.convert import to_megatron
+from prism_megatron.stages.rollout_queue import RolloutQueue
 from prism_megatron.stages.serving import API_KEY, SharedRollout, build_served_rollout
 from prism_megatron.testing import GlooWorld
-from prism_megatron.types import Prompt
-from tests.unit.rollout.fake_sglang import FOLDER, KEY, FakeSGLang, running
+from prism_megatron.types import Prompt, Response, Segments, VersionSpan
+from tests.unit.rollout.fake_sglang import CONTEXT, FOLDER, KEY, FakeSGLang, running
 from tests.unit.rollout.tiny_qwen import NoSegments
 from tests.unit.rollout.weights import mini_weights
 
 RANKS = 2
+LONG = 77
+"""Token of the prompts whose answers take until the second version."""
 
 
 @pytest.fixture
@@ -70,6 +76,42 @@ def two_updates(world: World, urls: Sequence[str], spool: str) -> tuple[str, int
     return message, version, len(groups[0]), [rollout.policy_version for rollout in groups[0]]
 
 
+def prompts_ahead(step: int) -> list[Example]:
+    """One prompt a rank: short answers, answers that wait for an update, and a prompt of rank 1's that is too long."""
+    steps: list[list[tuple[int, ...]]] = [[(5, 6), (7, 6)], [(LONG, 6), (LONG, 7)], [(5, 6), (5,) * CONTEXT]]
+    reference = Response((6,), Segments(None, None, "not judged"))
+    return [Example(Prompt(f"{step}-{i}", ids, (), ""), reference) for i, ids in enumerate(steps[step])]
+
+
+def three_steps_ahead(
+    world: World, urls: Sequence[str], spool: str
+) -> tuple[list[list[tuple[VersionSpan, ...]]], tuple[int, int], str]:
+    """Versions of two steps' answers, the second drawn while the first one "trained", and what the third one says."""
+    engine = SGLangRollout(
+        FOLDER, NoSegments(), urls=urls, api_key=KEY, end_token_ids=[488], spool=Path(spool) / str(world.rank)
+    )
+    shared = SharedRollout(engine, world)
+    shared.update_weights(gathered(None), 1)
+    queue = RolloutQueue(
+        shared, prompts_ahead, Sampling(max_new_tokens=4), n=1, seed=0, world=world, steps=range(3), ahead=1
+    )
+    first = queue.take(0)
+    clients = [ServerClient(url, api_key=KEY) for url in urls]
+    while sum(client.get("/server_info")["running"] for client in clients) < RANKS:
+        time.sleep(0.01)
+    dist.barrier()
+    shared.update_weights(gathered(None), 2)
+    second = queue.take(1)
+    message = ""
+    try:
+        queue.take(2)
+    except PrismError as error:
+        message = str(error)
+    queue.close()
+    versions = [[group.rollouts[0].versions for group in taken.groups] for taken in (first, second)]
+    return versions, (second.version, second.staleness.max_updates), message
+
+
 @pytest.fixture(scope="module")
 def gloo() -> Iterator[GlooWorld]:
     with GlooWorld(RANKS, timeout_s=120.0) as gloo:
@@ -85,6 +127,27 @@ def test_ranks_agree_on_what_the_servers_hold(gloo: GlooWorld, fakes: list[FakeS
     for fake in fakes:
         assert fake.paths().count("/begin_weight_update") == 1, "only the main rank hands weights over"
         assert fake.version == "1"
+
+
+def test_ranks_draw_ahead_while_weights_are_handed_over(
+    gloo: GlooWorld, fakes: list[FakeSGLang], tmp_path: Path
+) -> None:
+    """Answers that an update overtakes are used by all ranks and drawn once, also before a rank hears that it is over.
+
+    An error that one rank meets in the background reaches all in the step that needs the rollouts, word for word.
+    """
+    for rank in range(RANKS):
+        (tmp_path / str(rank)).mkdir()
+    for fake in fakes:
+        fake.held = (LONG, "2")
+    for versions, staleness, message in gloo.run(three_steps_ahead, [fake.url for fake in fakes], str(tmp_path)):
+        assert versions == [
+            [(VersionSpan(1, 0, 3),)] * 2,
+            [(VersionSpan(1, 0, 1), VersionSpan(2, 1, 3))] * 2,
+        ]
+        assert staleness == (2, 1)
+        assert message.startswith(f"prompt '2-1' has {CONTEXT} tokens; with 4 new ones it exceeds")
+    assert sum(fake.paths().count("/generate") for fake in fakes) == 5
 
 
 def serve_checkpoint(world: World, checkpoint: Path, urls: Sequence[str], output: Path) -> tuple[list[str], int]:

@@ -92,7 +92,7 @@ class FakeSGLang:
         if path == "/model_info":
             return 200, {"model_type": "qwen3_vl", "model_path": "/elsewhere", "weight_version": self.version}
         if path == "/server_info":
-            return 200, {"context_length": CONTEXT, "enable_memory_saver": self.saves_memory}
+            return 200, {"running": self.running, "context_length": CONTEXT, "enable_memory_saver": self.saves_memory}
         return 404, {"detail": "Not Found"}
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:

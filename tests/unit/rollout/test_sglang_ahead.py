@@ -91,6 +91,20 @@ def test_an_answer_that_an_update_overtakes_has_both_versions(
     assert fresh.versions == (VersionSpan(4, 0, 3),)
 
 
+def test_versions_end_where_the_answer_does(
+    engine: SGLangRollout, fakes: list[FakeSGLang], beside: Callable[..., Future[Any]]
+) -> None:
+    """What the server drew after the end token is cut off, with its versions."""
+    for fake, tokens in zip(fakes, ((9, 488, 10, 11), (488, 10, 11)), strict=True):
+        fake.held, fake.tokens = (LONG, "4"), tokens
+    answers = beside(generate, engine, LONG, LONG)
+    wait_for(lambda: [fake.running for fake in fakes] == [1, 1])
+    engine.update_weights(mini_weights(2.0), version=4)
+    (longer, *_), (shorter, *_) = sorted(answers.result(PATIENCE_SECONDS), key=lambda group: -len(group[0].token_ids))
+    assert (longer.token_ids, longer.versions) == ((9, 488), (VersionSpan(3, 0, 1), VersionSpan(4, 1, 2)))
+    assert (shorter.token_ids, shorter.versions) == ((488,), (VersionSpan(3, 0, 1),))
+
+
 @pytest.mark.parametrize("version", ["2", "4"])
 def test_a_version_older_than_the_call_or_of_another_trainer_is_not_used(
     version: str, engine: SGLangRollout, fakes: list[FakeSGLang]
