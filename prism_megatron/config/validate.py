@@ -106,7 +106,14 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
 def check_rollout(rollout: RolloutConfig) -> None:
     """Raise ConfigError for flags of servers that nothing would use."""
     default = RolloutConfig()
-    names = ("rollout_servers", "rollout_urls", "rollout_sync", "rollout_bucket_mib", "rollout_python")
+    names = (
+        "rollout_servers",
+        "rollout_urls",
+        "rollout_sync",
+        "rollout_bucket_mib",
+        "rollout_master_address",
+        "rollout_python",
+    )
     given = {name for name in names if getattr(rollout, name) != getattr(default, name)}
     if rollout.rollout == "embedded":
         unused, reason = given, "needs --rollout sglang"
@@ -115,7 +122,9 @@ def check_rollout(rollout: RolloutConfig) -> None:
     else:
         unused, reason = set(), ""
     if rollout.rollout_sync == "disk" and "rollout_bucket_mib" in given:
-        unused, reason = {"rollout_bucket_mib"}, "is for weights over HTTP; leave it out with --rollout-sync disk"
+        unused, reason = {"rollout_bucket_mib"}, "is for weights in pieces; leave it out with --rollout-sync disk"
+    if rollout.rollout_sync != "group" and "rollout_master_address" in given:
+        unused, reason = {"rollout_master_address"}, "needs --rollout-sync group"
     if rollout.rollout == "sglang" and rollout.rollout_embedded_ranks is not None:
         unused, reason = {"rollout_embedded_ranks"}, "needs --rollout embedded"
     if unused:

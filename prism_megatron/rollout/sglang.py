@@ -13,7 +13,9 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,10 @@ from typing import Any
 
 from torch import Tensor
 
+from prism_megatron.conversion.announced import AnnouncedWeights, left_out_of
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.images import ImagePreprocessor
-from prism_megatron.errors import DataError, RolloutError, WeightSyncError
+from prism_megatron.errors import DataError, PrismError, RolloutError, WeightSyncError
 from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.sglang_http import (
     FIRST_PAUSE_SECONDS,
@@ -34,7 +37,10 @@ from prism_megatron.rollout.sglang_http import (
 from prism_megatron.rollout.sglang_pool import Place, Pool
 from prism_megatron.rollout.sglang_requests import Answer, RequestFormat
 from prism_megatron.rollout.sglang_server import SGLangServers
-from prism_megatron.rollout.sglang_weights import TIED_NAME, LostVersionError, Transport, WeightSync, write_checked
+from prism_megatron.rollout.sglang_weights import LostVersionError, Transport, WeightSync
+from prism_megatron.rollout.weight_buckets import Piece, pieces
+from prism_megatron.rollout.weight_checks import TIED_NAME, WeightCheck
+from prism_megatron.rollout.weight_spool import Spool
 from prism_megatron.types import Prompt, Rollout
 
 _ATTACH_SECONDS = 3.0
@@ -52,9 +58,12 @@ class SGLangOptions:
     """How the client uses its servers."""
 
     transport: Transport = "tensor"
-    """``tensor`` sends weights over HTTP; ``disk`` sends the path of a folder that all servers can read"""
+    """``tensor`` sends weights over HTTP, ``disk`` the path of a folder that all servers can read; ``group`` sends
+    them through a process group with each server's workers"""
     bucket_bytes: int = 256 * 2**20
-    """most bytes of weights in one call; a larger tensor travels alone"""
+    """a hand-over takes two such buckets of memory at most, or two of its largest tensors"""
+    master_address: str = "127.0.0.1"
+    """where servers reach this process, for ``group``"""
     max_in_flight: int = 32
     """requests under way at once, over all servers; each holds one prompt with all its samples"""
     seconds: float = 600.0
@@ -98,8 +107,7 @@ class SGLangRollout:
             end_token_ids=end_token_ids,
             never_sampled=[config["image_token_id"], config["video_token_id"]],
         )
-        self._shapes = HFFolder(model_folder).shapes()
-        self._tied = bool(config.get("tie_word_embeddings", False))
+        self._model = WeightCheck(HFFolder(model_folder).shapes(), tied=bool(config.get("tie_word_embeddings", False)))
         self._clients = tuple(ServerClient(url, api_key=api_key) for url in urls)
         self._context_length = min(self._check(client, config) for client in self._clients)
         self._pool = Pool(self._clients)
@@ -107,6 +115,7 @@ class SGLangRollout:
             self._clients,
             transport=self._options.transport,
             bucket_bytes=self._options.bucket_bytes,
+            master_address=self._options.master_address,
             replace=self._replace,
         )
         self._held: tuple[Path, int] | None = None
@@ -124,21 +133,25 @@ class SGLangRollout:
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take every weight of the policy, on all servers or on none; see ``WeightSync``.
 
-        Names and shapes are checked against the model folder before anything is sent. Raises WeightSyncError; all
-        servers then have the version they had, unless they could not go back, when generating is refused.
+        Names and shapes are checked against the model folder before anything is sent: those of ``AnnouncedWeights``
+        at once, and the tensors flow to the servers as they are gathered; others only once all have come. Weights
+        that are left out must have come before. Raises WeightSyncError; all servers then have the version they had,
+        unless they could not go back, when generating is refused.
         """
         with self._weights_lock:
-            folder = self._spool / f"weights-{self._num_updates}"
+            left_out = left_out_of(tensors)
+            if left_out and self._held is None:
+                raise WeightSyncError(f"{len(left_out)} weights are left out and the servers have none; send all first")
+            spool = Spool(self._spool / f"weights-{self._num_updates}", like=self._folder)
             self._num_updates += 1
-            write_checked(folder, tensors, like=self._folder, shapes=self._shapes, tied=self._tied)
             try:
-                self._sync.push(folder, version, previous=self._held)
-            except WeightSyncError as error:
-                shutil.rmtree(folder)
+                self._push(tensors, version, spool)
+            except PrismError as error:
+                spool.remove()
                 if isinstance(error, LostVersionError):
                     self._hold(None)
                 raise
-            self._hold((folder, version))
+            self._hold((spool.folder, version))
 
     def follow(self, version: int | None) -> None:
         """Take note that another process has given the servers ``version`` (or that they have none in common)."""
@@ -196,6 +209,29 @@ class SGLangRollout:
         if self._servers is not None:
             self._servers.stop()
         self._hold(None)
+
+    def _push(self, tensors: Iterable[tuple[str, Tensor]], version: int, spool: Spool) -> None:
+        left_out = left_out_of(tensors)
+        count = None
+        if isinstance(tensors, AnnouncedWeights):
+            self._model.check_names(tensors.shapes, left_out=left_out)
+            count = len(tensors.shapes)
+        checked = self._model.passed(tensors, left_out=left_out)
+        passing = self._spooled(pieces(checked, self._options.bucket_bytes, count=count), spool, left_out)
+        if count is None or self._options.transport == "disk":
+            deque(passing, maxlen=0)
+            self._sync.push(spool.folder, version, previous=self._held)
+        else:
+            self._sync.push(spool.folder, version, previous=self._held, passing=passing)
+
+    def _spooled(self, passing: Iterator[Piece], spool: Spool, left_out: AbstractSet[str]) -> Iterator[Piece]:
+        """The same pieces, each written on its way; the spool is a whole model folder once all have passed."""
+        if left_out and self._held is not None:
+            spool.carry_over(self._held[0], left_out)
+        for piece in passing:
+            spool.add(piece.tensors)
+            yield piece
+        spool.finish()
 
     def _hold(self, held: tuple[Path, int] | None) -> None:
         """Keep the folder of the weights in use, and no other."""
@@ -272,7 +308,7 @@ class SGLangRollout:
         """Most tokens the server takes. Raises RolloutError for a server with another model than the folder's."""
         info = client.get("/model_info", seconds=_ATTACH_SECONDS)
         names = client.post_again("/weights_checker", {"action": "checksum"})["ranks"][0]["checksums"]
-        ours = (config["model_type"], _num_layers(name for name in self._shapes if name != TIED_NAME))
+        ours = (config["model_type"], _num_layers(name for name in self._model.shapes if name != TIED_NAME))
         theirs = (info["model_type"], _num_layers(names))
         if ours != theirs:
             raise RolloutError(

@@ -116,7 +116,11 @@ def build_served_rollout(
         spool=output / _FOLDER,
         servers=servers,
         supervised_elsewhere=not world.is_main and not wanted.rollout_urls,
-        options=SGLangOptions(transport=wanted.rollout_sync, bucket_bytes=wanted.rollout_bucket_mib * 2**20),
+        options=SGLangOptions(
+            transport=wanted.rollout_sync,
+            bucket_bytes=wanted.rollout_bucket_mib * 2**20,
+            master_address=wanted.rollout_master_address,
+        ),
     )
     return SharedRollout(engine, world)
 
