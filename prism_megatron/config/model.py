@@ -15,4 +15,4 @@ class ModelConfig:
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """compute type of the parameters (masters are always fp32); auto takes the folder's own"""
     freeze_policy_vision: bool = False
-    """keep the policy's vision tower and its mergers as loaded; later hand-overs to the rollout engine leave them out"""
+    """keep the policy's vision tower and its mergers as loaded; the rollout engine gets them once"""

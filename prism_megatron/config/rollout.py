@@ -26,8 +26,18 @@ class RolloutConfig:
     """who samples: a replica of the policy on every rank, or SGLang servers"""
     rollout_servers: int = 1
     """SGLang servers to start on this host, each with a copy of the policy"""
+    rollout_tp: int = 1
+    """GPUs of this host, next to one another, that share each started server's copy; without CUDA, processes"""
     rollout_urls: tuple[str, ...] = ()
     """SGLang servers that run already, instead of starting some; PRISM_ROLLOUT_API_KEY holds their key"""
+    rollout_router: str | None = None
+    """an sglang-router over the servers of --rollout-urls, with the same key: it shares the requests out, while weights
+    go to every server"""
+    rollout_colocated: bool = False
+    """servers use the trainer's GPUs, and release their memory while it trains; those of --rollout-urls must have been
+    started with --enable-memory-saver"""
+    rollout_memory_fraction: float | None = None
+    """share of a GPU's memory for a started server's weights, keys and values; by default what SGLang takes"""
     rollout_sync: Literal["disk", "tensor", "group"] = "disk"
     """how servers get weights: from the run's folder, which all of them must be able to read, over HTTP, or through a
     process group (NCCL, or gloo without CUDA)"""
@@ -36,6 +46,10 @@ class RolloutConfig:
     MiB, or two of the largest tensor; half a bucket travels at a time"""
     rollout_master_address: str = "127.0.0.1"
     """where the workers of servers reach the first rank, for --rollout-sync group"""
+    rollout_probe_every: int = 10
+    """after every so many steps each server and the trainer score the same answer, and must agree; 0 never asks"""
+    rollout_probe_bound: float = 0.1
+    """by how much the probe's log-probs may differ, on average a token"""
     rollout_python: Path = Path(".venv-sglang/bin/python")
     """interpreter that has sglang; make sglang sets this one up"""
     rollout_embedded_ranks: int | None = None

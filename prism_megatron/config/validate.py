@@ -32,6 +32,7 @@ def check_ranges(config: AlignConfig) -> None:
         "--max-response-tokens": config.data.max_response_tokens,
         "--save-every": config.checkpoint.save_every,
         "--rollout-servers": config.rollout.rollout_servers,
+        "--rollout-tp": config.rollout.rollout_tp,
         "--rollout-bucket-mib": config.rollout.rollout_bucket_mib,
         "--experts-per-tower": config.discriminator.experts_per_tower,
     }
@@ -104,31 +105,60 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
 
 
 def check_rollout(rollout: RolloutConfig) -> None:
-    """Raise ConfigError for flags of servers that nothing would use."""
+    """Raise ConfigError for flags of servers that nothing would use, or that do not go together."""
     default = RolloutConfig()
-    names = (
-        "rollout_servers",
-        "rollout_urls",
+    started = {"rollout_servers", "rollout_tp", "rollout_memory_fraction", "rollout_python"}
+    attached = {"rollout_urls", "rollout_router"}
+    sync = {
         "rollout_sync",
         "rollout_bucket_mib",
         "rollout_master_address",
-        "rollout_python",
-    )
+        "rollout_probe_every",
+        "rollout_probe_bound",
+    }
+    names = started | attached | sync | {"rollout_colocated"}
     given = {name for name in names if getattr(rollout, name) != getattr(default, name)}
     if rollout.rollout == "embedded":
         unused, reason = given, "needs --rollout sglang"
     elif rollout.rollout_urls:
-        unused, reason = given & {"rollout_servers", "rollout_python"}, "starts servers, which --rollout-urls rules out"
+        unused, reason = given & started, "starts servers, which --rollout-urls rules out"
     else:
-        unused, reason = set(), ""
-    if rollout.rollout_sync == "disk" and "rollout_bucket_mib" in given:
-        unused, reason = {"rollout_bucket_mib"}, "is for weights in pieces; leave it out with --rollout-sync disk"
-    if rollout.rollout_sync != "group" and "rollout_master_address" in given:
-        unused, reason = {"rollout_master_address"}, "needs --rollout-sync group"
+        unused, reason = given & attached, "needs --rollout-urls, the servers that it is for"
+    if rollout.rollout_colocated and rollout.rollout_router is not None:
+        unused, reason = (
+            {"rollout_router"},
+            "takes sleeping servers for dead; leave --rollout-colocated out",
+        )
     if rollout.rollout == "sglang" and rollout.rollout_embedded_ranks is not None:
         unused, reason = {"rollout_embedded_ranks"}, "needs --rollout embedded"
     if unused:
         raise ConfigError(f"--{min(unused).replace('_', '-')} {reason}")
+    _check_sync(rollout, given)
+    if rollout.rollout_memory_fraction is not None:
+        _check_interval("--rollout-memory-fraction", rollout.rollout_memory_fraction, above=0.0, below=1.0)
+
+
+def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
+    """Raise ConfigError for ways to hand weights over that the servers, or the other flags, rule out."""
+    sync = rollout.rollout_sync
+    here = ("//127.", "//localhost", "//[::1]")
+    distant = [url for url in rollout.rollout_urls if not any(mark in url for mark in here)]
+    if sync == "tensor" and rollout.rollout_tp > 1:
+        raise ConfigError("--rollout-sync tensor sends all for each GPU of --rollout-tp; use disk or group")
+    if sync == "group" and rollout.rollout_colocated:
+        raise ConfigError("--rollout-sync group needs GPUs of the servers' own; leave --rollout-colocated out")
+    if sync == "group" and distant and "rollout_master_address" not in given:
+        raise ConfigError(
+            f"--rollout-sync group: the workers of {distant[0]} cannot reach {rollout.rollout_master_address}; give an "
+            "address of the first rank's host with --rollout-master-address"
+        )
+    if sync == "disk" and "rollout_bucket_mib" in given:
+        raise ConfigError("--rollout-bucket-mib is for weights in pieces; leave it out with --rollout-sync disk")
+    if sync != "group" and "rollout_master_address" in given:
+        raise ConfigError("--rollout-master-address needs --rollout-sync group")
+    if rollout.rollout_probe_every < 0:
+        raise ConfigError(f"--rollout-probe-every {rollout.rollout_probe_every} must be at least 0, which turns it off")
+    _check_interval("--rollout-probe-bound", rollout.rollout_probe_bound, above=0.0)
 
 
 def check_recompute(recompute: RecomputeConfig) -> None:

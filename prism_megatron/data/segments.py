@@ -21,6 +21,12 @@ from prism_megatron.types import Segments, Span
 TAGS = ("caption", "think", "answer")
 THINK_ALIAS = "thought"
 _ANSWER_CLOSES = f"</{TAGS[-1]}>".encode()
+GOES_ON = rf"</{TAGS[-1]}>[\s\ufffd]{{0,16}}[^\s\ufffd]"
+"""Regular expression that finds, in decoded text, what an ``AnswerWatch`` finds in tokens, and never sooner.
+
+A replacement character may be the first bytes of white space, so it does not count. The run of white space is bounded:
+servers decode as many tokens at every step as the longest match has characters. After a longer one it finds nothing.
+"""
 
 
 @dataclass(frozen=True)

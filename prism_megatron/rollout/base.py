@@ -85,5 +85,14 @@ class RolloutEngine(Protocol):
         Servers draw from generators of their own; ``sglang`` says so.
         """
 
+    def sleep(self) -> None:
+        """Release memory that the trainer could use, where the engine takes it from the trainer's devices.
+
+        All samples must have been drawn. Every rank calls it; ``wake`` or ``update_weights`` precedes the next draw.
+        """
+
+    def wake(self) -> None:
+        """Make sure that samples can be drawn again, with the weights there were. Every rank calls it."""
+
     def close(self) -> None:
         """Release the engine's memory; it cannot be used afterwards."""

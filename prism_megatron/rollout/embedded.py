@@ -187,6 +187,12 @@ class EmbeddedRollout:
             )
         return rollouts
 
+    def sleep(self) -> None:
+        """Nothing: the replica keeps its weights, and keys and values live no longer than a ``generate``."""
+
+    def wake(self) -> None:
+        """Nothing: the replica never sleeps."""
+
     def close(self) -> None:
         """Release the replica's memory; the engine cannot be used afterwards."""
         self._version = None

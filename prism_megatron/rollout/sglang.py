@@ -9,7 +9,6 @@ the same distribution but cannot be repeated.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import threading
 import time
@@ -27,7 +26,9 @@ from prism_megatron.conversion.announced import AnnouncedWeights, left_out_of
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.errors import DataError, PrismError, RolloutError, WeightSyncError
+from prism_megatron.rollout import sglang_memory
 from prism_megatron.rollout.base import Sampling, SegmentFinder
+from prism_megatron.rollout.sglang_attach import ServedModel, attach, attach_router
 from prism_megatron.rollout.sglang_http import (
     FIRST_PAUSE_SECONDS,
     ServerClient,
@@ -35,18 +36,16 @@ from prism_megatron.rollout.sglang_http import (
     ServerRefusedError,
 )
 from prism_megatron.rollout.sglang_pool import Place, Pool
-from prism_megatron.rollout.sglang_requests import Answer, RequestFormat
+from prism_megatron.rollout.sglang_requests import Answer, RequestFormat, ending
 from prism_megatron.rollout.sglang_server import SGLangServers
 from prism_megatron.rollout.sglang_weights import LostVersionError, Transport, WeightSync
 from prism_megatron.rollout.weight_buckets import Piece, pieces
-from prism_megatron.rollout.weight_checks import TIED_NAME, WeightCheck
+from prism_megatron.rollout.weight_checks import WeightCheck
 from prism_megatron.rollout.weight_spool import Spool
 from prism_megatron.types import Prompt, Rollout
 
-_ATTACH_SECONDS = 3.0
 _MAX_FAILURES = 5
-_RETRIED = (429, 500, 502, 503, 504)
-_LAYER = re.compile(r"(visual\.blocks|(?<!visual\.)layers)\.(\d+)\.")
+_RETRIED = (408, 429, 500, 502, 503, 504)
 
 
 class _OtherWeightsError(RolloutError):
@@ -68,6 +67,10 @@ class SGLangOptions:
     """requests under way at once, over all servers; each holds one prompt with all its samples"""
     seconds: float = 600.0
     """how long one call of ``generate`` may take, restarts of servers included"""
+    router: str | None = None
+    """URL of an sglang-router over the same servers: it shares requests out, all other calls go to each server"""
+    colocated: bool = False
+    """servers are on the trainer's GPUs: ``sleep`` releases their memory, ``wake`` takes it back"""
 
 
 class SGLangRollout:
@@ -97,6 +100,7 @@ class SGLangRollout:
         self._options = options or SGLangOptions()
         self._folder = model_folder
         self._finder = finder
+        self._end_token_ids = frozenset(end_token_ids)
         self._servers = servers
         self._supervised_elsewhere = supervised_elsewhere
         self._spool = spool
@@ -109,8 +113,13 @@ class SGLangRollout:
         )
         self._model = WeightCheck(HFFolder(model_folder).shapes(), tied=bool(config.get("tie_word_embeddings", False)))
         self._clients = tuple(ServerClient(url, api_key=api_key) for url in urls)
-        self._context_length = min(self._check(client, config) for client in self._clients)
-        self._pool = Pool(self._clients)
+        model = ServedModel(model_folder, config["model_type"], tuple(self._model.shapes))
+        self._context_length = min(attach(c, model, colocated=self._options.colocated) for c in self._clients)
+        self._routed = self._clients
+        if self._options.router is not None:
+            self._routed = (ServerClient(self._options.router, api_key=api_key),)
+            attach_router(*self._routed)
+        self._pool = Pool(self._routed)
         self._sync = WeightSync(
             self._clients,
             transport=self._options.transport,
@@ -121,6 +130,7 @@ class SGLangRollout:
         self._held: tuple[Path, int] | None = None
         self._version: int | None = None
         self._num_updates = 0
+        self._asleep = False
         self._weights_lock = threading.Lock()
         if servers is not None:
             servers.on_restart(self._restore)
@@ -145,13 +155,33 @@ class SGLangRollout:
             spool = Spool(self._spool / f"weights-{self._num_updates}", like=self._folder)
             self._num_updates += 1
             try:
-                self._push(tensors, version, spool)
+                self._take(tensors, version, spool)
             except PrismError as error:
                 spool.remove()
                 if isinstance(error, LostVersionError):
                     self._hold(None)
                 raise
             self._hold((spool.folder, version))
+
+    def sleep(self) -> None:
+        """Colocated servers release the memory of their weights, keys and values; others keep it.
+
+        No request may be under way: SGLang ends with one. Raises RolloutError.
+        """
+        with self._weights_lock:
+            if self._options.colocated and not self._asleep:
+                self._asleep = True
+                sglang_memory.release(self._clients, replace=self._replace)
+
+    def wake(self) -> None:
+        """End what ``sleep`` began, with the weights there were. Raises WeightSyncError; none are in use then."""
+        with self._weights_lock:
+            if self._asleep and self._held is not None:
+                try:
+                    self._push(*self._held)
+                except WeightSyncError:
+                    self._hold(None)
+                    raise
 
     def follow(self, version: int | None) -> None:
         """Take note that another process has given the servers ``version`` (or that they have none in common)."""
@@ -176,6 +206,8 @@ class SGLangRollout:
         """
         del seed, step, prompt_offset
         version = self.policy_version
+        if self._asleep:
+            raise WeightSyncError("the rollout servers have released their memory; call wake or update_weights first")
         if version is None:
             raise WeightSyncError("the rollout servers have no complete set of weights; call update_weights first")
         for prompt in prompts:
@@ -192,7 +224,7 @@ class SGLangRollout:
 
         def sample(prompt: Prompt, count: int) -> tuple[Rollout, ...]:
             answers = self._sample(prompt, count, sampling, version, deadline=deadline)
-            return tuple(self._rollout(answer, version) for answer in answers)
+            return tuple(self._rollout(prompt, answer, version, sampling) for answer in answers)
 
         with ThreadPoolExecutor(self._options.max_in_flight, thread_name_prefix="sglang requests") as threads:
             futures = [threads.submit(sample, *pair) for pair in zip(prompts, counts, strict=True)]
@@ -204,13 +236,13 @@ class SGLangRollout:
     def close(self) -> None:
         """Close the connections, stop servers of its own and remove the spooled weights."""
         self._sync.close()
-        for client in self._clients:
+        for client in {*self._clients, *self._routed}:
             client.close()
         if self._servers is not None:
             self._servers.stop()
         self._hold(None)
 
-    def _push(self, tensors: Iterable[tuple[str, Tensor]], version: int, spool: Spool) -> None:
+    def _take(self, tensors: Iterable[tuple[str, Tensor]], version: int, spool: Spool) -> None:
         left_out = left_out_of(tensors)
         count = None
         if isinstance(tensors, AnnouncedWeights):
@@ -218,11 +250,12 @@ class SGLangRollout:
             count = len(tensors.shapes)
         checked = self._model.passed(tensors, left_out=left_out)
         passing = self._spooled(pieces(checked, self._options.bucket_bytes, count=count), spool, left_out)
-        if count is None or self._options.transport == "disk":
+        refilling = self._asleep and bool(left_out)  # servers that slept hold nothing of what is left out
+        if count is None or refilling or self._options.transport == "disk":
             deque(passing, maxlen=0)
-            self._sync.push(spool.folder, version, previous=self._held)
+            self._push(spool.folder, version)
         else:
-            self._sync.push(spool.folder, version, previous=self._held, passing=passing)
+            self._push(spool.folder, version, passing)
 
     def _spooled(self, passing: Iterator[Piece], spool: Spool, left_out: AbstractSet[str]) -> Iterator[Piece]:
         """The same pieces, each written on its way; the spool is a whole model folder once all have passed."""
@@ -239,6 +272,36 @@ class SGLangRollout:
         self._version = None if held is None else held[1]
         if older is not None:
             shutil.rmtree(older[0])
+
+    def _push(self, folder: Path, version: int, passing: Iterator[Piece] | None = None) -> None:
+        """Hand a folder's weights over, to servers asleep as to others. Arguments and errors of ``WeightSync.push``.
+
+        Memory that was released holds nothing when it is back: until a whole update, or one of the weights before, has
+        gone through, the servers would sample with garbage under the old version's name.
+        """
+        waking, self._asleep = self._asleep, False
+        if waking:
+            try:
+                sglang_memory.resume(self._clients, replace=self._replace)
+            except RolloutError as error:
+                raise LostVersionError(f"version {version} was not handed over: {error}") from error
+        try:
+            self._sync.push(folder, version, previous=self._held, passing=passing)
+        except LostVersionError:
+            raise
+        except WeightSyncError as error:
+            if waking:
+                self._refill(error)
+            raise
+
+    def _refill(self, problem: WeightSyncError) -> None:
+        """Give the servers the weights they had before they slept. Raises LostVersionError."""
+        if self._held is None:
+            raise LostVersionError(f"the servers woke without weights: {problem}") from problem
+        try:
+            self._sync.push(*self._held, previous=None)
+        except WeightSyncError as error:
+            raise LostVersionError(f"the servers woke without weights: {error} (after: {problem})") from error
 
     def _sample(self, prompt: Prompt, n: int, sampling: Sampling, version: int, *, deadline: float) -> Sequence[Answer]:
         """All samples of one prompt, from whichever server gives them whole."""
@@ -283,13 +346,21 @@ class SGLangRollout:
         place.worked()
         return answers
 
-    def _rollout(self, answer: Answer, version: int) -> Rollout:
+    def _rollout(self, prompt: Prompt, answer: Answer, version: int, sampling: Sampling) -> Rollout:
+        length, reason = ending(
+            prompt,
+            answer.token_ids,
+            self._finder.watch(),
+            end_token_ids=self._end_token_ids,
+            max_new_tokens=sampling.max_new_tokens,
+        )
+        token_ids = answer.token_ids[:length]
         return Rollout(
-            token_ids=answer.token_ids,
-            logprobs=answer.logprobs,
-            finish_reason=answer.finish_reason,
+            token_ids=token_ids,
+            logprobs=answer.logprobs[:length],
+            finish_reason=reason,
             policy_version=version,
-            segments=self._finder.find(answer.token_ids),
+            segments=self._finder.find(token_ids),
         )
 
     def _supervised(self, url: str) -> bool:
@@ -301,29 +372,7 @@ class SGLangRollout:
     def _restore(self, url: str) -> None:
         """Give a restarted server the weights in use; it waits for an update that is under way."""
         with self._weights_lock:
-            if self._held is not None:
+            if self._asleep:
+                sglang_memory.release([client for client in self._clients if client.url == url], replace=self._replace)
+            elif self._held is not None:
                 self._sync.push_to(url, *self._held)
-
-    def _check(self, client: ServerClient, config: dict[str, Any]) -> int:
-        """Most tokens the server takes. Raises RolloutError for a server with another model than the folder's."""
-        info = client.get("/model_info", seconds=_ATTACH_SECONDS)
-        names = client.post_again("/weights_checker", {"action": "checksum"})["ranks"][0]["checksums"]
-        ours = (config["model_type"], _num_layers(name for name in self._model.shapes if name != TIED_NAME))
-        theirs = (info["model_type"], _num_layers(names))
-        if ours != theirs:
-            raise RolloutError(
-                f"{client.url} serves another model ({info['model_path']}: {_described(*theirs)}) than {self._folder} "
-                f"({_described(*ours)}); start it with the policy's folder"
-            )
-        return int(client.get("/server_info")["context_length"])
-
-
-def _num_layers(names: Iterable[str]) -> tuple[int, int]:
-    """Layers of the language model and blocks of the vision tower, out of the names of weights."""
-    found = {match.groups() for name in names if (match := _LAYER.search(name))}
-    blocks = sum(kind == "visual.blocks" for kind, _ in found)
-    return len(found) - blocks, blocks
-
-
-def _described(model_type: str, layers: tuple[int, int]) -> str:
-    return f"{model_type} of {layers[0]} layers and {layers[1]} vision blocks"

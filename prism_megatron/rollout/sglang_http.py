@@ -69,10 +69,10 @@ class ServerClient:
         headers = {"Content-Type": "application/json", "Content-Length": str(length)}
         return self._once("POST", path, {"content": chunks, "headers": headers}, seconds)
 
-    def is_ready(self) -> bool:
-        """Whether the server takes requests now. Never raises."""
+    def is_ready(self, path: str = "/health") -> bool:
+        """Whether the server takes requests now, asked at ``path``. Never raises."""
         try:
-            return self._http.get("/health", timeout=CONNECT_SECONDS).status_code == 200
+            return self._http.get(path, timeout=CONNECT_SECONDS).status_code == 200
         except httpx2.TransportError:
             return False
 

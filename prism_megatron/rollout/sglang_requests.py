@@ -10,13 +10,14 @@ import base64
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prism_megatron.data.images import ImagePreprocessor
+from prism_megatron.data.segments import GOES_ON
 from prism_megatron.errors import DataError, RolloutError
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import Sampling, Watch
 from prism_megatron.types import FinishReason, ImageInput, Prompt
 
 BARRED = 20.0
@@ -29,7 +30,6 @@ class Answer:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish_reason: FinishReason
     version: int | None
 
 
@@ -68,6 +68,7 @@ class RequestFormat:
                 "top_p": sampling.top_p,
                 "max_new_tokens": sampling.max_new_tokens,
                 "stop_token_ids": self._end_token_ids,
+                "stop_regex": GOES_ON,
                 "logit_bias": {str(token): bias for token in self._never_sampled},
                 "skip_special_tokens": False,
             },
@@ -146,7 +147,29 @@ class RequestFormat:
         logprobs = tuple(float(entry[0]) - _barred_share(others) for entry, others in zip(scored, barred, strict=True))
         if not token_ids or not math.isfinite(sum(logprobs)):
             raise RolloutError(f"prompt {prompt.id!r}: the server's log-probs are not finite; the policy has diverged")
-        return Answer(token_ids, logprobs, reason, _version(meta["weight_versions"], len(token_ids)))
+        return Answer(token_ids, logprobs, _version(meta["weight_versions"], len(token_ids)))
+
+
+def ending(
+    prompt: Prompt, token_ids: Sequence[int], watch: Watch, *, end_token_ids: Collection[int], max_new_tokens: int
+) -> tuple[int, FinishReason]:
+    """How many of an answer's tokens count, and why they end there: the rule of the embedded engine.
+
+    A server stops by patterns in decoded text, sometimes a little late, and calls it ``length`` where the end token is
+    the last one allowed, so the tokens decide. Raises RolloutError where the server stopped by a rule of its own.
+    """
+    for length, token in enumerate(token_ids, start=1):
+        if token in end_token_ids:
+            return length, "stop"
+        if watch.add(token):
+            return length, "stop" if length < max_new_tokens else "length"
+    if len(token_ids) < max_new_tokens:
+        raise RolloutError(
+            f"prompt {prompt.id!r}: the server ended a response after {len(token_ids)} of {max_new_tokens} tokens with "
+            f"token {token_ids[-1]}, which is no end token of the policy ({sorted(end_token_ids)}); does it serve the "
+            "policy's generation_config.json?"
+        )
+    return len(token_ids), "length"
 
 
 def _barred_share(others: Sequence[Sequence[Any]]) -> float:

@@ -1,8 +1,7 @@
 """Starts, supervises and stops SGLang servers, each a process group of its own in SGLang's own environment.
 
 A server listens on a loopback port, asks for a random key, writes its log to a file, is started again when it dies, and
-dies with the process that started it. Where CUDA is absent it gets the arguments of a CPU server and, on its own
-PYTHONPATH, the two stand-ins in ``sglang_cpu/``. The trainer never imports sglang: see ``sglang_http``.
+dies with the process that started it. The trainer never imports sglang: see ``sglang_http``.
 """
 
 from __future__ import annotations
@@ -15,68 +14,20 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from prism_megatron.errors import ConfigError, PrismError, RolloutError
+from prism_megatron.rollout.sglang_arguments import HOST, ServerOptions, server_arguments, server_environment
 from prism_megatron.rollout.sglang_http import ServerClient
 
-PYTHON = Path(".venv-sglang/bin/python")
-"""Where ``make sglang`` puts SGLang's interpreter, from the root of the checkout."""
-
-HOST = "127.0.0.1"
-Argument = str | int | float | bool
-_FOLDER = Path(__file__).resolve().parent
-_GUARD = _FOLDER / "sglang_guard.py"
-_CPU_STAND_INS = _FOLDER / "sglang_cpu"
+_GUARD = Path(__file__).resolve().parent / "sglang_guard.py"
 _POLL_SECONDS = 0.2
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 _NUM_LINES_SHOWN = 12
-_OWN_VARIABLES = ("PYTHON", "TORCHELASTIC_", "VIRTUAL_ENV")
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_CPU_ENVIRONMENT = {
-    "SGLANG_USE_CPU_ENGINE": "1",
-    "TORCHDYNAMO_DISABLE": "1",  # the first image would compile for 20 s
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(_CPU_STAND_INS),
-}
-_CPU_ARGUMENTS: dict[str, Argument] = {
-    "device": "cpu",
-    "attention-backend": "torch_native",
-    "sleep-on-idle": True,  # an idle scheduler would spin on a core
-}
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """What a server serves and how much of it at once."""
-
-    model: Path
-    """Hugging Face folder of the model and its tokenizer"""
-    logs: Path
-    """folder for each server's log and its file of arguments"""
-    python: Path = PYTHON
-    """interpreter that has sglang"""
-    dtype: str = "bfloat16"
-    """type of weights and key/value store, as torch spells it"""
-    tp: int = 1
-    """GPUs of one server"""
-    context_length: int = 4096
-    """most tokens of a prompt and its response together"""
-    max_total_tokens: int | None = None
-    """tokens that the key/value store holds; None lets SGLang fill the memory"""
-    max_running_requests: int | None = None
-    """sequences decoded at once; None lets SGLang choose"""
-    start_seconds: float = 300.0
-    """how long a server may take to become healthy"""
-    port: int | None = None
-    """of the one server there is then; None takes a free one for each"""
-    name: str | None = None
-    """the model's name in OpenAI-compatible requests; None lets SGLang take the folder's"""
 
 
 class SGLangServer:
@@ -121,7 +72,7 @@ class SGLangServer:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=server_environment(os.environ, cuda=torch.cuda.is_available()),
+                    env=server_environment(os.environ, tp=self.options.tp, cuda=torch.cuda.is_available()),
                     pass_fds=(reading,),
                     start_new_session=True,
                 )
@@ -171,7 +122,7 @@ class SGLangServer:
     def _write_arguments(self) -> Path:
         """A file that only its owner reads: arguments on a command line, the key among them, are public."""
         path = self.options.logs / f"server-{self.index}.yaml"
-        arguments = server_arguments(self.options, port=self._port, cuda=torch.cuda.is_available())
+        arguments = server_arguments(self.options, index=self.index, port=self._port, cuda=torch.cuda.is_available())
         content = {"api-key": self._api_key} | arguments
         with open(path, "w", encoding="utf-8", opener=_private) as file:
             json.dump(content, file, indent=2)  # SGLang reads YAML, of which JSON is a part
@@ -273,38 +224,6 @@ class SGLangServers:
         server.wait(self._stopping)
         if self._on_restart is not None:
             self._on_restart(server.url)
-
-
-def server_arguments(options: ServerOptions, *, port: int, cuda: bool) -> dict[str, Argument]:
-    """The server's arguments by their long names, without the key."""
-    asked: dict[str, Argument | None] = {
-        "max-total-tokens": options.max_total_tokens,
-        "max-running-requests": options.max_running_requests,
-        "served-model-name": options.name,
-    }
-    arguments: dict[str, Argument] = {
-        "model-path": str(options.model.resolve()),
-        "host": HOST,
-        "port": port,
-        "dtype": options.dtype,
-        "tp-size": options.tp,
-        "context-length": options.context_length,
-        "skip-server-warmup": True,
-        **{name: value for name, value in asked.items() if value is not None},
-    }
-    return arguments if cuda else arguments | _CPU_ARGUMENTS
-
-
-def server_environment(environment: Mapping[str, str], *, cuda: bool) -> dict[str, str]:
-    """The variables of a server's process: without this process's Python and its place in a world of ranks."""
-    kept = {
-        name: value
-        for name, value in environment.items()
-        if name not in _RANK_VARIABLES and not name.startswith(_OWN_VARIABLES)
-    }
-    # The cache of image features is cleared neither by a weight update nor by /flush_cache.
-    kept |= {"SGLANG_VLM_CACHE_SIZE_MB": "0", "HF_HUB_OFFLINE": "1"}
-    return kept if cuda else kept | _CPU_ENVIRONMENT
 
 
 def _free_port() -> int:

@@ -95,6 +95,7 @@ def align(
         with timers.phase("rollout"):
             groups = sample_groups(players.rollout, examples, plan.sampling, n=plan.rollouts_per_prompt,
                                    seed=plan.seed, step=step, world=world)  # fmt: skip
+            players.rollout.sleep()
         with timers.phase("discriminator"):
             judgement = judge_and_train(players.discriminator, groups, plan.game, world=world, form=plan.form,
                                         seed=plan.seed, step=step,
@@ -107,6 +108,7 @@ def align(
             with timers.phase("weight_sync"):
                 weights = players.policy.export_hf(plan.gather_bytes, changed_only=True)
                 players.rollout.update_weights(weights, step + 1)
+        players.rollout.wake()
         on_step(AlignStep(step, examples, groups, judgement, advantages, sums, result))
 
 

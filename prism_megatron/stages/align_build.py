@@ -102,7 +102,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     )
     rollout: RolloutEngine
     if config.rollout.rollout == "sglang":
-        rollout = build_served_rollout(config, source, renderer, world=world, dtype=dtype)
+        rollout = build_served_rollout(config, source, policy, renderer, world=world)
     else:
         rollout = build_replicas(config, folder, shape, renderer, world=world, dtype=dtype)
     discriminator = build_discriminator(config, source, shape, world=world, dtype=dtype, layers=capabilities.layers)

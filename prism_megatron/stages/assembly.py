@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from pathlib import Path
 from typing import Literal
@@ -135,5 +136,20 @@ def export_folder(
 def build_rollout(folder: Path, renderer: Renderer, *, world: World, dtype: torch.dtype) -> EmbeddedRollout:
     """A replica on every rank; it has no weights until the policy's first hand-over."""
     return EmbeddedRollout(
-        folder, renderer.segment_finder, end_token_ids=[renderer.end_token_id], device=world.device, dtype=dtype
+        folder,
+        renderer.segment_finder,
+        end_token_ids=end_token_ids(folder, renderer),
+        device=world.device,
+        dtype=dtype,
     )
+
+
+def end_token_ids(folder: Path, renderer: Renderer) -> list[int]:
+    """What ends a response: the end token of turns, and those that the folder's ``generation_config.json`` adds.
+
+    SGLang ends with the latter on its own. A response is valid only with the former.
+    """
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    also = named if isinstance(named, list) else [] if named is None else [named]
+    return sorted({renderer.end_token_id, *map(int, also)})

@@ -57,6 +57,12 @@ class NoReplica:
         del prompts, n, sampling, seed, step, prompt_offset, samples
         raise WeightSyncError("this rank holds no rollout replica; sample on those of --rollout-embedded-ranks")
 
+    def sleep(self) -> None:
+        """Nothing to release."""
+
+    def wake(self) -> None:
+        """Nothing to take back."""
+
     def close(self) -> None:
         """Nothing to release."""
 

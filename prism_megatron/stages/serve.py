@@ -20,7 +20,8 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.serve import ServeConfig, check_serve
 from prism_megatron.conversion.checkpoint_folder import is_checkpoint
 from prism_megatron.errors import ConfigError
-from prism_megatron.rollout.sglang_server import HOST, ServerOptions, SGLangServers
+from prism_megatron.rollout.sglang_arguments import HOST, ServerOptions
+from prism_megatron.rollout.sglang_server import SGLangServers
 from prism_megatron.stages.convert import to_hf
 
 API_KEY = "PRISM_SERVE_API_KEY"

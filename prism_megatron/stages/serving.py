@@ -4,37 +4,43 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from prism_megatron.config.align import AlignConfig
-from prism_megatron.conversion.checkpoint_folder import is_checkpoint
+from prism_megatron.conversion.checkpoint_folder import files_folder, is_checkpoint
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError, WeightSyncError
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_server import ServerOptions, SGLangServers
+from prism_megatron.rollout.sglang_arguments import ServerOptions
+from prism_megatron.rollout.sglang_server import SGLangServers
+from prism_megatron.stages.assembly import end_token_ids, export_folder
 from prism_megatron.types import Prompt, Rollout
 
 API_KEY = "PRISM_ROLLOUT_API_KEY"
 """Variable with the key of servers given by URL."""
 
-_FOLDER = "rollout"
+_FOLDER, _MODEL = "rollout", "model"
 _SPARE_TOKENS = 16  # SGLang keeps a few of a context to itself
 
 
 class SharedRollout:
     """A RolloutEngine on every rank of a world, all on the same servers."""
 
-    def __init__(self, engine: SGLangRollout, world: World) -> None:
+    def __init__(self, engine: SGLangRollout, world: World, *, exported: Path | None = None) -> None:
+        """``exported`` is a folder that was made for the servers and goes with them."""
         self._engine = engine
         self._world = world
+        self._exported = exported
 
     @property
     def policy_version(self) -> int | None:
@@ -76,30 +82,54 @@ class SharedRollout:
             prompts, n, sampling, seed=seed, step=step, prompt_offset=prompt_offset, samples=samples
         )
 
+    def sleep(self) -> None:
+        """As of ``SGLangRollout``, by the main rank; all ranks have their samples when they call it together."""
+        self._on_main(self._engine.sleep)
+
+    def wake(self) -> None:
+        """As of ``SGLangRollout``, by the main rank; all ranks call it together and leave it together."""
+        self._on_main(self._engine.wake)
+
+    def _on_main(self, call: Callable[[], None]) -> None:
+        """Raises WeightSyncError on every rank where ``call`` fails on the main one."""
+        problem: str | None = None
+        if self._world.is_main:
+            try:
+                call()
+            except PrismError as error:
+                problem = str(error)
+        problem = broadcast_object(problem, source=0)
+        if problem is not None:
+            raise WeightSyncError(problem)
+
     def close(self) -> None:
         """Close this rank's connections; the main rank also stops the servers that it started."""
         self._engine.close()
+        if self._exported is not None and self._world.is_main:
+            shutil.rmtree(self._exported)
 
 
 def build_served_rollout(
-    config: AlignConfig, folder: Path, renderer: Renderer, *, world: World, dtype: torch.dtype
+    config: AlignConfig, source: Path, policy: MegatronEngine, renderer: Renderer, *, world: World
 ) -> SharedRollout:
-    """Servers of the policy in ``folder``, started by the main rank or given by URL, and a client on every rank.
+    """Servers of the policy, started by the main rank or given by URL, and a client on every rank.
 
-    Raises ConfigError or RolloutError on every rank if servers cannot be started or used.
+    ``source`` is what the policy was loaded from: servers read a Hugging Face folder as it is, and of a checkpoint one
+    is made, in the run's folder. Raises ConfigError or RolloutError on every rank if servers cannot be started or used.
     """
-    if is_checkpoint(folder):
-        raise ConfigError(
-            f"--rollout sglang serves a Hugging Face folder, and --model {folder} is a checkpoint; make a folder of it "
-            "with tools/convert.py to-hf, or use --rollout embedded"
-        )
     wanted, output = config.rollout, config.checkpoint.output
     assert output is not None
+    _check_devices(config, cuda=torch.cuda.is_available())
+    exported: Path | None = None
+    if is_checkpoint(source):
+        exported = output / _FOLDER / _MODEL
+        export_folder(policy, exported, like=files_folder(source, policy.name), world=world)
+    folder = exported or source
     servers: SGLangServers | None = None
     problem: str | None = None
     if world.is_main and not wanted.rollout_urls:
         try:
-            servers = _start(config, folder, world=world, dtype=dtype, logs=output / _FOLDER)
+            servers = _start(config, folder, world=world, dtype=policy.dtype, logs=output / _FOLDER)
         except PrismError as error:
             problem = str(error)
     found = (servers.urls, servers.api_key) if servers is not None else (wanted.rollout_urls, os.environ.get(API_KEY))
@@ -112,7 +142,7 @@ def build_served_rollout(
         renderer.segment_finder,
         urls=(*urls[first:], *urls[:first]),
         api_key=api_key,
-        end_token_ids=[renderer.end_token_id],
+        end_token_ids=end_token_ids(folder, renderer),
         spool=output / _FOLDER,
         servers=servers,
         supervised_elsewhere=not world.is_main and not wanted.rollout_urls,
@@ -120,19 +150,27 @@ def build_served_rollout(
             transport=wanted.rollout_sync,
             bucket_bytes=wanted.rollout_bucket_mib * 2**20,
             master_address=wanted.rollout_master_address,
+            router=wanted.rollout_router,
+            colocated=wanted.rollout_colocated,
         ),
     )
-    return SharedRollout(engine, world)
+    shared = SharedRollout(engine, world, exported=exported)
+    shared.sleep()  # colocated servers make room for the players until the first weights
+    return shared
 
 
 def _start(config: AlignConfig, folder: Path, *, world: World, dtype: torch.dtype, logs: Path) -> SGLangServers:
     """Servers with room for one step's rollouts, shared evenly among them."""
-    if int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size)) != world.world_size:
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
+    if ranks_here != world.world_size:
         raise ConfigError(
             "--rollout sglang starts servers that only this host can reach, and the run spans several; start servers "
             "yourself and name them with --rollout-urls"
         )
-    wanted, data = config.rollout, config.data
+    wanted, data, cuda = config.rollout, config.data, torch.cuda.is_available()
+    first_gpu = 0
+    if cuda:
+        first_gpu = first_server_gpu(config, ranks=ranks_here, num_gpus=torch.cuda.device_count())
     model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     positions = int(model["text_config"]["max_position_embeddings"])
     context = min(positions, data.max_prompt_tokens + data.max_response_tokens + _SPARE_TOKENS)
@@ -142,11 +180,44 @@ def _start(config: AlignConfig, folder: Path, *, world: World, dtype: torch.dtyp
         logs=logs,
         python=wanted.rollout_python,
         dtype=str(dtype).removeprefix("torch."),
+        tp=wanted.rollout_tp,
+        first_gpu=first_gpu,
+        memory_fraction=wanted.rollout_memory_fraction,
+        releases_memory=wanted.rollout_colocated,
         context_length=context,
         # With CUDA, SGLang fills what the memory holds; without, it would take most of the machine's.
-        max_total_tokens=None if torch.cuda.is_available() else requests * context,
+        max_total_tokens=None if cuda else requests * context,
         max_running_requests=requests,
     )
     servers = SGLangServers(options, count=wanted.rollout_servers)
     servers.start()
     return servers
+
+
+def first_server_gpu(config: AlignConfig, *, ranks: int, num_gpus: int) -> int:
+    """Device number of the first GPU for servers: behind the trainer's ``ranks``, or the first one if colocated.
+
+    Raises ConfigError where this host has too few.
+    """
+    wanted = config.rollout
+    first = 0 if wanted.rollout_colocated else ranks
+    needed = first + wanted.rollout_servers * wanted.rollout_tp
+    if needed > num_gpus:
+        training = "" if wanted.rollout_colocated else f", behind the {ranks} of the trainer,"
+        raise ConfigError(
+            f"--rollout-servers {wanted.rollout_servers} --rollout-tp {wanted.rollout_tp}{training} take {needed} "
+            f"GPUs, and this host has {num_gpus}; use fewer, or share the trainer's with --rollout-colocated"
+        )
+    return first
+
+
+def _check_devices(config: AlignConfig, *, cuda: bool) -> None:
+    """Raise ConfigError for what only servers on GPUs can do."""
+    wanted = config.rollout
+    flags = {
+        "--rollout-colocated": wanted.rollout_colocated,
+        "--rollout-memory-fraction": wanted.rollout_memory_fraction is not None,
+    }
+    for flag, given in flags.items():
+        if given and not cuda:
+            raise ConfigError(f"{flag} needs CUDA, which this machine does not have; leave it out")

@@ -16,7 +16,8 @@ from transformers import Qwen3VLForConditionalGeneration
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_server import PYTHON, ServerOptions, SGLangServers
+from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
+from prism_megatron.rollout.sglang_server import SGLangServers
 from prism_megatron.types import Prompt, Rollout
 from tests.unit.rollout.oracle import forced_logprobs
 

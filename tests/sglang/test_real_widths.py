@@ -18,7 +18,8 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from prism_megatron.data.render import Renderer
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_server import PYTHON, ServerOptions, SGLangServers
+from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
+from prism_megatron.rollout.sglang_server import SGLangServers
 from tests.sglang.conftest import REPOSITORY, World
 
 TOKENIZER_FILES = (

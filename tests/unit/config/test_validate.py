@@ -249,6 +249,29 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
             "--rollout-bucket-mib is for weights over HTTP; leave it out with --rollout-sync disk",
         ),
         ("--rollout sglang --rollout-servers 0", "--rollout-servers 0 must be at least 1"),
+        ("--rollout sglang --rollout-tp 0", "--rollout-tp 0 must be at least 1"),
+        ("--rollout-tp 2", "--rollout-tp needs --rollout sglang"),
+        ("--rollout-colocated", "--rollout-colocated needs --rollout sglang"),
+        (
+            "--rollout sglang --rollout-urls http://a --rollout-tp 2",
+            "--rollout-tp starts servers, which --rollout-urls rules out",
+        ),
+        (
+            "--rollout sglang --rollout-router http://a",
+            "--rollout-router needs --rollout-urls, the servers that it is for",
+        ),
+        (
+            "--rollout sglang --rollout-urls http://a --rollout-router http://b --rollout-colocated",
+            "--rollout-router takes sleeping servers for dead; leave --rollout-colocated out",
+        ),
+        (
+            "--rollout sglang --rollout-sync tensor --rollout-tp 2",
+            "--rollout-sync tensor does not serve --rollout-tp: it would send all for each GPU; use disk",
+        ),
+        (
+            "--rollout sglang --rollout-memory-fraction 1.5",
+            "--rollout-memory-fraction 1.5 must be above 0 and below 1",
+        ),
     ],
 )
 def test_flags_of_servers_that_nothing_would_use(flags: str, complaint: str, mini: Qwen3VLShape) -> None:

@@ -50,6 +50,11 @@ class FakeSGLang:
     answer_status: list[int] = field(default_factory=list)
     """HTTP status of the next generations; 0 breaks the connection, 200 (or nothing left) answers"""
     finish_reason: str = "stop"
+    tokens: tuple[int, ...] | None = None
+    """every sample, instead of two tokens and the end token"""
+    saves_memory: bool = False
+    """whether it was started with --enable-memory-saver"""
+    released: bool = False
     barred_logprob: float = -60.0
     """log-prob, as the server has it, of each token that must not be sampled"""
     refuse: dict[str, int] = field(default_factory=dict)
@@ -69,7 +74,7 @@ class FakeSGLang:
         """What a new process has: the weights of its folder, and no session."""
         self.weights = load_file(FOLDER / "model.safetensors")
         self.version, self.session_open, self.paused = "default", False, False
-        self.die_at, self.dead = None, False
+        self.die_at, self.dead, self.released = None, False, False
 
     def checksum(self) -> str:
         digest = hashlib.sha256()
@@ -84,7 +89,7 @@ class FakeSGLang:
         if path == "/model_info":
             return 200, {"model_type": "qwen3_vl", "model_path": "/elsewhere", "weight_version": self.version}
         if path == "/server_info":
-            return 200, {"context_length": CONTEXT, "tp_size": 1}
+            return 200, {"context_length": CONTEXT, "tp_size": 1, "enable_memory_saver": self.saves_memory}
         return 404, {"detail": "Not Found"}
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -96,6 +101,10 @@ class FakeSGLang:
             if self.refuse.get(path, 0) > 0:
                 self.refuse[path] -= 1
                 return 400, {"success": False, "message": f"{path} was refused"}
+        if path in ("/release_memory_occupation", "/resume_memory_occupation"):
+            return self.occupy(path, body)
+        if self.released and path != "/pause_generation":
+            raise ConnectionAbortedError
         if path == "/generate":
             return self.generate(body)
         return self.control(path, body)
@@ -128,6 +137,16 @@ class FakeSGLang:
         self.version = body.get("weight_version", self.version)
         return 200, {"success": True, "message": "Success"}
 
+    def occupy(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Memory that was released is back with nothing in it; a call out of turn ends the process."""
+        releases = path == "/release_memory_occupation"
+        if not self.saves_memory or self.released is releases or not self.paused or self.running:
+            raise ConnectionAbortedError
+        assert set(body["tags"]) == {"weights", "kv_cache"}
+        self.released = releases
+        self.weights = {name: torch.full_like(tensor, torch.nan) for name, tensor in self.weights.items()}
+        return 200, None
+
     def load(self, tensors: dict[str, Tensor]) -> None:
         """As SGLang does it: unknown names are passed over, and a wrong shape is the end of the process."""
         for name, tensor in tensors.items():
@@ -157,7 +176,7 @@ class FakeSGLang:
         return 200, [self.sample(i, prompt_tokens, body) for i in range(body["sampling_params"]["n"])]
 
     def sample(self, number: int, prompt_tokens: int, body: dict[str, Any]) -> dict[str, Any]:
-        tokens = [number + 5, number + 6, *body["sampling_params"]["stop_token_ids"][:1]]
+        tokens = list(self.tokens or (number + 5, number + 6, *body["sampling_params"]["stop_token_ids"][:1]))
         return {
             "text": "",
             "output_ids": tokens,

@@ -19,13 +19,8 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.errors import ConfigError, RolloutError
-from prism_megatron.rollout.sglang_server import (
-    ServerOptions,
-    SGLangServer,
-    SGLangServers,
-    server_arguments,
-    server_environment,
-)
+from prism_megatron.rollout.sglang_arguments import ServerOptions, server_arguments, server_environment
+from prism_megatron.rollout.sglang_server import SGLangServer, SGLangServers
 from tests.unit.rollout.stub_sglang import stub_python
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -123,7 +118,8 @@ def test_no_process_outlives_a_killed_parent(options: Callable[..., ServerOption
     script = f"""
 import time
 from pathlib import Path
-from prism_megatron.rollout.sglang_server import SGLangServers, ServerOptions
+from prism_megatron.rollout.sglang_arguments import ServerOptions
+from prism_megatron.rollout.sglang_server import SGLangServers
 servers = SGLangServers(ServerOptions(Path({str(model)!r}), Path({str(logs)!r}), python=Path({str(python)!r})), count=1)
 servers.start()
 print(servers.servers[0].pid, flush=True)
@@ -161,15 +157,25 @@ def test_a_missing_environment_says_how_to_make_it(tmp_path: Path) -> None:
 
 def test_cpu_arguments_and_stand_ins_are_for_machines_without_cuda(tmp_path: Path) -> None:
     options = ServerOptions(tmp_path, tmp_path, tp=2, max_total_tokens=99)
-    gpu, cpu = (server_arguments(options, port=5, cuda=cuda) for cuda in (True, False))
+    gpu, cpu = (server_arguments(options, index=0, port=5, cuda=cuda) for cuda in (True, False))
     assert "device" not in gpu and gpu["tp-size"] == 2 and gpu["max-total-tokens"] == 99
-    assert cpu.items() > gpu.items() and cpu["device"] == "cpu"
+    assert cpu["device"] == "cpu" and "base-gpu-id" not in cpu
     rank = {"RANK": "3", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x", "PYTHONPATH": "/ours", "HOME": "/home"}
-    gpu_environment, cpu_environment = (server_environment(rank, cuda=cuda) for cuda in (True, False))
+    gpu_environment, cpu_environment = (server_environment(rank, tp=2, cuda=cuda) for cuda in (True, False))
     assert rank.keys() & gpu_environment.keys() == {"HOME"}
     assert cpu_environment["PYTHONPATH"].endswith("sglang_cpu") and cpu_environment["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert cpu_environment["SGLANG_CPU_OMP_THREADS_BIND"].count("|") == 1, "SGLang wants cores for every rank"
     for environment in (gpu_environment, cpu_environment):
         assert environment["SGLANG_VLM_CACHE_SIZE_MB"] == "0", "image features of old weights would be used again"
+
+
+def test_no_two_servers_share_a_gpu(tmp_path: Path) -> None:
+    options = ServerOptions(tmp_path, tmp_path, tp=2, first_gpu=3, memory_fraction=0.4, releases_memory=True)
+    arguments = [server_arguments(options, index=index, port=5, cuda=True) for index in range(3)]
+    assert [a["base-gpu-id"] for a in arguments] == [3, 5, 7]
+    assert all(a["enable-memory-saver"] is True and a["mem-fraction-static"] == 0.4 for a in arguments)
+    plain = server_arguments(ServerOptions(tmp_path, tmp_path), index=0, port=5, cuda=True)
+    assert not plain.keys() & {"enable-memory-saver", "mem-fraction-static"}
 
 
 def test_ports_are_none_that_the_kernel_gives_away(options: Callable[..., ServerOptions]) -> None:

@@ -1,0 +1,42 @@
+"""An engine on fake servers, and what it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prism_megatron.rollout.base import Sampling, SegmentFinder
+from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
+from prism_megatron.types import Prompt, Rollout
+from tests.unit.rollout.fake_sglang import FOLDER, KEY, FakeSGLang
+from tests.unit.rollout.tiny_qwen import NoSegments
+
+END = 488
+"""The mini's end token."""
+
+
+def attached(
+    fakes: Sequence[FakeSGLang],
+    spool: Path,
+    *,
+    finder: SegmentFinder | None = None,
+    servers: Any = None,
+    **options: Any,
+) -> SGLangRollout:
+    return SGLangRollout(
+        FOLDER,
+        finder or NoSegments(),
+        urls=[fake.url for fake in fakes],
+        api_key=KEY,
+        end_token_ids=[END],
+        spool=spool,
+        servers=servers,
+        options=SGLangOptions(**{"seconds": 20.0} | options),
+    )
+
+
+def draw(engine: SGLangRollout, count: int = 1, n: int = 1, max_new_tokens: int = 8) -> list[tuple[Rollout, ...]]:
+    """``n`` samples of each of ``count`` text prompts."""
+    prompts = [Prompt(f"p{i}", (5, 6, 7), (), "") for i in range(count)]
+    return engine.generate(prompts, n, Sampling(max_new_tokens=max_new_tokens), seed=0, step=0)

@@ -1,0 +1,115 @@
+"""Colocated servers: memory is released while they are idle and paused, and never used before it holds weights again.
+
+The fake server forgets its weights when it releases them, and dies of a call out of turn, as SGLang 0.5.23 does. Blind
+to the memory itself and to CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+
+from prism_megatron.errors import RolloutError, WeightSyncError
+from prism_megatron.rollout.sglang import SGLangRollout
+from tests.unit.rollout.attached import attached, draw
+from tests.unit.rollout.fake_sglang import FakeSGLang, running
+from tests.unit.rollout.weights import mini_weights
+
+RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
+
+
+@pytest.fixture
+def fakes() -> Iterator[list[FakeSGLang]]:
+    with ExitStack() as stack:
+        fakes = [stack.enter_context(running(image_token_id=498)) for _ in range(2)]
+        for fake in fakes:
+            fake.saves_memory = True
+        yield fakes
+
+
+@pytest.fixture
+def engine(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[SGLangRollout]:
+    engine = attached(fakes, tmp_path, colocated=True)
+    yield engine
+    engine.close()
+
+
+def assert_holds(fakes: list[FakeSGLang], factor: float, version: int) -> None:
+    expected = dict(mini_weights(factor))
+    for fake in fakes:
+        assert fake.version == str(version) and not fake.released and not fake.paused and not fake.session_open
+        assert all(torch.equal(fake.weights[name], tensor) for name, tensor in expected.items())
+
+
+def test_memory_is_released_when_idle_and_back_before_the_whole_update(
+    engine: SGLangRollout, fakes: list[FakeSGLang]
+) -> None:
+    engine.sleep()  # before the first weights
+    engine.update_weights(mini_weights(1.0), 1)
+    draw(engine, count=4)
+    engine.sleep()
+    engine.sleep()
+    assert all(fake.released and fake.paused for fake in fakes)
+    engine.update_weights(mini_weights(2.0), 2)
+    engine.wake()
+    assert_holds(fakes, 2.0, 2)
+    assert {rollout.policy_version for group in draw(engine, count=2) for rollout in group} == {2}
+    for fake in fakes:
+        paths = [path for path in fake.paths() if path not in ("/weights_checker", "/generate")]
+        nap = ["/pause_generation", RELEASE, RESUME, "/pause_generation", "/begin_weight_update"]
+        update = ["/update_weights_from_tensor", "/end_weight_update", "/continue_generation"]
+        assert paths == [*nap, *update] * 2
+
+
+def test_without_an_update_the_weights_there_were_come_back(engine: SGLangRollout, fakes: list[FakeSGLang]) -> None:
+    engine.update_weights(mini_weights(1.5), 7)
+    engine.sleep()
+    with pytest.raises(WeightSyncError, match="released their memory; call wake"):
+        draw(engine)
+    engine.wake()
+    assert_holds(fakes, 1.5, 7)
+    assert draw(engine)[0][0].policy_version == 7
+
+
+@pytest.mark.parametrize("path", ["/begin_weight_update", "/end_weight_update"])
+def test_a_failed_update_does_not_leave_empty_memory_in_use(
+    path: str, engine: SGLangRollout, fakes: list[FakeSGLang]
+) -> None:
+    """The first phase normally changes nothing, but here there is nothing left to keep."""
+    engine.update_weights(mini_weights(1.0), 1)
+    engine.sleep()
+    fakes[1].refuse = {path: 1}
+    with pytest.raises(WeightSyncError, match="was refused"):
+        engine.update_weights(mini_weights(2.0), 2)
+    assert_holds(fakes, 1.0, 1)
+    assert draw(engine)[0][0].policy_version == 1
+
+
+def test_when_nothing_can_be_handed_over_nothing_is_sampled(engine: SGLangRollout, fakes: list[FakeSGLang]) -> None:
+    engine.update_weights(mini_weights(1.0), 1)
+    engine.sleep()
+    fakes[1].refuse = {"/begin_weight_update": 9}
+    with pytest.raises(WeightSyncError, match="woke without weights"):
+        engine.update_weights(mini_weights(2.0), 2)
+    with pytest.raises(WeightSyncError, match="call update_weights first"):
+        draw(engine)
+
+
+def test_servers_of_their_own_gpus_never_sleep(fakes: list[FakeSGLang], tmp_path: Path) -> None:
+    engine = attached(fakes, tmp_path)
+    engine.update_weights(mini_weights(1.0), 1)
+    engine.sleep()
+    engine.wake()
+    assert draw(engine)[0][0].policy_version == 1
+    assert not any(RELEASE in fake.paths() for fake in fakes)
+    engine.close()
+
+
+def test_a_server_that_cannot_release_is_refused(fakes: list[FakeSGLang], tmp_path: Path) -> None:
+    fakes[1].saves_memory = False
+    with pytest.raises(RolloutError, match=f"{fakes[1].url} cannot release its memory.*--enable-memory-saver"):
+        attached(fakes, tmp_path, colocated=True)
