@@ -14,3 +14,5 @@ class ModelConfig:
     """Hugging Face folder of a dense Qwen3-VL, or a checkpoint of one; without it the built-in mini world runs"""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """compute type of the parameters (masters are always fp32); auto takes the folder's own"""
+    freeze_policy_vision: bool = False
+    """keep the policy's vision tower and its mergers as loaded; the rollout engine gets them once"""

@@ -41,10 +41,18 @@ class RolloutConfig:
     started with --enable-memory-saver"""
     rollout_memory_fraction: float | None = None
     """share of a GPU's memory for a started server's weights, keys and values; by default what SGLang takes"""
-    rollout_sync: Literal["disk", "tensor"] = "disk"
-    """how servers get weights: from the run's folder, which all of them must be able to read, or over HTTP"""
+    rollout_sync: Literal["disk", "tensor", "group"] = "disk"
+    """how servers get weights: from the run's folder, which all of them must be able to read, over HTTP, or through a
+    process group (NCCL, or gloo without CUDA)"""
     rollout_bucket_mib: int = 256
-    """most weights in one HTTP call of --rollout-sync tensor, in MiB; a larger tensor travels alone"""
+    """a hand-over by --rollout-sync tensor or group takes at most two such buckets of memory beside the weights, in
+    MiB, or two of the largest tensor; half a bucket travels at a time"""
+    rollout_master_address: str = "127.0.0.1"
+    """where the workers of servers reach the first rank, for --rollout-sync group"""
+    rollout_probe_every: int = 10
+    """after every so many steps each server and the trainer score the same answer, and must agree; 0 never asks"""
+    rollout_probe_bound: float = 0.1
+    """by how much the probe's log-probs may differ, on average a token"""
     rollout_python: Path = Path(".venv-sglang/bin/python")
     """interpreter that has sglang; make sglang sets this one up"""
     rollout_embedded_ranks: int | None = None

@@ -111,7 +111,14 @@ def check_rollout(rollout: RolloutConfig) -> None:
     default = RolloutConfig()
     started = {"rollout_servers", "rollout_tp", "rollout_memory_fraction", "rollout_python"}
     attached = {"rollout_urls", "rollout_router"}
-    names = started | attached | {"rollout_colocated", "rollout_sync", "rollout_bucket_mib"}
+    sync = {
+        "rollout_sync",
+        "rollout_bucket_mib",
+        "rollout_master_address",
+        "rollout_probe_every",
+        "rollout_probe_bound",
+    }
+    names = started | attached | sync | {"rollout_colocated"}
     given = {name for name in names if getattr(rollout, name) != getattr(default, name)}
     if rollout.rollout == "embedded":
         unused, reason = given, "needs --rollout sglang"
@@ -119,12 +126,11 @@ def check_rollout(rollout: RolloutConfig) -> None:
         unused, reason = given & started, "starts servers, which --rollout-urls rules out"
     else:
         unused, reason = given & attached, "needs --rollout-urls, the servers that it is for"
-    if rollout.rollout_sync == "disk" and "rollout_bucket_mib" in given:
-        unused, reason = {"rollout_bucket_mib"}, "is for weights over HTTP; leave it out with --rollout-sync disk"
     if rollout.rollout == "sglang" and rollout.rollout_embedded_ranks is not None:
         unused, reason = {"rollout_embedded_ranks"}, "needs --rollout embedded"
     if unused:
         raise ConfigError(f"--{min(unused).replace('_', '-')} {reason}")
+    _check_sync(rollout, given)
     if rollout.rollout_memory_fraction is not None:
         _check_interval("--rollout-memory-fraction", rollout.rollout_memory_fraction, above=0.0, below=1.0)
 
@@ -142,11 +148,32 @@ def _check_rollout_pairs(rollout: RolloutConfig) -> None:
         )
     if rollout.rollout_colocated and rollout.rollout_router is not None:
         raise ConfigError("--rollout-router takes sleeping servers for dead; leave it or --rollout-colocated out")
-    if rollout.rollout_sync == "tensor" and rollout.rollout_tp > 1:
+
+
+def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
+    """Raise ConfigError for ways to hand weights over that the servers, or the other flags, rule out."""
+    sync = rollout.rollout_sync
+    here = ("//127.", "//localhost", "//[::1]")
+    distant = [url for url in rollout.rollout_urls if not any(mark in url for mark in here)]
+    if sync == "tensor" and rollout.rollout_tp > 1:
         raise ConfigError(
             f"--rollout-sync tensor would send all weights {rollout.rollout_tp} times, once for every GPU of "
-            "--rollout-tp; use --rollout-sync disk"
+            "--rollout-tp; use --rollout-sync disk or group"
         )
+    if sync == "group" and rollout.rollout_colocated:
+        raise ConfigError("--rollout-sync group needs GPUs of the servers' own; leave --rollout-colocated out")
+    if sync == "group" and distant and "rollout_master_address" not in given:
+        raise ConfigError(
+            f"--rollout-sync group: the workers of {distant[0]} cannot reach {rollout.rollout_master_address}; give an "
+            "address of the first rank's host with --rollout-master-address"
+        )
+    if sync == "disk" and "rollout_bucket_mib" in given:
+        raise ConfigError("--rollout-bucket-mib is for weights in pieces; leave it out with --rollout-sync disk")
+    if sync != "group" and "rollout_master_address" in given:
+        raise ConfigError("--rollout-master-address needs --rollout-sync group")
+    if rollout.rollout_probe_every < 0:
+        raise ConfigError(f"--rollout-probe-every {rollout.rollout_probe_every} must be at least 0, which turns it off")
+    _check_interval("--rollout-probe-bound", rollout.rollout_probe_bound, above=0.0)
 
 
 def check_recompute(recompute: RecomputeConfig) -> None:

@@ -22,6 +22,7 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor
 
 from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.conversion.announced import AnnouncedWeights
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch
@@ -105,13 +106,23 @@ class MegatronEngine:
             self.optimizer.reload_model_params()
 
     def export_hf(
-        self, bucket_bytes: int = DEFAULT_BUCKET_BYTES, *, layout: ExpertLayout | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
+        self,
+        bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+        *,
+        layout: ExpertLayout | None = None,
+        changed_only: bool = False,
+    ) -> AnnouncedWeights:
         """Yield ``(hf_name, full tensor)``, the same on every rank; all ranks iterate together, to the end.
 
-        Experts come in ``layout``, by default in the one that they were loaded from.
+        Experts come in ``layout``, by default in the one that they were loaded from. ``changed_only`` leaves out what
+        the provider keeps as loaded, for a receiver that has had a whole export.
         """
-        return self.weights.export(bucket_bytes, layout or self.expert_layout)
+        layout = layout or self.expert_layout
+        leave_out = self._provider.is_frozen if changed_only else _nothing
+        shapes, left_out = self.weights.hf_shapes(layout, leave_out)
+        return AnnouncedWeights(
+            shapes, self.weights.export(bucket_bytes, layout, leave_out=leave_out), left_out=left_out
+        )
 
     def export_gradients(
         self, bucket_bytes: int = DEFAULT_BUCKET_BYTES, *, layout: ExpertLayout | None = None
@@ -286,6 +297,10 @@ class MegatronEngine:
             maxima=max_numbers(maxima, device=world.device, group=world.groups.dp_cp) if maxima else {},
             rows=[{key: value.to(world.device) for key, value in row.items()} for row in rows],
         )
+
+
+def _nothing(_parameter_name: str) -> bool:
+    return False
 
 
 def _forward_step(

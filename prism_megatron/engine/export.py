@@ -136,10 +136,12 @@ class WeightTable:
         *,
         of: Callable[[nn.Parameter], Tensor] | None = None,
         dtype: torch.dtype | None = None,
+        leave_out: Callable[[str], bool] | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(hf_name, full tensor)`` for every tensor mapped in ``layout``, the same on every rank.
 
-        ``of`` gives, in ``dtype``, what is exported of a parameter: itself by default, or its gradient.
+        ``of`` gives, in ``dtype``, what is exported of a parameter: itself by default, or its gradient. Parameters
+        that ``leave_out`` is true of, by their names in a chunk, are not gathered.
         Collective: all ranks iterate together. A bucket of at most ``bucket_bytes`` of full tensors (or one parameter)
         is held at a time: one all-gather over TP, one over EP for experts, one broadcast over PP. Beside it, one tensor
         that fuses all experts of a layer is put together whole, whatever ``bucket_bytes``: it has a single name.
@@ -147,7 +149,8 @@ class WeightTable:
         mappings = self._mappings_of(layout)
         by_parameter = {mapping.parameter: mapping for mapping in mappings}
         fused = _FusedExperts(mappings)
-        for bucket in self._buckets(bucket_bytes, dtype):
+        entries = [entry for entry in self._entries if leave_out is None or not leave_out(entry.local_name)]
+        for bucket in self._buckets(entries, bucket_bytes, dtype):
             gathered = self._gather(bucket, of, dtype or bucket[0].dtype)
             offset = 0
             for entry in bucket:
@@ -157,10 +160,26 @@ class WeightTable:
                     mapping = by_parameter[name]
                     merged = mapping.op.merge([shard.reshape(entry.shape) for shard in shards_T])
                     if mapping.expert is None:
-                        # A merge may return views of the bucket, which the next does not reuse; clones free it.
-                        yield from ((hf, t.clone()) for hf, t in zip(mapping.hf_names, merged, strict=True))
+                        for hf_name, tensor in zip(mapping.hf_names, merged, strict=True):
+                            yield hf_name, _without_other_ranks(tensor, gathered)
                     else:
                         yield from fused.add(mapping, merged)
+
+    def hf_shapes(
+        self, layout: ExpertLayout | None, leave_out: Callable[[str], bool]
+    ) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
+        """Names and shapes of what ``export`` yields without gathering it, and the names of what it leaves out."""
+        by_parameter = {mapping.parameter: mapping for mapping in self._mappings_of(layout)}
+        shapes: dict[str, tuple[int, ...]] = {}
+        left_out: set[str] = set()
+        for entry in self._entries:
+            for mapping in (by_parameter[name] for name in entry.names):
+                assert mapping.hf_shapes is not None, mapping
+                if leave_out(entry.local_name):
+                    left_out.update(mapping.hf_names)
+                else:
+                    shapes.update(zip(mapping.hf_names, mapping.hf_shapes, strict=True))
+        return shapes, frozenset(left_out)
 
     def _global_name(self, name: str, ep_rank: int) -> str:
         """Experts are numbered per rank in a chunk and globally in a mapping."""
@@ -196,10 +215,12 @@ class WeightTable:
             ),
         )
 
-    def _buckets(self, bucket_bytes: int, dtype: torch.dtype | None) -> Iterator[list[_Entry]]:
+    def _buckets(
+        self, entries: Sequence[_Entry], bucket_bytes: int, dtype: torch.dtype | None
+    ) -> Iterator[list[_Entry]]:
         bucket: list[_Entry] = []
         size = 0
-        for entry in self._entries:
+        for entry in entries:
             ranks = len(entry.names) * self._shard_group(entry.local_name).size()
             entry_size = entry.numel * (dtype or entry.dtype).itemsize * ranks
             alike = bucket and (entry.stage, entry.is_expert, entry.dtype) == (
@@ -238,16 +259,27 @@ class WeightTable:
         num_expert_ranks = len(first.names)
         numel = sum(entry.numel for entry in bucket)
         device = next(iter(self._parameters.values())).device
-        shards = torch.empty(num_expert_ranks, tp_group.size(), numel, dtype=dtype, device=device)
+        shape = num_expert_ranks, tp_group.size(), numel
         if self._groups.pp.rank() == first.stage:
             held = [self._parameters[entry.local_name] for entry in bucket]
-            flat = torch.cat([(one if of is None else of(one)).detach().flatten() for one in held])
-            of_tp = torch.empty(tp_group.size() * numel, dtype=dtype, device=device)
-            dist.all_gather_into_tensor(of_tp, flat, group=tp_group)
-            if first.is_expert:
-                dist.all_gather_into_tensor(shards.view(-1), of_tp, group=self._groups.ep)
-            else:
-                shards.view(-1).copy_(of_tp)
+            shards = torch.cat([(one if of is None else of(one)).detach().flatten() for one in held])
+            for group in (tp_group, self._groups.ep) if first.is_expert else (tp_group,):
+                if group.size() > 1:
+                    of_group = torch.empty(group.size() * shards.numel(), dtype=dtype, device=device)
+                    dist.all_gather_into_tensor(of_group, shards, group=group)
+                    shards = of_group
+            shards = shards.view(shape)
+        else:
+            shards = torch.empty(shape, dtype=dtype, device=device)
         if self._groups.pp.size() > 1:
             dist.broadcast(shards, group=self._groups.pp, group_src=first.stage)
         return shards
+
+
+def _without_other_ranks(tensor: Tensor, gathered: Tensor) -> Tensor:
+    """A tensor that was merged out of ``gathered``, not keeping the copies alive that other ranks had of it.
+
+    With one rank it may be a view: the buckets have no other owner and are not used again.
+    """
+    shared = tensor.untyped_storage().data_ptr() == gathered.untyped_storage().data_ptr()
+    return tensor.clone() if shared and gathered.shape[1] > 1 else tensor

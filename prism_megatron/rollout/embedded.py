@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prism_megatron.conversion.announced import left_out_of
 from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
 from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.decode import Decoder
@@ -69,9 +70,15 @@ class EmbeddedRollout:
 
     @torch.no_grad()
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Overwrite all weights in place. Raises WeightSyncError; then nothing can be generated until one succeeds."""
+        """Overwrite all weights in place, but for those that ``AnnouncedWeights`` leave out.
+
+        Raises WeightSyncError; then nothing can be generated until an update of all weights succeeds.
+        """
+        left_out = left_out_of(tensors)
+        if left_out and self._version is None:
+            raise WeightSyncError(f"{len(left_out)} weights are left out and the replica has none; give it all first")
         self._version = None
-        copy_weights(self._model, tensors)
+        copy_weights(self._model, tensors, left_out=left_out)
         self._version = version
 
     @torch.no_grad()

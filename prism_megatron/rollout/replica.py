@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,10 @@ def build_replica(model_folder: Path, *, device: torch.device, dtype: torch.dtyp
     return model.to(device).eval().requires_grad_(False)
 
 
-def copy_weights(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Overwrite every weight of ``model``, one tensor at a time, casting to its dtype.
+def copy_weights(
+    model: Any, tensors: Iterable[tuple[str, Tensor]], *, left_out: AbstractSet[str] = frozenset()
+) -> None:
+    """Overwrite every weight of ``model`` but those ``left_out``, one tensor at a time, casting to its dtype.
 
     A tied ``lm_head.weight`` may be left out; where it is given it must equal the embedding.
     Raises WeightSyncError for an unknown, repeated, misshapen or missing tensor; ``model`` is then half written.
@@ -62,7 +65,7 @@ def copy_weights(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
             )
         targets[name].copy_(tensor)
         written.add(name)
-    missing = [name for name in targets if name not in written]
+    missing = [name for name in targets if name not in written and name not in left_out]
     if missing:
         shown = ", ".join(missing[:_NUM_NAMES_SHOWN]) + (", …" if len(missing) > _NUM_NAMES_SHOWN else "")
         raise WeightSyncError(f"{len(missing)} of {len(targets)} weights of the rollout model were not sent: {shown}")

@@ -15,7 +15,9 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,9 +26,10 @@ from typing import Any
 
 from torch import Tensor
 
+from prism_megatron.conversion.announced import AnnouncedWeights, left_out_of
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.images import ImagePreprocessor
-from prism_megatron.errors import DataError, RolloutError, WeightSyncError
+from prism_megatron.errors import DataError, PrismError, RolloutError, WeightSyncError
 from prism_megatron.rollout import sglang_memory
 from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.sglang_attach import ServedModel, attach, attach_router
@@ -39,7 +42,10 @@ from prism_megatron.rollout.sglang_http import (
 from prism_megatron.rollout.sglang_pool import Place, Pool
 from prism_megatron.rollout.sglang_requests import Answer, RequestFormat, ending
 from prism_megatron.rollout.sglang_server import SGLangServers
-from prism_megatron.rollout.sglang_weights import LostVersionError, Transport, WeightSync, write_checked
+from prism_megatron.rollout.sglang_weights import LostVersionError, Transport, WeightSync
+from prism_megatron.rollout.weight_buckets import Piece, pieces
+from prism_megatron.rollout.weight_checks import WeightCheck
+from prism_megatron.rollout.weight_spool import Spool
 from prism_megatron.types import Prompt, Rollout
 
 _MAX_FAILURES = 5
@@ -56,9 +62,12 @@ class SGLangOptions:
     """How the client uses its servers."""
 
     transport: Transport = "tensor"
-    """``tensor`` sends weights over HTTP; ``disk`` sends the path of a folder that all servers can read"""
+    """``tensor`` sends weights over HTTP, ``disk`` the path of a folder that all servers can read; ``group`` sends
+    them through a process group with each server's workers"""
     bucket_bytes: int = 256 * 2**20
-    """most bytes of weights in one call; a larger tensor travels alone"""
+    """a hand-over takes two such buckets of memory at most, or two of its largest tensors"""
+    master_address: str = "127.0.0.1"
+    """where servers reach this process, for ``group``"""
     max_in_flight: int = 32
     """requests under way at once, over all servers and calls; each holds one prompt with all its samples"""
     seconds: float = 600.0
@@ -107,10 +116,9 @@ class SGLangRollout:
             end_token_ids=end_token_ids,
             never_sampled=[config["image_token_id"], config["video_token_id"]],
         )
-        self._shapes = HFFolder(model_folder).shapes()
-        self._tied = bool(config.get("tie_word_embeddings", False))
+        self._model = WeightCheck(HFFolder(model_folder).shapes(), tied=bool(config.get("tie_word_embeddings", False)))
         self._clients = tuple(ServerClient(url, api_key=api_key) for url in urls)
-        model = ServedModel(model_folder, config["model_type"], tuple(self._shapes))
+        model = ServedModel(model_folder, config["model_type"], tuple(self._model.shapes))
         self._context_length = min(attach(c, model, colocated=self._options.colocated) for c in self._clients)
         self._routed = self._clients
         if self._options.router is not None:
@@ -121,6 +129,7 @@ class SGLangRollout:
             self._clients,
             transport=self._options.transport,
             bucket_bytes=self._options.bucket_bytes,
+            master_address=self._options.master_address,
             replace=self._replace,
         )
         self._held: tuple[Path, int] | None = None
@@ -142,23 +151,27 @@ class SGLangRollout:
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take every weight of the policy, on all servers or on none; see ``WeightSync``.
 
-        Names and shapes are checked against the model folder before anything is sent. Raises WeightSyncError; all
-        servers then have the version they had, unless they could not go back, when generating is refused.
+        Names and shapes are checked against the model folder before anything is sent: those of ``AnnouncedWeights``
+        at once, and the tensors flow to the servers as they are gathered; others only once all have come. Weights
+        that are left out must have come before. Raises WeightSyncError; all servers then have the version they had,
+        unless they could not go back, when generating is refused.
         """
         with self._weights_lock:
-            folder = self._spool / f"weights-{self._num_updates}"
+            left_out = left_out_of(tensors)
+            if left_out and self._held is None:
+                raise WeightSyncError(f"{len(left_out)} weights are left out and the servers have none; send all first")
+            spool = Spool(self._spool / f"weights-{self._num_updates}", like=self._folder)
             self._num_updates += 1
-            write_checked(folder, tensors, like=self._folder, shapes=self._shapes, tied=self._tied)
             self.expect(version)
             try:
-                self._push(folder, version)
-            except WeightSyncError as error:
-                shutil.rmtree(folder)
+                self._take(tensors, version, spool)
+            except PrismError as error:
+                spool.remove()
                 if isinstance(error, LostVersionError):
                     self._hold(None)
                 self._newest_version = self._version
                 raise
-            self._hold((folder, version))
+            self._hold((spool.folder, version))
 
     def sleep(self) -> None:
         """Colocated servers release the memory of their weights, keys and values; others keep it.
@@ -256,6 +269,30 @@ class SGLangRollout:
             self._servers.stop()
         self._hold(None)
 
+    def _take(self, tensors: Iterable[tuple[str, Tensor]], version: int, spool: Spool) -> None:
+        left_out = left_out_of(tensors)
+        count = None
+        if isinstance(tensors, AnnouncedWeights):
+            self._model.check_names(tensors.shapes, left_out=left_out)
+            count = len(tensors.shapes)
+        checked = self._model.passed(tensors, left_out=left_out)
+        passing = self._spooled(pieces(checked, self._options.bucket_bytes, count=count), spool, left_out)
+        refilling = self._asleep and bool(left_out)  # servers that slept hold nothing of what is left out
+        if count is None or refilling or self._options.transport == "disk":
+            deque(passing, maxlen=0)
+            self._push(spool.folder, version)
+        else:
+            self._push(spool.folder, version, passing)
+
+    def _spooled(self, passing: Iterator[Piece], spool: Spool, left_out: AbstractSet[str]) -> Iterator[Piece]:
+        """The same pieces, each written on its way; the spool is a whole model folder once all have passed."""
+        if left_out and self._held is not None:
+            spool.carry_over(self._held[0], left_out)
+        for piece in passing:
+            spool.add(piece.tensors)
+            yield piece
+        spool.finish()
+
     def _hold(self, held: tuple[Path, int] | None) -> None:
         """Keep the folder of the weights in use, and no other."""
         older, self._held = self._held, held
@@ -263,8 +300,8 @@ class SGLangRollout:
         if older is not None:
             shutil.rmtree(older[0])
 
-    def _push(self, folder: Path, version: int) -> None:
-        """Hand a folder's weights over, to servers asleep as to others. Raises as ``WeightSync.push``.
+    def _push(self, folder: Path, version: int, passing: Iterator[Piece] | None = None) -> None:
+        """Hand a folder's weights over, to servers asleep as to others. Arguments and errors of ``WeightSync.push``.
 
         Memory that was released holds nothing when it is back: until a whole update, or one of the weights before, has
         gone through, the servers would sample with garbage under the old version's name.
@@ -276,7 +313,7 @@ class SGLangRollout:
             except RolloutError as error:
                 raise LostVersionError(f"version {version} was not handed over: {error}") from error
         try:
-            self._sync.push(folder, version, previous=self._held)
+            self._sync.push(folder, version, previous=self._held, passing=passing)
         except LostVersionError:
             raise
         except WeightSyncError as error:

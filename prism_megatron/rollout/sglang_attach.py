@@ -10,7 +10,7 @@ from typing import Any
 
 from prism_megatron.errors import RolloutError
 from prism_megatron.rollout.sglang_http import ServerClient
-from prism_megatron.rollout.sglang_weights import TIED_NAME
+from prism_megatron.rollout.weight_checks import TIED_NAME
 
 _ATTACH_SECONDS = 3.0
 _LAYER = re.compile(r"(visual\.blocks|(?<!visual\.)layers)\.(\d+)\.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx2
@@ -49,11 +49,11 @@ class ServerClient:
 
     def get(self, path: str, *, seconds: float = CONTROL_SECONDS) -> dict[str, Any]:
         """A read, repeated with growing pauses until it succeeds or ``seconds`` have passed. Raises as ``post``."""
-        return _object(self._patiently("GET", path, None, seconds), f"{self.url}{path}")
+        return _object(self._patiently("GET", path, {}, seconds), f"{self.url}{path}")
 
     def post_again(self, path: str, body: Mapping[str, Any], *, seconds: float = CONTROL_SECONDS) -> dict[str, Any]:
         """A call that may be made twice without harm, repeated as ``get``. Raises as ``post``."""
-        return _object(self._patiently("POST", path, body, seconds), f"{self.url}{path}")
+        return _object(self._patiently("POST", path, {"json": body}, seconds), f"{self.url}{path}")
 
     def post(self, path: str, body: Mapping[str, Any], *, seconds: float = CONTROL_SECONDS) -> Any:
         """A call made once. Returns the parsed answer.
@@ -61,7 +61,13 @@ class ServerClient:
         Raises ServerLostError when no answer comes in ``seconds`` or the connection breaks, ServerRefusedError for an
         HTTP error, and RolloutError for an answer that is no JSON.
         """
-        return self._once("POST", path, body, seconds)
+        return self._once("POST", path, {"json": body}, seconds)
+
+    def post_stream(self, path: str, body: tuple[Iterator[bytes], int], *, seconds: float = CONTROL_SECONDS) -> Any:
+        """As ``post``, with the chunks of a JSON text and its length."""
+        chunks, length = body
+        headers = {"Content-Type": "application/json", "Content-Length": str(length)}
+        return self._once("POST", path, {"content": chunks, "headers": headers}, seconds)
 
     def is_ready(self, path: str = "/health") -> bool:
         """Whether the server takes requests now, asked at ``path``. Never raises."""
@@ -74,23 +80,23 @@ class ServerClient:
         """Close the connections."""
         self._http.close()
 
-    def _patiently(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
+    def _patiently(self, method: str, path: str, content: Mapping[str, Any], seconds: float) -> Any:
         deadline = time.monotonic() + seconds
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                return self._once(method, path, body, max(deadline - time.monotonic(), FIRST_PAUSE_SECONDS))
+                return self._once(method, path, content, max(deadline - time.monotonic(), FIRST_PAUSE_SECONDS))
             except ServerLostError:
                 if time.monotonic() + pause > deadline:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def _once(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
+    def _once(self, method: str, path: str, content: Mapping[str, Any], seconds: float) -> Any:
         timeout = httpx2.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
         where = f"{self.url}{path}"
         try:
-            response = self._http.request(method, path, json=body, timeout=timeout)
+            response = self._http.request(method, path, timeout=timeout, **content)
         except httpx2.TimeoutException as error:
             raise ServerLostError(f"{where} did not answer in {seconds:.0f} s; is the server overloaded?") from error
         except (httpx2.TransportError, httpx2.InvalidURL) as error:

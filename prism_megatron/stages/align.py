@@ -20,7 +20,7 @@ from prism_megatron.advantages import GroupAdvantages, per_expert_advantages
 from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.batch import Batch, beside_logits
-from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.engine import DEFAULT_BUCKET_BYTES, MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput, StepResult
 from prism_megatron.engine.runtime import World
@@ -85,6 +85,8 @@ class AlignPlan:
     vocab_size: int
     seed: int
     form: BatchFormat
+    gather_bytes: int = DEFAULT_BUCKET_BYTES
+    """most of the weights that are gathered at a time when they are handed over"""
 
 
 def align(
@@ -113,7 +115,8 @@ def align(
             sums, result = train_policy(players.policy, groups, advantages, plan, version=sampled.version, world=world)
         if result is not None and result.updated:
             with timers.phase("weight_sync"):
-                players.rollout.update_weights(players.policy.export_hf(), step + 1)
+                weights = players.policy.export_hf(plan.gather_bytes, changed_only=True)
+                players.rollout.update_weights(weights, step + 1)
         players.rollout.wake()
         on_step(AlignStep(step, sampled, judgement, advantages, sums, result))
 

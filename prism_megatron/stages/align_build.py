@@ -25,6 +25,7 @@ from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.base import RolloutEngine, Sampling
+from prism_megatron.rollout.weight_buckets import GATHERED_SHARE
 from prism_megatron.stages.align import AlignPlan, Players
 from prism_megatron.stages.assembly import (
     batch_format,
@@ -94,6 +95,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         dtype=dtype,
         optimizer=config.policy,
         total_steps=config.steps,
+        freeze_vision=config.model.freeze_policy_vision,
         recompute=config.recompute,
         precision=config.precision,
         layers=capabilities.layers,
@@ -122,6 +124,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         vocab_size=shape.text.vocab,
         seed=config.seed,
         form=batch_format(shape, renderer, world, config.precision),
+        gather_bytes=config.rollout.rollout_bucket_mib * 2**20 // GATHERED_SHARE,
     )
     return AlignRun(folder, models, shape, renderer, prompts, Players(policy, discriminator, rollout), plan)
 

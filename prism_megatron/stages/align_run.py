@@ -79,7 +79,7 @@ def run_alignment(config: AlignConfig) -> None:
         run = build_run(config, world, fresh=restored is None, say=session.say)
         first_step = 0 if restored is None else _restore(session, run, restored)
     with session.phase("weight_sync", "handing the policy's weights to the rollout engine"):
-        run.players.rollout.update_weights(run.players.policy.export_hf(), first_step)
+        run.players.rollout.update_weights(run.players.policy.export_hf(run.plan.gather_bytes), first_step)
     last = _play(session, run, first_step) if first_step < config.steps else None
     run.players.rollout.close()
     _finish(session, run, last)

@@ -151,6 +151,7 @@ def build_served_rollout(
         options=SGLangOptions(
             transport=wanted.rollout_sync,
             bucket_bytes=wanted.rollout_bucket_mib * 2**20,
+            master_address=wanted.rollout_master_address,
             router=wanted.rollout_router,
             colocated=wanted.rollout_colocated,
         ),

@@ -10,16 +10,16 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.announced import AnnouncedWeights
 from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.errors import RolloutError, WeightSyncError
-from prism_megatron.rollout import sglang_weights
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
@@ -46,8 +46,10 @@ def moved(seed: int) -> dict[str, Tensor]:
 
 
 def hand_over(world: World, weights: dict[str, Tensor], version: int) -> None:
+    """As the engine's export does it: names and shapes first, tensors as they are needed."""
     world.load(weights)
-    world.engine.update_weights(iter(weights.items()), version)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    world.engine.update_weights(AnnouncedWeights(shapes, iter(weights.items())), version)
 
 
 def held(world: World) -> list[tuple[str, str]]:
@@ -129,9 +131,9 @@ def test_responses_end_where_the_embedded_engine_ends_them(world: World) -> None
         assert [watch.add(token) for token in rollout.token_ids] == [False] * (len(rollout.token_ids) - 1) + [True]
 
 
-@pytest.mark.parametrize("transport", ["tensor", "disk"])
-def test_an_update_reaches_every_weight_and_no_cache_survives_it(world: World, transport: Transport) -> None:
-    """The same images before and after: keys, values and image features of the old weights must be gone."""
+@contextmanager
+def sharing(world: World, transport: Transport) -> Iterator[SGLangRollout]:
+    """Another engine in the place of the world's, on the same servers, which come back to it when they die."""
     engine = world.engine
     shared = SGLangRollout(
         FOLDER,
@@ -140,18 +142,28 @@ def test_an_update_reaches_every_weight_and_no_cache_survives_it(world: World, t
         api_key=world.servers.api_key,
         end_token_ids=[world.renderer.end_token_id],
         spool=engine._spool / transport,
-        options=SGLangOptions(transport=transport),
+        servers=world.servers,
+        options=SGLangOptions(transport=transport, bucket_bytes=400_000),
     )
     world.engine = shared
     try:
+        yield shared
+    finally:
+        world.engine = engine
+        world.servers.on_restart(engine._restore)
+        shared._servers = None  # they are not its own to stop
+        shared.close()
+
+
+@pytest.mark.parametrize("transport", ["tensor", "disk", "group"])
+def test_an_update_reaches_every_weight_and_no_cache_survives_it(world: World, transport: Transport) -> None:
+    """The same images before and after: keys, values and image features of the old weights must be gone."""
+    with sharing(world, transport):
         for version, weights in ((1, dict(mini_weights())), (2, moved(2)), (3, dict(mini_weights()))):
             hand_over(world, weights, version)
             assert_close(world, version)
             first, second = held(world)
             assert first == second and first[0] == str(version)
-    finally:
-        world.engine = engine
-        shared.close()
 
 
 def test_both_transports_leave_the_same_weights(world: World) -> None:
@@ -250,25 +262,30 @@ def test_a_server_killed_while_it_samples_costs_no_answer(world: World) -> None:
     assert_close(world, 11)
 
 
-def test_a_server_killed_in_an_update_comes_back_with_the_new_weights(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_killed_in_an_update_comes_back_with_the_new_weights(world: World) -> None:
+    """Weights are on their way from the trainer while it dies; the other server goes on.
+
+    Blind to workers of several GPUs, and to NCCL.
+    """
     hand_over(world, moved(4), 11)
     victim = world.servers.servers[1]
-    real_buckets = sglang_weights.buckets
+    weights = moved(9)
+    world.load(weights)
 
-    def deadly_buckets(source: HFFolder, bucket_bytes: int) -> Iterator[str]:
-        for number, bucket in enumerate(real_buckets(source, bucket_bytes)):
-            if number == 3:
+    def deadly() -> Iterator[tuple[str, Tensor]]:
+        for number, item in enumerate(weights.items()):
+            if number == len(weights) // 2:
                 victim.kill()
-                monkeypatch.undo()
-            yield bucket
+            yield item
 
-    monkeypatch.setattr(sglang_weights, "buckets", deadly_buckets)
-    hand_over(world, moved(9), 12)
-    assert sglang_weights.buckets is real_buckets, "blind: there were too few buckets"
-    assert_close(world, 12)
-    wait_until_restored(world, victim.url, 12)
-    first, second = held(world)
-    assert first == second
-    assert_close(world, 12)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    with sharing(world, "group") as engine:
+        engine.update_weights(AnnouncedWeights(shapes, deadly()), 12)
+        assert_close(world, 12)
+        wait_until_restored(world, victim.url, 12)
+        first, second = held(world)
+        assert first == second
+        hand_over(world, moved(10), 13)
+        assert_close(world, 13)
+        first, second = held(world)
+        assert first == second

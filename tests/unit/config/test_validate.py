@@ -246,7 +246,7 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
         ),
         (
             "--rollout sglang --rollout-bucket-mib 8",
-            "--rollout-bucket-mib is for weights over HTTP; leave it out with --rollout-sync disk",
+            "--rollout-bucket-mib is for weights in pieces; leave it out with --rollout-sync disk",
         ),
         ("--rollout sglang --rollout-servers 0", "--rollout-servers 0 must be at least 1"),
         ("--rollout sglang --rollout-ahead -1", "--rollout-ahead -1 must be at least 0"),
@@ -276,7 +276,7 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
             "--rollout sglang --rollout-sync tensor --rollout-tp 2",
             (
                 "--rollout-sync tensor would send all weights 2 times, once for every GPU of --rollout-tp; "
-                "use --rollout-sync disk"
+                "use --rollout-sync disk or group"
             ),
         ),
         (

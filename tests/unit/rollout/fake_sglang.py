@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.conversion.hf_reader import HFFolder
 
 FOLDER = MINI_FOLDER / "policy"
 KEY = "the right key"
@@ -92,7 +92,12 @@ class FakeSGLang:
         if path == "/model_info":
             return 200, {"model_type": "qwen3_vl", "model_path": "/elsewhere", "weight_version": self.version}
         if path == "/server_info":
-            return 200, {"running": self.running, "context_length": CONTEXT, "enable_memory_saver": self.saves_memory}
+            return 200, {
+                "running": self.running,
+                "context_length": CONTEXT,
+                "tp_size": 1,
+                "enable_memory_saver": self.saves_memory,
+            }
         return 404, {"detail": "Not Found"}
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -130,7 +135,8 @@ class FakeSGLang:
             self.session_open = not wanted
             return 200, {"success": True, "message": "Success"}
         if path == "/update_weights_from_disk":
-            self.load(load_file(Path(body["model_path"]) / "model.safetensors"))
+            source = HFFolder(body["model_path"])
+            self.load({name: source.get(name) for name in source.names()})
         elif path == "/update_weights_from_tensor":
             if not self.session_open:
                 return 400, {"success": False, "message": "must run between begin and end"}

@@ -1,0 +1,131 @@
+"""Weights from the trainer to a server's workers through a process group: NCCL between GPUs, gloo between CPUs.
+
+Each server has a group of its own, in which the trainer is rank 0 and the server's workers come after it: a server that
+dies in the middle of an update breaks its own group, and no other server waits in a broadcast that never ends. The
+groups are made from a store of their own and are strangers to ``torch.distributed``'s default world.
+
+The other side is SGLang 0.5.23's ``/init_weights_update_group`` on torch 2.x: it joins the store at the address it is
+given, and puts what backends exchange there under the prefixes that ``_backend_store`` names.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # offered, not in __all__
+
+from prism_megatron.errors import RolloutError
+from prism_megatron.rollout.sglang_http import ServerClient
+from prism_megatron.rollout.weight_buckets import Piece
+
+_JOIN_SECONDS = 60.0
+_LIMIT = timedelta(minutes=5)  # a worker that lives but takes nothing ends a broadcast after this
+
+
+class WeightGroups:
+    """The groups of all servers, made when they are first needed. Each server is used by one thread at a time."""
+
+    def __init__(self, address: str, *, join_seconds: float = _JOIN_SECONDS) -> None:
+        """``address`` is the host name or IPv4 address under which servers reach this process."""
+        self._address = address
+        self._join_seconds = join_seconds
+        self._groups: dict[str, tuple[str, Any]] = {}
+
+    def join(self, client: ServerClient) -> None:
+        """Make the server's group unless there is one.
+
+        Raises RolloutError, naming host and port, where the server's workers do not come.
+        """
+        if client.url in self._groups:
+            return
+        size = 1 + int(client.get("/server_info")["tp_size"])
+        name = f"prism-{secrets.token_hex(8)}"  # unique: a server keeps the groups of trainers that died
+        limit = timedelta(seconds=self._join_seconds)
+        store, port = _store(self._address, limit)
+        request = {
+            "master_address": self._address,
+            "master_port": port,
+            "rank_offset": 1,
+            "world_size": size,
+            "group_name": name,
+            "backend": "nccl" if torch.cuda.is_available() else "gloo",
+        }
+        thread = ThreadPoolExecutor(1)
+        answer = thread.submit(client.post, "/init_weights_update_group", request, seconds=2 * self._join_seconds)
+        thread.shutdown(wait=False)
+        try:
+            group = _make_group(store, name, size, timeout=limit)
+        except RuntimeError as error:
+            if answer.done():
+                answer.result()  # what the server says is wrong, or that it is lost
+            raise RolloutError(
+                f"the workers of {client.url} did not reach the trainer at {self._address}:{port} in "
+                f"{self._join_seconds:.0f} s; is that address open to them? --rollout-master-address names another"
+            ) from error
+        answer.result()
+        self._groups[client.url] = name, group
+
+    def send(self, client: ServerClient, piece: Piece, fields: dict[str, Any], *, seconds: float) -> None:
+        """Broadcast a piece to the server's workers, which load it. Raises as ``ServerClient.post``."""
+        name, group = self._groups[client.url]
+        tensors = [tensor.detach().contiguous() for _, tensor in piece.tensors]
+        options = dist.BroadcastOptions()
+        works = [group.broadcast([tensor], options) for tensor in tensors]
+        request = {
+            "names": [key for key, _ in piece.tensors],
+            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors],
+            "shapes": [list(tensor.shape) for tensor in tensors],
+            "group_name": name,
+            **fields,
+        }
+        client.post("/update_weights_from_distributed", request, seconds=seconds)
+        for work in works:
+            work.wait()
+
+    def leave(self, client: ServerClient) -> None:
+        """Forget the server's group, of which nothing is known after a failure; the next ``join`` makes another."""
+        found = self._groups.pop(client.url, None)
+        if found is not None:
+            name, group = found
+            group.abort()
+            with suppress(RolloutError):  # it may be gone, and the group with it
+                client.post("/destroy_weights_update_group", {"group_name": name})
+
+
+def _store(address: str, limit: timedelta) -> tuple[TCPStore, int]:
+    """A store on a free port of this one address: by itself it would listen on all of the host's."""
+    with socket.socket() as listener:
+        try:
+            listener.bind((address, 0))
+        except OSError as error:
+            raise RolloutError(
+                f"--rollout-master-address {address} is not an address of this host ({error}); give one that it has"
+            ) from error
+        listener.listen()
+        port = listener.getsockname()[1]
+        handle = listener.detach()
+    store = TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=limit, master_listen_fd=handle)
+    return store, port
+
+
+def _make_group(store: Store, name: str, size: int, *, timeout: timedelta) -> Any:
+    """Rank 0 of the group, outside of every registry of torch's. Raises RuntimeError where the others do not come."""
+    if torch.cuda.is_available():
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = _LIMIT
+        return dist.ProcessGroupNCCL(_backend_store(store, name, "cuda"), 0, size, options)
+    group = dist.ProcessGroupGloo(_backend_store(store, name, "cpu"), 0, size, timeout)
+    group.set_timeout(_LIMIT)
+    return group
+
+
+def _backend_store(store: Store, name: str, device: str) -> Store:
+    """Where torch's backend looks: the server's prefix, that of ``new_group``, that of the first device it serves."""
+    return PrefixStore(f"{device}/", PrefixStore(f"{name}/", PrefixStore(name, store)))
