@@ -39,8 +39,8 @@ def test_unfinished_answers_go_on_under_the_new_weights(world: World) -> None:
     for prompt, group in zip(prompts, groups, strict=True):
         assert len(group) == 4
         assert any(len(rollout.versions) > 1 for rollout in group), f"blind: no answer to {prompt.id} was under way"
-        for version in weights:
-            world.load(weights[version])
+        for version, tensors in weights.items():
+            world.load(tensors)
             for rollout in group:
                 expected = forced_logprobs(world.oracle, prompt, rollout, sampling.temperature)
                 gap = (torch.tensor(rollout.logprobs).double() - expected).abs()
