@@ -91,10 +91,12 @@ def test_neither_log_probs_nor_scores_tell_who_sampled(world: World, capsys: pyt
     examples = SceneSource(world.renderer, split="align", seed=7, batch_size=SCENES).batch(0)
     prompts = [example.prompt for example in examples]
     sets = [engine.generate(prompts, SAMPLES, SAMPLING, seed=3, step=0) for engine in (embedded, world.engine)]
+    known = len(world.renderer.tokenizer)  # SGLang reads an id that its tokenizer does not know as token 0
     gap = max(
         float((served_logprobs(world, prompt, rollout) - torch.tensor(rollout.logprobs)).abs().max())
         for prompt, group in zip(prompts, sets[0], strict=True)
-        for rollout in group[:4]
+        for rollout in group
+        if max(rollout.token_ids) < known
     )
     groups = [
         [RolloutGroup(e.prompt, e.reference, rollouts) for e, rollouts in zip(examples, drawn, strict=True)]
