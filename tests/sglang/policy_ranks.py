@@ -34,18 +34,18 @@ def gaps(policy: MegatronEngine, plan: AlignPlan, groups: Sequence[RolloutGroup]
 
     The step follows tokens of alternating sign, so that it moves the policy whatever was sampled.
     """
-    found = []
     tokens = float(sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts))
     loss = partial(policy_loss, world=policy.world, plan=plan, token_count=tokens)
+    batches = []
     for group in groups:
         signs = [[(-1.0) ** t for t in range(len(rollout.token_ids))] for rollout in group.rollouts]
-        batch = policy_batch([group], [signs], form=plan.form, version=group.rollouts[0].versions[0].version)
-        maxima = policy.forward([batch], loss).maxima
-        found.append(max(maxima["gap/text/max"], maxima["gap/image/max"]))
-        if train:
-            policy.forward_backward([batch], loss)
-            policy.step()
-    return found
+        version = group.rollouts[0].versions[0].version
+        batches.append(policy_batch([group], [signs], form=plan.form, version=version))
+    maxima = [policy.forward([batch], loss).maxima for batch in batches]
+    if train:
+        policy.forward_backward(batches, loss)
+        policy.step()
+    return [max(m["gap/text/max"], m["gap/image/max"]) for m in maxima]
 
 
 def make_plan(shape: Qwen3VLShape, renderer: Renderer, world: World, sampling: Sampling) -> AlignPlan:
