@@ -246,7 +246,7 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
         ),
         (
             "--rollout sglang --rollout-bucket-mib 8",
-            "--rollout-bucket-mib is for weights over HTTP; leave it out with --rollout-sync disk",
+            "--rollout-bucket-mib is for weights in pieces; leave it out with --rollout-sync disk",
         ),
         ("--rollout sglang --rollout-servers 0", "--rollout-servers 0 must be at least 1"),
         ("--rollout sglang --rollout-tp 0", "--rollout-tp 0 must be at least 1"),
@@ -266,8 +266,29 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
         ),
         (
             "--rollout sglang --rollout-sync tensor --rollout-tp 2",
-            "--rollout-sync tensor does not serve --rollout-tp: it would send all for each GPU; use disk",
+            "--rollout-sync tensor sends all for each GPU of --rollout-tp; use disk or group",
         ),
+        (
+            "--rollout sglang --rollout-sync group --rollout-colocated",
+            "--rollout-sync group needs GPUs of the servers' own; leave --rollout-colocated out",
+        ),
+        (
+            "--rollout sglang --rollout-sync group --rollout-urls http://127.0.0.1:1 http://10.0.0.7:1",
+            (
+                "--rollout-sync group: the workers of http://10.0.0.7:1 cannot reach 127.0.0.1; give an address of the "
+                "first rank's host with --rollout-master-address"
+            ),
+        ),
+        (
+            "--rollout sglang --rollout-master-address 10.0.0.1",
+            "--rollout-master-address needs --rollout-sync group",
+        ),
+        ("--rollout-probe-every 3", "--rollout-probe-every needs --rollout sglang"),
+        (
+            "--rollout sglang --rollout-probe-every -1",
+            "--rollout-probe-every -1 must be at least 0, which turns it off",
+        ),
+        ("--rollout sglang --rollout-probe-bound 0", "--rollout-probe-bound 0 must be above 0"),
         (
             "--rollout sglang --rollout-memory-fraction 1.5",
             "--rollout-memory-fraction 1.5 must be above 0 and below 1",
