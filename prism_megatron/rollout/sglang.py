@@ -249,6 +249,30 @@ class SGLangRollout:
                 future.cancel()
             wait(futures)
 
+    def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
+        """Log-probs of ``response`` at temperature 1, as each server has them, by URL. Raises RolloutError.
+
+        A server that is lost and comes back, with the weights in use, is waited for no longer than ``generate`` waits.
+        """
+        body = self._format.scoring_request(prompt, response)
+        scores = {}
+        for client in self._clients:
+            deadline = time.monotonic() + self._options.seconds
+            answer = None
+            while answer is None:
+                try:
+                    if client.get("/model_info")["weight_version"] == str(self._version):
+                        answer = client.post("/generate", body)
+                        continue
+                    problem = RolloutError(f"{client.url} does not hold version {self._version}")
+                except ServerLostError as error:
+                    problem = error
+                if time.monotonic() > deadline or not self._supervised(client.url):
+                    raise problem
+                time.sleep(FIRST_PAUSE_SECONDS)
+            scores[client.url] = self._format.scores(prompt, response, answer)
+        return scores
+
     def close(self) -> None:
         """End what is being generated, close the connections, stop own servers and remove the spooled weights.
 

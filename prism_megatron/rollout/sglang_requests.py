@@ -76,6 +76,33 @@ class RequestFormat:
             "token_ids_logprob": self._never_sampled,
         }
 
+    def scoring_request(self, prompt: Prompt, response: Sequence[int]) -> dict[str, Any]:
+        """The body of a request for the log-probs of a given response. Raises as ``request``."""
+        body = self.request(prompt, 1, Sampling(max_new_tokens=1))
+        return body | {"input_ids": [[*body["input_ids"][0], *response]], "logprob_start_len": 0}
+
+    def scores(self, prompt: Prompt, response: Sequence[int], answer: Any) -> tuple[float, ...]:
+        """The log-probs, at temperature 1, out of the answer to a ``scoring_request``.
+
+        Raises RolloutError for an answer that is not to it.
+        """
+        wanted = len(prompt.token_ids) + len(response)
+        try:
+            meta = answer[0]["meta_info"]
+            read, scored = meta["prompt_tokens"], meta["input_token_logprobs"][-len(response) :]
+            logprobs = tuple(float(entry[0]) for entry in scored)
+            tokens = [int(entry[1]) for entry in scored]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RolloutError(
+                f"prompt {prompt.id!r}: the server's scores are not in the protocol of SGLang 0.5.23: {error!r}"
+            ) from error
+        if read != wanted or tokens != list(response):
+            raise RolloutError(
+                f"prompt {prompt.id!r} with its answer has {wanted} tokens and the server read {read}; its tokenizer "
+                "or its image settings are not the policy's"
+            )
+        return logprobs
+
     def collapse(self, prompt: Prompt) -> list[int]:
         """The prompt's ids with one pad an image. Raises DataError if pads and images do not agree."""
         token_ids: list[int] = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -26,6 +27,7 @@ from prism_megatron.rollout.sglang_http import ServerClient
 from prism_megatron.rollout.weight_buckets import Piece
 
 _JOIN_SECONDS = 60.0
+_POLL_SECONDS = 0.02
 _LIMIT = timedelta(minutes=5)  # a worker that lives but takes nothing ends a broadcast after this
 
 
@@ -60,15 +62,21 @@ class WeightGroups:
         thread = ThreadPoolExecutor(1)
         answer = thread.submit(client.post, "/init_weights_update_group", request, seconds=2 * self._join_seconds)
         thread.shutdown(wait=False)
+        unreachable = RolloutError(
+            f"the workers of {client.url} did not reach the trainer at {self._address}:{port} in "
+            f"{self._join_seconds:.0f} s; is that address open to them? --rollout-master-address names another"
+        )
+        deadline = time.monotonic() + self._join_seconds
+        while store.num_keys() == 0:  # a worker that joins leaves a key
+            if answer.done():
+                answer.result()  # what the server says is wrong, or that it is lost
+            if time.monotonic() > deadline:
+                raise unreachable
+            time.sleep(_POLL_SECONDS)
         try:
             group = _make_group(store, name, size, timeout=limit)
         except RuntimeError as error:
-            if answer.done():
-                answer.result()  # what the server says is wrong, or that it is lost
-            raise RolloutError(
-                f"the workers of {client.url} did not reach the trainer at {self._address}:{port} in "
-                f"{self._join_seconds:.0f} s; is that address open to them? --rollout-master-address names another"
-            ) from error
+            raise unreachable from error
         answer.result()
         self._groups[client.url] = name, group
 

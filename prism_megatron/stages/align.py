@@ -73,6 +73,10 @@ class Players:
         return {"policy": self.policy, "discriminator": self.discriminator}
 
 
+def trust(_version: int) -> None:
+    """The embedded engine's weights are in this process; nothing is asked."""
+
+
 @dataclass(frozen=True)
 class AlignPlan:
     """What a run keeps fixed from step to step."""
@@ -87,6 +91,8 @@ class AlignPlan:
     form: BatchFormat
     gather_bytes: int = DEFAULT_BUCKET_BYTES
     """most of the weights that are gathered at a time when they are handed over"""
+    check_served: Callable[[int], None] = trust
+    """asked on all ranks with each new version; raises if the rollout engine does not have it"""
 
 
 def align(
@@ -117,6 +123,7 @@ def align(
             with timers.phase("weight_sync"):
                 weights = players.policy.export_hf(plan.gather_bytes, changed_only=True)
                 players.rollout.update_weights(weights, step + 1)
+                plan.check_served(step + 1)
         players.rollout.wake()
         on_step(AlignStep(step, sampled, judgement, advantages, sums, result))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.rollout.weight_buckets import GATHERED_SHARE
-from prism_megatron.stages.align import AlignPlan, Players
+from prism_megatron.stages.align import AlignPlan, Players, trust
 from prism_megatron.stages.assembly import (
     batch_format,
     build_policy,
@@ -36,8 +37,9 @@ from prism_megatron.stages.assembly import (
     resolve_dtype,
 )
 from prism_megatron.stages.format_sft import teach_format
+from prism_megatron.stages.probe import Probe
 from prism_megatron.stages.replicas import build_replicas
-from prism_megatron.stages.serving import build_served_rollout
+from prism_megatron.stages.serving import SharedRollout, build_served_rollout
 
 FORMAT_SFT = "format_sft"
 """Folder, inside the run's, of the policy after ``--format-sft``."""
@@ -111,6 +113,18 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     for engine in (policy, discriminator):
         assert engine.optimizer is not None
         check_adam(capabilities, inner_optimizers(engine.optimizer))
+    form = batch_format(shape, renderer, world, config.precision)
+    check_served = trust
+    if isinstance(rollout, SharedRollout) and config.rollout.rollout_probe_every:
+        probe = Probe(
+            prompts.batch(0),
+            every=config.rollout.rollout_probe_every,
+            bound=config.rollout.rollout_probe_bound,
+            vocab_size=shape.text.vocab,
+            form=form,
+            world=world,
+        )
+        check_served = partial(probe.check, rollout, policy)
     plan = AlignPlan(
         game=config.game,
         sampling=Sampling(
@@ -123,7 +137,8 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         load_balance=config.discriminator.load_balance,
         vocab_size=shape.text.vocab,
         seed=config.seed,
-        form=batch_format(shape, renderer, world, config.precision),
+        form=form,
+        check_served=check_served,
         gather_bytes=config.rollout.rollout_bucket_mib * 2**20 // GATHERED_SHARE,
     )
     return AlignRun(folder, models, shape, renderer, prompts, Players(policy, discriminator, rollout), plan)

@@ -80,6 +80,7 @@ def run_alignment(config: AlignConfig) -> None:
         first_step = 0 if restored is None else _restore(session, run, restored)
     with session.phase("weight_sync", "handing the policy's weights to the rollout engine"):
         run.players.rollout.update_weights(run.players.policy.export_hf(run.plan.gather_bytes), first_step)
+        run.plan.check_served(first_step)
     last = _play(session, run, first_step) if first_step < config.steps else None
     run.players.rollout.close()
     _finish(session, run, last)

@@ -155,10 +155,14 @@ def policy_batch(
 
 
 def supervised_batch(
-    rows: Sequence[TokenSequence], label_masks: Sequence[Sequence[float]], *, form: BatchFormat
+    rows: Sequence[TokenSequence],
+    label_masks: Sequence[Sequence[float]],
+    *,
+    form: BatchFormat,
+    extras: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> Batch:
-    """One micro-batch of demonstrations; ``label_mask`` is 1 on the tokens to learn."""
-    return _collate_rows(rows, {"label_mask": label_masks}, form)
+    """One micro-batch of demonstrations; ``label_mask`` is 1 on the tokens to learn. ``extras`` are per token too."""
+    return _collate_rows(rows, {**(extras or {}), "label_mask": label_masks}, form)
 
 
 def _collate_rows(

@@ -84,6 +84,23 @@ class SharedRollout:
             prompts, n, sampling, seed=seed, step=step, prompt_offset=prompt_offset, samples=samples
         )
 
+    def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
+        """As of ``SGLangRollout``, asked by the main rank and known to all, which call it together.
+
+        Raises RolloutError on every rank.
+        """
+        scores: dict[str, tuple[float, ...]] = {}
+        problem: str | None = None
+        if self._world.is_main:
+            try:
+                scores = self._engine.score(prompt, response)
+            except PrismError as error:
+                problem = str(error)
+        scores, problem = broadcast_object((scores, problem), source=0)
+        if problem is not None:
+            raise RolloutError(problem)
+        return scores
+
     def sleep(self) -> None:
         """As of ``SGLangRollout``, by the main rank; all ranks have their samples when they call it together."""
         self._on_main(self._engine.sleep)

@@ -287,6 +287,27 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
             ),
         ),
         (
+            "--rollout sglang --rollout-sync group --rollout-colocated",
+            "--rollout-sync group needs GPUs of the servers' own; leave --rollout-colocated out",
+        ),
+        (
+            "--rollout sglang --rollout-sync group --rollout-urls http://127.0.0.1:1 http://10.0.0.7:1",
+            (
+                "--rollout-sync group: the workers of http://10.0.0.7:1 cannot reach 127.0.0.1; give an address of the "
+                "first rank's host with --rollout-master-address"
+            ),
+        ),
+        (
+            "--rollout sglang --rollout-master-address 10.0.0.1",
+            "--rollout-master-address needs --rollout-sync group",
+        ),
+        ("--rollout-probe-every 3", "--rollout-probe-every needs --rollout sglang"),
+        (
+            "--rollout sglang --rollout-probe-every -1",
+            "--rollout-probe-every -1 must be at least 0, which turns it off",
+        ),
+        ("--rollout sglang --rollout-probe-bound 0", "--rollout-probe-bound 0 must be above 0"),
+        (
             "--rollout sglang --rollout-memory-fraction 1.5",
             "--rollout-memory-fraction 1.5 must be above 0 and below 1",
         ),

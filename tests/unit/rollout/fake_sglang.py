@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -23,6 +24,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed import BroadcastOptions, PrefixStore  # type: ignore[attr-defined]  # offered, not in __all__
+from torch.distributed.distributed_c10d import Backend, _new_process_group_helper
+from torch.distributed.rendezvous import rendezvous
 
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.conversion.hf_reader import HFFolder
@@ -31,6 +35,7 @@ FOLDER = MINI_FOLDER / "policy"
 KEY = "the right key"
 PIXELS_OF_A_TOKEN = 32
 CONTEXT = 600
+UPDATES = ("/update_weights_from_tensor", "/update_weights_from_distributed", "/update_weights_from_disk")
 
 
 @dataclass
@@ -64,6 +69,10 @@ class FakeSGLang:
     """paths that answer 400, and how many times"""
     die_at: str | None = None
     """path at which every call from now on breaks off, until ``restart``"""
+    loaded: set[str] = field(default_factory=set)
+    """names of all weights that came"""
+    groups: dict[str, Any] = field(default_factory=dict)
+    """process groups with trainers, by name"""
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     dead: bool = False
     running: int = 0
@@ -115,15 +124,15 @@ class FakeSGLang:
             raise ConnectionAbortedError
         if path == "/generate":
             return self.generate(body)
+        if path == "/abort_request":
+            self.aborted = True
+            return 200, {}
         return self.control(path, body)
 
     def control(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if path in ("/pause_generation", "/continue_generation"):
             self.paused = path == "/pause_generation"
             return 200, {"status": "ok"}
-        if path == "/abort_request":
-            self.aborted = True
-            return 200, {}
         if path == "/weights_checker":
             layers = [f"model.layers.{i}.input_layernorm.weight" for i in range(self.num_layers)]
             names = [*layers, *(f"visual.blocks.{i}.norm1.weight" for i in range(3))]
@@ -134,19 +143,30 @@ class FakeSGLang:
                 return 400, {"success": False, "message": "a session is already open" if not wanted else "no session"}
             self.session_open = not wanted
             return 200, {"success": True, "message": "Success"}
+        if path == "/init_weights_update_group":
+            self.groups[body["group_name"]] = joined_group(body)
+        elif path == "/destroy_weights_update_group":
+            if self.groups.pop(body["group_name"], None) is None:
+                return 400, {"success": False, "message": "The group to be destroyed does not exist."}
+        elif path not in UPDATES:
+            return 404, {"detail": "Not Found"}
+        elif path != "/update_weights_from_disk" and not self.session_open:
+            return 400, {"success": False, "message": "must run between begin and end"}
+        else:
+            self.load(self.read(path, body))
+            self.version = body.get("weight_version", self.version)
+        return 200, {"success": True, "message": "Success"}
+
+    def read(self, path: str, body: dict[str, Any]) -> dict[str, Tensor]:
+        """The weights of an update, as its way brings them."""
         if path == "/update_weights_from_disk":
             source = HFFolder(body["model_path"])
-            self.load({name: source.get(name) for name in source.names()})
-        elif path == "/update_weights_from_tensor":
-            if not self.session_open:
-                return 400, {"success": False, "message": "must run between begin and end"}
-            assert body["load_format"] == "flattened_bucket"
-            for payload in body["serialized_named_tensors"]:
-                self.load(unpack(payload))
-        else:
-            return 404, {"detail": "Not Found"}
-        self.version = body.get("weight_version", self.version)
-        return 200, {"success": True, "message": "Success"}
+            return {name: source.get(name) for name in source.names()}
+        if path == "/update_weights_from_distributed":
+            return received(self.groups[body["group_name"]], body)
+        assert body["load_format"] == "flattened_bucket"
+        (payload,) = body["serialized_named_tensors"]
+        return unpack(payload)
 
     def occupy(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Memory that was released is back with nothing in it; a call out of turn ends the process."""
@@ -160,6 +180,7 @@ class FakeSGLang:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """As SGLang does it: unknown names are passed over, and a wrong shape is the end of the process."""
+        self.loaded |= tensors.keys()
         for name, tensor in tensors.items():
             if name in self.weights:
                 if self.weights[name].shape != tensor.shape:
@@ -217,6 +238,26 @@ def spans(versions: list[str], length: int) -> list[dict[str, Any]]:
     if first == then:
         return [{"version": first, "start": 0, "end": length}]
     return [{"version": first, "start": 0, "end": 1}, {"version": then, "start": 1, "end": length}]
+
+
+def joined_group(body: dict[str, Any]) -> Any:
+    """As SGLang joins: by torch's own rendezvous and its way to make a group, the contract that the trainer keeps."""
+    address = f"tcp://{body['master_address']}:{body['master_port']}"
+    limit = timedelta(seconds=20)
+    store, rank, size = next(rendezvous(address, body["rank_offset"], body["world_size"], timeout=limit))
+    store, backend, name = PrefixStore(body["group_name"], store), Backend(body["backend"]), body["group_name"]
+    group, _ = _new_process_group_helper(size, rank, [], backend, store, group_name=name, timeout=limit)
+    return group
+
+
+def received(group: Any, body: dict[str, Any]) -> dict[str, Tensor]:
+    tensors = [
+        torch.empty(shape, dtype=getattr(torch, dtype))
+        for shape, dtype in zip(body["shapes"], body["dtypes"], strict=True)
+    ]
+    for tensor in tensors:
+        group.broadcast([tensor], BroadcastOptions()).wait()
+    return dict(zip(body["names"], tensors, strict=True))
 
 
 def read_picture(url: str) -> Image.Image:

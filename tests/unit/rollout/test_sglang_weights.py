@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.errors import WeightSyncError
+from prism_megatron.conversion.announced import AnnouncedWeights
+from prism_megatron.errors import RolloutError, WeightSyncError
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang_http import ServerClient
 from prism_megatron.rollout.sglang_weights import Transport
-from tests.unit.rollout.fake_sglang import FOLDER, KEY, FakeSGLang, running, unpack
+from prism_megatron.rollout.weight_group import WeightGroups
+from tests.unit.rollout import fake_sglang
+from tests.unit.rollout.fake_sglang import FOLDER, KEY, UPDATES, FakeSGLang, running, unpack
 from tests.unit.rollout.tiny_qwen import NoSegments
 from tests.unit.rollout.weights import mini_weights
 
-UPDATES = ("/update_weights_from_tensor", "/update_weights_from_disk")
+BY_TENSOR, BY_GROUP, _ = UPDATES
+PATH_OF: dict[Transport, str] = {"tensor": BY_TENSOR, "group": BY_GROUP}
 
 
 @pytest.fixture
@@ -63,13 +71,23 @@ def assert_holds(fake: FakeSGLang, factor: float, version: int) -> None:
         assert torch.equal(fake.weights[name], tensor), name
 
 
-@pytest.mark.parametrize("transport", ["tensor", "disk"])
+def announced(factor: float, *, left_out: AbstractSet[str] = frozenset()) -> AnnouncedWeights:
+    """As an engine exports them: names and shapes first."""
+    weights = {name: tensor for name, tensor in mini_weights(factor) if name not in left_out}
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    return AnnouncedWeights(shapes, iter(weights.items()), left_out=left_out)
+
+
+VISION = frozenset(name for name, _ in mini_weights() if ".visual." in name)
+
+
+@pytest.mark.parametrize("transport", ["tensor", "disk", "group"])
 def test_both_servers_hold_exactly_what_was_handed_over(
     transport: Transport, attach: Attach, fakes: list[FakeSGLang]
 ) -> None:
     engine = attach(transport=transport)
     for version, factor in ((1, 1.5), (2, 0.5)):
-        engine.update_weights(mini_weights(factor), version)
+        engine.update_weights(mini_weights(factor) if version == 1 else announced(factor), version)
         assert engine.policy_version == version
         for fake in fakes:
             assert_holds(fake, factor, version)
@@ -78,15 +96,129 @@ def test_both_servers_hold_exactly_what_was_handed_over(
         assert last["flush_cache"] is True, "keys and values of the old weights would be used again"
 
 
-def test_buckets_are_no_larger_than_asked_for(attach: Attach, fakes: list[FakeSGLang]) -> None:
+def test_calls_carry_half_a_bucket_at_most(attach: Attach, fakes: list[FakeSGLang]) -> None:
     limit = 150_000
-    attach(bucket_bytes=limit).update_weights(mini_weights(2.0), 0)
-    bodies = [body for path, body in fakes[0].calls if path == UPDATES[0]]
+    attach(bucket_bytes=2 * limit).update_weights(announced(2.0), 0)
+    bodies = [body for path, body in fakes[0].calls if path == BY_TENSOR]
     sizes = [[t.nbytes for t in unpack(body["serialized_named_tensors"][0]).values()] for body in bodies]
     assert len(sizes) > 5 and all(sum(bucket) <= limit or len(bucket) == 1 for bucket in sizes)
     assert any(sum(bucket) > limit for bucket in sizes), "blind: no tensor is larger than the limit"
     assert [body["flush_cache"] for body in bodies] == [False] * (len(bodies) - 1) + [True]
     assert_holds(fakes[1], 2.0, 0)
+
+
+@pytest.mark.parametrize("transport", ["tensor", "group"])
+def test_pieces_are_sent_while_the_next_are_gathered(
+    transport: Transport, attach: Attach, fakes: list[FakeSGLang]
+) -> None:
+    """A server does not get through the first piece before the second is being gathered. Blind to the time it saves."""
+    engine = attach(transport=transport, bucket_bytes=300_000)
+    gathering_second = threading.Event()
+    overlapped: list[bool] = []
+    load = fakes[0].load
+
+    def slow_load(tensors: dict[str, Tensor]) -> None:
+        if not overlapped:
+            overlapped.append(gathering_second.wait(20.0))
+        load(tensors)
+
+    fakes[0].load = slow_load  # type: ignore[method-assign]
+
+    def gathered() -> Iterator[tuple[str, Tensor]]:
+        size = 0
+        for name, tensor in mini_weights(2.0):
+            if size > 150_000:  # the first piece is full, and under way
+                gathering_second.set()
+            size += tensor.nbytes
+            yield name, tensor
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in mini_weights()}
+    engine.update_weights(AnnouncedWeights(shapes, gathered()), 1)
+    assert overlapped == [True]
+    assert_holds(fakes[0], 2.0, 1)
+
+
+def test_weights_are_refused_by_their_names_before_one_is_gathered(attach: Attach, fakes: list[FakeSGLang]) -> None:
+    engine = attach(transport="group")
+    for fake in fakes:
+        fake.calls.clear()
+
+    def nothing() -> Iterator[tuple[str, Tensor]]:
+        raise AssertionError("a tensor was gathered")
+        yield
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in mini_weights()}
+    for change, message in (({"model.strange": (3,)}, "no weight 'model.strange'"), ({}, "were not sent")):
+        wrong = shapes | change
+        if not change:
+            del wrong["model.visual.patch_embed.proj.weight"]
+        with pytest.raises(WeightSyncError, match=message):
+            engine.update_weights(AnnouncedWeights(wrong, nothing()), 1)
+    assert not any(fake.calls for fake in fakes)
+
+
+def test_weights_that_go_wrong_on_their_way_bring_all_servers_back(attach: Attach, fakes: list[FakeSGLang]) -> None:
+    """A tensor of another shape than was announced, after others have been sent."""
+    engine = attach(transport="group", bucket_bytes=300_000)
+    engine.update_weights(announced(2.0), 1)
+    broken = list(mini_weights(3.0))
+    shapes = {name: tuple(tensor.shape) for name, tensor in broken}
+    name, tensor = broken[-1]
+    broken[-1] = (name, tensor[: len(tensor) // 2])
+    sent = fakes[0].paths().count(BY_GROUP)
+    with pytest.raises(WeightSyncError, match="gathered"):
+        engine.update_weights(AnnouncedWeights(shapes, iter(broken)), 2)
+    assert fakes[0].paths().count(BY_GROUP) > sent, "blind: nothing had been sent"
+    for fake in fakes:
+        assert_holds(fake, 2.0, 1)
+    assert engine.policy_version == 1
+
+
+@pytest.mark.parametrize("transport", ["tensor", "disk", "group"])
+def test_what_does_not_change_is_sent_once(transport: Transport, attach: Attach, fakes: list[FakeSGLang]) -> None:
+    """And a server that was restarted since gets it all the same."""
+    supervision = FakeSupervision(fakes)
+    engine = attach(servers=supervision, transport=transport, bucket_bytes=1_000_000)
+    with pytest.raises(WeightSyncError, match="send all first"):
+        engine.update_weights(announced(1.0, left_out=VISION), 1)
+    engine.update_weights(announced(1.0), 1)
+    for version, factor in ((2, 3.0), (3, 4.0)):
+        for fake in fakes:
+            fake.calls.clear()
+            fake.loaded.clear()
+        engine.update_weights(announced(factor, left_out=VISION), version)
+        for fake in fakes:
+            assert transport == "disk" or not fake.loaded & VISION
+            assert_mixed(fake, factor, version)
+        fakes[1].restart()
+        supervision.restarted(fakes[1].url)
+        assert_mixed(fakes[1], factor, version)
+    fakes[1].refuse["/end_weight_update" if transport != "disk" else UPDATES[-1]] = 1
+    with pytest.raises(WeightSyncError, match="was refused"):
+        engine.update_weights(announced(5.0, left_out=VISION), 4)
+    for fake in fakes:
+        assert_mixed(fake, 4.0, 3)
+
+
+def assert_mixed(fake: FakeSGLang, factor: float, version: int) -> None:
+    """The vision tower as it was, all else times ``factor``."""
+    assert fake.version == str(version)
+    for (name, first), (_, changed) in zip(mini_weights(), mini_weights(factor), strict=True):
+        assert torch.equal(fake.weights[name], first if name in VISION else changed), name
+
+
+def test_workers_that_do_not_come_are_named_with_the_address_they_were_given(
+    fakes: list[FakeSGLang], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall's silence: the server takes the call and its workers never reach the trainer."""
+    groups = WeightGroups("127.0.0.1", join_seconds=1.0)
+    monkeypatch.setattr(fake_sglang, "joined_group", lambda _: time.sleep(2.0))
+    client = ServerClient(fakes[0].url, api_key=KEY)
+    with pytest.raises(RolloutError, match=r"trainer at 127.0.0.1:\d+ in 1 s.*rollout-master-address"):
+        groups.join(client)
+    with pytest.raises(RolloutError, match=r"--rollout-master-address 192.0.2.1 is not an address of this host"):
+        WeightGroups("192.0.2.1").join(client)
+    client.close()
 
 
 class FakeSupervision:
@@ -110,16 +242,26 @@ class FakeSupervision:
         pass
 
 
-@pytest.mark.parametrize("path", ["/pause_generation", "/update_weights_from_tensor", "/end_weight_update"])
+@pytest.mark.parametrize(
+    ("transport", "path"),
+    [
+        ("tensor", "/pause_generation"),
+        ("tensor", BY_TENSOR),
+        ("tensor", "/end_weight_update"),
+        ("group", "/init_weights_update_group"),
+        ("group", BY_GROUP),
+    ],
+)
 def test_a_server_that_dies_in_an_update_gets_the_new_weights_when_it_is_back(
-    path: str, attach: Attach, fakes: list[FakeSGLang]
+    transport: Transport, path: str, attach: Attach, fakes: list[FakeSGLang]
 ) -> None:
     """The update goes on without it: it is no failure, for its successor asks for the weights."""
     supervision = FakeSupervision(fakes)
-    engine = attach(servers=supervision)
-    engine.update_weights(mini_weights(2.0), 1)
+    engine = attach(servers=supervision, transport=transport)
+    if path != "/init_weights_update_group":
+        engine.update_weights(announced(2.0), 1)
     fakes[1].die_at = path
-    engine.update_weights(mini_weights(3.0), 2)
+    engine.update_weights(announced(3.0), 2)
     assert set(supervision.replaced) == {fakes[1].url} and engine.policy_version == 2
     assert_holds(fakes[0], 3.0, 2)
     fakes[1].restart()
@@ -210,6 +352,8 @@ def test_a_tied_head_may_be_handed_over_too(attach: Attach) -> None:
         ("tensor", "/update_weights_from_tensor"),
         ("tensor", "/end_weight_update"),
         ("disk", "/update_weights_from_disk"),
+        ("group", "/begin_weight_update"),
+        ("group", BY_GROUP),
     ],
 )
 def test_when_one_server_fails_all_keep_the_last_good_version(
@@ -219,11 +363,11 @@ def test_when_one_server_fails_all_keep_the_last_good_version(
     engine.update_weights(mini_weights(2.0), 1)
     fakes[1].refuse[path] = 1
     with pytest.raises(WeightSyncError, match=f"{path} was refused"):
-        engine.update_weights(mini_weights(3.0), 2)
+        engine.update_weights(announced(3.0), 2)
     for fake in fakes:
         assert_holds(fake, 2.0, 1)
     assert engine.policy_version == 1
-    engine.update_weights(mini_weights(3.0), 2)
+    engine.update_weights(announced(3.0), 2)
     for fake in fakes:
         assert_holds(fake, 3.0, 2)
 
