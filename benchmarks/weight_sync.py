@@ -8,8 +8,8 @@ them; ``copy`` clones every parameter; CPU seconds of the process, the two in tu
 rows time a whole update on the wall: to a real SGLang server (skipped where ``make sglang`` has not been run), and to
 the embedded replica. ``peak`` is how far the resident memory of this process rises above where it stood (Linux's
 VmHWM, reset before each), in buckets; a tensor larger than a bucket counts as one. The exit code is 1 where the 2B
-model's ``gather`` takes more than twice ``copy``, or its peak is above two buckets; the mini's tensors are so small that
-its figures are those of Python and of the allocator. Blind to GPUs, networks and several trainer processes.
+model's ``gather`` takes more than twice ``copy``, or its peak is above two buckets; the mini is so small
+that its figures are those of Python and of the allocator. Blind to GPUs, networks and several trainer processes.
 """
 
 from __future__ import annotations
@@ -247,9 +247,8 @@ def main() -> int:
             )
             load_weights(engine, folder)
             model = Model(kind, folder, engine, (1 if kind == "mini" else args.bucket_mib) * 2**20)
-            print(
-                f"\n{kind}, buckets of {format_bytes(model.bucket_bytes)}, largest tensor {format_bytes(max(model.sizes()))}"
-            )
+            largest = format_bytes(max(model.sizes()))
+            print(f"\n{kind}, buckets of {format_bytes(model.bucket_bytes)}, largest tensor {largest}")
             held = gather_beside_copy(model, args.repeats) and held
             held = hand_overs(model, args.paths, repeats=args.repeats, work=work) and held
     stop(world)
