@@ -45,6 +45,7 @@ def check_ranges(config: AlignConfig) -> None:
     discriminator, game = config.discriminator, config.game
     _check_interval("--temperature", config.rollout.temperature, above=0.0)
     _check_interval("--top-p", config.rollout.top_p, above=0.0, at_most=1.0)
+    _check_interval("--rollout-ahead", config.rollout.rollout_ahead, at_least=0)
     _check_interval("--logprob-gap-alarm", config.rollout.logprob_gap_alarm, above=0.0)
     _check_interval("--alpha", game.alpha, at_least=0.0, at_most=1.0)
     _check_interval("--head-dropout", discriminator.head_dropout, at_least=0.0, below=1.0)
@@ -106,6 +107,7 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
 
 def check_rollout(rollout: RolloutConfig) -> None:
     """Raise ConfigError for flags of servers that nothing would use, or that do not go together."""
+    _check_rollout_pairs(rollout)
     default = RolloutConfig()
     started = {"rollout_servers", "rollout_tp", "rollout_memory_fraction", "rollout_python"}
     attached = {"rollout_urls", "rollout_router"}
@@ -124,11 +126,6 @@ def check_rollout(rollout: RolloutConfig) -> None:
         unused, reason = given & started, "starts servers, which --rollout-urls rules out"
     else:
         unused, reason = given & attached, "needs --rollout-urls, the servers that it is for"
-    if rollout.rollout_colocated and rollout.rollout_router is not None:
-        unused, reason = (
-            {"rollout_router"},
-            "takes sleeping servers for dead; leave --rollout-colocated out",
-        )
     if rollout.rollout == "sglang" and rollout.rollout_embedded_ranks is not None:
         unused, reason = {"rollout_embedded_ranks"}, "needs --rollout embedded"
     if unused:
@@ -144,7 +141,10 @@ def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
     here = ("//127.", "//localhost", "//[::1]")
     distant = [url for url in rollout.rollout_urls if not any(mark in url for mark in here)]
     if sync == "tensor" and rollout.rollout_tp > 1:
-        raise ConfigError("--rollout-sync tensor sends all for each GPU of --rollout-tp; use disk or group")
+        raise ConfigError(
+            f"--rollout-sync tensor would send all weights {rollout.rollout_tp} times, once for every GPU of "
+            "--rollout-tp; use --rollout-sync disk or group"
+        )
     if sync == "group" and rollout.rollout_colocated:
         raise ConfigError("--rollout-sync group needs GPUs of the servers' own; leave --rollout-colocated out")
     if sync == "group" and distant and "rollout_master_address" not in given:
@@ -159,6 +159,21 @@ def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
     if rollout.rollout_probe_every < 0:
         raise ConfigError(f"--rollout-probe-every {rollout.rollout_probe_every} must be at least 0, which turns it off")
     _check_interval("--rollout-probe-bound", rollout.rollout_probe_bound, above=0.0)
+
+
+def _check_rollout_pairs(rollout: RolloutConfig) -> None:
+    ahead = f"--rollout-ahead {rollout.rollout_ahead} generates while a step trains"
+    if rollout.rollout == "embedded" and rollout.rollout_ahead:
+        raise ConfigError(
+            f"{ahead}, and with --rollout embedded the ranks that train are those that generate; use --rollout sglang, "
+            "or leave it out"
+        )
+    if rollout.rollout_colocated and rollout.rollout_ahead:
+        raise ConfigError(
+            f"{ahead}, and with --rollout-colocated the servers have released their memory then; leave one of them out"
+        )
+    if rollout.rollout_colocated and rollout.rollout_router is not None:
+        raise ConfigError("--rollout-router takes sleeping servers for dead; leave it or --rollout-colocated out")
 
 
 def check_recompute(recompute: RecomputeConfig) -> None:

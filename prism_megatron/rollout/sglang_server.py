@@ -144,8 +144,13 @@ class SGLangServers:
     def __init__(
         self, options: ServerOptions, *, count: int, api_key: str | None = None, max_restarts: int = 3
     ) -> None:
-        """``api_key`` is a random one by default. ``max_restarts`` bounds the restarts of all servers together."""
-        key = secrets.token_urlsafe(32) if api_key is None else api_key
+        """``api_key`` is a random one by default. ``max_restarts`` bounds the restarts of all servers together.
+
+        Raises ConfigError where SGLang is not installed, and for a key that it could not be given.
+        """
+        key = secrets.token_hex(32) if api_key is None else api_key
+        if key.startswith("-"):
+            raise ConfigError("an API key that starts with - is an option to SGLang; use another")
         self.api_key = key
         self.servers = tuple(SGLangServer(options, index=index, api_key=key) for index in range(count))
         self._restarts_left = max_restarts

@@ -60,7 +60,7 @@ def serve(config: ServeConfig, *, say: Say, stop: threading.Event) -> None:
             port=config.port,
             name=config.name or load.resolve().name,
         )
-        key = os.environ.get(API_KEY) or secrets.token_urlsafe(32)
+        key = os.environ.get(API_KEY) or secrets.token_hex(32)
         servers = SGLangServers(options, count=1, api_key=key)
         say(f"starting SGLang on {load}; its log is {servers.servers[0].log}")
         servers.start()

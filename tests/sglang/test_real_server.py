@@ -104,6 +104,33 @@ def test_greedy_tokens_are_those_of_the_embedded_engine(world: World) -> None:
         assert (ours.finish_reason, ours.segments) == (theirs.finish_reason, theirs.segments)
 
 
+def test_responses_end_where_the_embedded_engine_ends_them(world: World) -> None:
+    """A policy that never ends its turn, so that it goes on after ``</answer>``: same tokens, same reasons.
+
+    Its row of the head for the end token is that of a token whose logit is always low. Greedy, so that both draw the
+    same; sampled ones need only end by the rule.
+    """
+    weights = dict(mini_weights())
+    end = world.renderer.end_token_id
+    head = next(name for name in ("lm_head.weight", "model.language_model.embed_tokens.weight") if name in weights)
+    weights[head] = weights[head].clone()
+    weights[head][end] = 0.0
+    hand_over(world, weights, 1)
+    embedded = EmbeddedRollout(FOLDER, world.renderer.segment_finder, end_token_ids=[end], device=torch.device("cpu"))
+    embedded.update_weights(iter(weights.items()), 1)
+    prompts, greedy = world.prompts(), Sampling(temperature=0.0, max_new_tokens=160)
+    groups = [engine.generate(prompts, 1, greedy, seed=0, step=0) for engine in (world.engine, embedded)]
+    for (ours,), (theirs,) in zip(*groups, strict=True):
+        assert (ours.token_ids, ours.finish_reason) == (theirs.token_ids, theirs.finish_reason)
+    assert any(ours.finish_reason == "stop" for (ours,) in groups[0]), "blind: none went on after its answer"
+    sampled = world.engine.generate(prompts, 16, Sampling(max_new_tokens=160), seed=0, step=0)
+    stopped = [r for group in sampled for r in group if r.finish_reason == "stop" and r.token_ids[-1] != end]
+    assert stopped, "blind: none went on after its answer"
+    for rollout in stopped:
+        watch = world.renderer.segment_finder.watch()
+        assert [watch.add(token) for token in rollout.token_ids] == [False] * (len(rollout.token_ids) - 1) + [True]
+
+
 @contextmanager
 def sharing(world: World, transport: Transport) -> Iterator[SGLangRollout]:
     """Another engine in the place of the world's, on the same servers, which come back to it when they die."""

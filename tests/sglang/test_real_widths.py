@@ -1,7 +1,8 @@
 """Claim: what holds for the mini holds at the widths of the published 2B model, with its vocabulary and tokenizer.
 
-Two language layers and two vision blocks of Qwen3-VL-2B's config with random weights, in fp32 on both sides; weights
-travel by disk, as they should where the server reads the same files. Blind spots: the published weights, and depth.
+Two language layers and two vision blocks of Qwen3-VL-2B's config with random weights, in fp32 on all sides: a server,
+transformers, and our Megatron policy at TP2·PP2. Weights travel by disk, as they should where the server reads the same
+files. Blind spots: the published weights, and depth.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import pytest
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.data.render import Renderer
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
 from prism_megatron.rollout.sglang_server import SGLangServers
+from prism_megatron.testing import GlooWorld
+from prism_megatron.types import Rollout
 from tests.sglang.conftest import REPOSITORY, World
+from tests.sglang.policy_ranks import as_groups, score
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -76,16 +81,23 @@ def test_logprobs_and_an_update_at_the_widths_of_2b(shared_dir: Path, tmp_path: 
         servers=servers,
         options=SGLangOptions(transport="disk"),
     )
+    world = World(servers, engine, renderer, oracle)
+    prompts, sampling = world.prompts(), Sampling(max_new_tokens=8)
+    drawn: list[list[tuple[Rollout, ...]]] = []
     try:
-        world = World(servers, engine, renderer, oracle)
         for version in (1, 2):
             engine.update_weights(weights_of(oracle), version)
-            groups = engine.generate(world.prompts(), 2, Sampling(max_new_tokens=8), seed=0, step=0)
-            for prompt, group in zip(world.prompts(), groups, strict=True):
+            drawn.append(engine.generate(prompts, 2, sampling, seed=0, step=0))
+            for prompt, group in zip(prompts, drawn[-1], strict=True):
                 assert world.gap(prompt, group) <= TOLERANCE, (version, prompt.id)
             step(oracle)
     finally:
         engine.close()
+    with GlooWorld(4, timeout_s=500.0) as gloo:
+        layout = ParallelConfig(tp=2, pp=2)
+        gaps, *_ = gloo.run(score, folder, as_groups(prompts, drawn[0]), sampling, parallel=layout)
+    assert max(gaps) <= TOLERANCE, gaps
+    assert min(gaps) > 0.0, "blind: nothing was compared"
 
 
 def weights_of(oracle: Any) -> list[tuple[str, torch.Tensor]]:

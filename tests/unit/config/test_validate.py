@@ -262,11 +262,21 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
         ),
         (
             "--rollout sglang --rollout-urls http://a --rollout-router http://b --rollout-colocated",
-            "--rollout-router takes sleeping servers for dead; leave --rollout-colocated out",
+            "--rollout-router takes sleeping servers for dead; leave it or --rollout-colocated out",
         ),
         (
             "--rollout sglang --rollout-sync tensor --rollout-tp 2",
-            "--rollout-sync tensor sends all for each GPU of --rollout-tp; use disk or group",
+            (
+                "--rollout-sync tensor would send all weights 2 times, once for every GPU of --rollout-tp; "
+                "use --rollout-sync disk or group"
+            ),
+        ),
+        (
+            "--rollout sglang --rollout-colocated --rollout-ahead 1",
+            (
+                "--rollout-ahead 1 generates while a step trains, and with --rollout-colocated the servers have "
+                "released their memory then; leave one of them out"
+            ),
         ),
         (
             "--rollout sglang --rollout-sync group --rollout-colocated",

@@ -6,6 +6,7 @@ numerics and timing, for which ``tests/sglang`` is there.
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import DataError, RolloutError, WeightSyncError
 from prism_megatron.rollout import sglang_requests
@@ -97,6 +99,16 @@ def test_the_server_sees_the_policys_pixels_once_for_all_samples(
     assert [token for token in ids if token != renderer.image_token_id] == [
         token for token in prompt.token_ids if token != renderer.image_token_id
     ]
+
+
+def test_the_server_samples_as_it_is_told(engine: SGLangRollout, fakes: list[FakeSGLang], renderer: Renderer) -> None:
+    """Claim: every setting reaches it; the log-probs that it gives are those under the temperature it was told."""
+    sampling = Sampling(temperature=0.6, top_p=0.9, max_new_tokens=7)
+    engine.generate(prompts(renderer), 2, sampling, seed=0, step=0)
+    (body,) = generated(fakes)
+    asked = {name: body["sampling_params"][name] for name in ("temperature", "top_p", "max_new_tokens", "n")}
+    assert asked == {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": 7, "n": 2}
+    assert body["return_logprob"] is True
 
 
 def test_answers_become_rollouts_in_the_order_of_the_prompts(
@@ -235,10 +247,18 @@ def test_neighbouring_images_keep_a_pad_each(
     assert generated(fakes)[0]["input_ids"] == [[5, renderer.image_token_id, renderer.image_token_id, 6]]
 
 
-def test_images_that_the_server_would_see_differently_are_refused(engine: SGLangRollout, renderer: Renderer) -> None:
-    """Too narrow for the size limits, and patches of no picture."""
-    with pytest.raises(DataError, match="outside the size limits"):
+def test_images_that_the_server_would_see_differently_are_refused(
+    engine: SGLangRollout, renderer: Renderer, tmp_path: Path
+) -> None:
+    """Too narrow for the size limits, too large for them, and patches of no picture."""
+    with pytest.raises(DataError, match=r"prompt 'narrow': an image of .* outside the size limits"):
         generate(engine, [renderer.prompt("narrow", "?", [picture(1, 700, 31)])])
+    settings = json.loads((FOLDER / "preprocessor_config.json").read_text())
+    settings["size"]["longest_edge"] *= 4
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    large = ImagePreprocessor.from_folder(tmp_path)(picture(1, 256, 256))
+    with pytest.raises(DataError, match="prompt 'large': an image of 256x256 pixels is outside the size limits"):
+        generate(engine, [Prompt("large", (5, *[renderer.image_token_id] * 64), (large,), "")])
     noise = ImageInput(np.random.default_rng(0).standard_normal((16, 1536), dtype=np.float32), (1, 4, 4))
     with pytest.raises(DataError, match="8-bit colours"):
         generate(engine, [Prompt("noise", (5, *[renderer.image_token_id] * 4), (noise,), "")])

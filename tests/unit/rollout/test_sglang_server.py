@@ -150,6 +150,13 @@ def test_the_key_is_not_on_the_command_line_and_files_are_private(options: Calla
         servers.stop()
 
 
+def test_no_key_is_taken_for_an_option(options: Callable[..., ServerOptions]) -> None:
+    """SGLang hands the file of arguments to argparse, which knows no value that starts with a dash."""
+    with pytest.raises(ConfigError, match="starts with -"):
+        SGLangServers(options(), count=1, api_key="-secret")
+    assert int(SGLangServers(options(), count=1).api_key, 16), "a random key is a hexadecimal number"
+
+
 def test_a_missing_environment_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="make sglang"):
         SGLangServers(ServerOptions(tmp_path, tmp_path, python=tmp_path / "none"), count=1)

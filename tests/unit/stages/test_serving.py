@@ -1,4 +1,4 @@
-"""What an alignment run cannot have served is refused before a server is started."""
+"""What an alignment run cannot have served is refused before a server is started; and which GPUs servers take."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.conversion.checkpoint_folder import STATE_FILE
+from prism_megatron.config.cli import parse
 from prism_megatron.errors import ConfigError, RolloutError
-from prism_megatron.stages.serving import build_served_rollout
+from prism_megatron.stages import serving
+from prism_megatron.stages.serving import build_served_rollout, first_server_gpu
 
 
 @pytest.fixture
@@ -22,18 +22,40 @@ def one_rank_of_two_hosts(monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(rank=0, world_size=16, is_main=True)
 
 
-def test_a_checkpoint_is_no_folder_to_serve(tmp_path: Path, one_rank_of_two_hosts: Any) -> None:
-    (tmp_path / STATE_FILE).write_text("{}")
-    renderer: Any = None
-    with pytest.raises(ConfigError, match="is a checkpoint; make a folder of it"):
-        build_served_rollout(AlignConfig(), tmp_path, renderer, world=one_rank_of_two_hosts, dtype=torch.float32)
-
-
 def test_servers_are_not_started_for_ranks_that_cannot_reach_them(
     tmp_path: Path, one_rank_of_two_hosts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = AlignConfig(checkpoint=CheckpointConfig(output=tmp_path))
+    policy: Any = SimpleNamespace(dtype=None)
     renderer: Any = None
-    monkeypatch.setattr("prism_megatron.stages.serving.broadcast_object", lambda value, source: value)  # noqa: ARG005
+    monkeypatch.setattr(serving, "broadcast_object", lambda value, source: value)  # noqa: ARG005
     with pytest.raises(RolloutError, match="the run spans several; start servers yourself"):
-        build_served_rollout(config, tmp_path, renderer, world=one_rank_of_two_hosts, dtype=torch.float32)
+        build_served_rollout(config, tmp_path, policy, renderer, world=one_rank_of_two_hosts)
+
+
+@pytest.mark.parametrize("flag", ["--rollout-colocated", "--rollout-memory-fraction 0.4"])
+def test_what_only_gpus_can_do_is_refused_before_anything_starts(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = parse(["--rollout", "sglang", *flag.split(), "--output", str(tmp_path)])
+    nothing: Any = None
+    with pytest.raises(ConfigError, match=f"{flag.split(maxsplit=1)[0]} needs CUDA, which this machine does not have"):
+        build_served_rollout(config, tmp_path, nothing, nothing, world=nothing)
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranks", "num_gpus", "first"),
+    [
+        ("--rollout-servers 2 --rollout-tp 2", 4, 8, 4),
+        ("--rollout-servers 4", 4, 8, 4),
+        ("--rollout-servers 2 --rollout-tp 4 --rollout-colocated", 8, 8, 0),
+    ],
+)
+def test_servers_take_the_gpus_behind_the_trainers_or_share_them(
+    flags: str, ranks: int, num_gpus: int, first: int
+) -> None:
+    config = parse(["--rollout", "sglang", *flags.split()])
+    assert first_server_gpu(config, ranks=ranks, num_gpus=num_gpus) == first
+    with pytest.raises(ConfigError, match=f"take {num_gpus} GPUs, and this host has {num_gpus - 1}"):
+        first_server_gpu(config, ranks=ranks, num_gpus=num_gpus - 1)
