@@ -32,7 +32,7 @@ SGLANG_NEEDS := aiohttp apache-tvm-ffi compressed-tensors dill distro einops fas
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help align test sglang test-sglang lint types parity bench-model bench-convert bench-rollout te-check effect mini clean
+.PHONY: help align test sglang test-sglang lint types parity bench-model bench-convert bench-rollout bench-weight-sync te-check effect mini clean
 
 help:
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
@@ -45,6 +45,7 @@ help:
 	@echo "make bench-model        one 2B layer beside its bare arithmetic; attention and log-probs beside the plain ones"
 	@echo "make bench-convert      a 4B model to Megatron and back beside cp: time, memory, equality (45 GB of disk)"
 	@echo "make bench-rollout      embedded rollouts beside transformers.generate: tokens per second, same greedy tokens"
+	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
 	@echo "make mini               rebuild the mini world's weights"
@@ -80,6 +81,9 @@ bench-convert: $(VENV)/.installed
 
 bench-rollout: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/rollout.py $(ARGS)
+
+bench-weight-sync: $(VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python benchmarks/weight_sync.py $(ARGS)
 
 te-check: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(TE_VENV)/bin/python tools/te_check.py

@@ -135,21 +135,6 @@ def check_rollout(rollout: RolloutConfig) -> None:
         _check_interval("--rollout-memory-fraction", rollout.rollout_memory_fraction, above=0.0, below=1.0)
 
 
-def _check_rollout_pairs(rollout: RolloutConfig) -> None:
-    ahead = f"--rollout-ahead {rollout.rollout_ahead} generates while a step trains"
-    if rollout.rollout == "embedded" and rollout.rollout_ahead:
-        raise ConfigError(
-            f"{ahead}, and with --rollout embedded the ranks that train are those that generate; use --rollout sglang, "
-            "or leave it out"
-        )
-    if rollout.rollout_colocated and rollout.rollout_ahead:
-        raise ConfigError(
-            f"{ahead}, and with --rollout-colocated the servers have released their memory then; leave one of them out"
-        )
-    if rollout.rollout_colocated and rollout.rollout_router is not None:
-        raise ConfigError("--rollout-router takes sleeping servers for dead; leave it or --rollout-colocated out")
-
-
 def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
     """Raise ConfigError for ways to hand weights over that the servers, or the other flags, rule out."""
     sync = rollout.rollout_sync
@@ -174,6 +159,21 @@ def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
     if rollout.rollout_probe_every < 0:
         raise ConfigError(f"--rollout-probe-every {rollout.rollout_probe_every} must be at least 0, which turns it off")
     _check_interval("--rollout-probe-bound", rollout.rollout_probe_bound, above=0.0)
+
+
+def _check_rollout_pairs(rollout: RolloutConfig) -> None:
+    ahead = f"--rollout-ahead {rollout.rollout_ahead} generates while a step trains"
+    if rollout.rollout == "embedded" and rollout.rollout_ahead:
+        raise ConfigError(
+            f"{ahead}, and with --rollout embedded the ranks that train are those that generate; use --rollout sglang, "
+            "or leave it out"
+        )
+    if rollout.rollout_colocated and rollout.rollout_ahead:
+        raise ConfigError(
+            f"{ahead}, and with --rollout-colocated the servers have released their memory then; leave one of them out"
+        )
+    if rollout.rollout_colocated and rollout.rollout_router is not None:
+        raise ConfigError("--rollout-router takes sleeping servers for dead; leave it or --rollout-colocated out")
 
 
 def check_recompute(recompute: RecomputeConfig) -> None:
