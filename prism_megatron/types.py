@@ -32,8 +32,9 @@ class Span(NamedTuple):
 class Segments:
     """Where the two judged parts of a response lie, in token positions of the response.
 
-    ``problem`` is None for a valid response and otherwise says why it is not; spans are None exactly then.
-    ``perception`` covers the caption with its tags, ``reasoning`` covers think and answer with their tags.
+    ``problem`` is None for a valid response; otherwise it says why it is not, and both spans are None.
+    ``perception`` covers the caption with its tags, ``reasoning`` covers think and answer with their tags. A reference
+    that is a caption alone is valid and has no ``reasoning``; a valid rollout always has both.
     """
 
     perception: Span | None
