@@ -90,7 +90,6 @@ def batch_of(case: Case, prompts: Sequence[int], *, multiple_of: int = 1, balanc
         rows,
         pad_token_id=PAD,
         multiple_of=multiple_of,
-        patch_dim=96,
         device=torch.device("cpu"),
         tower_ids=towers,
     )
@@ -120,7 +119,7 @@ def plain_hidden(model: Any, batch: Batch) -> Tensor:
     """Last hidden states ``[B, S, H]`` after the final norm; the vision tower runs once per row that shows an image."""
     ids = batch.input_ids_B_S
     grids = batch.grid_thw_N_3
-    patches = torch.split(batch.pixel_values_P_D, grids.prod(-1).tolist())
+    patches = [torch.from_numpy(image.pixel_values_P_D) for image in batch.images]
     shown = [n for images in batch.images_by_sequence for n in images]
     hidden_B_S_H: Tensor = model.model(
         input_ids=ids,
