@@ -195,11 +195,12 @@ def _check_microbatches(config: AlignConfig, data_parallel: int) -> None:
             f"--vpp {vpp} needs a multiple of --pp {pp} micro-batches, and --format-sft has one; leave --format-sft "
             "out or use --vpp 1"
         )
-    answers = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt
-    if answers < data_parallel * pp:
+    answers, wanted = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt, data_parallel * pp
+    if answers % wanted:
         raise ConfigError(
-            f"--vpp {vpp} needs --pp {pp} micro-batches on each of {data_parallel} data-parallel ranks, and a step has "
-            f"{answers} answers; raise --prompts-per-step or --rollouts-per-prompt, or use --vpp 1"
+            f"--vpp {vpp} takes --pp {pp} micro-batches at a time on each of {data_parallel} data-parallel ranks, but "
+            f"--prompts-per-step times --rollouts-per-prompt is {answers}; make it a multiple of {wanted}, or use "
+            "--vpp 1"
         )
 
 

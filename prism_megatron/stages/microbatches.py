@@ -31,10 +31,11 @@ MicroBatch = tuple[Share, ...]
 def plan_rows(costs: Sequence[int], *, budget: int, rounds_of: int) -> tuple[tuple[int, ...], ...]:
     """Rows of each micro-batch: every row once, none above ``budget`` but a row that is so by itself.
 
-    Their number is a multiple of ``rounds_of``. Raises ValueError for fewer rows than that.
+    Their number is a multiple of ``rounds_of``, and so must be that of the rows, or ValueError is raised: every row may
+    need a micro-batch of its own.
     """
-    if len(costs) < rounds_of:
-        raise ValueError(f"{len(costs)} rows cannot fill {rounds_of} micro-batches")
+    if len(costs) % rounds_of:
+        raise ValueError(f"{len(costs)} rows cannot fill whole rounds of {rounds_of} micro-batches")
 
     def cost(rows: Sequence[int]) -> int:
         return sum(costs[row] for row in rows)
@@ -43,7 +44,6 @@ def plan_rows(costs: Sequence[int], *, budget: int, rounds_of: int) -> tuple[tup
         return (rows[::2], rows[1::2]) if len(rows) > 1 else None
 
     bins = _split_to_rounds([tuple(rows) for rows in _first_fit(costs, budget)], rounds_of, cost, halves)
-    assert len(bins) % rounds_of == 0
     return tuple(sorted(tuple(sorted(rows)) for rows in bins))
 
 
