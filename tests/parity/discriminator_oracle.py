@@ -75,7 +75,9 @@ def game_case() -> Case:
     return case
 
 
-def batch_of(case: Case, prompts: Sequence[int], *, multiple_of: int = 1, balance: float = BALANCE) -> Batch:
+def batch_of(
+    case: Case, prompts: Sequence[int], *, multiple_of: int = 1, balance: float = BALANCE, pack: bool = False
+) -> Batch:
     """One micro-batch of several prompts; ``balance`` 0 leaves the load-balancing weights out."""
     rows: list[TokenSequence] = []
     towers: list[int] = []
@@ -92,6 +94,7 @@ def batch_of(case: Case, prompts: Sequence[int], *, multiple_of: int = 1, balanc
         multiple_of=multiple_of,
         device=torch.device("cpu"),
         tower_ids=towers,
+        pack=pack,
     )
     extras = {
         "reference_row": torch.tensor(references),
