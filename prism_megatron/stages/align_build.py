@@ -119,11 +119,11 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
             max_new_tokens=config.data.max_response_tokens,
         ),
         rollouts_per_prompt=config.rollout.rollouts_per_prompt,
-        prompts_per_microbatch=config.prompts_per_microbatch,
+        tokens_per_microbatch=config.tokens_per_microbatch,
         load_balance=config.discriminator.load_balance,
         vocab_size=shape.text.vocab,
         seed=config.seed,
-        form=batch_format(shape, renderer, world, config.precision),
+        form=batch_format(renderer, world, config.precision),
     )
     return AlignRun(folder, models, shape, renderer, prompts, Players(policy, discriminator, rollout), plan)
 

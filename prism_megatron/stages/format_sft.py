@@ -71,7 +71,7 @@ def teach_format(
         policy,
         my_rows,
         world=world,
-        form=batch_format(shape, renderer, world, config.precision),
+        form=batch_format(renderer, world, config.precision),
         vocab_size=shape.text.vocab,
         rows_per_microbatch=max(1, config.rollout.prompts_per_step // world.dp_size),
         steps=steps,
