@@ -47,7 +47,7 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end
     Reference and rollout rows end in the same token, so the last token tells nothing about who wrote the segment
     (method notes, trap 3). The caption is not in the reasoning row's context.
     """
-    span = answer.segments.perception if tower == PERCEPTION else answer.segments.reasoning
+    span = answer.segments.of_tower(tower)
     if span is None:
         raise ValueError(
             f"prompt {group.prompt.id}: a response without a {TOWER_NAMES[tower]} segment cannot be judged"
@@ -64,9 +64,9 @@ def discriminator_batch(
     seed: int,
     step: int,
     load_balance: float = 0.0,
-    sequences_per_tower: int = 0,
+    sequences_per_tower: Sequence[int] = (0, 0),
 ) -> tuple[Batch, tuple[ScoreRow, ...]]:
-    """One micro-batch: per group and tower the reference row followed by its valid rollouts.
+    """One micro-batch: per group and tower that judges it, the reference row followed by its valid rollouts.
 
     Row extras: ``reference_row`` index of the row's reference, ``is_rollout`` 1 for rollout rows, ``dropout_key``
     (see :func:`dropout_key`), all int64. ``group_numbers`` are the groups' places in the step. A ``load_balance``
@@ -76,10 +76,10 @@ def discriminator_batch(
     keys: list[ScoreRow] = []
     reference_row: list[int] = []
     for number, group in zip(group_numbers, groups, strict=True):
-        for tower in TOWERS:
+        for tower in group.towers:
             reference_index = len(rows)
             answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
-            answers += [(r, rollout) for r, rollout in enumerate(group.rollouts) if rollout.segments.valid]
+            answers += [(r, group.rollouts[r]) for r in group.valid_rollouts]
             for index, answer in answers:
                 rows.append(segment_row(group, answer, tower, form.end_token_id))
                 keys.append(ScoreRow(group=number, tower=tower, rollout=index))
@@ -87,9 +87,7 @@ def discriminator_batch(
     towers = [key.tower for key in keys]
     balance: dict[str, Sequence[float]] = {}
     if load_balance > 0.0:
-        weights = load_balance_weights(
-            towers, coefficient=load_balance, sequence_counts=[sequences_per_tower for _ in TOWERS]
-        )
+        weights = load_balance_weights(towers, coefficient=load_balance, sequence_counts=sequences_per_tower)
         balance["load_balance_weight"] = weights.tolist()
     batch = collate(
         rows,

@@ -46,10 +46,11 @@ def judge_and_train(
 
     ``load_balance`` is the coefficient of the load-balancing loss per layer, tower and sequence.
     """
-    pairs = float(sum(rollout.segments.valid for group in groups for rollout in group.rollouts))
+    pairs = [sum(len(group.valid_rollouts) for group in groups if tower in group.towers) for tower in TOWERS]
+    sequences = [sum(1 + len(group.valid_rollouts) for group in groups if tower in group.towers) for tower in TOWERS]
     loss = partial(
         game_loss,
-        pair_counts=[pairs for _ in TOWERS],
+        pair_counts=pairs,
         regulariser_coefficient=game.score_regulariser,
         cp_size=world.parallel.cp,
     )
@@ -64,7 +65,7 @@ def judge_and_train(
             seed=seed,
             step=step,
             load_balance=load_balance,
-            sequences_per_tower=len(groups) + int(pairs),
+            sequences_per_tower=sequences,
         )
         batches.append(batch)
         keys.append(batch_keys)
@@ -72,7 +73,7 @@ def judge_and_train(
         output, result = discriminator.forward(batches, loss), None
     else:
         output = discriminator.forward_backward(batches, loss)
-        result = discriminator.step() if pairs else None
+        result = discriminator.step() if any(pairs) else None
     own = collect_scores([rows["scores"] for rows in output.rows], keys)
     scores = {
         key: score for share in all_gather_objects(dict(own), group=world.groups.dp) for key, score in share.items()
