@@ -12,6 +12,7 @@ from prism_megatron.config.precision import check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.validate_game import check_game
 from prism_megatron.errors import ConfigError, listed
 
 
@@ -54,8 +55,9 @@ def check_ranges(config: AlignConfig) -> None:
         "--router-std": discriminator.router_std,
         "--load-balance": discriminator.load_balance or 0.0,
         "--score-regulariser": game.score_regulariser,
-        "--format-penalty": game.format_penalty,
+        "--format-penalty": game.penalty,
     }
+    check_game(game)
     _check_interval("--format-sft-lr", config.data.format_sft_lr, above=0.0)
     for role, optimizer in (("policy", config.policy), ("discriminator", config.discriminator_optimizer)):
         for name in ("lr", "weight_decay", "clip_grad", "warmup_steps"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_megatron.advantages import GroupAdvantages, per_expert_advantages
+from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_expert_advantages
 from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.batch import Batch, beside_logits
@@ -26,7 +26,7 @@ from prism_megatron.losses.logprob_gap import logprob_gap
 from prism_megatron.losses.policy import policy_gradient_loss
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.stages.batches import PERCEPTION, REASONING, BatchFormat, policy_batch
+from prism_megatron.stages.batches import PERCEPTION, REASONING, TOWERS, BatchFormat, policy_batch
 from prism_megatron.stages.judge import Judgement, judge_and_train
 from prism_megatron.stages.microbatches import of_rank, plan_rows
 from prism_megatron.stages.sampling import sample_groups
@@ -112,23 +112,25 @@ def group_advantages(
     group: RolloutGroup, index: int, judgement: Judgement, plan: AlignPlan, *, step: int
 ) -> GroupAdvantages:
     """Advantages of one group from the scores of the discriminator before its update."""
-    valid = torch.tensor([rollout.segments.valid for rollout in group.rollouts])
-    scores = torch.full((2, len(group.rollouts)), torch.nan, dtype=torch.float64)
-    for tower in (PERCEPTION, REASONING):
-        for r, rollout in enumerate(group.rollouts):
-            if rollout.segments.valid:
-                scores[tower, r] = judgement.scores[index, tower, r]
-    if plan.game.shuffle_scores:  # control: scores stay in the group but lose their owner
-        order = np.flatnonzero(valid.numpy())
-        shuffled = np.random.default_rng([plan.seed, step, index]).permutation(order)
-        scores[:, order] = scores[:, shuffled]
-    return per_expert_advantages(
-        scores[PERCEPTION],
-        scores[REASONING],
-        valid,
-        alpha=plan.game.alpha,
-        score_clip=plan.game.score_clip,
-        format_penalty=plan.game.format_penalty,
+    game, valid_rollouts = plan.game, np.array(group.valid_rollouts, dtype=np.int64)
+    owners = valid_rollouts
+    if game.shuffle_scores:  # control: scores stay in the group but lose their owner
+        owners = np.random.default_rng([plan.seed, step, index]).permutation(valid_rollouts)
+    valid_N = torch.zeros(len(group.rollouts), dtype=torch.bool)
+    scores_T_N = torch.full((len(TOWERS), len(group.rollouts)), torch.nan, dtype=torch.float64)
+    for rollout, owner in zip(valid_rollouts.tolist(), owners.tolist(), strict=True):
+        valid_N[rollout] = True
+        for tower in group.towers:
+            scores_T_N[tower, rollout] = judgement.scores[index, tower, owner]
+    form = joint_advantages if game.advantage == "joint" else per_expert_advantages
+    return form(
+        scores_T_N[PERCEPTION],
+        scores_T_N[REASONING] if REASONING in group.towers else None,
+        valid_N,
+        alpha=game.alpha,
+        score_clip=game.score_clip,
+        format_penalty=game.penalty,
+        all_invalid=game.all_invalid_group,
     )
 
 
@@ -136,13 +138,16 @@ def token_advantages(rollout: Rollout, index: int, advantages: GroupAdvantages, 
     """One advantage per response token.
 
     ``response`` credit gives the mixed advantage to every token (the released way). ``segment`` credit gives the
-    tokens up to the caption's end the perception advantage and the rest the reasoning advantage.
+    tokens up to the caption's end the perception advantage and the rest the reasoning advantage, or 0 where reasoning
+    is not judged; a rollout without a caption has nothing to divide, and gets the mixed advantage.
     """
     length = len(rollout.token_ids)
     span = rollout.segments.perception
-    if game.credit == "response" or advantages.reasoning_N is None or span is None:
+    if game.credit == "response" or span is None:
         return [float(advantages.mixed_N[index])] * length
-    caption, rest = float(advantages.perception_N[index]), float(advantages.reasoning_N[index])
+    assert advantages.perception_N is not None, "credit per segment is refused with the joint form"
+    caption = float(advantages.perception_N[index])
+    rest = 0.0 if advantages.reasoning_N is None else float(advantages.reasoning_N[index])
     return [caption] * span.end + [rest] * (length - span.end)
 
 
@@ -156,7 +161,8 @@ def train_policy(
 ) -> tuple[Mapping[str, float], StepResult | None]:
     """One strictly on-policy gradient step, token-mean over all response tokens of the step.
 
-    Without a valid rollout in the whole step there is no reward, and the policy is not updated.
+    Without a valid rollout in the whole step there is no reward, and the policy is not updated, unless groups without
+    one are punished as the release does.
     """
     tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
     loss = partial(policy_loss, world=world, plan=plan, token_count=float(tokens))
@@ -165,7 +171,7 @@ def train_policy(
         output = policy.forward(batches, loss)
         return {**output.sums, **output.maxima}, None
     output = policy.forward_backward(batches, loss)
-    rewarded = any(rollout.segments.valid for group in groups for rollout in group.rollouts)
+    rewarded = any(group.valid_rollouts for group in groups) or plan.game.all_invalid_group == "release"
     return {**output.sums, **output.maxima}, policy.step() if rewarded else None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.load_balance import load_balance_weights
 from prism_megatron.stages.microbatches import MicroBatch
-from prism_megatron.types import Response, Rollout, RolloutGroup, TokenSequence
+from prism_megatron.types import PreferenceGroup, Response, Rollout, RolloutGroup, TokenSequence
 
 PERCEPTION, REASONING = 0, 1
 TOWERS = (PERCEPTION, REASONING)
@@ -45,13 +45,13 @@ class ScoreRow:
     rollout: int | None
 
 
-def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end_token_id: int) -> TokenSequence:
+def segment_row(group: PreferenceGroup, answer: Response | Rollout, tower: int, end_token_id: int) -> TokenSequence:
     """The discriminator's input: prompt, then one segment, then the end token on both sides of the game.
 
     Reference and rollout rows end in the same token, so the last token tells nothing about who wrote the segment
     (method notes, trap 3). The caption is not in the reasoning row's context.
     """
-    span = answer.segments.perception if tower == PERCEPTION else answer.segments.reasoning
+    span = answer.segments.of_tower(tower)
     if span is None:
         raise ValueError(
             f"prompt {group.prompt.id}: a response without a {TOWER_NAMES[tower]} segment cannot be judged"
@@ -60,22 +60,23 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end
     return TokenSequence((*group.prompt.token_ids, *segment, end_token_id), group.prompt.images)
 
 
-def segment_slots(group: RolloutGroup, answer: Response | Rollout, form: BatchFormat) -> int:
-    """Token slots that both rows of a valid answer fill in a packed micro-batch."""
-    return sum(form.slot(len(segment_row(group, answer, tower, form.end_token_id).token_ids)) for tower in TOWERS)
+def segment_slots(group: PreferenceGroup, answer: Response | Rollout, form: BatchFormat) -> int:
+    """Token slots that the judged rows of a valid answer fill in a packed micro-batch."""
+    rows = (segment_row(group, answer, tower, form.end_token_id) for tower in group.towers)
+    return sum(form.slot(len(row.token_ids)) for row in rows)
 
 
 def discriminator_batch(
-    groups: Sequence[RolloutGroup],
+    groups: Sequence[PreferenceGroup],
     shares: MicroBatch,
     *,
     form: BatchFormat,
     seed: int,
     step: int,
     load_balance: float = 0.0,
-    sequences_per_tower: int = 0,
+    sequences_per_tower: Sequence[int] = (0, 0),
 ) -> tuple[Batch, tuple[ScoreRow, ...]]:
-    """One packed micro-batch: per share and tower a row for the reference and one for each of its rollouts.
+    """One packed micro-batch: per share and tower that judges it a row for the reference and one per rollout.
 
     ``groups`` are all of the step. Row extras: ``reference_row`` index of the row's reference, ``is_rollout`` 1 for
     rollout rows, ``dropout_key`` (see :func:`dropout_key`), all int64. A ``load_balance`` coefficient above 0 adds
@@ -86,7 +87,7 @@ def discriminator_batch(
         group = groups[share.group]
         answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
         answers += [(r, group.rollouts[r]) for r in share.rollouts]
-        for tower in TOWERS:
+        for tower in group.towers:
             for index, answer in answers:
                 row = segment_row(group, answer, tower, form.end_token_id)
                 rows.append((row, ScoreRow(share.group, tower, index), index is None and share.repeated))
@@ -97,9 +98,7 @@ def discriminator_batch(
     towers = [key.tower for key in keys]
     balance: dict[str, Sequence[float]] = {}
     if load_balance > 0.0:
-        weights = load_balance_weights(
-            towers, coefficient=load_balance, sequence_counts=[sequences_per_tower for _ in TOWERS]
-        )
+        weights = load_balance_weights(towers, coefficient=load_balance, sequence_counts=sequences_per_tower)
         counted_elsewhere = torch.tensor([repeated for _, _, repeated in rows])
         balance["load_balance_weight"] = weights.masked_fill(counted_elsewhere, 0.0).tolist()
     batch = collate(
