@@ -28,7 +28,7 @@ def check_ranges(config: AlignConfig) -> None:
         "--steps": config.steps,
         "--prompts-per-step": config.rollout.prompts_per_step,
         "--rollouts-per-prompt": config.rollout.rollouts_per_prompt,
-        "--prompts-per-microbatch": config.prompts_per_microbatch,
+        "--tokens-per-microbatch": config.tokens_per_microbatch,
         "--max-prompt-tokens": config.data.max_prompt_tokens,
         "--max-response-tokens": config.data.max_response_tokens,
         "--save-every": config.checkpoint.save_every,
@@ -184,17 +184,25 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
             f"--prompts-per-step {prompts} must be a multiple of the {data_parallel} data-parallel ranks; "
             f"use {listed(count for count in near if count)}"
         )
-    _check_microbatches(config, prompts // data_parallel)
+    _check_microbatches(config, data_parallel)
 
 
-def _check_microbatches(config: AlignConfig, prompts: int) -> None:
-    """Megatron's interleaved schedule takes whole rounds of pp micro-batches."""
-    pp, size = config.parallel.pp, config.prompts_per_microbatch
-    count = -(-prompts // size)
-    if config.parallel.vpp > 1 and (count % pp or config.data.format_sft):
+def _check_microbatches(config: AlignConfig, data_parallel: int) -> None:
+    """Megatron's interleaved schedule takes whole rounds of pp micro-batches, of at least one answer each."""
+    pp, vpp = config.parallel.pp, config.parallel.vpp
+    if vpp == 1:
+        return
+    if config.data.format_sft:
         raise ConfigError(
-            f"--vpp {config.parallel.vpp} needs a multiple of --pp {pp} micro-batches; --prompts-per-microbatch {size} "
-            f"makes {count} of the {prompts} prompts of a rank, and --format-sft has one; change these or use --vpp 1"
+            f"--vpp {vpp} needs a multiple of --pp {pp} micro-batches, and --format-sft has one; leave --format-sft "
+            "out or use --vpp 1"
+        )
+    answers, wanted = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt, data_parallel * pp
+    if answers % wanted:
+        raise ConfigError(
+            f"--vpp {vpp} takes --pp {pp} micro-batches at a time on each of {data_parallel} data-parallel ranks, but "
+            f"--prompts-per-step times --rollouts-per-prompt is {answers}; make it a multiple of {wanted}, or use "
+            "--vpp 1"
         )
 
 

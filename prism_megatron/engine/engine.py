@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.compat import buffer_layout_arguments
 from prism_megatron.engine.export import WeightTable
 from prism_megatron.engine.gradients import gather_gradients, gradient_of
+from prism_megatron.engine.images import SharedImages
 from prism_megatron.engine.optimizer import (
     adam_step,
     build_optimizer,
@@ -245,6 +247,8 @@ class MegatronEngine:
     def _run(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> PassOutput:
         if not batches:
             raise ValueError(f"engine {self.name!r} needs at least one micro-batch on every rank")
+        shared = SharedImages(batch.images for batch in batches)
+        batches = [replace(batch, shared_images=shared) for batch in batches]
         rows, padded = batches[0].input_ids_B_S.shape
         outputs: list[LossOutput] = get_forward_backward_func()(
             forward_step_func=partial(_forward_step, loss=loss),

@@ -66,7 +66,6 @@ def _microbatches(samples: Sequence[Sample], shape: Qwen3VLShape, towers: Towers
             [samples[number].row for number in share for _ in range(towers.num_towers)],
             pad_token_id=shape.pad_token_id,
             multiple_of=world.parallel.length_multiple,
-            patch_dim=shape.vision.patch_dim,
             device=world.device,
             tower_ids=[tower for _ in share for tower in range(towers.num_towers)],
             sequence_extras={"sample": [number for number in share for _ in range(towers.num_towers)]},

@@ -28,6 +28,7 @@ from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.stages.batches import PERCEPTION, REASONING, TOWERS, BatchFormat, policy_batch
 from prism_megatron.stages.judge import Judgement, judge_and_train
+from prism_megatron.stages.microbatches import of_rank, plan_rows
 from prism_megatron.stages.sampling import sample_groups
 from prism_megatron.types import Rollout, RolloutGroup
 
@@ -70,7 +71,7 @@ class AlignPlan:
     game: GameConfig
     sampling: Sampling
     rollouts_per_prompt: int
-    prompts_per_microbatch: int
+    tokens_per_microbatch: int
     load_balance: float
     vocab_size: int
     seed: int
@@ -96,7 +97,7 @@ def align(
         with timers.phase("discriminator"):
             judgement = judge_and_train(players.discriminator, groups, plan.game, world=world, form=plan.form,
                                         seed=plan.seed, step=step,
-                                        groups_per_batch=plan.prompts_per_microbatch,
+                                        tokens_per_microbatch=plan.tokens_per_microbatch,
                                         load_balance=plan.load_balance)  # fmt: skip
         advantages = [group_advantages(group, g, judgement, plan, step=step) for g, group in enumerate(groups)]
         with timers.phase("policy"):
@@ -165,21 +166,30 @@ def train_policy(
     """
     tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
     loss = partial(policy_loss, world=world, plan=plan, token_count=float(tokens))
-    mine = range(world.dp_rank, len(groups), world.dp_size)
-    batches = []
-    for start in range(0, len(mine), plan.prompts_per_microbatch):
-        part = mine[start : start + plan.prompts_per_microbatch]
-        per_token = [
-            [token_advantages(rollout, r, advantages[g], plan.game) for r, rollout in enumerate(groups[g].rollouts)]
-            for g in part
-        ]
-        batches.append(policy_batch([groups[g] for g in part], per_token, form=plan.form))
+    batches = policy_batches(groups, advantages, plan, world)
     if plan.game.freeze_policy:
         output = policy.forward(batches, loss)
         return {**output.sums, **output.maxima}, None
     output = policy.forward_backward(batches, loss)
     rewarded = any(group.valid_rollouts for group in groups) or plan.game.all_invalid_group == "release"
     return {**output.sums, **output.maxima}, policy.step() if rewarded else None
+
+
+def policy_batches(
+    groups: Sequence[RolloutGroup], advantages: Sequence[GroupAdvantages], plan: AlignPlan, world: World
+) -> list[Batch]:
+    """This data-parallel rank's micro-batches of prompts and rollouts, packed up to the budget."""
+    rows = [(g, r) for g, group in enumerate(groups) for r in range(len(group.rollouts))]
+    lengths = [len(groups[g].prompt.token_ids) + len(groups[g].rollouts[r].token_ids) for g, r in rows]
+    costs = [plan.form.slot(length) for length in lengths]
+    microbatches = plan_rows(costs, budget=plan.tokens_per_microbatch, rounds_of=world.microbatch_rounds)
+    batches = []
+    for numbers in of_rank(microbatches, dp_rank=world.dp_rank, dp_size=world.dp_size):
+        part = [rows[i] for i in sorted(numbers, key=lambda i: costs[i])]
+        answers = [(groups[g], groups[g].rollouts[r]) for g, r in part]
+        per_token = [token_advantages(groups[g].rollouts[r], r, advantages[g], plan.game) for g, r in part]
+        batches.append(policy_batch(answers, per_token, form=plan.form))
+    return batches
 
 
 def policy_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, plan: AlignPlan, token_count: float) -> LossOutput:

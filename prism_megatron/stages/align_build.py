@@ -70,7 +70,9 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     capabilities = choose(installed(), config.precision)
     for line in capabilities.lines():
         say(line)
-    renderer = Renderer.from_folder(folder, system_prompt=config.data.system_prompt)
+    renderer = Renderer.from_folder(
+        folder, system_prompt=config.data.system_prompt, strict_format=config.data.strict_format
+    )
     prompts = build_prompts(config, renderer)
     output = config.checkpoint.output
     if config.data.format_sft and fresh and output is not None:
@@ -117,11 +119,11 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
             max_new_tokens=config.data.max_response_tokens,
         ),
         rollouts_per_prompt=config.rollout.rollouts_per_prompt,
-        prompts_per_microbatch=config.prompts_per_microbatch,
+        tokens_per_microbatch=config.tokens_per_microbatch,
         load_balance=config.discriminator.load_balance,
         vocab_size=shape.text.vocab,
         seed=config.seed,
-        form=batch_format(shape, renderer, world, config.precision),
+        form=batch_format(renderer, world, config.precision),
     )
     return AlignRun(folder, models, shape, renderer, prompts, Players(policy, discriminator, rollout), plan)
 

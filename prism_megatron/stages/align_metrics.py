@@ -14,6 +14,7 @@ from prism_megatron.evaluation.report import Sample
 from prism_megatron.evaluation.scenes import SceneJudgement, judge
 from prism_megatron.stages.align import AlignStep
 from prism_megatron.stages.batches import TOWER_NAMES, TOWERS
+from prism_megatron.stages.judge import TrunkCost
 
 Row = dict[str, float | int | None]
 PROMPT_KINDS = ("text", "image")
@@ -41,7 +42,7 @@ def step_row(step: AlignStep, renderer: Renderer) -> Row:
         "unrewarded_step": int(num_valid == 0),
         "clipped_scores": sum(advantages.num_clipped_scores for advantages in step.advantages),
     }
-    row |= game_row(step.judgement.sums)
+    row |= game_row(step.judgement.sums) | cost_row(step.judgement.cost, pairs=num_valid)
     row |= {name: value for name, value in step.policy_sums.items() if not name.startswith("gap/")}
     row |= gap_row(step.policy_sums)
     for role, result in (("discriminator", step.judgement.result), ("policy", step.policy_result)):
@@ -62,6 +63,15 @@ def game_row(sums: Mapping[str, float]) -> Row:
         row[f"{tower}/reference_score"] = share(sums[f"{tower}/reference_score"], pairs)
         row[f"{tower}/rollout_score"] = share(sums[f"{tower}/rollout_score"], pairs)
     return row
+
+
+def cost_row(cost: TrunkCost, *, pairs: int) -> Row:
+    """What the discriminator's pass ran: tokens through the trunk, tokens judged, and rollouts to a reference."""
+    return {
+        "discriminator/trunk_tokens": cost.trunk_tokens,
+        "discriminator/unique_tokens": cost.unique_tokens,
+        "discriminator/rollouts_per_reference": pairs / cost.references,
+    }
 
 
 def gap_row(sums: Mapping[str, float]) -> Row:

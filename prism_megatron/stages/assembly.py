@@ -44,14 +44,11 @@ _KEEP_ALL = RecomputeConfig()
 _PLAIN = PrecisionConfig()
 
 
-def batch_format(
-    shape: Qwen3VLShape, renderer: Renderer, world: World, precision: PrecisionConfig = _PLAIN
-) -> BatchFormat:
+def batch_format(renderer: Renderer, world: World, precision: PrecisionConfig = _PLAIN) -> BatchFormat:
     """Sequences are padded to what sequence and context parallelism divide, and FP8 multiplies."""
     return BatchFormat(
         pad_token_id=renderer.pad_token_id,
         end_token_id=renderer.end_token_id,
-        patch_dim=shape.vision.patch_dim,
         length_multiple=precision.length_multiple(world.parallel),
         device=world.device,
     )

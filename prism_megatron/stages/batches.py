@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.load_balance import load_balance_weights
+from prism_megatron.stages.microbatches import MicroBatch
 from prism_megatron.types import Response, Rollout, RolloutGroup, TokenSequence
 
 PERCEPTION, REASONING = 0, 1
@@ -23,13 +24,16 @@ TOWER_NAMES = ("perception", "reasoning")
 
 @dataclass(frozen=True)
 class BatchFormat:
-    """How rows become tensors: the model's pad token, its patch size, the layout's length multiple, the device."""
+    """How rows become tensors: the model's pad and end tokens, the layout's length multiple, the device."""
 
     pad_token_id: int
     end_token_id: int
-    patch_dim: int
     length_multiple: int
     device: torch.device
+
+    def slot(self, length: int) -> int:
+        """Tokens that a sequence fills in a packed micro-batch, its padding included."""
+        return -(-length // self.length_multiple) * self.length_multiple
 
 
 @dataclass(frozen=True)
@@ -56,49 +60,56 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end
     return TokenSequence((*group.prompt.token_ids, *segment, end_token_id), group.prompt.images)
 
 
+def segment_slots(group: RolloutGroup, answer: Response | Rollout, form: BatchFormat) -> int:
+    """Token slots that a valid answer's rows, one for each tower of the group, fill in a packed micro-batch."""
+    return sum(form.slot(len(segment_row(group, answer, tower, form.end_token_id).token_ids)) for tower in group.towers)
+
+
 def discriminator_batch(
     groups: Sequence[RolloutGroup],
+    shares: MicroBatch,
     *,
-    group_numbers: Sequence[int],
     form: BatchFormat,
     seed: int,
     step: int,
     load_balance: float = 0.0,
     sequences_per_tower: Sequence[int] = (0, 0),
 ) -> tuple[Batch, tuple[ScoreRow, ...]]:
-    """One micro-batch: per group and tower that judges it, the reference row followed by its valid rollouts.
+    """One packed micro-batch: per share and tower of its group a row for the reference and for each rollout.
 
-    Row extras: ``reference_row`` index of the row's reference, ``is_rollout`` 1 for rollout rows, ``dropout_key``
-    (see :func:`dropout_key`), all int64. ``group_numbers`` are the groups' places in the step. A ``load_balance``
-    coefficient above 0 adds ``load_balance_weight``, over the step's ``sequences_per_tower``.
+    ``groups`` are all of the step. Row extras: ``reference_row`` index of the row's reference, ``is_rollout`` 1 for
+    rollout rows, ``dropout_key`` (see :func:`dropout_key`), all int64. A ``load_balance`` coefficient above 0 adds
+    ``load_balance_weight``, over the step's ``sequences_per_tower``; 0 for a reference that another micro-batch counts.
     """
-    rows: list[TokenSequence] = []
-    keys: list[ScoreRow] = []
-    reference_row: list[int] = []
-    for number, group in zip(group_numbers, groups, strict=True):
+    rows: list[tuple[TokenSequence, ScoreRow, bool]] = []
+    for share in shares:
+        group = groups[share.group]
+        answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
+        answers += [(r, group.rollouts[r]) for r in share.rollouts]
         for tower in group.towers:
-            reference_index = len(rows)
-            answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
-            answers += [(r, group.rollouts[r]) for r in group.valid_rollouts]
             for index, answer in answers:
-                rows.append(segment_row(group, answer, tower, form.end_token_id))
-                keys.append(ScoreRow(group=number, tower=tower, rollout=index))
-                reference_row.append(reference_index)
+                row = segment_row(group, answer, tower, form.end_token_id)
+                rows.append((row, ScoreRow(share.group, tower, index), index is None and share.repeated))
+    # Neighbours of one length attend in one call of the kernel.
+    rows.sort(key=lambda row: form.slot(len(row[0].token_ids)))
+    keys = [key for _, key, _ in rows]
+    place_of_reference = {(key.group, key.tower): place for place, key in enumerate(keys) if key.rollout is None}
     towers = [key.tower for key in keys]
     balance: dict[str, Sequence[float]] = {}
     if load_balance > 0.0:
         weights = load_balance_weights(towers, coefficient=load_balance, sequence_counts=sequences_per_tower)
-        balance["load_balance_weight"] = weights.tolist()
+        counted_elsewhere = torch.tensor([repeated for _, _, repeated in rows])
+        balance["load_balance_weight"] = weights.masked_fill(counted_elsewhere, 0.0).tolist()
     batch = collate(
-        rows,
+        [row for row, _, _ in rows],
         pad_token_id=form.pad_token_id,
         multiple_of=form.length_multiple,
-        patch_dim=form.patch_dim,
         device=form.device,
+        pack=True,
         tower_ids=towers,
         sequence_extras={
             **balance,
-            "reference_row": reference_row,
+            "reference_row": [place_of_reference[key.group, key.tower] for key in keys],
             "is_rollout": [int(key.rollout is not None) for key in keys],
             "dropout_key": [dropout_key(seed, step, key) for key in keys],
         },
@@ -124,26 +135,25 @@ def collect_scores(
 
 
 def policy_batch(
-    groups: Sequence[RolloutGroup], advantages: Sequence[Sequence[Sequence[float]]], *, form: BatchFormat
+    rows: Sequence[tuple[RolloutGroup, Rollout]], advantages: Sequence[Sequence[float]], *, form: BatchFormat
 ) -> Batch:
-    """One micro-batch of prompt + rollout rows.
+    """One packed micro-batch of prompts with a rollout each.
 
-    ``advantages[g][r]`` has one value per response token. Token extras stand at the position of the *label* token:
+    ``advantages[b]`` has one value per response token. Token extras stand at the position of the *label* token:
     ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``advantages``, and
     ``rollout_logprobs`` as the rollout engine drew them.
     """
-    rows: list[TokenSequence] = []
+    sequences: list[TokenSequence] = []
     names = ("label_mask", "image_mask", "advantages", "rollout_logprobs")
     extras: dict[str, list[list[float]]] = {name: [] for name in names}
-    for group, group_advantages in zip(groups, advantages, strict=True):
+    for (group, rollout), token_advantages in zip(rows, advantages, strict=True):
         zeros = [0.0] * len(group.prompt.token_ids)
-        for rollout, token_advantages in zip(group.rollouts, group_advantages, strict=True):
-            rows.append(TokenSequence((*group.prompt.token_ids, *rollout.token_ids), group.prompt.images))
-            extras["label_mask"].append(zeros + [1.0] * len(rollout.token_ids))
-            extras["image_mask"].append(zeros + [float(bool(group.prompt.images))] * len(rollout.token_ids))
-            extras["advantages"].append([*zeros, *token_advantages])
-            extras["rollout_logprobs"].append([*zeros, *rollout.logprobs])
-    return _collate_rows(rows, extras, form)
+        sequences.append(TokenSequence((*group.prompt.token_ids, *rollout.token_ids), group.prompt.images))
+        extras["label_mask"].append(zeros + [1.0] * len(rollout.token_ids))
+        extras["image_mask"].append(zeros + [float(bool(group.prompt.images))] * len(rollout.token_ids))
+        extras["advantages"].append([*zeros, *token_advantages])
+        extras["rollout_logprobs"].append([*zeros, *rollout.logprobs])
+    return _collate_rows(sequences, extras, form, pack=True)
 
 
 def supervised_batch(
@@ -154,13 +164,17 @@ def supervised_batch(
 
 
 def _collate_rows(
-    rows: Sequence[TokenSequence], extras: Mapping[str, Sequence[Sequence[float]]], form: BatchFormat
+    rows: Sequence[TokenSequence],
+    extras: Mapping[str, Sequence[Sequence[float]]],
+    form: BatchFormat,
+    *,
+    pack: bool = False,
 ) -> Batch:
     return collate(
         rows,
         pad_token_id=form.pad_token_id,
         multiple_of=form.length_multiple,
-        patch_dim=form.patch_dim,
         device=form.device,
+        pack=pack,
         token_extras=extras,
     )

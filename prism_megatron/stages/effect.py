@@ -144,11 +144,11 @@ def _set_up(
         ),
         sampling=Sampling(temperature=1.0, max_new_tokens=recipe.data.max_response_tokens),
         rollouts_per_prompt=recipe.rollout.rollouts_per_prompt,
-        prompts_per_microbatch=recipe.prompts_per_microbatch,
+        tokens_per_microbatch=recipe.tokens_per_microbatch,
         load_balance=recipe.discriminator.load_balance,
         vocab_size=shape.text.vocab,
         seed=seed,
-        form=batch_format(shape, renderer, world),
+        form=batch_format(renderer, world),
     )
     prompts = SceneSource(renderer, split="align", seed=seed, batch_size=recipe.rollout.prompts_per_step)
     return Players(policy, discriminator, rollout), plan, prompts

@@ -51,7 +51,7 @@ from prism_megatron.types import RolloutGroup
 SHIPPED = ("policy", "discriminator")
 MAX_RESPONSE_TOKENS = 96
 ROWS_PER_MICROBATCH = 16
-GROUPS_PER_MICROBATCH = 4
+TOKENS_PER_MICROBATCH = 4096
 AUC_PROMPTS = 48
 AUC_ROLLOUTS = 8
 FAITHFUL_SHARE = 0.25
@@ -146,7 +146,7 @@ def supervised(
         policy,
         my_rows,
         world=world,
-        form=batch_format(shape, renderer, world),
+        form=batch_format(renderer, world),
         vocab_size=shape.text.vocab,
         rows_per_microbatch=ROWS_PER_MICROBATCH,
         steps=phase.steps,
@@ -181,8 +181,8 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
         rollout,
         sampling=Sampling(max_new_tokens=MAX_RESPONSE_TOKENS),
         world=world,
-        form=batch_format(shape, renderer, world),
-        groups_per_batch=GROUPS_PER_MICROBATCH,
+        form=batch_format(renderer, world),
+        tokens_per_microbatch=TOKENS_PER_MICROBATCH,
         seed=seed,
     )
 

@@ -92,7 +92,6 @@ def step(engine: MegatronEngine, number: int) -> tuple[float, float]:
         [everything[index][0] for index in mine],
         pad_token_id=tiny.PAD,
         multiple_of=world.parallel.tp,
-        patch_dim=96,
         device=world.device,
         tower_ids=[index % 2 for index in mine],
     )
