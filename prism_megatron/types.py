@@ -28,6 +28,14 @@ class Span(NamedTuple):
     end: int
 
 
+class VersionSpan(NamedTuple):
+    """Tokens ``[start, end)`` of a response were drawn with ``version`` of the policy."""
+
+    version: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Segments:
     """Where the two judged parts of a response lie, in token positions of the response.
@@ -86,13 +94,26 @@ class Response:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled answer. ``logprobs`` are under the sampling temperature, one per token of ``token_ids``."""
+    """One sampled answer. ``logprobs`` are under the sampling temperature, one per token of ``token_ids``.
+
+    ``versions`` cover the tokens in order: one span, or several where the policy was updated while it answered. Each
+    log-prob is that of its token's version, given all tokens before it.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
-    policy_version: int
+    versions: tuple[VersionSpan, ...]
     segments: Segments
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the oldest policy that drew one of the tokens."""
+        return min(span.version for span in self.versions)
+
+    def token_versions(self) -> list[int]:
+        """The version that drew each token."""
+        return [span.version for span in self.versions for _ in range(span.start, span.end)]
 
 
 @dataclass(frozen=True)

@@ -136,22 +136,28 @@ def collect_scores(
 
 
 def policy_batch(
-    rows: Sequence[tuple[RolloutGroup, Rollout]], advantages: Sequence[Sequence[float]], *, form: BatchFormat
+    rows: Sequence[tuple[RolloutGroup, Rollout]],
+    advantages: Sequence[Sequence[float]],
+    *,
+    version: int,
+    form: BatchFormat,
 ) -> Batch:
     """One packed micro-batch of prompts with a rollout each.
 
     ``advantages[b]`` has one value per response token. Token extras stand at the position of the *label* token:
-    ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``advantages``, and
-    ``rollout_logprobs`` as the rollout engine drew them.
+    ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``on_policy_mask`` the
+    same for tokens drawn with ``version`` of the policy only, ``advantages``, and ``rollout_logprobs`` as the rollout
+    engine drew them.
     """
     sequences: list[TokenSequence] = []
-    names = ("label_mask", "image_mask", "advantages", "rollout_logprobs")
+    names = ("label_mask", "image_mask", "on_policy_mask", "advantages", "rollout_logprobs")
     extras: dict[str, list[list[float]]] = {name: [] for name in names}
     for (group, rollout), token_advantages in zip(rows, advantages, strict=True):
         zeros = [0.0] * len(group.prompt.token_ids)
         sequences.append(TokenSequence((*group.prompt.token_ids, *rollout.token_ids), group.prompt.images))
         extras["label_mask"].append(zeros + [1.0] * len(rollout.token_ids))
         extras["image_mask"].append(zeros + [float(bool(group.prompt.images))] * len(rollout.token_ids))
+        extras["on_policy_mask"].append([*zeros, *(float(drawn == version) for drawn in rollout.token_versions())])
         extras["advantages"].append([*zeros, *token_advantages])
         extras["rollout_logprobs"].append([*zeros, *rollout.logprobs])
     return _collate_rows(sequences, extras, form, pack=True)
