@@ -54,7 +54,7 @@ def check_ranges(config: AlignConfig) -> None:
         "--format-sft": config.data.format_sft,
         "--upcycle-noise": discriminator.upcycle_noise,
         "--router-std": discriminator.router_std,
-        "--load-balance": discriminator.load_balance,
+        "--load-balance": discriminator.load_balance or 0.0,
         "--score-regulariser": game.score_regulariser,
         "--format-penalty": game.penalty,
     }
@@ -67,6 +67,7 @@ def check_ranges(config: AlignConfig) -> None:
         for name in ("beta1", "beta2"):
             _check_interval(f"--{role}.{name}", getattr(optimizer, name), at_least=0.0, below=1.0)
         _check_interval(f"--{role}.min-lr-ratio", optimizer.min_lr_ratio, at_least=0.0, at_most=1.0)
+        _check_interval(f"--{role}.warmup-ratio", optimizer.warmup_ratio, at_least=0.0, at_most=1.0)
     for flag, value in not_negative.items():
         _check_interval(flag, value, at_least=0.0)
     if not 1 <= discriminator.top_k <= discriminator.experts_per_tower:

@@ -120,7 +120,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         ),
         rollouts_per_prompt=config.rollout.rollouts_per_prompt,
         tokens_per_microbatch=config.tokens_per_microbatch,
-        load_balance=config.discriminator.load_balance,
+        load_balance=config.discriminator.load_balance or 0.0,
         vocab_size=shape.text.vocab,
         seed=config.seed,
         form=batch_format(renderer, world, config.precision),

@@ -15,7 +15,7 @@ from torch import Tensor
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.load_balance import load_balance_weights
 from prism_megatron.stages.microbatches import MicroBatch
-from prism_megatron.types import Response, Rollout, RolloutGroup, TokenSequence
+from prism_megatron.types import PreferenceGroup, Response, Rollout, RolloutGroup, TokenSequence
 
 PERCEPTION, REASONING = 0, 1
 TOWERS = (PERCEPTION, REASONING)
@@ -45,7 +45,7 @@ class ScoreRow:
     rollout: int | None
 
 
-def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end_token_id: int) -> TokenSequence:
+def segment_row(group: PreferenceGroup, answer: Response | Rollout, tower: int, end_token_id: int) -> TokenSequence:
     """The discriminator's input: prompt, then one segment, then the end token on both sides of the game.
 
     Reference and rollout rows end in the same token, so the last token tells nothing about who wrote the segment
@@ -60,13 +60,14 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end
     return TokenSequence((*group.prompt.token_ids, *segment, end_token_id), group.prompt.images)
 
 
-def segment_slots(group: RolloutGroup, answer: Response | Rollout, form: BatchFormat) -> int:
-    """Token slots that a valid answer's rows, one for each tower of the group, fill in a packed micro-batch."""
-    return sum(form.slot(len(segment_row(group, answer, tower, form.end_token_id).token_ids)) for tower in group.towers)
+def segment_slots(group: PreferenceGroup, answer: Response | Rollout, form: BatchFormat) -> int:
+    """Token slots that the judged rows of a valid answer fill in a packed micro-batch."""
+    rows = (segment_row(group, answer, tower, form.end_token_id) for tower in group.towers)
+    return sum(form.slot(len(row.token_ids)) for row in rows)
 
 
 def discriminator_batch(
-    groups: Sequence[RolloutGroup],
+    groups: Sequence[PreferenceGroup],
     shares: MicroBatch,
     *,
     form: BatchFormat,
@@ -75,7 +76,7 @@ def discriminator_batch(
     load_balance: float = 0.0,
     sequences_per_tower: Sequence[int] = (0, 0),
 ) -> tuple[Batch, tuple[ScoreRow, ...]]:
-    """One packed micro-batch: per share and tower of its group a row for the reference and for each rollout.
+    """One packed micro-batch: per share and tower that judges it a row for the reference and one per rollout.
 
     ``groups`` are all of the step. Row extras: ``reference_row`` index of the row's reference, ``is_rollout`` 1 for
     rollout rows, ``dropout_key`` (see :func:`dropout_key`), all int64. A ``load_balance`` coefficient above 0 adds

@@ -148,7 +148,7 @@ def _set_up(
         sampling=Sampling(temperature=1.0, max_new_tokens=recipe.data.max_response_tokens),
         rollouts_per_prompt=recipe.rollout.rollouts_per_prompt,
         tokens_per_microbatch=recipe.tokens_per_microbatch,
-        load_balance=recipe.discriminator.load_balance,
+        load_balance=recipe.discriminator.load_balance or 0.0,
         vocab_size=shape.text.vocab,
         seed=seed,
         form=batch_format(renderer, world),

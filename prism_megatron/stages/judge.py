@@ -24,7 +24,7 @@ from prism_megatron.stages.batches import (
     segment_slots,
 )
 from prism_megatron.stages.microbatches import MicroBatch, of_rank, plan_pairs
-from prism_megatron.types import Response, Rollout, RolloutGroup
+from prism_megatron.types import PreferenceGroup
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrunkCost:
 
 def judge_and_train(
     discriminator: MegatronEngine,
-    groups: Sequence[RolloutGroup],
+    groups: Sequence[PreferenceGroup],
     game: GameConfig,
     *,
     world: World,
@@ -103,7 +103,7 @@ def judge_and_train(
 
 
 def plan_scoring(
-    groups: Sequence[RolloutGroup], form: BatchFormat, tokens_per_microbatch: int, world: World
+    groups: Sequence[PreferenceGroup], form: BatchFormat, tokens_per_microbatch: int, world: World
 ) -> tuple[Sequence[MicroBatch], TrunkCost]:
     """The micro-batches of all data-parallel ranks, the same on every rank, and what they cost."""
     references = [segment_slots(group, group.reference, form) for group in groups]
@@ -113,7 +113,7 @@ def plan_scoring(
     unpadded = replace(form, length_multiple=1)
     unique_tokens = 0
     for group in groups:
-        answers: list[Response | Rollout] = [group.reference, *(group.rollouts[r] for r in group.valid_rollouts)]
+        answers = [group.reference, *(group.rollouts[r] for r in group.valid_rollouts)]
         unique_tokens += sum(segment_slots(group, answer, unpadded) for answer in answers)
     return plan, TrunkCost(
         trunk_tokens=sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in shares),
