@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from prism_megatron.data.teachers import Writing
 from prism_megatron.errors import DataError
 
 Purpose = Literal["train", "evaluate"]
@@ -53,13 +52,6 @@ class Record:
         if self.choices is None:
             return self.question
         return "\n".join([self.question, *(f"{chr(65 + i)}. {choice}" for i, choice in enumerate(self.choices))])
-
-    @property
-    def reference(self) -> Writing | None:
-        """Caption, worked solution and answer as the set gives them; None where it lacks one of the three."""
-        if self.caption is None or self.solution is None:
-            return None
-        return Writing(self.caption, self.solution, self.answer)
 
 
 def read_records(folder: Path, *, purpose: Purpose) -> tuple[Record, ...]:

@@ -70,7 +70,9 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     capabilities = choose(installed(), config.precision)
     for line in capabilities.lines():
         say(line)
-    renderer = Renderer.from_folder(folder, system_prompt=config.data.system_prompt)
+    renderer = Renderer.from_folder(
+        folder, system_prompt=config.data.system_prompt, strict_format=config.data.strict_format
+    )
     prompts = build_prompts(config, renderer)
     output = config.checkpoint.output
     if config.data.format_sft and fresh and output is not None:

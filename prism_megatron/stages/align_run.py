@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from prism_megatron.stages.align import AlignStep, align
 from prism_megatron.stages.align_build import AlignRun, build_run
 from prism_megatron.stages.align_metrics import gap_alarms, report_samples, step_row
 from prism_megatron.stages.assembly import export_folder
+from prism_megatron.stages.rollout_queue import RolloutQueue
 
 METRICS, SUMMARY, REPORT, CONFIG = "metrics.jsonl", "summary.json", "report.html", "config.yaml"
 CHECKPOINTS, EXPORT = "checkpoints", "hf"
@@ -105,15 +106,19 @@ def _play(session: Session, run: AlignRun, first_step: int) -> AlignStep | None:
             _save(session, run, done)
 
     session.say(f"aligning: steps {first_step + 1} to {config.steps}")
-    align(
-        run.players,
+    steps = range(first_step, config.steps)
+    queue = RolloutQueue(
+        run.players.rollout,
         run.prompts.batch,
-        run.plan,
+        run.plan.sampling,
+        n=run.plan.rollouts_per_prompt,
+        seed=run.plan.seed,
         world=world,
-        steps=range(first_step, config.steps),
-        timers=session.timers,
-        on_step=on_step,
+        steps=steps,
+        ahead=config.rollout.rollout_ahead,
     )
+    with closing(queue):
+        align(run.players, queue, run.plan, world=world, steps=steps, timers=session.timers, on_step=on_step)
     if writer is not None:
         writer.close()
     return last[0] if last else None

@@ -51,7 +51,7 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end
     Reference and rollout rows end in the same token, so the last token tells nothing about who wrote the segment
     (method notes, trap 3). The caption is not in the reasoning row's context.
     """
-    span = answer.segments.perception if tower == PERCEPTION else answer.segments.reasoning
+    span = answer.segments.of_tower(tower)
     if span is None:
         raise ValueError(
             f"prompt {group.prompt.id}: a response without a {TOWER_NAMES[tower]} segment cannot be judged"
@@ -61,8 +61,8 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end
 
 
 def segment_slots(group: RolloutGroup, answer: Response | Rollout, form: BatchFormat) -> int:
-    """Token slots that both rows of a valid answer fill in a packed micro-batch."""
-    return sum(form.slot(len(segment_row(group, answer, tower, form.end_token_id).token_ids)) for tower in TOWERS)
+    """Token slots that a valid answer's rows, one for each tower of the group, fill in a packed micro-batch."""
+    return sum(form.slot(len(segment_row(group, answer, tower, form.end_token_id).token_ids)) for tower in group.towers)
 
 
 def discriminator_batch(
@@ -73,9 +73,9 @@ def discriminator_batch(
     seed: int,
     step: int,
     load_balance: float = 0.0,
-    sequences_per_tower: int = 0,
+    sequences_per_tower: Sequence[int] = (0, 0),
 ) -> tuple[Batch, tuple[ScoreRow, ...]]:
-    """One packed micro-batch: per share and tower a row for the reference and one for each of its rollouts.
+    """One packed micro-batch: per share and tower of its group a row for the reference and for each rollout.
 
     ``groups`` are all of the step. Row extras: ``reference_row`` index of the row's reference, ``is_rollout`` 1 for
     rollout rows, ``dropout_key`` (see :func:`dropout_key`), all int64. A ``load_balance`` coefficient above 0 adds
@@ -86,7 +86,7 @@ def discriminator_batch(
         group = groups[share.group]
         answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
         answers += [(r, group.rollouts[r]) for r in share.rollouts]
-        for tower in TOWERS:
+        for tower in group.towers:
             for index, answer in answers:
                 row = segment_row(group, answer, tower, form.end_token_id)
                 rows.append((row, ScoreRow(share.group, tower, index), index is None and share.repeated))
@@ -97,9 +97,7 @@ def discriminator_batch(
     towers = [key.tower for key in keys]
     balance: dict[str, Sequence[float]] = {}
     if load_balance > 0.0:
-        weights = load_balance_weights(
-            towers, coefficient=load_balance, sequence_counts=[sequences_per_tower for _ in TOWERS]
-        )
+        weights = load_balance_weights(towers, coefficient=load_balance, sequence_counts=sequences_per_tower)
         counted_elsewhere = torch.tensor([repeated for _, _, repeated in rows])
         balance["load_balance_weight"] = weights.masked_fill(counted_elsewhere, 0.0).tolist()
     batch = collate(
@@ -137,22 +135,28 @@ def collect_scores(
 
 
 def policy_batch(
-    rows: Sequence[tuple[RolloutGroup, Rollout]], advantages: Sequence[Sequence[float]], *, form: BatchFormat
+    rows: Sequence[tuple[RolloutGroup, Rollout]],
+    advantages: Sequence[Sequence[float]],
+    *,
+    version: int,
+    form: BatchFormat,
 ) -> Batch:
     """One packed micro-batch of prompts with a rollout each.
 
     ``advantages[b]`` has one value per response token. Token extras stand at the position of the *label* token:
-    ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``advantages``, and
-    ``rollout_logprobs`` as the rollout engine drew them.
+    ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``on_policy_mask`` the
+    same for tokens drawn with ``version`` of the policy only, ``advantages``, and ``rollout_logprobs`` as the rollout
+    engine drew them.
     """
     sequences: list[TokenSequence] = []
-    names = ("label_mask", "image_mask", "advantages", "rollout_logprobs")
+    names = ("label_mask", "image_mask", "on_policy_mask", "advantages", "rollout_logprobs")
     extras: dict[str, list[list[float]]] = {name: [] for name in names}
     for (group, rollout), token_advantages in zip(rows, advantages, strict=True):
         zeros = [0.0] * len(group.prompt.token_ids)
         sequences.append(TokenSequence((*group.prompt.token_ids, *rollout.token_ids), group.prompt.images))
         extras["label_mask"].append(zeros + [1.0] * len(rollout.token_ids))
         extras["image_mask"].append(zeros + [float(bool(group.prompt.images))] * len(rollout.token_ids))
+        extras["on_policy_mask"].append([*zeros, *(float(drawn == version) for drawn in rollout.token_versions())])
         extras["advantages"].append([*zeros, *token_advantages])
         extras["rollout_logprobs"].append([*zeros, *rollout.logprobs])
     return _collate_rows(sequences, extras, form, pack=True)
