@@ -66,7 +66,7 @@ def warm_up(world: World, config: WarmStartConfig) -> None:
     sources = build_sources(config)
     session = Session(config, world, output, total_steps=sources.steps)
     layout = " ".join(f"{axis}{size}" for axis, size in world.layout.items())
-    session.say(f"run folder {output}; {_described(sources)}")
+    session.say(f"run folder {output}; {sources.steps} steps on {sources.train_text}")
     with session.phase("build", f"building the discriminator on {world.world_size} ranks ({layout})"):
         run = build_warm_start(config, sources, world, say=session.say)
         first_step = 0
@@ -91,11 +91,6 @@ def warm_up(world: World, config: WarmStartConfig) -> None:
     _finish(session, run, held_out)
     if held_out is not None:
         check_gate(held_out, min_auc=config.gate.min_auc, min_accuracy=config.gate.min_accuracy)
-
-
-def _described(sources: Sources) -> str:
-    counts = getattr(sources.train, "counts", None)
-    return f"{sources.steps} steps on {'scenes' if counts is None else counts}"
 
 
 def _train(session: Session[WarmStartConfig], sources: Sources, run: WarmStartRun, steps: range) -> None:
