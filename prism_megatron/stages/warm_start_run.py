@@ -51,11 +51,11 @@ STAGE = "warm-start"
 def run_warm_start(config: WarmStartConfig) -> None:
     """Everything ``tools/run_warm_start.py`` does, on one rank."""
     world = start(config.parallel, seed=config.seed)
-    warm_up(world, config)
+    warm_up_on(world, config)
     stop(world)
 
 
-def warm_up(world: World, config: WarmStartConfig) -> None:
+def warm_up_on(world: World, config: WarmStartConfig) -> None:
     """The run on a world that is there. Raises PrismError at its very end where the gate is not passed."""
     output = claim_run_folder(config.checkpoint, world, kind=STAGE)
     restored = checkpoint_to_load(config.checkpoint.load, output)
