@@ -110,7 +110,7 @@ def test_the_run_leaves_a_discriminator_to_align_against(finished: Path, gloo: G
 def test_another_layout_takes_the_same_steps_and_a_gate_fails_at_the_end(
     finished: Path, gloo: GlooWorld, tmp_path: Path
 ) -> None:
-    """Claim: TP2·PP2 samples and learns the same up to fp32 rounding; below the gate all is saved, then the run fails."""
+    """Claim: TP2·PP2 samples and learns the same up to rounding; below the gate all is saved, then the run fails."""
     asked = config(
         tmp_path / "run", parallel=ParallelConfig(tp=2, pp=2), gate=replace(config(tmp_path).gate, min_accuracy=1.0)
     )
