@@ -22,7 +22,6 @@ from prism_megatron.data.teachers import write
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
-from prism_megatron.observability.metrics import to_json
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.stages.align import AlignPlan, AlignStep, Players, align
@@ -169,6 +168,4 @@ def play(
     memory = GameMemory.fresh(game, seed=SEED)
     align(players, queue, plan, memory, world=world, steps=steps, timers=PhaseTimers(), on_step=on_step,
           roll_back=roll_back)  # fmt: skip
-    for row in rows:
-        to_json(row)
     return rows, digests
