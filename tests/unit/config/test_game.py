@@ -45,8 +45,9 @@ def test_every_rule_is_a_flag() -> None:
     """The command line reads ranges, counts and bounds into the game's rules."""
     flags = (
         "--advantage joint --all-invalid-group release --freeze-policy-steps 0 2 5 9 "
-        "--discriminator-updates-per-step 3 --policy-update-every 2 --pause-discriminator-above 0.9 --replay-prompts 4 --replay-steps 3 --rollbacks 2 "
-        "--collapse-valid-share 0.2 --collapse-steps 3 --stop-gap-band 0.5 --stop-gap-steps 9 --probe-every 5"
+        "--discriminator-updates-per-step 3 --policy-update-every 2 --pause-discriminator-above 0.9 "
+        "--replay-prompts 4 --replay-steps 3 --rollbacks 2 --collapse-valid-share 0.2 --collapse-steps 3 "
+        "--stop-gap-band 0.5 --stop-gap-steps 9 --probe-every 5"
     )
     assert parse(flags.split()).game == GameConfig(
         advantage="joint", all_invalid_group="release", freeze_policy_steps=(0, 2, 5, 9),
