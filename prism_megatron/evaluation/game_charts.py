@@ -13,7 +13,7 @@ SIDES = ("reference", "rollout")
 
 
 def game_charts(rows: Sequence[Row]) -> list[str]:
-    """One figure for each question that the rows of ``metrics.jsonl`` answer; a curve has gaps where there is no data."""
+    """One figure for each question that ``metrics.jsonl`` answers; a curve has gaps where there is no data."""
 
     def curve(key: str) -> Points:
         return [(number(row, "step") or 0.0, number(row, key)) for row in rows]
