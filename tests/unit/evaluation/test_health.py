@@ -72,7 +72,7 @@ def test_correlations_equal_numpys(pair: tuple[list[float], list[float]]) -> Non
         return
     ranks = [[sum(b < a for b in side) + (side.count(a) - 1) / 2 for a in side] for side in (xs, ys)]
     assert correlation(xs, ys) == pytest.approx(np.corrcoef(xs, ys)[0, 1], abs=1e-9)
-    assert rank_correlation(xs, ys) == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-9)
+    assert rank_correlation(xs, ys) == pytest.approx(np.corrcoef(ranks[0], ranks[1])[0, 1], abs=1e-9)
     assert spread(xs) == pytest.approx(statistics.stdev(xs))
 
 
