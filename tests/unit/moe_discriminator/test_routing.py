@@ -46,7 +46,7 @@ def test_one_tower_is_one_pool() -> None:
 def test_every_token_knows_its_sequence_and_padding_is_told_apart(pack: bool) -> None:
     """Claim: held against the slots and lengths, token by token, for shares of a row in any order."""
     rows = [TokenSequence(tuple(range(1, length + 1))) for length in (3, 5, 4)]
-    batch = collate(rows, pad_token_id=0, multiple_of=4, patch_dim=1, device=torch.device("cpu"), pack=pack)
+    batch = collate(rows, pad_token_id=0, multiple_of=4, device=torch.device("cpu"), pack=pack)
     tokens = np.random.default_rng(0).permutation(batch.input_ids_B_S.shape[1])
     slots, is_real = token_sequences(batch, tokens)
     assert slots.shape == is_real.shape == (len(tokens), len(batch.input_ids_B_S))
