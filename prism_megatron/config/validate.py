@@ -13,6 +13,7 @@ from prism_megatron.config.precision import check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.validate_game import check_game
 from prism_megatron.errors import ConfigError, listed
 
 
@@ -44,6 +45,7 @@ def check_ranges(config: AlignConfig) -> None:
     discriminator, game = config.discriminator, config.game
     _check_interval("--temperature", config.rollout.temperature, above=0.0)
     _check_interval("--top-p", config.rollout.top_p, above=0.0, at_most=1.0)
+    _check_interval("--rollout-ahead", config.rollout.rollout_ahead, at_least=0)
     _check_interval("--logprob-gap-alarm", config.rollout.logprob_gap_alarm, above=0.0)
     _check_interval("--alpha", game.alpha, at_least=0.0, at_most=1.0)
     _check_interval("--head-dropout", discriminator.head_dropout, at_least=0.0, below=1.0)
@@ -52,11 +54,12 @@ def check_ranges(config: AlignConfig) -> None:
         "--format-sft": config.data.format_sft,
         "--upcycle-noise": discriminator.upcycle_noise,
         "--router-std": discriminator.router_std,
-        "--load-balance": discriminator.load_balance,
+        "--load-balance": discriminator.load_balance or 0.0,
         "--router-z-loss": discriminator.router_z_loss,
         "--score-regulariser": game.score_regulariser,
-        "--format-penalty": game.format_penalty,
+        "--format-penalty": game.penalty,
     }
+    check_game(game)
     _check_interval("--format-sft-lr", config.data.format_sft_lr, above=0.0)
     for role, optimizer in (("policy", config.policy), ("discriminator", config.discriminator_optimizer)):
         for name in ("lr", "weight_decay", "clip_grad", "warmup_steps"):
@@ -65,10 +68,11 @@ def check_ranges(config: AlignConfig) -> None:
         for name in ("beta1", "beta2"):
             _check_interval(f"--{role}.{name}", getattr(optimizer, name), at_least=0.0, below=1.0)
         _check_interval(f"--{role}.min-lr-ratio", optimizer.min_lr_ratio, at_least=0.0, at_most=1.0)
+        _check_interval(f"--{role}.warmup-ratio", optimizer.warmup_ratio, at_least=0.0, at_most=1.0)
     for flag, value in not_negative.items():
         _check_interval(flag, value, at_least=0.0)
     check_kind(discriminator)
-    check_router_losses(discriminator, load_balance=discriminator.load_balance)
+    check_router_losses(discriminator, load_balance=discriminator.load_balance or 0.0)
     for flag, folder in (
         ("--model", config.model.model),
         ("--data", config.data.data),
@@ -103,6 +107,11 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
 
 def check_rollout(rollout: RolloutConfig) -> None:
     """Raise ConfigError for flags of servers that nothing would use."""
+    if rollout.rollout == "embedded" and rollout.rollout_ahead:
+        raise ConfigError(
+            f"--rollout-ahead {rollout.rollout_ahead} generates while a step trains, and with --rollout embedded the "
+            "ranks that train are those that generate; use --rollout sglang, or leave it out"
+        )
     default = RolloutConfig()
     names = ("rollout_servers", "rollout_urls", "rollout_sync", "rollout_bucket_mib", "rollout_python")
     given = {name for name in names if getattr(rollout, name) != getattr(default, name)}

@@ -52,15 +52,15 @@ def router_z_loss(squares_Q: Tensor, lengths_Q: Tensor, weights_Q: Tensor) -> Te
     return (weights_Q * squares_Q / lengths_Q.to(squares_Q.dtype).clamp(min=1)).sum()
 
 
-def load_balance_weights(tower_ids: Sequence[int], *, coefficient: float, sequence_counts: Sequence[int]) -> Tensor:
-    """One weight per sequence, ``coefficient / sequence_counts[tower]`` ([Q] float32).
+def sequence_shares(tower_ids: Sequence[int], *, sequence_counts: Sequence[int]) -> Tensor:
+    """What a sequence counts in the mean over its tower's: ``1 / sequence_counts[tower]`` ([Q] float32).
 
-    ``sequence_counts[k]`` counts tower k's of the whole step: the loss is the mean over each tower's sequences,
-    summed over towers. Raises ValueError where a tower has sequences but a count of 0.
+    ``sequence_counts[k]`` counts tower k's of the whole step. A loss weighed by a coefficient times these is the mean
+    over each tower's sequences, summed over towers. Raises ValueError where a tower has sequences but a count of 0.
     """
     if any(sequence_counts[tower] <= 0 for tower in tower_ids):
         raise ValueError(f"sequences of towers {sorted(set(tower_ids))} but global counts {list(sequence_counts)}")
-    return torch.tensor([coefficient / sequence_counts[tower] for tower in tower_ids], dtype=torch.float32)
+    return torch.tensor([1.0 / sequence_counts[tower] for tower in tower_ids], dtype=torch.float32)
 
 
 def merge_towers(

@@ -71,7 +71,9 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     capabilities = choose(installed(), config.precision)
     for line in capabilities.lines():
         say(line)
-    renderer = Renderer.from_folder(folder, system_prompt=config.data.system_prompt)
+    renderer = Renderer.from_folder(
+        folder, system_prompt=config.data.system_prompt, strict_format=config.data.strict_format
+    )
     prompts = build_prompts(config, renderer)
     output = config.checkpoint.output
     if config.data.format_sft and fresh and output is not None:
@@ -120,7 +122,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         ),
         rollouts_per_prompt=config.rollout.rollouts_per_prompt,
         tokens_per_microbatch=config.tokens_per_microbatch,
-        load_balance=config.discriminator.load_balance,
+        load_balance=config.discriminator.load_balance or 0.0,
         vocab_size=shape.text.vocab,
         seed=config.seed,
         form=batch_format(renderer, world, config.precision, unseen=unseen_tokens(config.discriminator, shape)),

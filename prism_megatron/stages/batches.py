@@ -14,9 +14,9 @@ from torch import Tensor
 
 from prism_megatron.config.discriminator import SEGMENTS
 from prism_megatron.engine.batch import Batch, collate
-from prism_megatron.losses.load_balance import load_balance_weights
+from prism_megatron.losses.load_balance import sequence_shares
 from prism_megatron.stages.microbatches import MicroBatch
-from prism_megatron.types import Response, Rollout, RolloutGroup, TokenSequence
+from prism_megatron.types import PreferenceGroup, Response, Rollout, RolloutGroup, TokenSequence
 
 PERCEPTION, REASONING = 0, 1
 TOWERS = (PERCEPTION, REASONING)
@@ -51,7 +51,7 @@ class ScoreRow:
     rollout: int | None
 
 
-def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, form: BatchFormat) -> TokenSequence:
+def segment_row(group: PreferenceGroup, answer: Response | Rollout, tower: int, form: BatchFormat) -> TokenSequence:
     """The discriminator's input: prompt, then one segment, then the end token on both sides of the game.
 
     A discriminator of text reads the prompt without the tokens that its images stand in, and no image.
@@ -59,7 +59,7 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, for
     Reference and rollout rows end in the same token, so the last token tells nothing about who wrote the segment
     (method notes, trap 3). The caption is not in the reasoning row's context.
     """
-    span = answer.segments.perception if tower == PERCEPTION else answer.segments.reasoning
+    span = answer.segments.of_tower(tower)
     if span is None:
         raise ValueError(
             f"prompt {group.prompt.id}: a response without a {TOWER_NAMES[tower]} segment cannot be judged"
@@ -70,33 +70,35 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, for
     return TokenSequence((*shown, *segment, form.end_token_id), () if form.unseen_token_ids else prompt.images)
 
 
-def segment_slots(group: RolloutGroup, answer: Response | Rollout, form: BatchFormat) -> int:
-    """Token slots that both rows of a valid answer fill in a packed micro-batch."""
-    return sum(form.slot(len(segment_row(group, answer, tower, form).token_ids)) for tower in TOWERS)
+def segment_slots(group: PreferenceGroup, answer: Response | Rollout, form: BatchFormat) -> int:
+    """Token slots that the judged rows of a valid answer fill in a packed micro-batch."""
+    rows = (segment_row(group, answer, tower, form) for tower in group.towers)
+    return sum(form.slot(len(row.token_ids)) for row in rows)
 
 
 def discriminator_batch(
-    groups: Sequence[RolloutGroup],
+    groups: Sequence[PreferenceGroup],
     shares: MicroBatch,
     *,
     form: BatchFormat,
     seed: int,
     step: int,
     load_balance: float = 0.0,
-    sequences_per_tower: int = 0,
+    sequences_per_tower: Sequence[int],
 ) -> tuple[Batch, tuple[ScoreRow, ...]]:
-    """One packed micro-batch: per share and tower a row for the reference and one for each of its rollouts.
+    """One packed micro-batch: per share and tower that judges it a row for the reference and one per rollout.
 
     ``groups`` are all of the step. Row extras: ``reference_row`` index of the row's reference, ``is_rollout`` 1 for
-    rollout rows, ``dropout_key`` (see :func:`dropout_key`), all int64. A ``load_balance`` coefficient above 0 adds
-    ``load_balance_weight``, over the step's ``sequences_per_tower``; 0 for a reference that another micro-batch counts.
+    rollout rows, ``dropout_key`` (see :func:`dropout_key`), all int64; ``sequence_share`` is 1 over the step's
+    ``sequences_per_tower``, 0 for a reference that another micro-batch counts, and ``load_balance_weight`` that times a
+    ``load_balance`` coefficient above 0.
     """
     rows: list[tuple[TokenSequence, ScoreRow, bool]] = []
     for share in shares:
         group = groups[share.group]
         answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
         answers += [(r, group.rollouts[r]) for r in share.rollouts]
-        for tower in TOWERS:
+        for tower in group.towers:
             for index, answer in answers:
                 row = segment_row(group, answer, tower, form)
                 rows.append((row, ScoreRow(share.group, tower, index), index is None and share.repeated))
@@ -105,13 +107,9 @@ def discriminator_batch(
     keys = [key for _, key, _ in rows]
     place_of_reference = {(key.group, key.tower): place for place, key in enumerate(keys) if key.rollout is None}
     towers = [key.tower for key in keys]
-    balance: dict[str, Sequence[float]] = {}
-    if load_balance > 0.0:
-        weights = load_balance_weights(
-            towers, coefficient=load_balance, sequence_counts=[sequences_per_tower for _ in TOWERS]
-        )
-        counted_elsewhere = torch.tensor([repeated for _, _, repeated in rows])
-        balance["load_balance_weight"] = weights.masked_fill(counted_elsewhere, 0.0).tolist()
+    counted_elsewhere = torch.tensor([repeated for _, _, repeated in rows])
+    shares_Q = sequence_shares(towers, sequence_counts=sequences_per_tower).masked_fill(counted_elsewhere, 0.0)
+    balance = {"load_balance_weight": (load_balance * shares_Q).tolist()} if load_balance > 0.0 else {}
     batch = collate(
         [row for row, _, _ in rows],
         pad_token_id=form.pad_token_id,
@@ -121,6 +119,7 @@ def discriminator_batch(
         tower_ids=towers,
         sequence_extras={
             **balance,
+            "sequence_share": shares_Q.tolist(),
             "reference_row": [place_of_reference[key.group, key.tower] for key in keys],
             "is_rollout": [int(key.rollout is not None) for key in keys],
             "dropout_key": [dropout_key(seed, step, key) for key in keys],
@@ -147,22 +146,28 @@ def collect_scores(
 
 
 def policy_batch(
-    rows: Sequence[tuple[RolloutGroup, Rollout]], advantages: Sequence[Sequence[float]], *, form: BatchFormat
+    rows: Sequence[tuple[RolloutGroup, Rollout]],
+    advantages: Sequence[Sequence[float]],
+    *,
+    version: int,
+    form: BatchFormat,
 ) -> Batch:
     """One packed micro-batch of prompts with a rollout each.
 
     ``advantages[b]`` has one value per response token. Token extras stand at the position of the *label* token:
-    ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``advantages``, and
-    ``rollout_logprobs`` as the rollout engine drew them.
+    ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``on_policy_mask`` the
+    same for tokens drawn with ``version`` of the policy only, ``advantages``, and ``rollout_logprobs`` as the rollout
+    engine drew them.
     """
     sequences: list[TokenSequence] = []
-    names = ("label_mask", "image_mask", "advantages", "rollout_logprobs")
+    names = ("label_mask", "image_mask", "on_policy_mask", "advantages", "rollout_logprobs")
     extras: dict[str, list[list[float]]] = {name: [] for name in names}
     for (group, rollout), token_advantages in zip(rows, advantages, strict=True):
         zeros = [0.0] * len(group.prompt.token_ids)
         sequences.append(TokenSequence((*group.prompt.token_ids, *rollout.token_ids), group.prompt.images))
         extras["label_mask"].append(zeros + [1.0] * len(rollout.token_ids))
         extras["image_mask"].append(zeros + [float(bool(group.prompt.images))] * len(rollout.token_ids))
+        extras["on_policy_mask"].append([*zeros, *(float(drawn == version) for drawn in rollout.token_versions())])
         extras["advantages"].append([*zeros, *token_advantages])
         extras["rollout_logprobs"].append([*zeros, *rollout.logprobs])
     return _collate_rows(sequences, extras, form, pack=True)

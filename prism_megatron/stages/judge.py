@@ -24,7 +24,7 @@ from prism_megatron.stages.batches import (
     segment_slots,
 )
 from prism_megatron.stages.microbatches import MicroBatch, of_rank, plan_pairs
-from prism_megatron.types import Response, Rollout, RolloutGroup
+from prism_megatron.types import PreferenceGroup
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrunkCost:
 
 def judge_and_train(
     discriminator: MegatronEngine,
-    groups: Sequence[RolloutGroup],
+    groups: Sequence[PreferenceGroup],
     game: GameConfig,
     *,
     world: World,
@@ -68,10 +68,11 @@ def judge_and_train(
     ``tokens_per_microbatch`` bounds the token slots of a micro-batch (see ``microbatches.plan_pairs``);
     ``load_balance`` is the coefficient of the load-balancing loss per layer, tower and sequence.
     """
-    pairs = float(sum(rollout.segments.valid for group in groups for rollout in group.rollouts))
+    pairs = [sum(len(group.valid_rollouts) for group in groups if tower in group.towers) for tower in TOWERS]
+    sequences = [sum(1 + len(group.valid_rollouts) for group in groups if tower in group.towers) for tower in TOWERS]
     loss = partial(
         game_loss,
-        pair_counts=[pairs for _ in TOWERS],
+        pair_counts=pairs,
         regulariser_coefficient=game.score_regulariser,
         cp_size=world.parallel.cp,
     )
@@ -85,7 +86,7 @@ def judge_and_train(
             seed=seed,
             step=step,
             load_balance=load_balance,
-            sequences_per_tower=len(groups) + int(pairs),
+            sequences_per_tower=sequences,
         )
         batches.append(batch)
         keys.append(batch_keys)
@@ -93,7 +94,7 @@ def judge_and_train(
         output, result = discriminator.forward(batches, loss), None
     else:
         output = discriminator.forward_backward(batches, loss)
-        result = discriminator.step() if pairs else None
+        result = discriminator.step() if any(pairs) else None
     own = collect_scores([rows["scores"] for rows in output.rows], keys)
     scores = {
         key: score for share in all_gather_objects(dict(own), group=world.groups.dp) for key, score in share.items()
@@ -102,21 +103,18 @@ def judge_and_train(
 
 
 def plan_scoring(
-    groups: Sequence[RolloutGroup], form: BatchFormat, tokens_per_microbatch: int, world: World
+    groups: Sequence[PreferenceGroup], form: BatchFormat, tokens_per_microbatch: int, world: World
 ) -> tuple[Sequence[MicroBatch], TrunkCost]:
     """The micro-batches of all data-parallel ranks, the same on every rank, and what they cost."""
     references = [segment_slots(group, group.reference, form) for group in groups]
-    rollouts = [
-        {r: segment_slots(group, rollout, form) for r, rollout in enumerate(group.rollouts) if rollout.segments.valid}
-        for group in groups
-    ]
+    rollouts = [{r: segment_slots(group, group.rollouts[r], form) for r in group.valid_rollouts} for group in groups]
     plan = plan_pairs(references, rollouts, budget=tokens_per_microbatch, rounds_of=world.microbatch_rounds)
     shares = [share for microbatch in plan for share in microbatch]
     unpadded = replace(form, length_multiple=1)
     unique_tokens = 0
     for group in groups:
-        answers: list[Response | Rollout] = [group.reference, *group.rollouts]
-        unique_tokens += sum(segment_slots(group, answer, unpadded) for answer in answers if answer.segments.valid)
+        answers = [group.reference, *(group.rollouts[r] for r in group.valid_rollouts)]
+        unique_tokens += sum(segment_slots(group, answer, unpadded) for answer in answers)
     return plan, TrunkCost(
         trunk_tokens=sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in shares),
         unique_tokens=unique_tokens,

@@ -74,7 +74,7 @@ def one_round(world: World, groups: Sequence[RolloutGroup], tokens_per_microbatc
         form=form,
     )
     advantages = [group_advantages(group, g, judgement, plan, step=0) for g, group in enumerate(groups)]
-    sums, policy_result = train_policy(policy, groups, advantages, plan, world=world)
+    sums, policy_result = train_policy(policy, groups, advantages, plan, version=0, world=world)
     assert judgement.result is not None
     assert policy_result is not None
     return {

