@@ -44,12 +44,12 @@ def load_balance_loss(
     return (weights_Q * experts_per_tower * (share_Q_E * mean_prob_Q_E).sum(dim=-1)).sum()
 
 
-def router_z_loss(squares_Q: Tensor, lengths_Q: Tensor, weights_Q: Tensor) -> Tensor:
-    """``sum_q weight_q * mean_t logsumexp(logits_t)^2``, a scalar (Zoph et al., 2202.08906, eq. 5).
+def router_z_loss(masked_T_E: Tensor, weights_T: Tensor) -> Tensor:
+    """``sum_t weight_t * logsumexp(logits_t)^2``, a scalar that adds over tokens (Zoph et al., 2202.08906, eq. 5).
 
-    ``squares_Q`` are sums over each sequence's tokens; the logsumexp runs over the experts of the token's tower.
+    ``masked_T_E`` are logits with minus infinity for experts of other towers.
     """
-    return (weights_Q * squares_Q / lengths_Q.to(squares_Q.dtype).clamp(min=1)).sum()
+    return (weights_T * masked_T_E.logsumexp(dim=-1).square()).sum()
 
 
 def sequence_shares(tower_ids: Sequence[int], *, sequence_counts: Sequence[int]) -> Tensor:
@@ -64,13 +64,13 @@ def sequence_shares(tower_ids: Sequence[int], *, sequence_counts: Sequence[int])
 
 
 def merge_towers(
-    tower_ids_Q: Tensor, lengths_Q: Tensor, weights_X_Q: Tensor, *, num_towers: int
+    tower_ids_Q: Tensor, lengths_Q: Tensor, weights_Q: Tensor, *, num_towers: int
 ) -> tuple[Tensor, Tensor]:
-    """Lengths ``[num_towers]`` and weights ``[X, num_towers]`` of all of a micro-batch's sequences of a tower as one.
+    """Length and weight of all of a micro-batch's sequences of a tower as one, ``[num_towers]`` each.
 
-    With them the losses above average F and P over the tokens of the micro-batch. That is the Switch form, here per
-    layer, while the release pools layers; a micro-batch weighs as much as it has of the step's sequences, which is
+    With them ``load_balance_loss`` averages F and P over the tokens of the micro-batch. That is the Switch form, here
+    per layer, while the release pools layers; a micro-batch weighs as much as it has of the step's sequences, which is
     their plain mean, as released, where all have equally many.
     """
     lengths_K = lengths_Q.new_zeros(num_towers).index_add(0, tower_ids_Q, lengths_Q)
-    return lengths_K, weights_X_Q.new_zeros((len(weights_X_Q), num_towers)).index_add(1, tower_ids_Q, weights_X_Q)
+    return lengths_K, weights_Q.new_zeros(num_towers).index_add(0, tower_ids_Q, weights_Q)

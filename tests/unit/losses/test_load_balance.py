@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -99,11 +101,11 @@ def test_balanced_routing_gives_the_sum_of_the_weights_and_padding_counts_nowher
     assert loss.item() == pytest.approx(1.0)
 
 
-def test_the_z_loss_is_the_weighted_mean_of_each_sequence() -> None:
-    """Sums over tokens, hand-made: 1/2 · (4 + 9) / 2 + 3 · 16 / 1."""
-    squares = sequence_sums(torch.tensor([[4.0], [9.0], [16.0], [25.0]]), torch.tensor([0, 0, 1, 2]), num=2)
-    loss = router_z_loss(squares[:, 0], torch.tensor([2, 1]), torch.tensor([0.5, 3.0]))
-    assert loss.item() == pytest.approx(0.5 * 13 / 2 + 3 * 16)
+def test_the_z_loss_is_the_weighted_sum_over_tokens() -> None:
+    """Hand-made: two experts of one tower with logits log 1 and log 3, and one alone with logit 5."""
+    masked = torch.tensor([[0.0, -torch.inf, math.log(3.0)], [-torch.inf, 5.0, -torch.inf]])
+    loss = router_z_loss(masked, torch.tensor([0.5, 2.0]))
+    assert loss.item() == pytest.approx(0.5 * math.log(4.0) ** 2 + 2 * 25)
 
 
 @settings(deadline=None, max_examples=20)
@@ -116,14 +118,14 @@ def test_merged_towers_are_one_sequence_of_all_their_tokens(seed: int) -> None:
     probs, chosen, sequence, lengths = routed(seed)
     towers = torch.tensor(TOWERS)
     weights = sequence_shares(TOWERS, sequence_counts=[2, 4])
-    merged_lengths, merged = merge_towers(towers, lengths, weights.unsqueeze(0), num_towers=2)
+    merged_lengths, merged = merge_towers(towers, lengths, weights, num_towers=2)
     of_token = torch.cat([towers, torch.tensor([2])])[sequence]
     expected = 0.0
     for tower, weight in enumerate((1.0, 0.5)):
         mine = of_token == tower
         share, mean_prob = chosen[mine].double().mean(0) / TOP_K, probs[mine].mean(0)
         expected += weight * PER_TOWER * float((share * mean_prob).sum())
-    found = float(loss_of(probs, chosen, of_token, merged_lengths, merged[0]))
+    found = float(loss_of(probs, chosen, of_token, merged_lengths, merged))
     assert found == pytest.approx(expected, abs=1e-6)
     assert found != pytest.approx(float(loss_of(probs, chosen, sequence, lengths, weights)), abs=1e-4)
 
