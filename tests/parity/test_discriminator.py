@@ -235,7 +235,8 @@ def test_no_token_reaches_the_other_tower(gloo: GlooWorld, case: Case, weights: 
         sum(slot for slot, tower in zip(batch.slots, batch.tower_ids_Q.tolist(), strict=True) if tower == t)
         for t in (0, 1)
     ]
-    copies = num_ranks // (parallel.tp * parallel.cp * parallel.pp)  # data-parallel ranks run the same batch here
+    # Data-parallel ranks run the same batch here, and the ranks that share an expert are each sent all its tokens.
+    copies = num_ranks // (parallel.tp * parallel.cp * parallel.pp) * parallel.expert_tp
     for number, towers in enumerate(judged):
         received = [sum(result[number].tokens[tower::2]) for result in results for tower in (0, 1)]
         for tower in (0, 1):
