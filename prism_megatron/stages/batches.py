@@ -12,24 +12,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prism_megatron.config.discriminator import SEGMENTS
 from prism_megatron.engine.batch import Batch, collate
-from prism_megatron.losses.load_balance import load_balance_weights
+from prism_megatron.losses.load_balance import sequence_shares
 from prism_megatron.stages.microbatches import MicroBatch
 from prism_megatron.types import PreferenceGroup, Response, Rollout, RolloutGroup, TokenSequence
 
 PERCEPTION, REASONING = 0, 1
 TOWERS = (PERCEPTION, REASONING)
-TOWER_NAMES = ("perception", "reasoning")
+TOWER_NAMES = SEGMENTS
 
 
 @dataclass(frozen=True)
 class BatchFormat:
-    """How rows become tensors: the model's pad and end tokens, the layout's length multiple, the device."""
+    """How rows become tensors: the model's pad and end tokens, the layout's length multiple, the device.
+
+    ``unseen_token_ids`` are tokens of the prompt that the discriminator is not shown, its images with them: those that
+    stand for a picture, or around one, under ``--modality text``.
+    """
 
     pad_token_id: int
     end_token_id: int
     length_multiple: int
     device: torch.device
+    unseen_token_ids: frozenset[int] = frozenset()
 
     def slot(self, length: int) -> int:
         """Tokens that a sequence fills in a packed micro-batch, its padding included."""
@@ -45,8 +51,10 @@ class ScoreRow:
     rollout: int | None
 
 
-def segment_row(group: PreferenceGroup, answer: Response | Rollout, tower: int, end_token_id: int) -> TokenSequence:
+def segment_row(group: PreferenceGroup, answer: Response | Rollout, tower: int, form: BatchFormat) -> TokenSequence:
     """The discriminator's input: prompt, then one segment, then the end token on both sides of the game.
+
+    A discriminator of text reads the prompt without the tokens that its images stand in, and no image.
 
     Reference and rollout rows end in the same token, so the last token tells nothing about who wrote the segment
     (method notes, trap 3). The caption is not in the reasoning row's context.
@@ -57,12 +65,14 @@ def segment_row(group: PreferenceGroup, answer: Response | Rollout, tower: int, 
             f"prompt {group.prompt.id}: a response without a {TOWER_NAMES[tower]} segment cannot be judged"
         )
     segment = answer.token_ids[span.start : span.end]
-    return TokenSequence((*group.prompt.token_ids, *segment, end_token_id), group.prompt.images)
+    prompt = group.prompt
+    shown = tuple(token for token in prompt.token_ids if token not in form.unseen_token_ids)
+    return TokenSequence((*shown, *segment, form.end_token_id), () if form.unseen_token_ids else prompt.images)
 
 
 def segment_slots(group: PreferenceGroup, answer: Response | Rollout, form: BatchFormat) -> int:
     """Token slots that the judged rows of a valid answer fill in a packed micro-batch."""
-    rows = (segment_row(group, answer, tower, form.end_token_id) for tower in group.towers)
+    rows = (segment_row(group, answer, tower, form) for tower in group.towers)
     return sum(form.slot(len(row.token_ids)) for row in rows)
 
 
@@ -74,13 +84,14 @@ def discriminator_batch(
     seed: int,
     step: int,
     load_balance: float = 0.0,
-    sequences_per_tower: Sequence[int] = (0, 0),
+    sequences_per_tower: Sequence[int],
 ) -> tuple[Batch, tuple[ScoreRow, ...]]:
     """One packed micro-batch: per share and tower that judges it a row for the reference and one per rollout.
 
     ``groups`` are all of the step. Row extras: ``reference_row`` index of the row's reference, ``is_rollout`` 1 for
-    rollout rows, ``dropout_key`` (see :func:`dropout_key`), all int64. A ``load_balance`` coefficient above 0 adds
-    ``load_balance_weight``, over the step's ``sequences_per_tower``; 0 for a reference that another micro-batch counts.
+    rollout rows, ``dropout_key`` (see :func:`dropout_key`), all int64; ``sequence_share`` is 1 over the step's
+    ``sequences_per_tower``, 0 for a reference that another micro-batch counts, and ``load_balance_weight`` that times a
+    ``load_balance`` coefficient above 0.
     """
     rows: list[tuple[TokenSequence, ScoreRow, bool]] = []
     for share in shares:
@@ -89,18 +100,16 @@ def discriminator_batch(
         answers += [(r, group.rollouts[r]) for r in share.rollouts]
         for tower in group.towers:
             for index, answer in answers:
-                row = segment_row(group, answer, tower, form.end_token_id)
+                row = segment_row(group, answer, tower, form)
                 rows.append((row, ScoreRow(share.group, tower, index), index is None and share.repeated))
     # Neighbours of one length attend in one call of the kernel.
     rows.sort(key=lambda row: form.slot(len(row[0].token_ids)))
     keys = [key for _, key, _ in rows]
     place_of_reference = {(key.group, key.tower): place for place, key in enumerate(keys) if key.rollout is None}
     towers = [key.tower for key in keys]
-    balance: dict[str, Sequence[float]] = {}
-    if load_balance > 0.0:
-        weights = load_balance_weights(towers, coefficient=load_balance, sequence_counts=sequences_per_tower)
-        counted_elsewhere = torch.tensor([repeated for _, _, repeated in rows])
-        balance["load_balance_weight"] = weights.masked_fill(counted_elsewhere, 0.0).tolist()
+    counted_elsewhere = torch.tensor([repeated for _, _, repeated in rows])
+    shares_Q = sequence_shares(towers, sequence_counts=sequences_per_tower).masked_fill(counted_elsewhere, 0.0)
+    balance = {"load_balance_weight": (load_balance * shares_Q).tolist()} if load_balance > 0.0 else {}
     batch = collate(
         [row for row, _, _ in rows],
         pad_token_id=form.pad_token_id,
@@ -110,6 +119,7 @@ def discriminator_batch(
         tower_ids=towers,
         sequence_extras={
             **balance,
+            "sequence_share": shares_Q.tolist(),
             "reference_row": [place_of_reference[key.group, key.tower] for key in keys],
             "is_rollout": [int(key.rollout is not None) for key in keys],
             "dropout_key": [dropout_key(seed, step, key) for key in keys],
