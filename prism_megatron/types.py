@@ -40,8 +40,9 @@ class VersionSpan(NamedTuple):
 class Segments:
     """Where the two judged parts of a response lie, in token positions of the response.
 
-    ``problem`` is None for a valid response and otherwise says why it is not; spans are None exactly then.
-    ``perception`` covers the caption with its tags, ``reasoning`` covers think and answer with their tags.
+    ``problem`` is None for a valid response; otherwise it says why it is not, and both spans are None.
+    ``perception`` covers the caption with its tags, ``reasoning`` covers think and answer with their tags. A reference
+    that is a caption alone is valid and has no ``reasoning``; a valid rollout always has both.
     """
 
     perception: Span | None
@@ -51,6 +52,10 @@ class Segments:
     @property
     def valid(self) -> bool:
         return self.problem is None
+
+    def of_tower(self, tower: int) -> Span | None:
+        """What the discriminator's tower 0 (perception) or 1 (reasoning) judges."""
+        return (self.perception, self.reasoning)[tower]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +117,30 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class RolloutGroup:
-    """All rollouts of one prompt beside its one reference."""
+class PreferenceGroup:
+    """One prompt with the reference that should score above every one of its answers."""
 
     prompt: Prompt
     reference: Response
+    rollouts: tuple[Response | Rollout, ...]
+
+    @property
+    def towers(self) -> tuple[int, ...]:
+        """Towers that judge this group: those whose segment the reference has."""
+        return tuple(tower for tower in (0, 1) if self.reference.segments.of_tower(tower) is not None)
+
+    @property
+    def valid_rollouts(self) -> tuple[int, ...]:
+        """Numbers of the rollouts with every segment that the reference has; each makes one pair in every tower."""
+        return tuple(
+            r
+            for r, rollout in enumerate(self.rollouts)
+            if rollout.segments.valid and all(rollout.segments.of_tower(tower) is not None for tower in self.towers)
+        )
+
+
+@dataclass(frozen=True)
+class RolloutGroup(PreferenceGroup):
+    """All rollouts of one prompt beside its one reference."""
+
     rollouts: tuple[Rollout, ...]

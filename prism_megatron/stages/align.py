@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from prism_megatron.advantages import GroupAdvantages, per_expert_advantages
+from prism_megatron.advantages import GroupAdvantages
 from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.batch import Batch, beside_logits
@@ -24,27 +22,39 @@ from prism_megatron.engine.engine import DEFAULT_BUCKET_BYTES, MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput, StepResult
 from prism_megatron.engine.runtime import World
+from prism_megatron.evaluation.health import tower_figures
 from prism_megatron.losses.importance import importance_weights
 from prism_megatron.losses.logprob_gap import logprob_gap
 from prism_megatron.losses.policy import policy_gradient_loss
 from prism_megatron.observability.timers import PhaseTimers
+from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.stages.batches import PERCEPTION, REASONING, BatchFormat, policy_batch
+from prism_megatron.stages.batches import TOWER_NAMES, TOWERS, BatchFormat, policy_batch
+from prism_megatron.stages.controls import Outcome, Verdict
+from prism_megatron.stages.game_memory import GameMemory
+from prism_megatron.stages.game_metrics import judged_groups
 from prism_megatron.stages.judge import Judgement, judge_and_train
+from prism_megatron.stages.microbatches import of_rank, plan_rows
+from prism_megatron.stages.rewards import GroupReward, group_rewards, token_advantages
 from prism_megatron.stages.rollout_queue import RolloutQueue, SampledStep
-from prism_megatron.types import Rollout, RolloutGroup
+from prism_megatron.types import PreferenceGroup, RolloutGroup
 
 
 @dataclass(frozen=True)
 class AlignStep:
-    """Everything one step produced; observers read it and change nothing. ``None`` results mean "not updated"."""
+    """Everything one step produced; observers read it and change nothing. ``None`` results mean "not updated".
+
+    After the verdict "roll back" both players are those of the last good checkpoint again.
+    """
 
     step: int
     sampled: SampledStep
+    replayed: Sequence[PreferenceGroup]
     judgement: Judgement
-    advantages: Sequence[GroupAdvantages]
+    rewards: Sequence[GroupReward]
     policy_sums: Mapping[str, float]
     policy_result: StepResult | None
+    verdict: Verdict
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -57,7 +67,12 @@ class AlignStep:
     @property
     def sampled_version(self) -> int:
         """Oldest version of the policy that sampled: the number of the last step that updated it."""
-        return min(rollout.policy_version for group in self.groups for rollout in group.rollouts)
+        return min(version for reward in self.rewards for version in reward.policy_versions)
+
+    @property
+    def discriminator_version(self) -> int:
+        """The discriminator that judged all groups of the step."""
+        return self.rewards[0].discriminator_version
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +99,7 @@ class AlignPlan:
     game: GameConfig
     sampling: Sampling
     rollouts_per_prompt: int
-    prompts_per_microbatch: int
+    tokens_per_microbatch: int
     load_balance: float
     vocab_size: int
     seed: int
@@ -99,71 +114,70 @@ def align(
     players: Players,
     queue: RolloutQueue,
     plan: AlignPlan,
+    memory: GameMemory,
     *,
     world: World,
     steps: range,
     timers: PhaseTimers,
     on_step: Callable[[AlignStep], None],
+    roll_back: Callable[[], None] | None = None,
 ) -> None:
-    """Play ``steps`` rounds, on the ``queue``'s rollouts of each. ``on_step`` runs on all ranks."""
+    """Play ``steps`` rounds, on the ``queue``'s rollouts of each, or fewer where the controls stop the game.
+
+    ``on_step`` runs on all ranks; so does ``roll_back``, which gives both players their last good weights back and is
+    needed where the rules allow rollbacks. Raises GameError as ``Controls.observe``.
+    """
+    controls, replay = memory.controls, memory.replay
     for step in steps:
+        decision = controls.decide(step)
         with timers.phase("rollout"):
             sampled = queue.take(step)
             players.rollout.sleep()
-        groups = sampled.groups
+        groups, replayed = sampled.groups, replay.draw(step)
         with timers.phase("discriminator"):
             judgement = judge_and_train(players.discriminator, groups, plan.game, world=world, form=plan.form,
-                                        seed=plan.seed, step=step,
-                                        groups_per_batch=plan.prompts_per_microbatch,
-                                        load_balance=plan.load_balance)  # fmt: skip
-        advantages = [group_advantages(group, g, judgement, plan, step=step) for g, group in enumerate(groups)]
+                                        seed=plan.seed, step=step, updates=decision.discriminator_updates,
+                                        replayed=replayed, load_balance=plan.load_balance,
+                                        tokens_per_microbatch=plan.tokens_per_microbatch)  # fmt: skip
+        rewards = group_rewards(groups, judgement, plan.game, seed=plan.seed, step=step,
+                                version=controls.state.discriminator_version)  # fmt: skip
         with timers.phase("policy"):
-            sums, result = train_policy(players.policy, groups, advantages, plan, version=sampled.version, world=world)
-        if result is not None and result.updated:
+            sums, result = train_policy(players.policy, groups, [reward.advantages for reward in rewards], plan,
+                                        version=sampled.version, world=world,
+                                        update=decision.update_policy and judgement.finite)  # fmt: skip
+        verdict = controls.observe(step, outcome_of(groups, judgement, result))
+        if verdict == "roll back":
+            assert roll_back is not None, "--rollbacks needs somewhere to go back to"
+            roll_back()
+        if verdict == "roll back" or (result is not None and result.updated):
             with timers.phase("weight_sync"):
                 weights = players.policy.export_hf(plan.gather_bytes, changed_only=True)
                 players.rollout.update_weights(weights, step + 1)
                 plan.check_served(step + 1)
         players.rollout.wake()
-        on_step(AlignStep(step, sampled, judgement, advantages, sums, result))
+        replay.add(step, groups)
+        on_step(AlignStep(step, sampled, replayed, judgement, rewards, sums, result, verdict))
+        if verdict == "stop":
+            break
 
 
-def group_advantages(
-    group: RolloutGroup, index: int, judgement: Judgement, plan: AlignPlan, *, step: int
-) -> GroupAdvantages:
-    """Advantages of one group from the scores of the discriminator before its update."""
-    valid = torch.tensor([rollout.segments.valid for rollout in group.rollouts])
-    scores = torch.full((2, len(group.rollouts)), torch.nan, dtype=torch.float64)
-    for tower in (PERCEPTION, REASONING):
-        for r, rollout in enumerate(group.rollouts):
-            if rollout.segments.valid:
-                scores[tower, r] = judgement.scores[index, tower, r]
-    if plan.game.shuffle_scores:  # control: scores stay in the group but lose their owner
-        order = np.flatnonzero(valid.numpy())
-        shuffled = np.random.default_rng([plan.seed, step, index]).permutation(order)
-        scores[:, order] = scores[:, shuffled]
-    return per_expert_advantages(
-        scores[PERCEPTION],
-        scores[REASONING],
-        valid,
-        alpha=plan.game.alpha,
-        score_clip=plan.game.score_clip,
-        format_penalty=plan.game.format_penalty,
+def outcome_of(groups: Sequence[RolloutGroup], judgement: Judgement, policy_result: StepResult | None) -> Outcome:
+    """What the controls look at, as rank 0 has it: ranks must not decide apart over the last digit of a float."""
+    rollouts = sum(len(group.rollouts) for group in groups)
+    results = [*judgement.results, *([] if policy_result is None else [policy_result])]
+    figures = {
+        name: tower_figures(judged_groups(groups, judgement.scores, [None] * len(groups), tower))
+        for tower, name in zip(TOWERS, TOWER_NAMES, strict=True)
+    }
+    outcome = Outcome(
+        accuracies={name: own["accuracy"] for name, own in figures.items()},
+        reward_gaps={name: own["reward_gap"] for name, own in figures.items()},
+        valid_share=sum(len(group.valid_rollouts) for group in groups) / rollouts,
+        discriminator_updated=any(result.updated for result in judgement.results),
+        finite_scores=judgement.finite,
+        finite_gradients=all(result.updated for result in results),
     )
-
-
-def token_advantages(rollout: Rollout, index: int, advantages: GroupAdvantages, game: GameConfig) -> list[float]:
-    """One advantage per response token.
-
-    ``response`` credit gives the mixed advantage to every token (the released way). ``segment`` credit gives the
-    tokens up to the caption's end the perception advantage and the rest the reasoning advantage.
-    """
-    length = len(rollout.token_ids)
-    span = rollout.segments.perception
-    if game.credit == "response" or advantages.reasoning_N is None or span is None:
-        return [float(advantages.mixed_N[index])] * length
-    caption, rest = float(advantages.perception_N[index]), float(advantages.reasoning_N[index])
-    return [caption] * span.end + [rest] * (length - span.end)
+    return broadcast_object(outcome, source=0)
 
 
 def train_policy(
@@ -174,28 +188,44 @@ def train_policy(
     *,
     version: int,
     world: World,
+    update: bool = True,
 ) -> tuple[Mapping[str, float], StepResult | None]:
     """One gradient step of policy ``version``, token-mean over all response tokens; on-policy if these are its own.
 
-    Without a valid rollout in the whole step there is no reward, and the policy is not updated.
+    Without ``update`` its figures are measured and nothing else. Without a valid rollout in the whole step there is no
+    reward, and the policy is not updated, unless groups without one are punished as the release does.
     """
     tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
     loss = partial(policy_loss, world=world, plan=plan, token_count=float(tokens))
-    mine = range(world.dp_rank, len(groups), world.dp_size)
-    batches = []
-    for start in range(0, len(mine), plan.prompts_per_microbatch):
-        part = mine[start : start + plan.prompts_per_microbatch]
-        per_token = [
-            [token_advantages(rollout, r, advantages[g], plan.game) for r, rollout in enumerate(groups[g].rollouts)]
-            for g in part
-        ]
-        batches.append(policy_batch([groups[g] for g in part], per_token, version=version, form=plan.form))
-    if plan.game.freeze_policy:
+    batches = policy_batches(groups, advantages, plan, version=version, world=world)
+    if not update:
         output = policy.forward(batches, loss)
         return {**output.sums, **output.maxima}, None
     output = policy.forward_backward(batches, loss)
-    rewarded = any(rollout.segments.valid for group in groups for rollout in group.rollouts)
+    rewarded = any(group.valid_rollouts for group in groups) or plan.game.all_invalid_group == "release"
     return {**output.sums, **output.maxima}, policy.step() if rewarded else None
+
+
+def policy_batches(
+    groups: Sequence[RolloutGroup],
+    advantages: Sequence[GroupAdvantages],
+    plan: AlignPlan,
+    *,
+    version: int,
+    world: World,
+) -> list[Batch]:
+    """This data-parallel rank's micro-batches of prompts and rollouts, packed up to the budget."""
+    rows = [(g, r) for g, group in enumerate(groups) for r in range(len(group.rollouts))]
+    lengths = [len(groups[g].prompt.token_ids) + len(groups[g].rollouts[r].token_ids) for g, r in rows]
+    costs = [plan.form.slot(length) for length in lengths]
+    microbatches = plan_rows(costs, budget=plan.tokens_per_microbatch, rounds_of=world.microbatch_rounds)
+    batches = []
+    for numbers in of_rank(microbatches, dp_rank=world.dp_rank, dp_size=world.dp_size):
+        part = [rows[i] for i in sorted(numbers, key=lambda i: costs[i])]
+        answers = [(groups[g], groups[g].rollouts[r]) for g, r in part]
+        per_token = [token_advantages(groups[g].rollouts[r], r, advantages[g], plan.game) for g, r in part]
+        batches.append(policy_batch(answers, per_token, version=version, form=plan.form))
+    return batches
 
 
 def policy_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, plan: AlignPlan, token_count: float) -> LossOutput:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder, is_checkpoint
+from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.data.render import Renderer
-from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError, WeightSyncError
 from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object
@@ -23,7 +25,7 @@ from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_arguments import ServerOptions
 from prism_megatron.rollout.sglang_server import SGLangServers
-from prism_megatron.stages.assembly import end_token_ids, export_folder
+from prism_megatron.stages.assembly import end_token_ids, hf_tensors
 from prism_megatron.types import Prompt, Rollout
 
 API_KEY = "PRISM_ROLLOUT_API_KEY"
@@ -129,11 +131,11 @@ class SharedRollout:
 
 
 def build_served_rollout(
-    config: AlignConfig, source: Path, policy: MegatronEngine, renderer: Renderer, *, world: World
+    config: AlignConfig, source: Path, shape: Qwen3VLShape, renderer: Renderer, *, world: World, dtype: torch.dtype
 ) -> SharedRollout:
     """Servers of the policy, started by the main rank or given by URL, and a client on every rank.
 
-    ``source`` is what the policy was loaded from: servers read a Hugging Face folder as it is, and of a checkpoint one
+    ``source`` is what the policy is loaded from: servers read a Hugging Face folder as it is, and of a checkpoint one
     is made, in the run's folder. Raises ConfigError or RolloutError on every rank if servers cannot be started or used.
     """
     wanted, output = config.rollout, config.checkpoint.output
@@ -142,13 +144,17 @@ def build_served_rollout(
     exported: Path | None = None
     if is_checkpoint(source):
         exported = output / _FOLDER / _MODEL
-        export_folder(policy, exported, like=files_folder(source, policy.name), world=world)
+        if world.is_main:
+            tensors = hf_tensors(source, shape)
+            named = ((name, tensors.get(name).to(dtype)) for name in tensors.names())
+            write_hf_folder(exported, named, like=files_folder(source, "policy"), dtype=dtype)
+        dist.barrier()
     folder = exported or source
     servers: SGLangServers | None = None
     problem: str | None = None
     if world.is_main and not wanted.rollout_urls:
         try:
-            servers = _start(config, folder, world=world, dtype=policy.dtype, logs=output / _FOLDER)
+            servers = _start(config, folder, world=world, dtype=dtype, logs=output / _FOLDER)
         except PrismError as error:
             problem = str(error)
     found = (servers.urls, servers.api_key) if servers is not None else (wanted.rollout_urls, os.environ.get(API_KEY))

@@ -154,16 +154,18 @@ def serve_checkpoint(world: World, checkpoint: Path, urls: Sequence[str], output
     """Names in the folder that servers are given, and the version after the first hand-over."""
     os.environ[API_KEY] = KEY
     companions = files_folder(checkpoint, "policy")
+    shape = Qwen3VLShape.from_folder(companions)
     policy = build_policy(
         checkpoint,
-        Qwen3VLShape.from_folder(companions),
+        shape,
         world=world,
         dtype=torch.float32,
         optimizer=OptimizerConfig(),
         total_steps=1,
     )
     config = parse(["--rollout", "sglang", "--rollout-urls", *urls, "--output", str(output)])
-    shared = build_served_rollout(config, checkpoint, policy, Renderer.from_folder(companions), world=world)
+    renderer = Renderer.from_folder(companions)
+    shared = build_served_rollout(config, checkpoint, shape, renderer, world=world, dtype=torch.float32)
     names = HFFolder(output / "rollout" / "model").names()
     shared.update_weights(policy.export_hf(), 4)
     version = shared.policy_version

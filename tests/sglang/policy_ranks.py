@@ -40,7 +40,8 @@ def gaps(policy: MegatronEngine, plan: AlignPlan, groups: Sequence[RolloutGroup]
     for group in groups:
         signs = [[(-1.0) ** t for t in range(len(rollout.token_ids))] for rollout in group.rollouts]
         version = group.rollouts[0].versions[0].version
-        batches.append(policy_batch([group], [signs], form=plan.form, version=version))
+        rows = [(group, rollout) for rollout in group.rollouts]
+        batches.append(policy_batch(rows, signs, form=plan.form, version=version))
     maxima = [policy.forward([batch], loss).maxima for batch in batches]
     if train:
         policy.forward_backward(batches, loss)
@@ -53,11 +54,11 @@ def make_plan(shape: Qwen3VLShape, renderer: Renderer, world: World, sampling: S
         game=GameConfig(),
         sampling=sampling,
         rollouts_per_prompt=1,
-        prompts_per_microbatch=1,
+        tokens_per_microbatch=4096,
         load_balance=0.0,
         vocab_size=shape.text.vocab,
         seed=0,
-        form=batch_format(shape, renderer, world),
+        form=batch_format(renderer, world),
     )
 
 

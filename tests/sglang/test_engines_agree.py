@@ -59,10 +59,10 @@ def mean_scores(world: Ranks, sets: Sequence[Sequence[RolloutGroup]]) -> list[tu
             groups,
             GameConfig(freeze_discriminator=True),
             world=world,
-            form=batch_format(shape, renderer, world),
+            form=batch_format(renderer, world),
             seed=0,
             step=0,
-            groups_per_batch=1,
+            tokens_per_microbatch=4096,
             load_balance=0.0,
         )
         scores = torch.tensor(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
@@ -26,11 +27,10 @@ def test_servers_are_not_started_for_ranks_that_cannot_reach_them(
     tmp_path: Path, one_rank_of_two_hosts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = AlignConfig(checkpoint=CheckpointConfig(output=tmp_path))
-    policy: Any = SimpleNamespace(dtype=None)
-    renderer: Any = None
+    nothing: Any = None
     monkeypatch.setattr(serving, "broadcast_object", lambda value, source: value)  # noqa: ARG005
     with pytest.raises(RolloutError, match="the run spans several; start servers yourself"):
-        build_served_rollout(config, tmp_path, policy, renderer, world=one_rank_of_two_hosts)
+        build_served_rollout(config, tmp_path, nothing, nothing, world=one_rank_of_two_hosts, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("flag", ["--rollout-colocated", "--rollout-memory-fraction 0.4"])
@@ -41,7 +41,7 @@ def test_what_only_gpus_can_do_is_refused_before_anything_starts(
     config = parse(["--rollout", "sglang", *flag.split(), "--output", str(tmp_path)])
     nothing: Any = None
     with pytest.raises(ConfigError, match=f"{flag.split(maxsplit=1)[0]} needs CUDA, which this machine does not have"):
-        build_served_rollout(config, tmp_path, nothing, nothing, world=nothing)
+        build_served_rollout(config, tmp_path, nothing, nothing, world=nothing, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
