@@ -44,13 +44,19 @@ _KEEP_ALL = RecomputeConfig()
 _PLAIN = PrecisionConfig()
 
 
-def batch_format(renderer: Renderer, world: World, precision: PrecisionConfig = _PLAIN) -> BatchFormat:
-    """Sequences are padded to what sequence and context parallelism divide, and FP8 multiplies."""
+def batch_format(
+    renderer: Renderer, world: World, precision: PrecisionConfig = _PLAIN, *, unseen: frozenset[int] = frozenset()
+) -> BatchFormat:
+    """Sequences are padded to what sequence and context parallelism divide, and FP8 multiplies.
+
+    ``unseen`` are ``BatchFormat.unseen_token_ids``.
+    """
     return BatchFormat(
         pad_token_id=renderer.pad_token_id,
         end_token_id=renderer.end_token_id,
         length_multiple=precision.length_multiple(world.parallel),
         device=world.device,
+        unseen_token_ids=unseen,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prism_megatron.config.discriminator import SEGMENTS
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.load_balance import load_balance_weights
 from prism_megatron.stages.microbatches import MicroBatch
@@ -19,17 +20,22 @@ from prism_megatron.types import Response, Rollout, RolloutGroup, TokenSequence
 
 PERCEPTION, REASONING = 0, 1
 TOWERS = (PERCEPTION, REASONING)
-TOWER_NAMES = ("perception", "reasoning")
+TOWER_NAMES = SEGMENTS
 
 
 @dataclass(frozen=True)
 class BatchFormat:
-    """How rows become tensors: the model's pad and end tokens, the layout's length multiple, the device."""
+    """How rows become tensors: the model's pad and end tokens, the layout's length multiple, the device.
+
+    ``unseen_token_ids`` are tokens of the prompt that the discriminator is not shown, its images with them: those that
+    stand for a picture, or around one, under ``--modality text``.
+    """
 
     pad_token_id: int
     end_token_id: int
     length_multiple: int
     device: torch.device
+    unseen_token_ids: frozenset[int] = frozenset()
 
     def slot(self, length: int) -> int:
         """Tokens that a sequence fills in a packed micro-batch, its padding included."""
@@ -45,8 +51,10 @@ class ScoreRow:
     rollout: int | None
 
 
-def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end_token_id: int) -> TokenSequence:
+def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, form: BatchFormat) -> TokenSequence:
     """The discriminator's input: prompt, then one segment, then the end token on both sides of the game.
+
+    A discriminator of text reads the prompt without the tokens that its images stand in, and no image.
 
     Reference and rollout rows end in the same token, so the last token tells nothing about who wrote the segment
     (method notes, trap 3). The caption is not in the reasoning row's context.
@@ -57,12 +65,14 @@ def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, end
             f"prompt {group.prompt.id}: a response without a {TOWER_NAMES[tower]} segment cannot be judged"
         )
     segment = answer.token_ids[span.start : span.end]
-    return TokenSequence((*group.prompt.token_ids, *segment, end_token_id), group.prompt.images)
+    prompt = group.prompt
+    shown = tuple(token for token in prompt.token_ids if token not in form.unseen_token_ids)
+    return TokenSequence((*shown, *segment, form.end_token_id), () if form.unseen_token_ids else prompt.images)
 
 
 def segment_slots(group: RolloutGroup, answer: Response | Rollout, form: BatchFormat) -> int:
     """Token slots that a valid answer's rows, one for each tower of the group, fill in a packed micro-batch."""
-    return sum(form.slot(len(segment_row(group, answer, tower, form.end_token_id).token_ids)) for tower in group.towers)
+    return sum(form.slot(len(segment_row(group, answer, tower, form).token_ids)) for tower in group.towers)
 
 
 def discriminator_batch(
@@ -88,7 +98,7 @@ def discriminator_batch(
         answers += [(r, group.rollouts[r]) for r in share.rollouts]
         for tower in group.towers:
             for index, answer in answers:
-                row = segment_row(group, answer, tower, form.end_token_id)
+                row = segment_row(group, answer, tower, form)
                 rows.append((row, ScoreRow(share.group, tower, index), index is None and share.repeated))
     # Neighbours of one length attend in one call of the kernel.
     rows.sort(key=lambda row: form.slot(len(row[0].token_ids)))
