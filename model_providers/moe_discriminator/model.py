@@ -116,6 +116,8 @@ class Discriminator(Qwen3VLTrunk):
         slot_L_B, is_real_L_B = (torch.from_numpy(of).to(device) for of in token_sequences(batch, tokens_L))
         tower_ids_L_B, lengths_Q = batch.tower_ids_Q[slot_L_B], batch.lengths_Q
         weights_2_Q = self._loss_weights(batch)
+        if weights_2_Q is not None and batch.row_prefixes():
+            raise ValueError("a router's losses are means over whole sequences; collate without prefixes for them")
         if weights_2_Q is None:
             return tower_ids_L_B, slot_L_B.where(is_real_L_B, len(lengths_Q)), lengths_Q
         if self.load_balance_scope == "microbatch":

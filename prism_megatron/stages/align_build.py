@@ -125,7 +125,14 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         load_balance=config.discriminator.load_balance,
         vocab_size=shape.text.vocab,
         seed=config.seed,
-        form=batch_format(renderer, world, config.precision, unseen=unseen_tokens(config.discriminator, shape)),
+        form=batch_format(
+            renderer,
+            world,
+            config.precision,
+            unseen=unseen_tokens(config.discriminator, shape),
+            # Transformer Engine's attention has no shared prefixes, and a z-loss is a mean over whole sequences.
+            share_prompts=capabilities.layers == "torch" and not config.discriminator.router_z_loss,
+        ),
     )
     return AlignRun(folder, models, shape, renderer, prompts, Players(policy, discriminator, rollout), plan)
 
