@@ -21,6 +21,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.offload import own_state
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
@@ -187,6 +188,46 @@ def fingerprint(engine: MegatronEngine) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def offloaded_rounds(world: World, groups: Sequence[RolloutGroup], dtype: torch.dtype) -> list[tuple[int, list[bytes]]]:
+    """Without and with offload: bytes of gradients and state that stay after a step, and weights and state after three.
+
+    The third step follows a look at the state as a checkpoint takes it.
+    """
+    outcomes = []
+    for offload in (False, True):
+        shape = Qwen3VLShape.from_folder(FOLDER)
+        optimizer = replace(MINI_ALIGN.discriminator_optimizer, offload=offload)
+        config = replace(MINI_ALIGN, discriminator_optimizer=optimizer)
+        engine = build_discriminator(config, FOLDER, shape, world=world, dtype=dtype)
+        form = batch_format(Renderer.from_folder(FOLDER), world)
+        for step in range(3):
+            judge(engine, groups, form, world, tokens=500)
+            held = _held_bytes(engine)
+            if step == 1:
+                engine.sharded_state_dict(is_loading=False)
+                assert _held_bytes(engine) > 0
+        engine.sharded_state_dict(is_loading=False)
+        assert engine.optimizer is not None
+        tensors = [p.detach() for module in engine.modules for p in module.parameters()]
+        tensors += own_state(engine._chunks, engine.optimizer)
+        outcomes.append((held, [t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tensors]))
+    return outcomes
+
+
+def _held_bytes(engine: MegatronEngine) -> int:
+    """Of gradient buffers, moments, and masters where they are not the parameters themselves."""
+    assert engine.optimizer is not None
+    tensors: list[Tensor] = [
+        buffer.grad_data for chunk in engine._chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
+    ]
+    for inner in inner_optimizers(engine.optimizer):
+        for parameter, state in inner.state.items():
+            tensors += [state["exp_avg"], state["exp_avg_sq"]]
+            if engine.dtype == torch.bfloat16:
+                tensors.append(parameter.data)
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
 def fingerprints_of_rounds(world: World, groups: Sequence[RolloutGroup], rounds: int) -> list[dict[str, list[str]]]:

@@ -11,7 +11,14 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.testing import GlooWorld
 from prism_megatron.types import RolloutGroup
 from tests.parity.align_ranks import sample
-from tests.parity.scoring_ranks import Judged, Setting, fingerprints_of_rounds, judged, policy_gradients
+from tests.parity.scoring_ranks import (
+    Judged,
+    Setting,
+    fingerprints_of_rounds,
+    judged,
+    offloaded_rounds,
+    policy_gradients,
+)
 
 ONE_RANK, DP2, EP2 = (1, ParallelConfig()), (2, ParallelConfig()), (2, ParallelConfig(ep=2))
 ALL, FEW, FEWER = 16384, 260, 180
@@ -140,3 +147,17 @@ def test_a_step_of_one_player_changes_no_byte_of_the_other(
             assert start == discriminated != done
             start, discriminated, done = hashes["discriminator"]
             assert start != discriminated == done
+
+
+@pytest.mark.parametrize("distributed", [True, False], ids=["distributed optimizer", "plain optimizer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_offload_holds_nothing_and_changes_nothing(
+    gloo: GlooWorld, groups: Sequence[RolloutGroup], dtype: torch.dtype, distributed: bool
+) -> None:
+    """After a step no byte of gradients and state is held; weights, moments and masters go on bit for bit."""
+    parallel = ParallelConfig(distributed_optimizer=distributed)
+    (((kept, without), (released, offloaded)),) = gloo.run(
+        offloaded_rounds, groups[:1], dtype, parallel=parallel, num_ranks=1
+    )
+    assert kept > 0 == released
+    assert len(without) > 100 and without == offloaded
