@@ -13,15 +13,19 @@ from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_regi
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from torch import Tensor, nn
 
+from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.deepstack import Ints
 from model_providers.qwen3_vl.model import Qwen3VLTrunk
+from prism_megatron.config.discriminator import LoadBalanceScope
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.norms import parameter_device
 from prism_megatron.engine.specs import mark_tensor_parallel
+from prism_megatron.losses.load_balance import merge_towers
 
 DROPOUT_KEY = "dropout_key"
 LOAD_BALANCE_WEIGHT = "load_balance_weight"
+SEQUENCE_SHARE = "sequence_share"
 
 
 def keyed_dropout(hidden_Q_H: Tensor, keys_Q: Tensor, rate: float) -> Tensor:
@@ -64,8 +68,9 @@ class ScoreHead(nn.Module):
 class Discriminator(Qwen3VLTrunk):
     """The trunk with expert towers; the last chunk's output is ``[2, Q]`` (see ``ScoreHead``).
 
-    A batch, padded or packed, needs ``tower_ids_Q``. Extras by sequence: ``dropout_key`` (int64), and
-    ``load_balance_weight`` (float32) to attach the load-balancing loss; without the latter nothing is computed for it.
+    A batch, padded or packed, needs ``tower_ids_Q``. Extras by sequence: ``dropout_key`` (int64), and, to attach losses
+    of every router, ``load_balance_weight`` (float32) and, for a ``router_z_loss`` coefficient above 0,
+    ``sequence_share`` (float32): 1 over the step's sequences of its tower. Without ``towers`` there is no router.
     """
 
     def __init__(
@@ -75,6 +80,9 @@ class Discriminator(Qwen3VLTrunk):
         layer_spec: ModuleSpec,
         groups: ProcessGroupCollection,
         *,
+        towers: Towers | None,
+        load_balance_scope: LoadBalanceScope,
+        router_z_loss: float,
         head_dropout: float,
         recompute_vision: bool,
         pre_process: bool,
@@ -91,20 +99,45 @@ class Discriminator(Qwen3VLTrunk):
             post_process=post_process,
             vp_stage=vp_stage,
         )
+        self.towers = towers
+        self.load_balance_scope = load_balance_scope
+        self.router_z_loss = router_z_loss
         if post_process:
             self.score_head = ScoreHead(config, head_dropout)
         mark_tensor_parallel(self)
 
     def mlp_args(self, batch: Batch, tokens_L: Ints) -> tuple[Tensor, ...]:
-        """What ``TowerRouter`` takes beside the hidden states of the local tokens."""
+        """What ``TowerRouter`` takes beside the hidden states of the local tokens; nothing without towers."""
+        if self.towers is None:
+            return ()
         if batch.tower_ids_Q is None:
             raise ValueError("a discriminator batch needs tower_ids_Q, the tower that judges each sequence")
         device = batch.input_ids_B_S.device
         slot_L_B, is_real_L_B = (torch.from_numpy(of).to(device) for of in token_sequences(batch, tokens_L))
-        sequence_L_B = slot_L_B.where(is_real_L_B, len(batch.lengths))
-        always = (batch.tower_ids_Q[slot_L_B], sequence_L_B, batch.lengths_Q)
-        weights_Q = batch.extras.get(LOAD_BALANCE_WEIGHT)
-        return always if weights_Q is None else (*always, weights_Q)
+        tower_ids_L_B, lengths_Q = batch.tower_ids_Q[slot_L_B], batch.lengths_Q
+        weights_2_Q = self._loss_weights(batch)
+        if weights_2_Q is not None and batch.row_prefixes():
+            raise ValueError("a router's losses are means over whole sequences; collate without prefixes for them")
+        if weights_2_Q is None:
+            return tower_ids_L_B, slot_L_B.where(is_real_L_B, len(lengths_Q)), lengths_Q
+        if self.load_balance_scope == "microbatch":
+            towers_Q, num_towers = batch.tower_ids_Q % self.towers.num_towers, self.towers.num_towers
+            lengths_Q, weights_2_Q = merge_towers(towers_Q, lengths_Q, weights_2_Q, num_towers=num_towers)
+            slot_L_B = towers_Q[slot_L_B]
+        return tower_ids_L_B, slot_L_B.where(is_real_L_B, len(lengths_Q)), lengths_Q, weights_2_Q
+
+    def _loss_weights(self, batch: Batch) -> Tensor | None:
+        """What each sequence's load-balancing and z-losses are multiplied by; None where there is nothing to attach."""
+        balance_Q, share_Q = batch.extras.get(LOAD_BALANCE_WEIGHT), batch.extras.get(SEQUENCE_SHARE)
+        if not torch.is_grad_enabled():
+            return None
+        if self.router_z_loss and share_Q is None:
+            raise ValueError(f"a router z-loss of {self.router_z_loss} needs extras[{SEQUENCE_SHARE!r}] in the batch")
+        z_Q = self.router_z_loss * share_Q if self.router_z_loss and share_Q is not None else None
+        given = [weights_Q for weights_Q in (balance_Q, z_Q) if weights_Q is not None]
+        if not given:
+            return None
+        return torch.stack([torch.zeros_like(given[0]) if of is None else of for of in (balance_Q, z_Q)])
 
     def head(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Scores ``[2, Q]`` from each sequence's last real token; equal on all ranks that share the micro-batch."""

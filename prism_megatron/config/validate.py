@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.discriminator import check_kind, check_router_losses
 from prism_megatron.config.experts import ExpertSizes, divisors
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import check_precision
@@ -34,7 +35,6 @@ def check_ranges(config: AlignConfig) -> None:
         "--save-every": config.checkpoint.save_every,
         "--rollout-servers": config.rollout.rollout_servers,
         "--rollout-bucket-mib": config.rollout.rollout_bucket_mib,
-        "--experts-per-tower": config.discriminator.experts_per_tower,
     }
     if config.rollout.rollout_embedded_ranks is not None:
         at_least_one["--rollout-embedded-ranks"] = config.rollout.rollout_embedded_ranks
@@ -55,6 +55,7 @@ def check_ranges(config: AlignConfig) -> None:
         "--upcycle-noise": discriminator.upcycle_noise,
         "--router-std": discriminator.router_std,
         "--load-balance": discriminator.load_balance or 0.0,
+        "--router-z-loss": discriminator.router_z_loss,
         "--score-regulariser": game.score_regulariser,
         "--format-penalty": game.penalty,
     }
@@ -70,11 +71,8 @@ def check_ranges(config: AlignConfig) -> None:
         _check_interval(f"--{role}.warmup-ratio", optimizer.warmup_ratio, at_least=0.0, at_most=1.0)
     for flag, value in not_negative.items():
         _check_interval(flag, value, at_least=0.0)
-    if not 1 <= discriminator.top_k <= discriminator.experts_per_tower:
-        raise ConfigError(
-            f"--top-k {discriminator.top_k} must lie between 1 and "
-            f"--experts-per-tower {discriminator.experts_per_tower}"
-        )
+    check_kind(discriminator)
+    check_router_losses(discriminator, load_balance=discriminator.load_balance or 0.0)
     for flag, folder in (
         ("--model", config.model.model),
         ("--data", config.data.data),
@@ -178,7 +176,8 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
             f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "
             "only; use a dense Qwen3-VL (2B, 4B, 8B or 32B)"
         )
-    check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower)
+    routed = config.discriminator.routing != "dense"
+    check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower if routed else 0)
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype)
     if config.data.format_sft and config.data.data is None:

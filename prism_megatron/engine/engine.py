@@ -285,11 +285,17 @@ class MegatronEngine:
             rows_of_batches = [{key: value.detach().cpu() for key, value in output.rows.items()} for output in outputs]
             payload = sums, maxima, rows_of_batches
         sums, maxima, rows = broadcast_object(payload, source=world.parallel.pp - 1, group=world.groups.pp)
+        measured = self._provider.measure(self.modules, self._sum_over_ranks)
         return PassOutput(
-            sums=sum_numbers(sums, device=world.device, group=world.groups.dp_cp),
+            sums={**sum_numbers(sums, device=world.device, group=world.groups.dp_cp), **measured},
             maxima=max_numbers(maxima, device=world.device, group=world.groups.dp_cp) if maxima else {},
             rows=[{key: value.to(world.device) for key, value in row.items()} for row in rows],
         )
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        values = values.to(self.world.device)
+        dist.all_reduce(values)
+        return values.cpu()
 
 
 def _forward_step(

@@ -44,13 +44,25 @@ _KEEP_ALL = RecomputeConfig()
 _PLAIN = PrecisionConfig()
 
 
-def batch_format(renderer: Renderer, world: World, precision: PrecisionConfig = _PLAIN) -> BatchFormat:
-    """Sequences are padded to what sequence and context parallelism divide, and FP8 multiplies."""
+def batch_format(
+    renderer: Renderer,
+    world: World,
+    precision: PrecisionConfig = _PLAIN,
+    *,
+    unseen: frozenset[int] = frozenset(),
+    share_prompts: bool = False,
+) -> BatchFormat:
+    """Sequences are padded to what sequence and context parallelism divide, and FP8 multiplies.
+
+    ``unseen`` and ``share_prompts`` are those of ``BatchFormat``.
+    """
     return BatchFormat(
         pad_token_id=renderer.pad_token_id,
         end_token_id=renderer.end_token_id,
         length_multiple=precision.length_multiple(world.parallel),
         device=world.device,
+        unseen_token_ids=unseen,
+        share_prompts=share_prompts,
     )
 
 

@@ -23,6 +23,7 @@ from model_providers.moe_discriminator.folder import write_config
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
+from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.merge import to_plain
 from prism_megatron.config.mini_world import MakeMiniConfig, SupervisedPhase, mini_model_config
@@ -217,7 +218,7 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
     like = target.with_name("discriminator-files")
     if world.is_main:
         shutil.copytree(policy_folder, like, ignore=shutil.ignore_patterns("*.safetensors*"), dirs_exist_ok=True)
-        write_config(like, dense_folder=policy_folder, towers=towers)
+        write_config(like, dense_folder=policy_folder, variant=Variant(towers))
     dist.barrier()
     export_folder(discriminator, target, like=like, world=world, dtype=torch.bfloat16)
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
-from model_providers.moe_discriminator.folder import read_towers
+from model_providers.moe_discriminator.folder import read_variant
 from prism_megatron.config.check import CheckConfig
 from prism_megatron.config.convert import ToHFConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
@@ -186,7 +186,7 @@ def test_a_checkpoint_goes_on_in_another_layout(finished: Path, tmp_path: Path) 
 def test_the_checkpoint_alone_gives_the_exported_policy(finished: Path, tmp_path: Path) -> None:
     """Claim: a checkpoint of training needs no other folder: to-hf makes of it what the run exported, files included.
 
-    Its discriminator becomes a folder too, with the towers of the one it started from.
+    Its discriminator becomes a folder too, of the kind of the one it started from.
     """
     checkpoint = finished / "checkpoints" / f"step_{STEPS:06d}"
     assert check_weights(CheckConfig(str(checkpoint), str(finished / "hf"))).equal
@@ -196,7 +196,7 @@ def test_the_checkpoint_alone_gives_the_exported_policy(finished: Path, tmp_path
         names = {path.name for path in source.iterdir() if path.suffix != ".safetensors"}
         assert {path.name for path in (tmp_path / role).iterdir() if path.suffix != ".safetensors"} == names
         assert all((tmp_path / role / name).read_bytes() == (source / name).read_bytes() for name in names)
-    assert read_towers(tmp_path / "discriminator") == read_towers(MINI_FOLDER / "discriminator")
+    assert read_variant(tmp_path / "discriminator") == read_variant(MINI_FOLDER / "discriminator")
 
 
 def test_a_run_starts_from_a_checkpoint(finished: Path, tmp_path: Path) -> None:

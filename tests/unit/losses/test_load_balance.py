@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prism_megatron.losses.load_balance import load_balance_loss, load_balance_weights, sequence_sums
+from prism_megatron.losses.load_balance import (
+    load_balance_loss,
+    load_balance_weights,
+    merge_towers,
+    router_z_loss,
+    sequence_sums,
+)
 
 SEQUENCE, ROWS, EXPERTS, TOP_K = 6, 4, 8, 2
 TOWERS = [0, 1, 1, 0]
@@ -30,7 +36,7 @@ def routed(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def loss_of(probs: Tensor, chosen: Tensor, sequence: Tensor, lengths: Tensor, weights: Tensor) -> Tensor:
-    counts, sums = sequence_sums(probs, chosen, sequence, num=len(lengths))
+    counts, sums = (sequence_sums(x, sequence, num=len(lengths)) for x in (chosen.to(probs.dtype), probs))
     return load_balance_loss(counts, sums, lengths, weights, top_k=TOP_K, experts_per_tower=PER_TOWER)
 
 
@@ -64,11 +70,11 @@ def test_splitting_sequences_or_tokens_changes_nothing(seed: int, cut: int, toke
         inside = (sequence >= first) & (sequence < last)
         number = (sequence - first).where(inside, last - first)
         by_batch += float(loss_of(probs, chosen, number, lengths[first:last], weights[first:last]))
-    parts = [
-        sequence_sums(probs[part], chosen[part], sequence[part], num=ROWS)
-        for part in (slice(0, token_cut), slice(token_cut, None))
-    ]
-    counts, sums = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+    counts, sums = (
+        sequence_sums(x[:token_cut], sequence[:token_cut], num=ROWS)
+        + sequence_sums(x[token_cut:], sequence[token_cut:], num=ROWS)
+        for x in (chosen.to(probs.dtype), probs)
+    )
     by_token = float(load_balance_loss(counts, sums, lengths, weights, top_k=TOP_K, experts_per_tower=PER_TOWER))
     assert by_batch == pytest.approx(whole, abs=1e-12)
     assert by_token == pytest.approx(whole, abs=1e-12)
@@ -81,9 +87,45 @@ def test_balanced_routing_gives_the_sum_of_the_weights_and_padding_counts_nowher
     probs[2:, 0] = 1.0
     chosen = torch.zeros(4, 4, dtype=torch.bool)
     chosen[0, 0] = chosen[1, 2] = chosen[2:, 0] = True
-    counts, sums = sequence_sums(probs, chosen, torch.tensor([0, 0, 1, 1]), num=1)
-    loss = load_balance_loss(counts, sums, torch.tensor([2]), torch.tensor([1.0]), top_k=1, experts_per_tower=2)
+    sequence = torch.tensor([0, 0, 1, 1])
+    loss = load_balance_loss(
+        sequence_sums(chosen.float(), sequence, num=1),
+        sequence_sums(probs, sequence, num=1),
+        torch.tensor([2]),
+        torch.tensor([1.0]),
+        top_k=1,
+        experts_per_tower=2,
+    )
     assert loss.item() == pytest.approx(1.0)
+
+
+def test_the_z_loss_is_the_weighted_mean_of_each_sequence() -> None:
+    """Sums over tokens, hand-made: 1/2 · (4 + 9) / 2 + 3 · 16 / 1."""
+    squares = sequence_sums(torch.tensor([[4.0], [9.0], [16.0], [25.0]]), torch.tensor([0, 0, 1, 2]), num=2)
+    loss = router_z_loss(squares[:, 0], torch.tensor([2, 1]), torch.tensor([0.5, 3.0]))
+    assert loss.item() == pytest.approx(0.5 * 13 / 2 + 3 * 16)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10_000))
+def test_merged_towers_are_one_sequence_of_all_their_tokens(seed: int) -> None:
+    """Claim: the micro-batch form equals a loop over each tower's tokens, weighing the sum of their weights (to 1e-6).
+
+    It differs from the form by sequence, or the scope would be a flag that does nothing.
+    """
+    probs, chosen, sequence, lengths = routed(seed)
+    towers = torch.tensor(TOWERS)
+    weights = load_balance_weights(TOWERS, coefficient=1.0, sequence_counts=[2, 4])
+    merged_lengths, merged = merge_towers(towers, lengths, weights.unsqueeze(0), num_towers=2)
+    of_token = torch.cat([towers, torch.tensor([2])])[sequence]
+    expected = 0.0
+    for tower, weight in enumerate((1.0, 0.5)):
+        mine = of_token == tower
+        share, mean_prob = chosen[mine].double().mean(0) / TOP_K, probs[mine].mean(0)
+        expected += weight * PER_TOWER * float((share * mean_prob).sum())
+    found = float(loss_of(probs, chosen, of_token, merged_lengths, merged[0]))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found != pytest.approx(float(loss_of(probs, chosen, sequence, lengths, weights)), abs=1e-4)
 
 
 def test_a_tower_with_sequences_needs_a_count() -> None:
