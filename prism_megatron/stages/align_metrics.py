@@ -15,7 +15,7 @@ from prism_megatron.evaluation.report import Sample
 from prism_megatron.evaluation.scenes import SceneJudgement
 from prism_megatron.stages.align import AlignStep
 from prism_megatron.stages.batches import TOWER_NAMES, TOWERS
-from prism_megatron.stages.game_metrics import game_row, truths_of
+from prism_megatron.stages.game_metrics import game_row, rights_of, truths_of
 from prism_megatron.stages.judge import TrunkCost
 
 Row = dict[str, float | int | None]
@@ -53,7 +53,7 @@ def step_row(step: AlignStep, renderer: Renderer) -> Row:
         "settled": int(step.verdict == "stop"),
     }
     row |= advantage_row(step)
-    row |= game_row(step.groups, step.judgement, truths)
+    row |= game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, renderer))
     row |= cost_row(step.judgement.cost, pairs=num_valid + num_replayed)
     row |= {name: value for name, value in step.policy_sums.items() if not name.startswith(("gap/", "importance/"))}
     row |= gap_row(step.policy_sums) | importance_row(step.policy_sums)

@@ -15,7 +15,7 @@ import torch
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.merge import save, to_yaml
 from prism_megatron.engine import checkpoint
-from prism_megatron.engine.runtime import start, stop
+from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.errors import CheckpointError
 from prism_megatron.evaluation.report import write_report
 from prism_megatron.observability.metrics import MetricsWriter, read_metrics
@@ -45,6 +45,12 @@ from prism_megatron.stages.session import (
 def run_alignment(config: AlignConfig) -> None:
     """Everything ``tools/run_align.py`` does, on one rank."""
     world = start(config.parallel, seed=config.seed)
+    align_on(world, config)
+    stop(world)
+
+
+def align_on(world: World, config: AlignConfig) -> None:
+    """The run on a world that is there."""
     output = claim_run_folder(config.checkpoint, world, kind="align")
     restored = checkpoint_to_load(config.checkpoint.load, output)
     config = replace(config, checkpoint=replace(config.checkpoint, output=output))
@@ -63,7 +69,6 @@ def run_alignment(config: AlignConfig) -> None:
     last = _play(session, run, game, first_step) if first_step < config.steps else None
     run.players.rollout.close()
     _finish(session, run, last)
-    stop(world)
 
 
 @dataclass(eq=False)

@@ -37,7 +37,7 @@ from prism_megatron.stages.align_metrics import item_accuracy
 from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout
 from prism_megatron.stages.evaluate import heldout_scenes, judge_scenes
 from prism_megatron.stages.game_memory import GameMemory
-from prism_megatron.stages.game_metrics import game_row, truths_of
+from prism_megatron.stages.game_metrics import game_row, rights_of
 from prism_megatron.stages.rollout_queue import RolloutQueue
 
 ARMS = ("aligned", "lr0", "random", "shuffled")
@@ -99,7 +99,7 @@ def measure_effect(config: EffectConfig, recipe: AlignConfig) -> None:
             rows: list[dict[str, float | int | None]] = []
 
             def keep(step: AlignStep, rows: list[dict[str, float | int | None]] = rows) -> None:
-                rows.append(game_row(step.groups, step.judgement, truths_of(step.examples, step.groups, renderer)))
+                rows.append(game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, renderer)))
 
             steps = range(config.steps)
             queue = RolloutQueue(players.rollout, prompts.batch, plan.sampling, n=plan.rollouts_per_prompt,

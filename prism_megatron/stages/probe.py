@@ -12,7 +12,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.rollout.base import RolloutEngine
 from prism_megatron.stages.align import AlignPlan, Players
-from prism_megatron.stages.game_metrics import game_row, truths_of
+from prism_megatron.stages.game_metrics import game_row, rights_of
 from prism_megatron.stages.judge import judge_and_train
 from prism_megatron.stages.replay import answers_to_plain, for_judging, group_of
 from prism_megatron.stages.sampling import sample_groups
@@ -59,5 +59,5 @@ class Probe:
             load_balance=0.0,
             updates=0,
         )
-        row = game_row(self.groups, judgement, truths_of(self.examples, self.groups, renderer))
+        row = game_row(self.groups, judgement, rights_of(self.examples, self.groups, renderer))
         return {f"probe/{name}": value for name, value in row.items()}
