@@ -117,12 +117,12 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class RolloutGroup:
-    """All rollouts of one prompt beside its one reference."""
+class PreferenceGroup:
+    """One prompt with the reference that should score above every one of its answers."""
 
     prompt: Prompt
     reference: Response
-    rollouts: tuple[Rollout, ...]
+    rollouts: tuple[Response | Rollout, ...]
 
     @property
     def towers(self) -> tuple[int, ...]:
@@ -137,3 +137,10 @@ class RolloutGroup:
             for r, rollout in enumerate(self.rollouts)
             if rollout.segments.valid and all(rollout.segments.of_tower(tower) is not None for tower in self.towers)
         )
+
+
+@dataclass(frozen=True)
+class RolloutGroup(PreferenceGroup):
+    """All rollouts of one prompt beside its one reference."""
+
+    rollouts: tuple[Rollout, ...]

@@ -37,8 +37,9 @@ class DiscriminatorConfig:
     """standard deviation of the fresh router and scalar head"""
     head_dropout: float = 0.1
     """dropout before the scalar head, in the loss only; scores are read without it"""
-    load_balance: float = 0.0
-    """coefficient of the load-balancing loss per tower (paper: warm-start only)"""
+    load_balance: float | None = None
+    """coefficient of the load-balancing loss per layer and tower; by default 0 in alignment, and in warm-start what the
+    paper's 0.01 over all layers together comes to, 0.01 · top_k / layers"""
     load_balance_scope: LoadBalanceScope = "sequence"
     """whose tokens are to be balanced: each sequence's, which does not change when a batch or the world is split, or
     all of a micro-batch's (Switch)"""

@@ -54,7 +54,7 @@ def check_ranges(config: AlignConfig) -> None:
         "--format-sft": config.data.format_sft,
         "--upcycle-noise": discriminator.upcycle_noise,
         "--router-std": discriminator.router_std,
-        "--load-balance": discriminator.load_balance,
+        "--load-balance": discriminator.load_balance or 0.0,
         "--router-z-loss": discriminator.router_z_loss,
         "--score-regulariser": game.score_regulariser,
         "--format-penalty": game.penalty,
@@ -68,10 +68,11 @@ def check_ranges(config: AlignConfig) -> None:
         for name in ("beta1", "beta2"):
             _check_interval(f"--{role}.{name}", getattr(optimizer, name), at_least=0.0, below=1.0)
         _check_interval(f"--{role}.min-lr-ratio", optimizer.min_lr_ratio, at_least=0.0, at_most=1.0)
+        _check_interval(f"--{role}.warmup-ratio", optimizer.warmup_ratio, at_least=0.0, at_most=1.0)
     for flag, value in not_negative.items():
         _check_interval(flag, value, at_least=0.0)
     check_kind(discriminator)
-    check_router_losses(discriminator, load_balance=discriminator.load_balance)
+    check_router_losses(discriminator, load_balance=discriminator.load_balance or 0.0)
     for flag, folder in (
         ("--model", config.model.model),
         ("--data", config.data.data),

@@ -16,7 +16,7 @@ from prism_megatron.config.discriminator import SEGMENTS
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.load_balance import load_balance_weights
 from prism_megatron.stages.microbatches import MicroBatch
-from prism_megatron.types import Response, Rollout, RolloutGroup, TokenSequence
+from prism_megatron.types import PreferenceGroup, Response, Rollout, RolloutGroup, TokenSequence
 
 PERCEPTION, REASONING = 0, 1
 TOWERS = (PERCEPTION, REASONING)
@@ -53,7 +53,7 @@ class ScoreRow:
     rollout: int | None
 
 
-def judged_prompt(group: RolloutGroup, form: BatchFormat) -> TokenSequence:
+def judged_prompt(group: PreferenceGroup, form: BatchFormat) -> TokenSequence:
     """The prompt as the discriminator sees it.
 
     A discriminator of text reads it without the tokens that its images stand in, and no image.
@@ -62,7 +62,9 @@ def judged_prompt(group: RolloutGroup, form: BatchFormat) -> TokenSequence:
     return TokenSequence(shown, () if form.unseen_token_ids else group.prompt.images)
 
 
-def judged_segment(group: RolloutGroup, answer: Response | Rollout, tower: int, form: BatchFormat) -> tuple[int, ...]:
+def judged_segment(
+    group: PreferenceGroup, answer: Response | Rollout, tower: int, form: BatchFormat
+) -> tuple[int, ...]:
     """What stands behind the prompt: one segment, then the end token on both sides of the game.
 
     Reference and rollout end in the same token, so the last token tells nothing about who wrote the segment (method
@@ -76,24 +78,26 @@ def judged_segment(group: RolloutGroup, answer: Response | Rollout, tower: int, 
     return (*answer.token_ids[span.start : span.end], form.end_token_id)
 
 
-def segment_row(group: RolloutGroup, answer: Response | Rollout, tower: int, form: BatchFormat) -> TokenSequence:
+def segment_row(group: PreferenceGroup, answer: Response | Rollout, tower: int, form: BatchFormat) -> TokenSequence:
     """A whole input of the discriminator: prompt and segment."""
     prompt = judged_prompt(group, form)
     return TokenSequence((*prompt.token_ids, *judged_segment(group, answer, tower, form)), prompt.images)
 
 
-def prompt_slots(group: RolloutGroup, form: BatchFormat) -> int:
+def prompt_slots(group: PreferenceGroup, form: BatchFormat) -> int:
     """Token slots of a share's prompts, one for each tower of the group, where the segments do not repeat them."""
     return len(group.towers) * form.slot(len(judged_prompt(group, form).token_ids)) if form.share_prompts else 0
 
 
-def segment_slots(group: RolloutGroup, answer: Response | Rollout, form: BatchFormat) -> int:
+def segment_slots(group: PreferenceGroup, answer: Response | Rollout, form: BatchFormat) -> int:
     """Token slots that a valid answer takes in a packed micro-batch, for all towers of the group."""
     row = judged_segment if form.share_prompts else segment_tokens
     return sum(form.slot(len(row(group, answer, tower, form))) for tower in group.towers)
 
 
-def segment_tokens(group: RolloutGroup, answer: Response | Rollout, tower: int, form: BatchFormat) -> tuple[int, ...]:
+def segment_tokens(
+    group: PreferenceGroup, answer: Response | Rollout, tower: int, form: BatchFormat
+) -> tuple[int, ...]:
     """The ids of ``segment_row``."""
     return segment_row(group, answer, tower, form).token_ids
 
@@ -109,7 +113,7 @@ class JudgedSequence:
     prefix: int | None = None
 
 
-def judged_sequences(groups: Sequence[RolloutGroup], shares: MicroBatch, form: BatchFormat) -> list[JudgedSequence]:
+def judged_sequences(groups: Sequence[PreferenceGroup], shares: MicroBatch, form: BatchFormat) -> list[JudgedSequence]:
     """Per share and tower of its group: the prompt, if it is shared, then reference and rollouts by their length.
 
     (Neighbours of one length attend in one call of the kernel.) A repeated reference does not count.
@@ -138,7 +142,7 @@ def judged_sequences(groups: Sequence[RolloutGroup], shares: MicroBatch, form: B
 
 
 def discriminator_batch(
-    groups: Sequence[RolloutGroup],
+    groups: Sequence[PreferenceGroup],
     shares: MicroBatch,
     *,
     form: BatchFormat,
