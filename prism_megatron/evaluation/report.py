@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from prism_megatron.evaluation.charts import line_chart
+from prism_megatron.evaluation.game_charts import game_charts
 from prism_megatron.observability.metrics import Row, write_atomically
 from prism_megatron.observability.progress import format_seconds
 from prism_megatron.observability.summary import TOWERS, number, step_seconds
@@ -95,20 +96,29 @@ def write_report(
 
 
 def _game_table(summary: Mapping[str, Any]) -> str:
-    cells = [
-        (tower, _figure(summary["reward_gap"][tower], "+.2f"), _figure(summary["disc_accuracy"][tower], ".2f"),
-         f"{summary['pairs'][tower]:,}")
-        for tower in TOWERS
-    ]  # fmt: skip
-    body = "".join(
-        f"<tr><td>{tower}</td><td class='n'>{gap}</td><td class='n'>{accuracy}</td><td class='n'>{pairs}</td></tr>"
-        for tower, gap, accuracy, pairs in cells
-    )
-    valid = f"{_figure(summary['valid_share'], '.2f')} of {summary['rollouts']:,} rollouts"
-    return (
-        "<table><tr><th>Tower</th><th class='n'>Reward gap</th><th class='n'>Accuracy</th><th class='n'>Pairs</th></tr>"
-        f"{body}<tr><td>Valid</td><td colspan='3'>{valid}</td></tr></table>"
-    )
+    heads = "".join(f"<th class='n'>{head}</th>" for head in ("Reward gap", "Accuracy", "Pairs", "AUC", "Length"))
+    body = ""
+    for tower in TOWERS:
+        auc = f"{_figure(summary['auc'][tower], '.2f')} of {summary['auc_pairs'][tower]:,}"
+        figures = (
+            _figure(summary["reward_gap"][tower], "+.2f"),
+            _figure(summary["disc_accuracy"][tower], ".2f"),
+            f"{summary['pairs'][tower]:,}",
+            auc if summary["auc_pairs"][tower] else "–",
+            _figure(summary["length_correlation"][tower], "+.2f"),
+        )
+        body += f"<tr><td>{tower}</td>{_cells(figures)}</tr>"
+    others = {
+        "Valid": f"{_figure(summary['valid_share'], '.2f')} of {summary['rollouts']:,} rollouts",
+        "Towers agree": _figure(summary["tower_agreement"], "+.2f"),
+        "Rollbacks": f"{summary['rollbacks']:,}",
+    }
+    body += "".join(f"<tr><td>{name}</td><td colspan='5'>{value}</td></tr>" for name, value in others.items())
+    return f"<table><tr><th>Tower</th>{heads}</tr>{body}</table>"
+
+
+def _cells(figures: Sequence[str]) -> str:
+    return "".join(f"<td class='n'>{figure}</td>" for figure in figures)
 
 
 def _time_table(summary: Mapping[str, Any]) -> str:
@@ -131,12 +141,8 @@ def _charts(rows: Sequence[Row]) -> str:
     def curve(key: str) -> list[tuple[float, float | None]]:
         return [(number(row, "step") or 0.0, number(row, key)) for row in rows]
 
-    def both(key: str) -> dict[str, list[tuple[float, float | None]]]:
-        return {tower: curve(f"{tower}/{key}") for tower in TOWERS}
-
     charts = [
-        line_chart("Reward gap: score of reference less score of rollout", both("reward_gap")),
-        line_chart("Discriminator accuracy: pairs it ranks right", both("accuracy"), share=True),
+        *game_charts(rows),
         line_chart("Valid rollouts", {"valid": curve("valid_share")}, share=True),
         line_chart("Tokens in a response", {"tokens": _ratio(rows, "response_tokens", "rollouts")}),
     ]

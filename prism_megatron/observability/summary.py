@@ -56,6 +56,13 @@ def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
         "reward_gap": {tower: _pooled(last, f"{tower}/reward_gap", f"{tower}/pairs") for tower in TOWERS},
         "disc_accuracy": {tower: _pooled(last, f"{tower}/accuracy", f"{tower}/pairs") for tower in TOWERS},
         "pairs": {tower: _total(last, f"{tower}/pairs") for tower in TOWERS},
+        "auc": {tower: _pooled(last, f"{tower}/auc", f"{tower}/auc_pairs") for tower in TOWERS},
+        "auc_pairs": {tower: _total(last, f"{tower}/auc_pairs") for tower in TOWERS},
+        "length_correlation": {
+            tower: _pooled(last, f"{tower}/length_correlation", f"{tower}/length_correlation_count") for tower in TOWERS
+        },
+        "tower_agreement": _pooled(last, "tower_agreement", "tower_agreement_groups"),
+        "rollbacks": _total(rows, "rolled_back"),
         "valid_share": _pooled(last, "valid_share", "rollouts"),
         "valid_rollouts": _total(last, "valid_rollouts"),
         "rollouts": _total(last, "rollouts"),

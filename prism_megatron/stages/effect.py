@@ -33,9 +33,11 @@ from prism_megatron.evaluation.scenes import SceneJudgement
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.stages.align import AlignPlan, AlignStep, Players, align
-from prism_megatron.stages.align_metrics import game_row, item_accuracy
+from prism_megatron.stages.align_metrics import item_accuracy
 from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout
 from prism_megatron.stages.evaluate import heldout_scenes, judge_scenes
+from prism_megatron.stages.game_memory import GameMemory
+from prism_megatron.stages.game_metrics import game_row, rights_of
 from prism_megatron.stages.rollout_queue import RolloutQueue
 
 ARMS = ("aligned", "lr0", "random", "shuffled")
@@ -97,12 +99,13 @@ def measure_effect(config: EffectConfig, recipe: AlignConfig) -> None:
             rows: list[dict[str, float | int | None]] = []
 
             def keep(step: AlignStep, rows: list[dict[str, float | int | None]] = rows) -> None:
-                rows.append(game_row(step.judgement.sums))
+                rows.append(game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, renderer)))
 
             steps = range(config.steps)
             queue = RolloutQueue(players.rollout, prompts.batch, plan.sampling, n=plan.rollouts_per_prompt,
                                  seed=plan.seed, world=world, steps=steps, ahead=0)  # fmt: skip
-            align(players, queue, plan, world=world, steps=steps, timers=PhaseTimers(), on_step=keep)
+            memory = GameMemory.fresh(plan.game, seed=seed)
+            align(players, queue, plan, memory, world=world, steps=steps, timers=PhaseTimers(), on_step=keep)
             after[arm].append(evaluate(players, examples, renderer, seed=seed))
             games[arm].append(rows[-1])
             if world.is_main:
@@ -151,7 +154,7 @@ def _set_up(
         load_balance=recipe.discriminator.load_balance or 0.0,
         vocab_size=shape.text.vocab,
         seed=seed,
-        form=batch_format(renderer, world),
+        form=batch_format(renderer, world, share_prompts=True),
     )
     prompts = SceneSource(renderer, split="align", seed=seed, batch_size=recipe.rollout.prompts_per_step)
     return Players(policy, discriminator, rollout), plan, prompts

@@ -15,10 +15,11 @@ from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.align import AlignPlan, group_advantages, train_policy
+from prism_megatron.stages.align import AlignPlan, train_policy
 from prism_megatron.stages.align_build import build_discriminator
 from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout
 from prism_megatron.stages.judge import judge_and_train
+from prism_megatron.stages.rewards import group_advantages
 from prism_megatron.stages.sampling import sample_groups
 from prism_megatron.types import RolloutGroup
 
@@ -45,13 +46,15 @@ def sample(world: World) -> Sequence[RolloutGroup]:
     return [mixed, *groups[1:]]
 
 
-def one_round(world: World, groups: Sequence[RolloutGroup], tokens_per_microbatch: int) -> dict[str, Any]:
+def one_round(
+    world: World, groups: Sequence[RolloutGroup], tokens_per_microbatch: int, share_prompts: bool
+) -> dict[str, Any]:
     """Losses, gradient norms and scores of one discriminator and one policy step."""
     folder = MINI_FOLDER / "policy"
     shape, renderer = Qwen3VLShape.from_folder(folder), Renderer.from_folder(folder)
     policy = build_policy(folder, shape, world=world, dtype=torch.float32, optimizer=MINI_ALIGN.policy, total_steps=10)
     discriminator = build_discriminator(MINI_ALIGN, folder, shape, world=world, dtype=torch.float32)
-    form = batch_format(renderer, world)
+    form = batch_format(renderer, world, share_prompts=share_prompts)
     judgement = judge_and_train(
         discriminator,
         groups,
@@ -61,19 +64,19 @@ def one_round(world: World, groups: Sequence[RolloutGroup], tokens_per_microbatc
         seed=SEED,
         step=0,
         tokens_per_microbatch=tokens_per_microbatch,
-        load_balance=0.005,
+        load_balance=0.0,
     )
     plan = AlignPlan(
         game=MINI_ALIGN.game,
         sampling=Sampling(),
         rollouts_per_prompt=NUM_ROLLOUTS,
         tokens_per_microbatch=tokens_per_microbatch,
-        load_balance=0.005,
+        load_balance=0.0,
         vocab_size=shape.text.vocab,
         seed=SEED,
         form=form,
     )
-    advantages = [group_advantages(group, g, judgement, plan, step=0) for g, group in enumerate(groups)]
+    advantages = [group_advantages(group, g, judgement, plan.game, seed=SEED, step=0) for g, group in enumerate(groups)]
     sums, policy_result = train_policy(policy, groups, advantages, plan, version=0, world=world)
     assert judgement.result is not None
     assert policy_result is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from prism_megatron.advantages import per_expert_advantages
+from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_expert_advantages
 
 score = st.floats(-15, 15, allow_nan=False)
 groups = st.integers(1, 8).flatmap(
@@ -22,19 +23,30 @@ groups = st.integers(1, 8).flatmap(
     )
 )
 Group = tuple[list[float], list[float], list[bool]]
+FORMS = [per_expert_advantages, joint_advantages]
 
 
-def advantages(group: Group) -> torch.Tensor:
+def result(group: Group, form: Callable[..., GroupAdvantages] = per_expert_advantages) -> GroupAdvantages:
     perception, reasoning, valid = group
-    return per_expert_advantages(
+    return form(
         torch.tensor(perception, dtype=torch.float64), torch.tensor(reasoning, dtype=torch.float64), torch.tensor(valid)
-    ).mixed_N
+    )
+
+
+def advantages(group: Group, form: Callable[..., GroupAdvantages] = per_expert_advantages) -> torch.Tensor:
+    return result(group, form).mixed_N
+
+
+def clip(score: float) -> float:
+    return max(-10.0, min(10.0, score))
 
 
 def slow_normalise(scores: list[float], valid: list[bool]) -> list[float]:
-    clipped = [max(-10.0, min(10.0, s)) for s in scores]
+    clipped = [clip(s) for s in scores]
     lowest = min((s for s, ok in zip(clipped, valid, strict=True) if ok), default=0.0)
     filled = [s if ok else lowest - 1.0 for s, ok in zip(clipped, valid, strict=True)]
+    if len(filled) > 1 and max(filled) - min(filled) <= 1e-5 * max(1.0, *(abs(s) for s in filled)):
+        return [0.0] * len(filled)
     mean, std = (statistics.fmean(filled), statistics.stdev(filled)) if len(filled) > 1 else (0.0, 1.0)
     return [(s - mean) / (std + 1e-6) for s in filled]
 
@@ -53,67 +65,130 @@ def test_equals_the_method_written_out(group: Group) -> None:
     torch.testing.assert_close(advantages(group), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
+def test_rounding_is_no_contrast() -> None:
+    """Equal texts whose scores differ in float32's last places get 0, a difference of 1e-3 the full contrast."""
+    for difference, expected in ((2e-7, 0.0), (1e-3, 1.1547)):
+        scores = [3.0, 3.0, 3.0 + difference]
+        largest = float(advantages((scores, scores, [True] * 3)).abs().max())
+        assert largest == pytest.approx(expected, abs=0.01)
+
+
+@settings(deadline=None, max_examples=80)
+@given(groups)
+def test_joint_equals_the_paper_written_out(group: Group) -> None:
+    """Clip each, mix, substitute, normalise: to 1e-7 of a pure Python twin, without a penalty."""
+    perception, reasoning, valid = group
+    mixed = [0.5 * clip(v) + 0.5 * clip(r) for v, r in zip(perception, reasoning, strict=True)]
+    expected = slow_normalise(mixed, valid) if any(valid) else [0.0] * len(valid)
+    torch.testing.assert_close(
+        advantages(group, joint_advantages), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
 @settings(deadline=None, max_examples=40)
-@given(groups, st.randoms(use_true_random=False))
-def test_permuting_rollouts_permutes_advantages(group: Group, random: Random) -> None:
+@given(group=groups, random=st.randoms(use_true_random=False))
+def test_permuting_rollouts_permutes_advantages(
+    form: Callable[..., GroupAdvantages], group: Group, random: Random
+) -> None:
     """The order of a group does not matter, to 1e-7."""
     order = list(range(len(group[2])))
     random.shuffle(order)
     permuted = ([group[0][i] for i in order], [group[1][i] for i in order], [group[2][i] for i in order])
-    torch.testing.assert_close(advantages(permuted), advantages(group)[order], rtol=0, atol=1e-7)
+    torch.testing.assert_close(advantages(permuted, form), advantages(group, form)[order], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(deadline=None, max_examples=40)
+@given(group=groups, shift=st.integers(-4, 4))
+def test_a_shift_of_one_tower_changes_nothing(form: Callable[..., GroupAdvantages], group: Group, shift: int) -> None:
+    """Adding a constant to a tower's scores, short of the clip, moves no advantage of n > 1 by more than 1e-7.
+
+    Scores are multiples of 1/64: sums of others round, and what is equal before the shift must stay so.
+    """
+    assume(len(group[2]) > 1)
+    small = ([round(s * 16) / 64 for s in group[0]], [round(s * 16) / 64 for s in group[1]], group[2])
+    shifted = ([s + shift for s in small[0]], small[1], group[2])
+    torch.testing.assert_close(advantages(shifted, form), advantages(small, form), rtol=0, atol=1e-7)
 
 
 @settings(deadline=None, max_examples=40)
-@given(groups, st.integers(-4, 4))
-def test_a_shift_of_one_tower_changes_nothing(group: Group, shift: int) -> None:
-    """Adding a constant to a tower's scores, short of the clip, moves no advantage of n > 1 by more than 1e-7."""
-    assume(len(group[2]) > 1)
-    small = ([s * 0.25 for s in group[0]], group[1], group[2])
-    shifted = ([s + shift for s in small[0]], group[1], group[2])
-    torch.testing.assert_close(advantages(shifted), advantages(small), rtol=0, atol=1e-7)
+@given(groups)
+def test_joint_advantages_have_unit_variance(group: Group) -> None:
+    """Mean 0 and standard deviation 1, whatever the towers' scales, unless the rewards are all the same."""
+    given = result(group, joint_advantages)
+    assume(len(group[2]) > 1 and any(group[2]) and not given.num_flat)
+    assert float(given.mixed_N.mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(given.mixed_N.std()) == pytest.approx(1.0, abs=0.1)
+    assert given.perception_N is None
+    assert given.reasoning_N is None
+
+
+def test_the_tower_with_the_larger_spread_decides_jointly() -> None:
+    """Claim: the forms differ as the method says: jointly the wide tower wins, per expert both count alike."""
+    group = ([0.0, 1.0], [9.0, 0.0], [True, True])
+    assert advantages(group).tolist() == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert advantages(group, joint_advantages).tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)], abs=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_valid_rollout_stands_above_the_others(form: Callable[..., GroupAdvantages]) -> None:
+    """Among three answers the only valid one gets 2/sqrt(3) of a standard deviation, whatever its score; counted."""
+    given = result(([-3.0, math.nan, math.nan], [7.0, math.nan, math.nan], [True, False, False]), form)
+    assert given.num_valid == 1
+    assert given.num_flat == 0
+    assert float(given.mixed_N[0]) == pytest.approx(2 / 3**0.5, abs=1e-4)
+
+
+def test_all_invalid_group_as_released() -> None:
+    """Every rollout loses the penalty, with no contrast between them."""
+    nan = torch.full((3,), math.nan)
+    given = per_expert_advantages(nan, nan, torch.zeros(3, dtype=torch.bool), all_invalid="release")
+    assert given.mixed_N.tolist() == [-1.5] * 3
 
 
 def test_all_invalid_group_is_zero_and_counted() -> None:
     """No valid rollout, scores NaN: advantages 0, not an uncentred push."""
     nan = torch.full((3,), math.nan)
-    result = per_expert_advantages(nan, nan, torch.zeros(3, dtype=torch.bool))
-    assert result.all_invalid
-    assert result.num_valid == 0
-    assert result.mixed_N.tolist() == [0.0, 0.0, 0.0]
+    given = per_expert_advantages(nan, nan, torch.zeros(3, dtype=torch.bool))
+    assert given.all_invalid
+    assert given.num_valid == 0
+    assert given.mixed_N.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_towers_mix_linearly_and_penalty_stands_in_each() -> None:
     """mixed = alpha * perception + (1 - alpha) * reasoning, penalty included once."""
-    result = per_expert_advantages(
+    given = per_expert_advantages(
         torch.tensor([1.0, 2.0, math.nan]),
         torch.tensor([0.0, 5.0, math.nan]),
         torch.tensor([True, True, False]),
         alpha=0.25,
     )
-    assert result.perception_N is not None
-    assert result.reasoning_N is not None
-    torch.testing.assert_close(result.mixed_N, 0.25 * result.perception_N + 0.75 * result.reasoning_N)
+    assert given.perception_N is not None
+    assert given.reasoning_N is not None
+    torch.testing.assert_close(given.mixed_N, 0.25 * given.perception_N + 0.75 * given.reasoning_N)
     # Perception is [1, 2, 0] after substitution: mean 1, std 1.
     torch.testing.assert_close(
-        result.perception_N, torch.tensor([0.0, 1.0, -2.5], dtype=torch.float64), rtol=0, atol=1e-5
+        given.perception_N, torch.tensor([0.0, 1.0, -2.5], dtype=torch.float64), rtol=0, atol=1e-5
     )
-    assert result.num_valid == 2
+    assert given.num_valid == 2
 
 
 def test_perception_alone() -> None:
     """Without reasoning scores the mixed advantage is the perception advantage, not half of it."""
-    result = per_expert_advantages(torch.tensor([1.0, 3.0]), None, torch.tensor([True, True]))
-    assert result.reasoning_N is None
+    given = per_expert_advantages(torch.tensor([1.0, 3.0]), None, torch.tensor([True, True]))
+    assert given.reasoning_N is None
     torch.testing.assert_close(
-        result.mixed_N, torch.tensor([-1.0, 1.0], dtype=torch.float64) / math.sqrt(2.0), rtol=0, atol=1e-5
+        given.mixed_N, torch.tensor([-1.0, 1.0], dtype=torch.float64) / math.sqrt(2.0), rtol=0, atol=1e-5
     )
 
 
 def test_zero_variance_and_clipping() -> None:
     """Equal scores give 0; scores beyond the clip become equal and are counted."""
-    result = per_expert_advantages(torch.tensor([11.0, 14.0]), torch.tensor([2.0, 2.0]), torch.tensor([True, True]))
-    assert result.mixed_N.tolist() == [0.0, 0.0]
-    assert result.num_clipped_scores == 2
+    given = per_expert_advantages(torch.tensor([11.0, 14.0]), torch.tensor([2.0, 2.0]), torch.tensor([True, True]))
+    assert given.mixed_N.tolist() == [0.0, 0.0]
+    assert given.num_clipped_scores == 2
+    assert given.num_flat == 2
 
 
 def test_a_valid_rollout_with_nan_is_refused() -> None:

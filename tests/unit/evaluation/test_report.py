@@ -134,3 +134,39 @@ def test_every_set_of_points_makes_a_figure(points: list[tuple[float, float | No
     assert figure.startswith("<figure>")
     assert "nan" not in figure
     assert ("no data" in figure) == all(y is None for _, y in points)
+
+
+def test_health_of_the_game_is_shown_per_tower_where_there_is_any(tmp_path: Path) -> None:
+    """Claim: AUC, length, spread, agreement and the probe set have figures; what no row has, has no chart."""
+    health = {
+        "perception/auc": 0.75,
+        "perception/auc_pairs": 8,
+        "perception/length_correlation": -0.5,
+        "perception/length_correlation_count": 4,
+        "perception/reference_std": 1.0,
+        "tower_agreement": 0.25,
+        "tower_agreement_groups": 2,
+        "rolled_back": 1,
+        "probe/discriminator_loss": 0.5,
+        "probe/perception/reward_gap": 2.0,
+        "perception/expert_entropy": 0.9,
+    }
+    facts = RunFacts(world_size=1, layout={"tp": 1}, hf_export=None, checkpoint=None, megatron_core="0.16.1",
+                     torch="2.13", other_seconds={})  # fmt: skip
+    pages = []
+    for extra in (health, {}):
+        rows = [{**row(step), **extra} for step in range(2)]
+        summary = summarise(rows, facts)
+        assert summary["auc"] == {"perception": extra.get("perception/auc"), "reasoning": None}
+        assert summary["tower_agreement"] == extra.get("tower_agreement")
+        assert summary["rollbacks"] == (2 if extra else 0)
+        write_report(tmp_path / "report.html", title="t", rows=rows, summary=summary, samples=[])
+        pages.append(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    shown, without = pages
+    assert "0.75 of 16" in shown
+    assert "-0.50" in shown
+    for title in ("(AUC)", "Probe set: reward gap", "Evenness of the experts' load"):
+        assert title in shown
+        assert title not in without
+    assert "Spread of scores" in without
+    assert "–" in without

@@ -1,0 +1,50 @@
+"""Curves of the game between policy and discriminator, tower by tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prism_megatron.evaluation.charts import Points, line_chart
+from prism_megatron.observability.metrics import Row
+from prism_megatron.observability.summary import TOWERS, number
+
+Curve = Callable[[str], Points]
+SIDES = ("reference", "rollout")
+
+
+def game_charts(rows: Sequence[Row]) -> list[str]:
+    """One figure for each question that ``metrics.jsonl`` answers; a curve has gaps where there is no data."""
+
+    def curve(key: str) -> Points:
+        return [(number(row, "step") or 0.0, number(row, key)) for row in rows]
+
+    def probed(key: str) -> Points:
+        return [(x, y) for x, y in curve(key) if y is not None]
+
+    def both(key: str, of: Curve = curve) -> dict[str, Points]:
+        return {tower: of(key.format(tower=tower)) for tower in TOWERS}
+
+    def sides(key: str) -> dict[str, Points]:
+        return {f"{tower}, {side}": curve(f"{tower}/{side}_{key}") for tower in TOWERS for side in SIDES}
+
+    def has(suffix: str) -> bool:
+        return any(number(row, key) for row in rows for key in row if key.endswith(suffix))
+
+    charts = [
+        line_chart("Reward gap: score of reference less score of rollout", both("{tower}/reward_gap")),
+        line_chart("Discriminator accuracy: pairs it ranks right", both("{tower}/accuracy"), share=True),
+        line_chart("Mean score", sides("score")),
+        line_chart("Spread of scores: standard deviation", sides("std")),
+        line_chart("Correlation of score with length, within groups", both("{tower}/length_correlation")),
+        line_chart("Do the towers rank a group's rollouts alike?", {"rank correlation": curve("tower_agreement")}),
+    ]
+    if has("/auc_pairs"):
+        charts.insert(2, line_chart("Right rollouts scored above wrong ones (AUC)", both("{tower}/auc"), share=True))
+    if has("/expert_entropy"):
+        charts.append(
+            line_chart("Evenness of the experts' load: entropy, 1 is even", both("{tower}/expert_entropy"), share=True)
+        )
+    if any("probe/discriminator_loss" in row for row in rows):
+        charts.append(line_chart("Probe set: reward gap", both("probe/{tower}/reward_gap", probed)))
+        charts.append(line_chart("Probe set: accuracy", both("probe/{tower}/accuracy", probed), share=True))
+    return charts
