@@ -65,14 +65,14 @@ def config_text(dense_config: str | bytes, variant: Variant) -> str:
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
-def check_kind_of(folder: str | Path, wanted: Variant, *, where: str | Path) -> None:
+def check_kind_of(folder: str | Path, wanted: Variant, *, where: str | Path, flag: str = "--discriminator") -> None:
     """Raise ConfigError, with the flags to use, unless ``folder`` has a discriminator of the kind that flags ask for.
 
-    ``where`` is what the user named.
+    ``where`` is what the user named, by ``flag``.
     """
     held = read_variant(folder)
     if held != wanted:
         raise ConfigError(
             f"{wanted.as_flags()}: the discriminator in {where} is another kind; use {held.as_flags()}, or another "
-            "--discriminator"
+            f"{flag}"
         )

@@ -115,29 +115,31 @@ class Discriminator(Qwen3VLTrunk):
         device = batch.input_ids_B_S.device
         slot_L_B, is_real_L_B = (torch.from_numpy(of).to(device) for of in token_sequences(batch, tokens_L))
         tower_ids_L_B, lengths_Q = batch.tower_ids_Q[slot_L_B], batch.lengths_Q
-        weights_2_Q = self._loss_weights(batch)
-        if weights_2_Q is not None and batch.row_prefixes():
-            raise ValueError("a router's losses are means over whole sequences; collate without prefixes for them")
-        if weights_2_Q is None:
+        balance_Q, z_Q = self._loss_weights(batch)
+        if balance_Q is None and z_Q is None:
             return tower_ids_L_B, slot_L_B.where(is_real_L_B, len(lengths_Q)), lengths_Q
+        if batch.row_prefixes():
+            raise ValueError("a router's losses are means over whole sequences; collate without prefixes for them")
+        nothing = lengths_Q.new_zeros(len(lengths_Q), dtype=torch.float32)
+        balance_Q = nothing if balance_Q is None else balance_Q
+        z_weights_L_B = ((nothing if z_Q is None else z_Q) / lengths_Q)[slot_L_B] * is_real_L_B
         if self.load_balance_scope == "microbatch":
             towers_Q, num_towers = batch.tower_ids_Q % self.towers.num_towers, self.towers.num_towers
-            lengths_Q, weights_2_Q = merge_towers(towers_Q, lengths_Q, weights_2_Q, num_towers=num_towers)
+            lengths_Q, balance_Q = merge_towers(towers_Q, lengths_Q, balance_Q, num_towers=num_towers)
             slot_L_B = towers_Q[slot_L_B]
-        return tower_ids_L_B, slot_L_B.where(is_real_L_B, len(lengths_Q)), lengths_Q, weights_2_Q
+        sequence_L_B = slot_L_B.where(is_real_L_B, len(lengths_Q))
+        return tower_ids_L_B, sequence_L_B, lengths_Q, balance_Q, z_weights_L_B
 
-    def _loss_weights(self, batch: Batch) -> Tensor | None:
+    def _loss_weights(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """What each sequence's load-balancing and z-losses are multiplied by; None where there is nothing to attach."""
         balance_Q, share_Q = batch.extras.get(LOAD_BALANCE_WEIGHT), batch.extras.get(SEQUENCE_SHARE)
         if not torch.is_grad_enabled():
-            return None
-        if self.router_z_loss and share_Q is None:
+            return None, None
+        if not self.router_z_loss:
+            return balance_Q, None
+        if share_Q is None:
             raise ValueError(f"a router z-loss of {self.router_z_loss} needs extras[{SEQUENCE_SHARE!r}] in the batch")
-        z_Q = self.router_z_loss * share_Q if self.router_z_loss and share_Q is not None else None
-        given = [weights_Q for weights_Q in (balance_Q, z_Q) if weights_Q is not None]
-        if not given:
-            return None
-        return torch.stack([torch.zeros_like(given[0]) if of is None else of for of in (balance_Q, z_Q)])
+        return balance_Q, self.router_z_loss * share_Q
 
     def head(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Scores ``[2, Q]`` from each sequence's last real token; equal on all ranks that share the micro-batch."""

@@ -77,18 +77,19 @@ class TowerRouter(ExpertRouter):
         self.load_K_E: Tensor
         self.register_buffer("load_K_E", load_K_E, persistent=False)
 
-    def forward(
+    def forward(  # noqa: PLR0917  # flat tensors, as a layer hands them on
         self,
         hidden_S_B_H: Tensor,
         tower_ids_S_B: Tensor,
         sequence_S_B: Tensor,
         lengths_Q: Tensor,
-        weights_2_Q: Tensor | None = None,
+        balance_weights_Q: Tensor | None = None,
+        z_weights_S_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gates ``[T, E]`` (float32) and routing map ``[T, E]`` (bool).
 
-        ``sequence_S_B`` is the number of each token's sequence, and Q for padding. ``weights_2_Q`` weigh each
-        sequence's load-balancing and z-losses (``losses.load_balance``); None attaches nothing.
+        ``sequence_S_B`` is the number of each token's sequence, and Q for padding. The weights are those of each
+        sequence's load-balancing loss and of each token's z-loss (``losses.load_balance``); None attaches nothing.
         """
         tower_ids_T, sequence_T = tower_ids_S_B.flatten(), sequence_S_B.flatten()
         logits_T_E = functional.linear(hidden_S_B_H.flatten(0, 1).float(), self.weight.float())
@@ -96,8 +97,9 @@ class TowerRouter(ExpertRouter):
         gates_T_E, chosen_T_E = choose_experts(masked_T_E, self.towers.top_k)
         chosen_and_real_T_E = chosen_T_E & (sequence_T < len(lengths_Q)).unsqueeze(-1)
         self.load_K_E.index_add_(0, tower_ids_T, chosen_and_real_T_E.to(self.load_K_E.dtype))
-        if weights_2_Q is not None:
-            loss = self._losses(masked_T_E, chosen_T_E, sequence_T, lengths_Q, weights_2_Q)
+        if balance_weights_Q is not None and z_weights_S_B is not None:
+            balance = self._balance_loss(masked_T_E, chosen_T_E, sequence_T, lengths_Q, balance_weights_Q)
+            loss = balance + router_z_loss(masked_T_E, z_weights_S_B.flatten())
             gates_T_E = AttachLoss.apply(gates_T_E, loss)  # type: ignore[no-untyped-call]
         return gates_T_E, chosen_T_E
 
@@ -107,25 +109,21 @@ class TowerRouter(ExpertRouter):
         self.load_K_E.zero_()
         return taken
 
-    def _losses(
-        self, masked_T_E: Tensor, chosen_T_E: Tensor, sequence_T: Tensor, lengths_Q: Tensor, weights_2_Q: Tensor
+    def _balance_loss(
+        self, masked_T_E: Tensor, chosen_T_E: Tensor, sequence_T: Tensor, lengths_Q: Tensor, weights_Q: Tensor
     ) -> Tensor:
-        chosen_T_E = chosen_T_E.to(masked_T_E.dtype)
-        squares_T_1 = masked_T_E.logsumexp(dim=-1, keepdim=True).square()
-        terms = torch.cat([masked_T_E.softmax(dim=-1), squares_T_1], dim=-1)
-        counts_Q_E, sums = (sequence_sums(x, sequence_T, num=len(lengths_Q)) for x in (chosen_T_E, terms))
+        terms = chosen_T_E.to(masked_T_E.dtype), masked_T_E.softmax(dim=-1)
+        counts_Q_E, prob_sums_Q_E = (sequence_sums(term, sequence_T, num=len(lengths_Q)) for term in terms)
         if self.sequence_group.size() > 1:
-            # Every rank ends with the whole sequences' sums and the same losses. Backward is the identity: a rank's
+            # Every rank ends with the whole sequences' sums and the same loss. Backward is the identity: a rank's
             # gradient is that of its own tokens, and the router's weight gradient is summed over the group.
             dist.all_reduce(counts_Q_E, group=self.sequence_group)
-            sums = reduce_from_tensor_model_parallel_region(sums, group=self.sequence_group)
-        balance_weights_Q, z_weights_Q = weights_2_Q
-        balance = load_balance_loss(
+            prob_sums_Q_E = reduce_from_tensor_model_parallel_region(prob_sums_Q_E, group=self.sequence_group)
+        return load_balance_loss(
             counts_Q_E,
-            sums[:, :-1],
+            prob_sums_Q_E,
             lengths_Q,
-            balance_weights_Q,
+            weights_Q,
             top_k=self.towers.top_k,
             experts_per_tower=self.towers.experts_per_tower,
         )
-        return balance + router_z_loss(sums[:, -1], lengths_Q, z_weights_Q)

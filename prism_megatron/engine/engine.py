@@ -316,7 +316,6 @@ class MegatronEngine:
         )
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        values = values.to(self.world.device)
         dist.all_reduce(values)
         return values.cpu()
 

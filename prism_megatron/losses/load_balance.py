@@ -44,33 +44,33 @@ def load_balance_loss(
     return (weights_Q * experts_per_tower * (share_Q_E * mean_prob_Q_E).sum(dim=-1)).sum()
 
 
-def router_z_loss(squares_Q: Tensor, lengths_Q: Tensor, weights_Q: Tensor) -> Tensor:
-    """``sum_q weight_q * mean_t logsumexp(logits_t)^2``, a scalar (Zoph et al., 2202.08906, eq. 5).
+def router_z_loss(masked_T_E: Tensor, weights_T: Tensor) -> Tensor:
+    """``sum_t weight_t * logsumexp(logits_t)^2``, a scalar that adds over tokens (Zoph et al., 2202.08906, eq. 5).
 
-    ``squares_Q`` are sums over each sequence's tokens; the logsumexp runs over the experts of the token's tower.
+    ``masked_T_E`` are logits with minus infinity for experts of other towers.
     """
-    return (weights_Q * squares_Q / lengths_Q.to(squares_Q.dtype).clamp(min=1)).sum()
+    return (weights_T * masked_T_E.logsumexp(dim=-1).square()).sum()
 
 
-def load_balance_weights(tower_ids: Sequence[int], *, coefficient: float, sequence_counts: Sequence[int]) -> Tensor:
-    """One weight per sequence, ``coefficient / sequence_counts[tower]`` ([Q] float32).
+def sequence_shares(tower_ids: Sequence[int], *, sequence_counts: Sequence[int]) -> Tensor:
+    """What a sequence counts in the mean over its tower's: ``1 / sequence_counts[tower]`` ([Q] float32).
 
-    ``sequence_counts[k]`` counts tower k's of the whole step: the loss is the mean over each tower's sequences,
-    summed over towers. Raises ValueError where a tower has sequences but a count of 0.
+    ``sequence_counts[k]`` counts tower k's of the whole step. A loss weighed by a coefficient times these is the mean
+    over each tower's sequences, summed over towers. Raises ValueError where a tower has sequences but a count of 0.
     """
     if any(sequence_counts[tower] <= 0 for tower in tower_ids):
         raise ValueError(f"sequences of towers {sorted(set(tower_ids))} but global counts {list(sequence_counts)}")
-    return torch.tensor([coefficient / sequence_counts[tower] for tower in tower_ids], dtype=torch.float32)
+    return torch.tensor([1.0 / sequence_counts[tower] for tower in tower_ids], dtype=torch.float32)
 
 
 def merge_towers(
-    tower_ids_Q: Tensor, lengths_Q: Tensor, weights_X_Q: Tensor, *, num_towers: int
+    tower_ids_Q: Tensor, lengths_Q: Tensor, weights_Q: Tensor, *, num_towers: int
 ) -> tuple[Tensor, Tensor]:
-    """Lengths ``[num_towers]`` and weights ``[X, num_towers]`` of all of a micro-batch's sequences of a tower as one.
+    """Length and weight of all of a micro-batch's sequences of a tower as one, ``[num_towers]`` each.
 
-    With them the losses above average F and P over the tokens of the micro-batch. That is the Switch form, here per
-    layer, while the release pools layers; a micro-batch weighs as much as it has of the step's sequences, which is
+    With them ``load_balance_loss`` averages F and P over the tokens of the micro-batch. That is the Switch form, here
+    per layer, while the release pools layers; a micro-batch weighs as much as it has of the step's sequences, which is
     their plain mean, as released, where all have equally many.
     """
     lengths_K = lengths_Q.new_zeros(num_towers).index_add(0, tower_ids_Q, lengths_Q)
-    return lengths_K, weights_X_Q.new_zeros((len(weights_X_Q), num_towers)).index_add(1, tower_ids_Q, weights_X_Q)
+    return lengths_K, weights_Q.new_zeros(num_towers).index_add(0, tower_ids_Q, weights_Q)

@@ -1,7 +1,7 @@
 """The oracle of a discriminator folder: transformers' Qwen3-VL with plain torch experts, in one process, unsplit.
 
 Its parameter names are those of the folder, so its gradients compare by name.
-Shape suffixes: B rows, S tokens of a row, H hidden, E experts of one tower.
+Shape suffixes: B rows, S tokens of a row, H hidden, E experts of one tower, X of all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PlainExpert(nn.Module):
 
 
 class PlainTowers(nn.Module):
-    """Token by token: softmax over the tower's experts, the best k, renormalised. ``balance`` is its own loss."""
+    """Token by token: softmax over the tower's experts, the best k, renormalised."""
 
     def __init__(self, hidden: int, ffn: int, towers: Towers) -> None:
         super().__init__()
@@ -49,26 +49,18 @@ class PlainTowers(nn.Module):
         self.experts = nn.ModuleList(PlainExpert(hidden, ffn) for _ in range(towers.num_experts))
         self.tower_ids: Sequence[int] = ()
         """the tower that judges each row; set before every pass"""
-        self.lengths: Sequence[int] = ()
-        """tokens of each row without padding; set before every pass"""
-        self.balance = torch.zeros(())
 
     def forward(self, x_B_S_H: Tensor) -> Tensor:
         """The layer's output, row by row."""
-        rows, losses = [], []
+        logits_B_S_X = self.gate(x_B_S_H)
+        rows = []
         for b, tower in enumerate(self.tower_ids):
             own = list(range(tower % self.towers.num_towers, self.towers.num_experts, self.towers.num_towers))
-            probs_S_E = self.gate(x_B_S_H[b])[:, own].float().softmax(-1)
+            probs_S_E = logits_B_S_X[b][:, own].float().softmax(-1)
             top = probs_S_E.topk(self.towers.top_k, dim=-1)
-            chosen_S_E = torch.zeros_like(probs_S_E).scatter(-1, top.indices, 1.0)
-            gates_S_E = probs_S_E * chosen_S_E
+            gates_S_E = torch.zeros_like(probs_S_E).scatter(-1, top.indices, top.values)
             gates_S_E = (gates_S_E / gates_S_E.sum(-1, keepdim=True)).to(x_B_S_H.dtype)
             rows.append(sum(gates_S_E[:, i, None] * self.experts[e](x_B_S_H[b]) for i, e in enumerate(own)))
-            real = slice(0, self.lengths[b])
-            share = chosen_S_E[real].mean(0) / self.towers.top_k
-            sequences_of_tower = sum(t == tower for t in self.tower_ids)
-            losses.append(len(own) * (share * probs_S_E[real].mean(0)).sum() / sequences_of_tower)
-        self.balance = torch.stack(losses).sum()
         return torch.stack(rows)
 
 
@@ -119,7 +111,7 @@ def plain_outcome(model: Any, samples: Sequence[Sample], shape: Qwen3VLShape, to
         of_sample = []
         for tower in range(num_judges(towers)):
             for mlp in layers:
-                mlp.tower_ids, mlp.lengths = [tower], [len(sample.row.token_ids)]
+                mlp.tower_ids = [tower]
             last_H = model.model(**inputs, use_cache=False).last_hidden_state[0, -1]
             score = last_H.float() @ model.score.weight[0].float()
             (score * score_weight(sample, tower, num_judges(towers))).backward()

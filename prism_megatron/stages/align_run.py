@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 
+from model_providers.moe_discriminator.folder import check_kind_of
+from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.merge import save, to_yaml
+from prism_megatron.conversion.checkpoint_folder import companions_folder
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.errors import CheckpointError
@@ -178,8 +181,10 @@ def _roll_back(session: Session[AlignConfig], run: AlignRun, game: _Game) -> Non
 def _restore(session: Session[AlignConfig], run: AlignRun, game: _Game, folder: Path) -> int:
     """Load both players and the game's memory; the step to go on with.
 
-    Raises CheckpointError for another run's checkpoint.
+    Raises CheckpointError for another run's checkpoint, ConfigError for one with another kind of discriminator.
     """
+    files = companions_folder(folder, "discriminator")
+    check_kind_of(files, Variant.of(session.config.discriminator), where=folder, flag="--load")
     state = checkpoint.load(folder, run.players.engines())
     if not {"step", "seed", "game"} <= state.keys():
         raise CheckpointError(f"{folder} was not saved by an alignment run: it holds {sorted(state)}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prism_megatron.config.discriminator import SEGMENTS
 from prism_megatron.engine.batch import Batch, collate
-from prism_megatron.losses.load_balance import load_balance_weights
+from prism_megatron.losses.load_balance import sequence_shares
 from prism_megatron.stages.microbatches import MicroBatch
 from prism_megatron.types import PreferenceGroup, Response, Rollout, RolloutGroup, TokenSequence
 
@@ -149,24 +149,22 @@ def discriminator_batch(
     seed: int,
     step: int,
     load_balance: float = 0.0,
-    sequences_per_tower: Sequence[int] = (0, 0),
+    sequences_per_tower: Sequence[int],
 ) -> tuple[Batch, tuple[ScoreRow | None, ...]]:
     """One packed micro-batch, and what each of its scores belongs to; None for a shared prompt's, which means nothing.
 
     ``groups`` are all of the step. Extras by sequence: ``reference_row`` place of its reference (its own for a prompt),
-    ``is_rollout`` 1 for rollouts, ``dropout_key`` (see :func:`dropout_key`), all int64. A ``load_balance`` coefficient
-    above 0 adds ``load_balance_weight``, over the step's ``sequences_per_tower``; 0 for a reference that another
-    micro-batch counts. Prompts cannot be shared then.
+    ``is_rollout`` 1 for rollouts, ``dropout_key`` (see :func:`dropout_key`), all int64; ``sequence_share`` is 1 over the
+    step's ``sequences_per_tower``, 0 for a reference that another micro-batch counts, and ``load_balance_weight`` that
+    times a ``load_balance`` coefficient above 0, with which prompts cannot be shared.
     """
     sequences = judged_sequences(groups, shares, form)
     keys = [sequence.key for sequence in sequences]
     places = {(key.group, key.tower): at for at, key in enumerate(keys) if key is not None and key.rollout is None}
     towers = [sequence.tower for sequence in sequences]
-    balance: dict[str, Sequence[float]] = {}
-    if load_balance > 0.0:
-        weights = load_balance_weights(towers, coefficient=load_balance, sequence_counts=sequences_per_tower)
-        counted = torch.tensor([sequence.counts for sequence in sequences])
-        balance["load_balance_weight"] = weights.masked_fill(~counted, 0.0).tolist()
+    counted = torch.tensor([sequence.counts for sequence in sequences])
+    shares_Q = sequence_shares(towers, sequence_counts=sequences_per_tower).masked_fill(~counted, 0.0)
+    balance = {"load_balance_weight": (load_balance * shares_Q).tolist()} if load_balance > 0.0 else {}
     batch = collate(
         [sequence.tokens for sequence in sequences],
         pad_token_id=form.pad_token_id,
@@ -177,6 +175,7 @@ def discriminator_batch(
         tower_ids=towers,
         sequence_extras={
             **balance,
+            "sequence_share": shares_Q.tolist(),
             "reference_row": [at if key is None else places[key.group, key.tower] for at, key in enumerate(keys)],
             "is_rollout": [int(key is not None and key.rollout is not None) for key in keys],
             "dropout_key": [0 if key is None else dropout_key(seed, step, key) for key in keys],

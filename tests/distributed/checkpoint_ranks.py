@@ -1,4 +1,4 @@
-"""What a rank does in the tests of checkpoints: three kinds of tiny models, one training step, saves and loads."""
+"""What a rank does in the tests of checkpoints: four kinds of tiny models, one training step, saves and loads."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.stages.convert import Role
 from tests.distributed import tiny
 
-Kind = Literal["dense", "experts", "discriminator"]
+Kind = Literal["dense", "experts", "discriminator", "dense discriminator"]
 FOLDERS: Mapping[str, Mapping[Role, Kind]] = {
     "players": {"policy": "dense", "discriminator": "discriminator"},
     "experts": {"policy": "experts"},
+    "without towers": {"discriminator": "dense discriminator"},
 }
 """The checkpoints of the tests, and what kind of model each of their roles is."""
 
@@ -58,7 +59,8 @@ def provider(kind: Kind) -> ModelProvider:
         return tiny.provider()
     if kind == "experts":
         return Qwen3VLProvider(Qwen3VLShape.from_dict(EXPERTS_CONFIG))
-    return DiscriminatorProvider(tiny.provider().shape, TOWERS, head_dropout=0.0)
+    towers = TOWERS if kind == "discriminator" else None
+    return DiscriminatorProvider(tiny.provider().shape, towers, head_dropout=0.0)
 
 
 def files(roles: Mapping[Role, Kind]) -> dict[str, ModelFiles]:
@@ -68,6 +70,7 @@ def files(roles: Mapping[Role, Kind]) -> dict[str, ModelFiles]:
         "dense": config,
         "experts": json.dumps(EXPERTS_CONFIG),
         "discriminator": config_text(config, Variant(TOWERS)),
+        "dense discriminator": config_text(config, Variant(None)),
     }
     return {role: ModelFiles({"config.json": texts[kind].encode()}) for role, kind in roles.items()}
 
@@ -76,7 +79,7 @@ def build(
     world: World, kind: Kind, model: ModelProvider | None = None, *, dtype: torch.dtype = torch.float32
 ) -> MegatronEngine:
     model = model or provider(kind)
-    role = "discriminator" if kind == "discriminator" else "policy"
+    role = "discriminator" if kind in {"discriminator", "dense discriminator"} else "policy"
     engine = MegatronEngine(name=role, provider=model, world=world, dtype=dtype, optimizer=OPTIMIZER, total_steps=9)
     engine.load_hf(tiny.weights(model))
     return engine

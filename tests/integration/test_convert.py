@@ -15,6 +15,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from model_providers.moe_discriminator.mapping import count_parameters
+from model_providers.moe_discriminator.towers import Towers
+from model_providers.moe_discriminator.variant import Variant
+from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.convert import MakeRandomConfig, TargetLayout, ToHFConfig, ToMegatronConfig, UpcyclingConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.conversion import to_hf as hf_module
@@ -24,7 +28,9 @@ from prism_megatron.conversion.to_hf import ShardPart
 from prism_megatron.conversion.to_megatron import DataFile
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.errors import ConversionError, PrismError
+from prism_megatron.stages.check_weights import check_weights
 from prism_megatron.stages.convert import to_hf, to_megatron
+from prism_megatron.stages.inspect_folder import inspect_folder
 from prism_megatron.stages.random_model import make_random
 from tests.distributed import tiny
 
@@ -229,27 +235,40 @@ def assert_same_checkpoint(first: Path, second: Path) -> None:
         assert torch.equal(one.read(key, 0, length), other.read(key, 0, length)), key
 
 
-def test_a_dense_model_becomes_a_discriminator(tmp_path: Path) -> None:
+KINDS = [
+    ({"experts_per_tower": 2, "top_k": 1}, Variant(Towers(2, experts_per_tower=2, top_k=1))),
+    ({"routing": "learned", "modality": "text"}, Variant(Towers(1), "text")),
+    ({"routing": "dense"}, Variant(None)),
+]
+
+
+@pytest.mark.parametrize(("flags", "variant"), KINDS, ids=["segment", "learned, text", "dense"])
+def test_a_dense_model_becomes_a_discriminator(tmp_path: Path, flags: dict[str, Any], variant: Variant) -> None:
     """Claim: upcycling through a checkpoint gives what ``UpcycledSource`` gives, in a folder that our loader reads.
 
-    Oracle: ``UpcycledSource``, whole tensors at a time.
+    Oracle: ``UpcycledSource``, whole tensors at a time. The checkpoint equals the folder, and both are told by kind.
     """
     from model_providers.moe_discriminator.folder import read_variant
     from model_providers.moe_discriminator.upcycle import UpcycledSource
     from prism_megatron.config.qwen3_vl import Qwen3VLShape
 
     dense = random_folder(tmp_path / "dense", "dense tied")
-    upcycling = UpcyclingConfig(experts_per_tower=2, top_k=1, upcycle_noise=0.1, router_std=0.3, seed=9)
+    upcycling = UpcyclingConfig(upcycle_noise=0.1, router_std=0.3, seed=9, **flags)
     back = round_trip(dense, tmp_path, as_role="discriminator", upcycling=upcycling, layout=TargetLayout(tp=2))
-    towers = read_variant(back).towers
-    assert towers is not None
-    assert (towers.num_towers, towers.experts_per_tower, towers.top_k) == (2, 2, 1)
+    assert read_variant(back) == variant
     shape = Qwen3VLShape.from_folder(dense)
-    expected = UpcycledSource(HFFolder(dense), shape, towers, seed=9, expert_std=0.1, init_std=0.3)
+    expected = UpcycledSource(HFFolder(dense), shape, variant.towers, seed=9, expert_std=0.1, init_std=0.3)
     found = HFFolder(back)
     assert sorted(expected.names()) == list(found.names())
     for name in expected.names():
         assert torch.equal(expected.get(name), found.get(name)), name
+    assert check_weights(CheckConfig(str(back), str(tmp_path / "megatron"))).equal
+    for facts in (
+        inspect_folder(InspectConfig(str(back))),
+        inspect_folder(InspectConfig(str(tmp_path / "megatron")))["discriminator"],
+    ):
+        assert (facts["routing"], facts["modality"]) == (variant.routing, variant.modality)
+        assert facts["parameters without the experts that a token skips"] == count_parameters(shape, variant.towers)[1]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

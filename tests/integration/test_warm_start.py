@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from model_providers.moe_discriminator.folder import read_towers
+from model_providers.moe_discriminator.folder import read_variant
+from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.warm_start import (
@@ -97,7 +98,7 @@ def test_every_step_trains_on_every_valid_sample(finished: Path) -> None:
 
 def test_the_run_leaves_a_discriminator_to_align_against(finished: Path, gloo: GlooWorld) -> None:
     """Claim: the folder and the last checkpoint hold the same weights, not those of the checkpoint before."""
-    assert read_towers(finished / "hf").experts_per_tower == 4
+    assert read_variant(finished / "hf") == Variant.of(MINI_WARM_START.discriminator)
     last, before = (finished / "checkpoints" / f"step_{step:06d}" for step in (STEPS, STEPS - 2))
     hashes = [gloo.run(discriminator_hash, folder, num_ranks=1)[0] for folder in (finished / "hf", last, before)]
     assert hashes[0] == hashes[1] != hashes[2]

@@ -1,11 +1,13 @@
-"""The oracle of the discriminator tests: transformers' Qwen3-VL with plain torch experts, in one process, unsplit.
+"""The oracle of the discriminator tests: transformers' models, in one process, unsplit.
 
-Its parameter names are those of a discriminator folder, so its gradients compare by name.
+Dense MLPs are those of its Qwen3-VL and one pool of experts is its Qwen3-VL-MoE; towers are plain torch experts in the
+former. Gradients carry the names of a discriminator folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +18,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_providers.moe_discriminator.towers import Towers
+from prism_megatron.config.discriminator import LoadBalanceScope
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.discriminator import PairRows
-from prism_megatron.parity.discriminator import add_towers
+from prism_megatron.parity.discriminator import PlainTowers, add_towers
 from prism_megatron.parity.samples import IMAGE, PAD, image, row
 from prism_megatron.parity.tiny import tiny_config, tiny_model
 from prism_megatron.types import TokenSequence
+from tests.parity.router_oracle import balance_loss as balance_loss_of
+from tests.parity.router_oracle import gate_logits, load_metrics, merged, own_logits, z_loss
 from tests.parity.tiny_batches import real_tokens, shape_of
 
 TOWERS = Towers(num_towers=2, experts_per_tower=4, top_k=2)
+POOL = Towers(num_towers=1, experts_per_tower=4, top_k=2)
 DROPOUT = 0.25
 BALANCE = 0.1
+Z = 0.01
 REGULARISER = 0.01
 
 
@@ -101,8 +108,9 @@ def batch_of(
         "is_rollout": torch.tensor([r != i for i, r in enumerate(references)]),
         "dropout_key": torch.tensor(keys),
     }
+    extras["sequence_share"] = torch.tensor([1.0 / case.sequence_counts[t] for t in towers])
     if balance:
-        extras["load_balance_weight"] = torch.tensor([balance / case.sequence_counts[t] for t in towers])
+        extras["load_balance_weight"] = balance * extras["sequence_share"]
     return dataclasses.replace(batch, extras=extras)
 
 
@@ -111,11 +119,33 @@ def pair_rows(batch: Batch) -> PairRows:
     return PairRows(batch.extras["reference_row"], batch.extras["is_rollout"], batch.tower_ids_Q)
 
 
-def plain_discriminator(config: Mapping[str, Any], towers: Towers = TOWERS, *, seed: int = 1) -> Any:
-    """``tiny_model`` with random experts and a random head instead of its MLPs and vocabulary."""
-    model = tiny_model(config, seed=seed)
+def plain_discriminator(config: Mapping[str, Any], towers: Towers | None = TOWERS, *, seed: int = 1) -> Any:
+    """``tiny_model`` with random experts, or none, and a random head instead of its vocabulary."""
     torch.manual_seed(seed)
-    return add_towers(model, shape_of(config), towers)
+    if towers is None or towers.num_towers > 1:
+        return add_towers(tiny_model(config, seed=seed), shape_of(config), towers)
+    sizes = {"num_experts": towers.num_experts, "num_experts_per_tok": towers.top_k}
+    pool_config = tiny_config(num_experts=towers.num_experts)
+    pool_config["text_config"] |= {**sizes, "moe_intermediate_size": config["text_config"]["intermediate_size"]}
+    return add_towers(tiny_model(pool_config, seed=seed), shape_of(config), None)
+
+
+def in_folder_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a model of transformers (weights or gradients), its fused experts one by one."""
+    named = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            named[name] = tensor
+            continue
+        folder = name.rsplit(".", 1)[0]
+        for expert, matrix in enumerate(tensor):
+            parts = (
+                {"down": matrix}
+                if name.endswith("down_proj")
+                else dict(zip(("gate", "up"), matrix.chunk(2), strict=True))
+            )
+            named |= {f"{folder}.{expert}.{part}_proj.weight": of for part, of in parts.items()}
+    return named
 
 
 def plain_hidden(model: Any, batch: Batch) -> Tensor:
@@ -137,31 +167,54 @@ def plain_hidden(model: Any, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class PlainResult:
-    """Scores without dropout of all rows in prompt order, the whole loss, the balance part, gradients by name."""
+    """Scores without dropout of all rows in prompt order, the three losses, expert loads, gradients by name."""
 
     scores: Tensor
     loss: float
     balance: float
+    z: float
+    loads: Mapping[str, float]
     gradients: dict[str, Tensor]
 
 
-def plain_step(model: Any, case: Case, *, balance: float = BALANCE) -> PlainResult:
-    """Scores, loss (with dropout) and every gradient of one whole step as one padded batch."""
+def plain_step(
+    model: Any,
+    case: Case,
+    towers: Towers | None = TOWERS,
+    *,
+    balance: float = BALANCE,
+    scope: LoadBalanceScope = "sequence",
+    z: float = Z,
+) -> PlainResult:
+    """Scores, losses (with dropout) and every gradient of one whole step as one padded batch."""
     batch = batch_of(case, range(len(case.prompts)))
     assert batch.tower_ids_Q is not None
-    layers = [layer.mlp for layer in model.model.language_model.layers]
-    for mlp in layers:
-        mlp.tower_ids, mlp.lengths = batch.tower_ids_Q.tolist(), batch.lengths_Q.tolist()
-    last_B_H = plain_hidden(model, batch)[torch.arange(len(batch.lengths_Q)), batch.lengths_Q - 1]
+    tower_ids = batch.tower_ids_Q.tolist()
+    for module in model.modules():
+        if isinstance(module, PlainTowers):
+            module.tower_ids = tower_ids
+    with gate_logits(model, batch) as logits:
+        hidden = plain_hidden(model, batch)
+    last_B_H = hidden[torch.arange(len(batch.lengths_Q)), batch.lengths_Q - 1]
     scores = model.score(last_B_H)[:, 0]
     dropped = model.score(
         torch.stack([drop(h, key) for h, key in zip(last_B_H, batch.extras["dropout_key"], strict=True)])
     )
     loss = plain_pair_loss(dropped[:, 0], batch, case.pair_counts)
-    balance_loss = torch.stack([mlp.balance for mlp in layers]).sum()
-    (loss + balance * balance_loss).backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return PlainResult(scores.detach(), loss.item(), balance * balance_loss.item(), gradients)
+    balance_loss, z_total, loads = torch.zeros(()), torch.zeros(()), {}
+    if towers is not None:
+        layers = [own_logits(of_layer, batch, towers) for of_layer in logits]
+        shares, pools = batch.extras["sequence_share"].tolist(), [t % towers.num_towers for t in tower_ids]
+        starts = np.cumsum([0, *map(len, case.prompts)])
+        microbatches = [range(start, end) for start, end in itertools.pairwise(starts)]
+        for own in layers:
+            sets, weights = (own, shares) if scope == "sequence" else merged(own, shares, pools, microbatches)
+            balance_loss = balance_loss + balance * balance_loss_of(sets, weights, towers)
+            z_total = z_total + z * z_loss(own, shares)
+        loads = dict(load_metrics(layers, towers, tower_ids))
+    (loss + balance_loss + z_total).backward()
+    gradients = in_folder_names({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    return PlainResult(scores.detach(), loss.item(), balance_loss.item(), z_total.item(), loads, gradients)
 
 
 def drop(hidden_H: Tensor, key: Tensor) -> Tensor:

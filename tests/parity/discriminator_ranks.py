@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
@@ -13,6 +14,7 @@ from torch import Tensor
 from model_providers.moe_discriminator import routing
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
+from prism_megatron.config.discriminator import LoadBalanceScope
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import TensorSource
@@ -29,6 +31,7 @@ from tests.parity.discriminator_oracle import (
     REGULARISER,
     TOWERS,
     Case,
+    Z,
     batch_of,
     pair_rows,
     tiny_shape,
@@ -39,29 +42,44 @@ KEEP_ALL = RecomputeConfig()
 
 @dataclass(frozen=True)
 class Options:
-    """How a step is run."""
+    """How a step is run, once for each value of ``packs``."""
 
+    towers: Towers | None = TOWERS
     balance: float = BALANCE
-    pack: bool = False
+    scope: LoadBalanceScope = "sequence"
+    z: float = Z
+    packs: tuple[bool, ...] = (False, True)
     recompute: RecomputeConfig = KEEP_ALL
+    freeze_vision: bool = False
 
 
 @dataclass(frozen=True)
 class RankStep:
-    """One step of a rank: scores of its prompts, the global loss, the gradient norm, full gradients by name."""
+    """One step of a rank: scores of its prompts, the global pair loss, gradient norm, full gradients by name.
+
+    ``attached`` are this rank's load-balancing and z-losses, summed over its layers and micro-batches.
+    """
 
     scores: dict[int, Tensor]
     loss: float
+    attached: tuple[float, float]
+    loads: dict[str, float]
     grad_norm: float
     gradients: dict[str, Tensor]
 
 
-def build(
-    world: World, source: TensorSource, towers: Towers = TOWERS, recompute: RecomputeConfig = KEEP_ALL
-) -> MegatronEngine:
+def build(world: World, source: TensorSource, options: Options) -> MegatronEngine:
     engine = MegatronEngine(
         name="discriminator",
-        provider=DiscriminatorProvider(tiny_shape(), towers, head_dropout=DROPOUT, recompute=recompute),
+        provider=DiscriminatorProvider(
+            tiny_shape(),
+            options.towers,
+            head_dropout=DROPOUT,
+            load_balance_scope=options.scope,
+            router_z_loss=options.z,
+            freeze_vision=options.freeze_vision,
+            recompute=options.recompute,
+        ),
         world=world,
         dtype=torch.float32,
         optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0),
@@ -78,10 +96,33 @@ def my_batches(world: World, case: Case, *, balance: float = BALANCE, pack: bool
     return {p: batch_of(case, [p], multiple_of=multiple, balance=balance, pack=pack) for p in mine}
 
 
-def train_step(world: World, source: TensorSource, case: Case, options: Options) -> RankStep:
-    """Forward and backward over all prompts; without the distributed optimizer, so that gradients stay whole."""
-    engine = build(world, source, recompute=options.recompute)
-    batches = my_batches(world, case, balance=options.balance, pack=options.pack)
+@contextmanager
+def attached_losses() -> Iterator[tuple[list[float], list[float]]]:
+    """Collects the values of every layer's load-balancing and z-losses."""
+    found: tuple[list[float], list[float]] = ([], [])
+    names = ("load_balance_loss", "router_z_loss")
+    originals = [getattr(routing, name) for name in names]
+
+    def recorded(function: Callable[..., Tensor], values: list[float]) -> Callable[..., Tensor]:
+        def call(*arguments: Any, **keywords: Any) -> Tensor:
+            loss = function(*arguments, **keywords)
+            values.append(float(loss))
+            return loss
+
+        return call
+
+    for name, original, values in zip(names, originals, found, strict=True):
+        setattr(routing, name, recorded(original, values))
+    try:
+        yield found
+    finally:
+        for name, original in zip(names, originals, strict=True):
+            setattr(routing, name, original)
+
+
+def train_step(world: World, source: TensorSource, case: Case, options: Options) -> list[RankStep]:
+    """Forward and backward over all prompts, for each of ``options.packs``; no weight changes."""
+    engine = build(world, source, options)
 
     def loss(scores_2_B: Tensor, batch: Batch) -> LossOutput:
         result = discriminator_loss(
@@ -91,16 +132,34 @@ def train_step(world: World, source: TensorSource, case: Case, options: Options)
             result.loss, {"loss": result.loss.detach() / world.parallel.cp}, {"scores": scores_2_B[0].detach()}
         )
 
-    output = engine.forward_backward(list(batches.values()), loss)
-    gradients = full_gradients(engine)
-    norm = engine.step().grad_norm
-    scores = {p: rows["scores"] for p, rows in zip(batches, output.rows, strict=True)}
-    return RankStep(scores, output.sums["loss"], norm, gradients)
+    steps = []
+    for pack in options.packs:
+        batches = my_batches(world, case, balance=options.balance, pack=pack)
+        with attached_losses() as attached:
+            output = engine.forward_backward(list(batches.values()), loss)
+        gradients = {name: gradient.clone() for name, gradient in engine.export_gradients()}
+        steps.append(
+            RankStep(
+                scores={p: rows["scores"] for p, rows in zip(batches, output.rows, strict=True)},
+                loss=output.sums["loss"],
+                attached=(sum(attached[0]), sum(attached[1])),
+                loads={name: value for name, value in output.sums.items() if "/expert_" in name},
+                grad_norm=engine.step().grad_norm,
+                gradients=gradients,
+            )
+        )
+    return steps
 
 
-def last_hidden_states(world: World, source: TensorSource, case: Case) -> dict[int, Tensor]:
-    """Hidden states ``[B, S, H]`` after the final norm by prompt, on the ranks of the last stage."""
-    engine = build(world, source)
+def last_hidden_states(
+    world: World, sources: Sequence[tuple[Towers, TensorSource]], case: Case
+) -> list[dict[int, Tensor]]:
+    """Per source: hidden states ``[B, S, H]`` after the final norm by prompt, on the ranks of the last stage."""
+    return [_last_hidden_states(world, source, case, towers) for towers, source in sources]
+
+
+def _last_hidden_states(world: World, source: TensorSource, case: Case, towers: Towers) -> dict[int, Tensor]:
+    engine = build(world, source, Options(towers))
     batches = my_batches(world, case)
     seen: list[Tensor] = []
 
@@ -128,16 +187,19 @@ class Visits:
     gradient_norms: dict[str, float]
 
 
-def visits_of_rows(world: World, source: TensorSource, case: Case, rows: Sequence[int], mask_ignored: bool) -> Visits:
-    """Run some rows of prompt 0 and count what every layer's dispatcher hands to each expert.
+def visits(
+    world: World, source: TensorSource, case: Case, judged: Sequence[Sequence[int]], mask_ignored: bool
+) -> list[Visits]:
+    """For each list of towers run prompt 0's sequences of those, packed; count what dispatchers hand to each expert.
 
     ``mask_ignored`` breaks the routing on purpose: every token then sees all experts.
     """
     unbroken = routing.mask_other_towers
     if mask_ignored:
-        routing.mask_other_towers = lambda logits_S_B_E, *_: logits_S_B_E
-    tokens = [0] * TOWERS.num_experts
+        routing.mask_other_towers = lambda logits_T_E, *_: logits_T_E
     first = world.groups.ep.rank() * (TOWERS.num_experts // world.parallel.ep)
+    engine, found = build(world, source, Options()), []
+    tokens = [0] * TOWERS.num_experts
 
     def count(_experts: object, arguments: tuple[Tensor, Tensor, Tensor]) -> None:
         _, tokens_per_expert, _ = arguments
@@ -145,37 +207,27 @@ def visits_of_rows(world: World, source: TensorSource, case: Case, rows: Sequenc
             tokens[first + local] += received
 
     try:
-        engine = build(world, source)
         for module in engine.modules:
             for layer in module.modules():
                 if isinstance(layer, ExpertLayer):
                     layer.experts.register_forward_pre_hook(count)
-        batch = only_rows(batch_of(case, [0], multiple_of=world.parallel.length_multiple, balance=0.0), rows)
-        engine.forward_backward([batch], lambda scores_2_B, _batch: LossOutput(scores_2_B[1].sum()))
+        for towers in judged:
+            tokens[:] = [0] * TOWERS.num_experts
+            batch = batch_of(of_towers(case, towers), [0], multiple_of=world.parallel.length_multiple, pack=True)
+            engine.forward_backward([batch], lambda scores_2_B, _batch: LossOutput(scores_2_B[1].sum()))
+            norms = {name: float(gradient.norm()) for name, gradient in engine.export_gradients()}
+            found.append(Visits(list(tokens), norms))
     finally:
         routing.mask_other_towers = unbroken
-    return Visits(tokens, {name: float(gradient.norm()) for name, gradient in full_gradients(engine).items()})
+    return found
 
 
-def full_gradients(engine: MegatronEngine) -> dict[str, Tensor]:
-    """Gradients by name on every rank; they travel through the gather of the weights they belong to."""
-    with torch.no_grad():
-        for module in engine.modules:
-            for parameter in module.parameters():
-                parameter.copy_(parameter.main_grad)
-    return dict(engine.export_hf())
-
-
-def only_rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    index = torch.tensor(rows)
-    assert batch.tower_ids_Q is not None
-    return dataclasses.replace(
-        batch,
-        input_ids_B_S=batch.input_ids_B_S[index],
-        host_ids_B_S=batch.host_ids_B_S[list(rows)],
-        lengths=tuple(batch.lengths[row] for row in rows),
-        slots=tuple(batch.slots[row] for row in rows),
-        images_by_sequence=tuple(batch.images_by_sequence[row] for row in rows),
-        tower_ids_Q=batch.tower_ids_Q[index],
-        extras={name: values[index] for name, values in batch.extras.items()},
+def of_towers(case: Case, towers: Sequence[int]) -> Case:
+    """Prompt 0 with the sequences of some towers only, references included."""
+    kept = [i for i, tower in enumerate(case.tower_ids[0]) if tower in towers]
+    return Case(
+        [[case.prompts[0][i] for i in kept]],
+        [[case.tower_ids[0][i] for i in kept]],
+        [[kept.index(case.reference_rows[0][i]) for i in kept]],
+        [[case.keys[0][i] for i in kept]],
     )

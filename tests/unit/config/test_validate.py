@@ -11,6 +11,7 @@ import pytest
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.cli import parse
 from prism_megatron.config.data import DataConfig
+from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.mini_world import mini_model_config
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
@@ -184,6 +185,18 @@ def test_smallest_world_passes_and_is_smallest(tp: int, pp: int, ep: int) -> Non
         (["--policy.lr", "-1"], "--policy.lr -1 must be at least 0"),
         (["--discriminator.beta2", "1"], "--discriminator.beta2 1 must be at least 0 and below 1"),
         (["--top-k", "5"], "--top-k 5 must lie between 1 and --experts-per-tower 4"),
+        (["--top-k", "0"], "--top-k 0 must lie between 1 and --experts-per-tower 4"),
+        (["--experts-per-tower", "0"], "--experts-per-tower 0 must be at least 1"),
+        (["--router-z-loss", "-1"], "--router-z-loss -1 must be at least 0"),
+        (["--top-k", "4", "--load-balance", "0.1"], "--load-balance 0.1 has nothing to balance where every token goes"),
+        (
+            ["--routing", "learned", "--experts-per-tower", "2", "--load-balance", "0.1"],
+            "--load-balance 0.1 has nothing to balance where every token goes to all 2 experts of its tower",
+        ),
+        (["--routing", "dense", "--load-balance", "0.1"], "--load-balance 0.1 is for routers, and --routing dense has"),
+        (["--routing", "dense", "--router-z-loss", "0.1"], "--router-z-loss 0.1 is for routers, and --routing dense"),
+        (["--routing", "dense", "--load-balance-scope", "microbatch"], "--load-balance-scope is for routers"),
+        (["--routing", "dense", "--top-k", "1"], "--routing dense has no experts; leave --top-k 1 out"),
         (["--data", "no/such/folder"], "--data no/such/folder is not a folder"),
         (["--load", "no/such/folder"], "--load no/such/folder is not a folder"),
     ],
@@ -194,10 +207,21 @@ def test_value_out_of_range_names_flag_and_range(argv: list[str], complaint: str
     assert str(caught.value).startswith(complaint)
 
 
+def test_all_experts_without_load_balancing_pass() -> None:
+    """What is refused is the loss, not the towers."""
+    assert parse(["--top-k", "4", "--router-z-loss", "0.001"]).discriminator.top_k == 4
+    assert parse(["--top-k", "4", "--load-balance", "0"]).discriminator.top_k == 4
+
+
 @pytest.mark.parametrize(
     ("config", "world_size", "complaint"),
     [
         (AlignConfig(parallel=ParallelConfig(ep=8)), 8, "--ep 8 must divide the 4 experts of a tower"),
+        (
+            AlignConfig(parallel=ParallelConfig(ep=2), discriminator=DiscriminatorConfig(routing="dense")),
+            2,
+            "--ep 2 needs a model with experts",
+        ),
         (AlignConfig(), 3, "--prompts-per-step 4 must be a multiple of the 3 data-parallel ranks; use 3 or 6"),
         (AlignConfig(), 8, "--prompts-per-step 4 must be a multiple of the 8 data-parallel ranks; use 8"),
         (

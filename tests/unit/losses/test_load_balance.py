@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +12,9 @@ from torch import Tensor
 
 from prism_megatron.losses.load_balance import (
     load_balance_loss,
-    load_balance_weights,
     merge_towers,
     router_z_loss,
+    sequence_shares,
     sequence_sums,
 )
 
@@ -45,7 +47,7 @@ def loss_of(probs: Tensor, chosen: Tensor, sequence: Tensor, lengths: Tensor, we
 def test_equals_a_loop_over_sequences(seed: int) -> None:
     """Mean over each tower's sequences of E_t * sum_e F_e P_e, summed over towers, to 1e-7 (weights are fp32)."""
     probs, chosen, sequence, lengths = routed(seed)
-    weights = load_balance_weights(TOWERS, coefficient=0.5, sequence_counts=[2, 2])
+    weights = 0.5 * sequence_shares(TOWERS, sequence_counts=[2, 2])
     expected = 0.0
     for q, tower in enumerate(TOWERS):
         length = int(lengths[q])
@@ -63,7 +65,7 @@ def test_equals_a_loop_over_sequences(seed: int) -> None:
 def test_splitting_sequences_or_tokens_changes_nothing(seed: int, cut: int, token_cut: int) -> None:
     """Micro-batches add up, and sums over slices of the tokens add up, to 1e-12."""
     probs, chosen, sequence, lengths = routed(seed)
-    weights = load_balance_weights(TOWERS, coefficient=1.0, sequence_counts=[2, 2]).double()
+    weights = sequence_shares(TOWERS, sequence_counts=[2, 2]).double()
     whole = float(loss_of(probs, chosen, sequence, lengths, weights))
     by_batch = 0.0
     for first, last in ((0, cut), (cut, ROWS)):
@@ -99,11 +101,11 @@ def test_balanced_routing_gives_the_sum_of_the_weights_and_padding_counts_nowher
     assert loss.item() == pytest.approx(1.0)
 
 
-def test_the_z_loss_is_the_weighted_mean_of_each_sequence() -> None:
-    """Sums over tokens, hand-made: 1/2 · (4 + 9) / 2 + 3 · 16 / 1."""
-    squares = sequence_sums(torch.tensor([[4.0], [9.0], [16.0], [25.0]]), torch.tensor([0, 0, 1, 2]), num=2)
-    loss = router_z_loss(squares[:, 0], torch.tensor([2, 1]), torch.tensor([0.5, 3.0]))
-    assert loss.item() == pytest.approx(0.5 * 13 / 2 + 3 * 16)
+def test_the_z_loss_is_the_weighted_sum_over_tokens() -> None:
+    """Hand-made: two experts of one tower with logits log 1 and log 3, and one alone with logit 5."""
+    masked = torch.tensor([[0.0, -torch.inf, math.log(3.0)], [-torch.inf, 5.0, -torch.inf]])
+    loss = router_z_loss(masked, torch.tensor([0.5, 2.0]))
+    assert loss.item() == pytest.approx(0.5 * math.log(4.0) ** 2 + 2 * 25)
 
 
 @settings(deadline=None, max_examples=20)
@@ -115,15 +117,15 @@ def test_merged_towers_are_one_sequence_of_all_their_tokens(seed: int) -> None:
     """
     probs, chosen, sequence, lengths = routed(seed)
     towers = torch.tensor(TOWERS)
-    weights = load_balance_weights(TOWERS, coefficient=1.0, sequence_counts=[2, 4])
-    merged_lengths, merged = merge_towers(towers, lengths, weights.unsqueeze(0), num_towers=2)
+    weights = sequence_shares(TOWERS, sequence_counts=[2, 4])
+    merged_lengths, merged = merge_towers(towers, lengths, weights, num_towers=2)
     of_token = torch.cat([towers, torch.tensor([2])])[sequence]
     expected = 0.0
     for tower, weight in enumerate((1.0, 0.5)):
         mine = of_token == tower
         share, mean_prob = chosen[mine].double().mean(0) / TOP_K, probs[mine].mean(0)
         expected += weight * PER_TOWER * float((share * mean_prob).sum())
-    found = float(loss_of(probs, chosen, of_token, merged_lengths, merged[0]))
+    found = float(loss_of(probs, chosen, of_token, merged_lengths, merged))
     assert found == pytest.approx(expected, abs=1e-6)
     assert found != pytest.approx(float(loss_of(probs, chosen, sequence, lengths, weights)), abs=1e-4)
 
@@ -131,4 +133,4 @@ def test_merged_towers_are_one_sequence_of_all_their_tokens(seed: int) -> None:
 def test_a_tower_with_sequences_needs_a_count() -> None:
     """A global count that leaves out a tower present in the batch is refused."""
     with pytest.raises(ValueError, match="global counts"):
-        load_balance_weights([0, 1], coefficient=0.01, sequence_counts=[2, 0])
+        sequence_shares([0, 1], sequence_counts=[2, 0])

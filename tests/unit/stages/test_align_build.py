@@ -5,18 +5,26 @@ Engines, rollout and the machine are fakes; the command line, the mini's folders
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from model_providers.moe_discriminator.towers import Towers
+from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.cli import parse
+from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.capabilities import Installed
 from prism_megatron.errors import ConfigError
 from prism_megatron.stages import align_build, assembly
 from prism_megatron.stages.align_build import build_run
+from prism_megatron.stages.batches import PERCEPTION, segment_row
+from prism_megatron.types import ImageInput, Prompt, Response, RolloutGroup, Segments, Span
 
 FLAGS = "--dtype bf16 --fp8 e4m3 --fp8-recipe blockwise --recompute full --recompute-vision"
 
@@ -65,6 +73,52 @@ def test_defaults_keep_activations_and_use_torch_without_transformer_engine(run_
         assert (model.precision.fp8, model.layers, model.recompute.recompute) == ("none", "torch", "none")
     assert run.plan.form.length_multiple == 1
     assert any("Transformer Engine is not installed" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "variant"),
+    [
+        ("", Variant(Towers())),
+        ("--routing learned", Variant(Towers(1))),
+        ("--routing dense", Variant(None)),
+        ("--modality text", Variant(Towers(), "text")),
+    ],
+)
+def test_every_kind_is_one_flag(run_on: Any, flags: str, variant: Variant) -> None:
+    """Claim: the flag reaches the model, the batches, and the files that checkpoints keep; its size is told.
+
+    The mini's shipped discriminator plays where it is that kind.
+    """
+    run, said = run_on(Installed("2.13.0"), flags)
+    provider = run.players.discriminator.provider
+    assert Variant(provider.towers, provider.modality) == variant
+    section = json.loads(run.models["discriminator"].files["config.json"])["prism_discriminator"]
+    assert (section["routing"], section["modality"]) == (variant.routing, variant.modality)
+    assert bool(run.plan.form.unseen_token_ids) == (variant.modality == "text")
+    (line,) = [line for line in said if line.startswith("discriminator:")]
+    assert variant.as_flags() in line
+    assert ("upcycled from the policy" in line) == (flags != "")
+
+
+def test_a_discriminator_of_another_kind_is_refused(run_on: Any) -> None:
+    folder = MINI_FOLDER / "discriminator"
+    with pytest.raises(ConfigError, match="another kind; use --routing segment --modality multimodal --experts-per-"):
+        run_on(Installed("2.13.0"), f"--routing learned --discriminator {folder}")
+
+
+def test_a_discriminator_of_text_is_not_shown_images(run_on: Any) -> None:
+    """Claim: neither pads nor their markers nor pictures, and the rest of the prompt in its order."""
+    run, _ = run_on(Installed("2.13.0"), "--modality text")
+    shape, form = run.shape, run.plan.form
+    assert (shape.vision_start_token_id, shape.image_token_id, shape.vision_end_token_id) == (495, 498, 496)
+    picture = ImageInput(np.zeros((8, 1), dtype=np.float32), (1, 2, 4))
+    prompt = Prompt("p", (7, 495, 498, 498, 496, 8), (picture,), "?")
+    reference = Response((3, 4, 5), Segments(Span(0, 2), Span(2, 3), None))
+    group = RolloutGroup(prompt=prompt, reference=reference, rollouts=())
+    row = segment_row(group, reference, PERCEPTION, form)
+    assert (row.token_ids, row.images) == ((7, 8, 3, 4, form.end_token_id), ())
+    seen = segment_row(group, reference, PERCEPTION, dataclasses.replace(form, unseen_token_ids=frozenset()))
+    assert (seen.token_ids[:6], seen.images) == (prompt.token_ids, prompt.images)
 
 
 def test_fp8_without_transformer_engine_stops_the_run(run_on: Any) -> None:
