@@ -86,11 +86,11 @@ class WarmStartConfig:
 
     def load_balance(self, num_layers: int) -> float:
         """The load-balancing coefficient per layer and tower; one that balances nothing is 0."""
-        given = self.discriminator.load_balance
-        if given is not None:
-            return given
-        top_k = self.discriminator.top_k
-        return 0.0 if top_k == self.discriminator.experts_per_tower else POOLED_LOAD_BALANCE * top_k / num_layers
+        flags = self.discriminator
+        if flags.load_balance is not None:
+            return flags.load_balance
+        nothing_to_balance = flags.routing == "dense" or flags.top_k == flags.experts_per_tower
+        return 0.0 if nothing_to_balance else POOLED_LOAD_BALANCE * flags.top_k / num_layers
 
     def as_align(self, *, steps: int) -> AlignConfig:
         """The alignment run made of the same parts, for the builders and checks that the two stages share.
@@ -167,6 +167,8 @@ def check_warm_start(config: WarmStartConfig, shape: Qwen3VLShape, *, world_size
     for flag, share in (("--min-auc", gate.min_auc), ("--min-accuracy", gate.min_accuracy)):
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"{flag} {share:g} must be at least 0 and at most 1")
+    if config.rollout.logprob_gap_alarm != RolloutConfig().logprob_gap_alarm:
+        raise ConfigError("--logprob-gap-alarm compares with a policy that trains, and here none does; leave it out")
     if pairs.pairs is not None:
         _check_pairs(config, pairs.pairs)
     elif config.steps is None and config.data.data is None:
@@ -182,6 +184,10 @@ def _check_pairs(config: WarmStartConfig, path: Path) -> None:
         raise ConfigError("--pairs brings its own questions and images; leave --data out")
     if config.pairs.write_pairs is not None:
         raise ConfigError("--write-pairs writes what was sampled, and with --pairs nothing is; leave one of them out")
+    default = RolloutConfig()
+    for name in ("rollout", "temperature", "top_p"):
+        if getattr(config.rollout, name) != getattr(default, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for sampling, and with --pairs nothing is; leave it out")
     if config.gate.min_auc > 0:
         raise ConfigError("--min-auc needs answers that are known to be right or wrong, and --pairs has none; "
                           "leave it out, or ask for --min-accuracy")  # fmt: skip

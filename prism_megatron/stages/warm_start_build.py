@@ -23,9 +23,9 @@ from prism_megatron.engine.capabilities import check_adam, choose, installed
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
-from prism_megatron.errors import DataError
+from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.stages.align_build import FORMAT_SFT, build_discriminator, discriminator_files
+from prism_megatron.stages.align_build import FORMAT_SFT, build_discriminator, discriminator_files, unseen_tokens
 from prism_megatron.stages.assembly import batch_format, hf_tensors, model_files, resolve_dtype
 from prism_megatron.stages.format_sft import teach_format
 from prism_megatron.stages.replicas import build_replicas
@@ -78,12 +78,20 @@ class WarmStartRun:
 def build_sources(config: WarmStartConfig) -> Sources:
     """Check and measure everything that will be trained on.
 
-    Raises DataError for malformed input, for no usable input, and for none to hold out where a gate asks for it.
+    Raises DataError for malformed input, for no usable input, and for none to hold out where a gate asks for it;
+    ConfigError for a gate on an AUC that these records can have none of.
     """
     folder = files_folder(policy_folder(config.model.model), "policy")
     data = config.data
     renderer = Renderer.from_folder(folder, system_prompt=data.system_prompt, strict_format=data.strict_format)
     train = _source(config, renderer, "train")
+    if config.gate.min_auc > 0 and isinstance(train, RecordSource):
+        counts = train.counts
+        if counts.without_reasoning == counts.kept:
+            raise ConfigError(
+                f"--min-auc {config.gate.min_auc:g} needs answers that are known to be right or wrong; nobody knows that "
+                "of captions, and these records have no solutions: leave it out, or ask for --min-accuracy"
+            )
     held_out: Source | None = None
     try:
         held_out = _source(config, renderer, "validation")
@@ -156,7 +164,9 @@ def build_warm_start(
         files=discriminator_files(align, model_files(policy, "policy", dtype=dtype), dtype),
         plan=WarmStartPlan(
             game=GameConfig(score_regulariser=config.score_regulariser),
-            form=batch_format(sources.renderer, world, config.precision),
+            form=batch_format(
+                sources.renderer, world, config.precision, unseen=unseen_tokens(config.discriminator, shape)
+            ),
             tokens_per_microbatch=config.tokens_per_microbatch,
             load_balance=config.load_balance(shape.text.num_layers),
             seed=config.seed,

@@ -43,6 +43,7 @@ def test_load_balance_is_the_papers_spread_over_layers() -> None:
     assert given.load_balance(28) == 0.25
     full = WarmStartConfig(discriminator=DiscriminatorConfig(experts_per_tower=2, top_k=2))
     assert full.load_balance(28) == 0.0
+    assert WarmStartConfig(discriminator=DiscriminatorConfig(routing="dense")).load_balance(28) == 0.0
 
 
 def test_the_recipe_fits_what_is_named(tmp_path: Path) -> None:
@@ -79,6 +80,8 @@ def test_the_mini_recipes_pass_their_own_checks(tmp_path: Path) -> None:
         (["--discriminator.warmup-ratio", "2"], "--discriminator.warmup-ratio 2 must be"),
         (["--tp", "3"], "--tp 3"),
         (["--prompts-per-step", "3"], "--prompts-per-step 3 must be a multiple of the 2"),
+        (["--logprob-gap-alarm", "0.1"], "--logprob-gap-alarm compares with a policy that trains"),
+        (["--pairs", "FILE", "--temperature", "0.5"], "--temperature is for sampling"),
         (["--format-sft", "3"], "--format-sft trains on records"),
         (["--pairs", "nowhere.jsonl"], "--pairs nowhere.jsonl is not a file"),
         (["--pairs", "FILE", "--data", "FOLDER"], "leave --data out"),
