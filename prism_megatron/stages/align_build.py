@@ -120,7 +120,14 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     for engine in (policy, discriminator):
         assert engine.optimizer is not None
         check_adam(capabilities, inner_optimizers(engine.optimizer))
-    form = batch_format(renderer, world, config.precision, unseen=unseen_tokens(config.discriminator, shape))
+    form = batch_format(
+        renderer,
+        world,
+        config.precision,
+        unseen=unseen_tokens(config.discriminator, shape),
+        # Transformer Engine's attention has no shared prefixes, and a z-loss is a mean over whole sequences.
+        share_prompts=capabilities.layers == "torch" and not config.discriminator.router_z_loss,
+    )
     check_served = trust
     if isinstance(rollout, SharedRollout) and config.rollout.rollout_probe_every:
         probe = ServingProbe(
