@@ -86,11 +86,11 @@ class WarmStartConfig:
 
     def load_balance(self, num_layers: int) -> float:
         """The load-balancing coefficient per layer and tower; one that balances nothing is 0."""
-        given = self.discriminator.load_balance
-        if given is not None:
-            return given
-        top_k = self.discriminator.top_k
-        return 0.0 if top_k == self.discriminator.experts_per_tower else POOLED_LOAD_BALANCE * top_k / num_layers
+        flags = self.discriminator
+        if flags.load_balance is not None:
+            return flags.load_balance
+        nothing_to_balance = flags.routing == "dense" or flags.top_k == flags.experts_per_tower
+        return 0.0 if nothing_to_balance else POOLED_LOAD_BALANCE * flags.top_k / num_layers
 
     def as_align(self, *, steps: int) -> AlignConfig:
         """The alignment run made of the same parts, for the builders and checks that the two stages share.

@@ -8,6 +8,8 @@ from importlib.metadata import version
 
 import torch
 
+from model_providers.moe_discriminator.folder import check_kind_of
+from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.merge import save, to_yaml
 from prism_megatron.config.warm_start import WarmStartConfig
 from prism_megatron.conversion.checkpoint_folder import companions_folder
@@ -71,6 +73,8 @@ def warm_up_on(world: World, config: WarmStartConfig) -> None:
         run = build_warm_start(config, sources, world, say=session.say)
         first_step = 0
         if restored is not None:
+            files = companions_folder(restored, "discriminator")
+            check_kind_of(files, Variant.of(config.discriminator), where=restored, flag="--load")
             state = checkpoint.load(restored, {"discriminator": run.discriminator})
             if state.get("stage") != STAGE:
                 raise CheckpointError(

@@ -27,11 +27,12 @@ from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.losses.policy import policy_gradient_loss
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.align import AlignPlan, group_advantages, policy_batches, policy_loss, train_policy
+from prism_megatron.stages.align import AlignPlan, policy_batches, policy_loss, train_policy
 from prism_megatron.stages.align_build import build_discriminator
 from prism_megatron.stages.assembly import batch_format, build_policy
 from prism_megatron.stages.batches import BatchFormat
 from prism_megatron.stages.judge import Judgement, TrunkCost, judge_and_train
+from prism_megatron.stages.rewards import group_advantages
 from prism_megatron.types import RolloutGroup
 
 SEED = 7
@@ -140,7 +141,7 @@ def policy_gradients(
     """Gradients of the strictly on-policy step, and those with old log-probs from a forward pass of their own."""
     plan, policy, discriminator = plan_of(world, tokens), policy_of(world), discriminator_of(world)
     scored = judge(discriminator, groups, plan.form, world, tokens=tokens)
-    advantages = [group_advantages(group, g, scored, plan, step=0) for g, group in enumerate(groups)]
+    advantages = [group_advantages(group, g, scored, plan.game, seed=SEED, step=0) for g, group in enumerate(groups)]
     batches = policy_batches(groups, advantages, plan, version=0, world=world)
     count = float(sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts))
 
@@ -242,7 +243,9 @@ def fingerprints_of_rounds(world: World, groups: Sequence[RolloutGroup], rounds:
         hashes = [look()]
         scored = judge(discriminator, groups, plan.form, world, tokens=500)
         hashes.append(look())
-        advantages = [group_advantages(group, g, scored, plan, step=0) for g, group in enumerate(groups)]
+        advantages = [
+            group_advantages(group, g, scored, plan.game, seed=SEED, step=0) for g, group in enumerate(groups)
+        ]
         train_policy(policy, groups, advantages, plan, version=0, world=world)
         hashes.append(look())
         seen.append({name: [of[name] for of in hashes] for name in hashes[0]})

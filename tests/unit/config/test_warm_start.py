@@ -43,6 +43,7 @@ def test_load_balance_is_the_papers_spread_over_layers() -> None:
     assert given.load_balance(28) == 0.25
     full = WarmStartConfig(discriminator=DiscriminatorConfig(experts_per_tower=2, top_k=2))
     assert full.load_balance(28) == 0.0
+    assert WarmStartConfig(discriminator=DiscriminatorConfig(routing="dense")).load_balance(28) == 0.0
 
 
 def test_the_recipe_fits_what_is_named(tmp_path: Path) -> None:
