@@ -144,7 +144,8 @@ def _rows_once(work: Workload) -> list[ScoreRow]:
 
 def _packed(work: Workload, shares: Sequence[Share], *, share_prompts: bool) -> Way:
     form = dataclasses.replace(work.form, share_prompts=share_prompts)
-    batch, keys = discriminator_batch(work.groups, tuple(shares), form=form, seed=0, step=0)
+    counts = [sum(row.tower == tower for row in _rows_once(work)) for tower in (0, 1)]
+    batch, keys = discriminator_batch(work.groups, tuple(shares), form=form, seed=0, step=0, sequences_per_tower=counts)
     return _way([batch], keys, work.pairs())
 
 

@@ -141,9 +141,7 @@ def policy_gradients(
     """Gradients of the strictly on-policy step, and those with old log-probs from a forward pass of their own."""
     plan, policy, discriminator = plan_of(world, tokens), policy_of(world), discriminator_of(world)
     scored = judge(discriminator, groups, plan.form, world, tokens=tokens)
-    advantages = [
-        group_advantages(group, g, scored, plan.game, seed=plan.seed, step=0) for g, group in enumerate(groups)
-    ]
+    advantages = [group_advantages(group, g, scored, plan.game, seed=SEED, step=0) for g, group in enumerate(groups)]
     batches = policy_batches(groups, advantages, plan, version=0, world=world)
     count = float(sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts))
 
@@ -246,7 +244,7 @@ def fingerprints_of_rounds(world: World, groups: Sequence[RolloutGroup], rounds:
         scored = judge(discriminator, groups, plan.form, world, tokens=500)
         hashes.append(look())
         advantages = [
-            group_advantages(group, g, scored, plan.game, seed=plan.seed, step=0) for g, group in enumerate(groups)
+            group_advantages(group, g, scored, plan.game, seed=SEED, step=0) for g, group in enumerate(groups)
         ]
         train_policy(policy, groups, advantages, plan, version=0, world=world)
         hashes.append(look())
