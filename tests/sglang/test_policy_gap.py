@@ -16,7 +16,7 @@ from tests.sglang.conftest import FOLDER, World
 from tests.sglang.policy_ranks import Served, train_on_servers
 
 TOLERANCE = 1e-4
-TRANSPORTS: tuple[Transport, ...] = ("tensor", "disk")
+TRANSPORTS: tuple[Transport, ...] = ("tensor", "disk", "group")
 
 
 def test_the_policy_agrees_with_its_servers_after_every_update(world: World, tmp_path: Path) -> None:
