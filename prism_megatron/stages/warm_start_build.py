@@ -89,8 +89,8 @@ def build_sources(config: WarmStartConfig) -> Sources:
         counts = train.counts
         if counts.without_reasoning == counts.kept:
             raise ConfigError(
-                f"--min-auc {config.gate.min_auc:g} needs answers that are known to be right or wrong; nobody knows that "
-                "of captions, and these records have no solutions: leave it out, or ask for --min-accuracy"
+                f"--min-auc {config.gate.min_auc:g} needs answers that are known to be right or wrong, and nobody "
+                "knows that of captions, which are all these records have: leave it out, or ask for --min-accuracy"
             )
     held_out: Source | None = None
     try:
