@@ -32,7 +32,7 @@ SGLANG_NEEDS := aiohttp apache-tvm-ffi compressed-tensors dill distro einops fas
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help align test sglang test-sglang lint types parity bench-model bench-convert bench-rollout te-check effect mini clean
+.PHONY: help align test sglang test-sglang lint types parity bench-model bench-convert bench-scoring bench-rollout te-check effect mini clean
 
 help:
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
@@ -77,6 +77,9 @@ bench-model: $(VENV)/.installed
 
 bench-convert: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/convert.py $(ARGS)
+
+bench-scoring: $(VENV)/.installed
+	$(RUN) python benchmarks/scoring.py $(ARGS)
 
 bench-rollout: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/rollout.py $(ARGS)

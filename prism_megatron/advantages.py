@@ -47,7 +47,10 @@ class GroupAdvantages:
 
 
 def group_normalise(scores_N: Tensor) -> Tensor:
-    """``(s - mean) / (std + 1e-6)`` with the unbiased std; mean 0 and std 1 for a group of one; 0 for equals."""
+    """``(s - mean) / (std + 1e-6)`` with the unbiased std; a group of one uses mean 0 and std 1.
+
+    Equal scores give 0.
+    """
     if scores_N.numel() == 1:
         return scores_N / (1.0 + STD_EPSILON)
     if _all_equal(scores_N):

@@ -22,16 +22,12 @@ def take_loads(modules: Sequence[MegatronModule], num_layers: int, towers: Tower
 
     Layers of other stages are 0. A layer that is recomputed counts its tokens twice, as all others then do.
     """
-    routers = {
-        router.layer_number: router
-        for chunk in modules
-        for router in chunk.modules()
-        if isinstance(router, TowerRouter)
-    }
-    loads_L_K_E = torch.zeros(num_layers, len(SEGMENTS), towers.num_experts, dtype=torch.float64)
-    for number, router in routers.items():
-        assert number is not None, "Megatron numbers every layer, from 1"
-        loads_L_K_E[number - 1] = router.take_load().cpu()
+    routers = [router for chunk in modules for router in chunk.modules() if isinstance(router, TowerRouter)]
+    device = next(modules[0].parameters()).device
+    loads_L_K_E = torch.zeros(num_layers, len(SEGMENTS), towers.num_experts, dtype=torch.float64, device=device)
+    for router in routers:
+        assert router.layer_number is not None, "Megatron numbers every layer, from 1"
+        loads_L_K_E[router.layer_number - 1] = router.take_load()
     return loads_L_K_E
 
 

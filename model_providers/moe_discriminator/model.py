@@ -118,6 +118,8 @@ class Discriminator(Qwen3VLTrunk):
         balance_Q, z_Q = self._loss_weights(batch)
         if balance_Q is None and z_Q is None:
             return tower_ids_L_B, slot_L_B.where(is_real_L_B, len(lengths_Q)), lengths_Q
+        if batch.row_prefixes():
+            raise ValueError("a router's losses are means over whole sequences; collate without prefixes for them")
         nothing = lengths_Q.new_zeros(len(lengths_Q), dtype=torch.float32)
         balance_Q = nothing if balance_Q is None else balance_Q
         z_weights_L_B = ((nothing if z_Q is None else z_Q) / lengths_Q)[slot_L_B] * is_real_L_B

@@ -69,7 +69,9 @@ class VisualRows:
 
 
 def locate(batch: Batch, shape: Qwen3VLShape) -> tuple[VisualPlaces, Ints]:
-    """Visual positions and MRoPE positions ``[3, B, S]`` of a micro-batch; positions restart with every sequence.
+    """Visual positions and MRoPE positions ``[3, B, S]`` of a micro-batch.
+
+    Positions restart with every sequence that has no prefix.
 
     Raises DataError when a sequence's visual tokens do not fit its images.
     """
@@ -83,13 +85,18 @@ def locate(batch: Batch, shape: Qwen3VLShape) -> tuple[VisualPlaces, Ints]:
     visual = np.isin(ids, (shape.image_token_id, shape.video_token_id))
     positions = np.empty((3, *ids.shape), dtype=np.int64)
     features = np.empty(ids.shape, dtype=np.int64)
-    for (row, start), length, slot, images in zip(
-        batch.places(), batch.lengths, batch.slots, batch.images_by_sequence, strict=True
+    places = batch.places()
+    prefixes = batch.prefixes or (None,) * len(places)
+    for (row, start), length, slot, images, prefix in zip(
+        places, batch.lengths, batch.slots, batch.images_by_sequence, prefixes, strict=True
     ):
         here = slice(start, start + slot)
         visual[row, start + length : start + slot] = False  # padding
         frames = [frame for n in images for frame in frames_of(grids[n], merge)]
         positions[:, row, here] = row_positions(visual[row, here], frames)
+        if prefix is not None:
+            first = places[prefix][1]
+            positions[:, row, here] += positions[:, row, first : first + batch.lengths[prefix]].max() + 1
         if images:
             features[row, here][visual[row, here]] = np.concatenate(
                 [np.arange(starts[n], starts[n + 1]) for n in images]

@@ -102,7 +102,9 @@ class Qwen3VLTrunk(LanguageModule):
             mrope_section=text.mrope_section,
             dtype=self.config.params_dtype,
         )
-        sequences = Sequences.of(batch.row_slots(), cp_size=self.cp_group.size(), device=device)
+        sequences = Sequences.of(
+            batch.row_slots(), prefixes=batch.row_prefixes(), cp_size=self.cp_group.size(), device=device
+        )
         local_tokens_L = self.local_tokens(batch)
         local = places.of(local_tokens_L).to(device)
         if self.pre_process:

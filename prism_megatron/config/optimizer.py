@@ -31,6 +31,8 @@ class OptimizerConfig:
     """decoupled weight decay, on all parameters"""
     clip_grad: float = 1.0
     """global gradient-norm clip; 0 turns clipping off"""
+    offload: bool = False
+    """after an update, release gradient buffers and keep optimizer state in host memory until the next backward pass"""
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """Learning rate of 0-based optimizer step ``step`` in a run of ``total_steps``."""

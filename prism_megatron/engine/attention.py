@@ -33,27 +33,39 @@ from prism_megatron.parallel.layout import zigzag
 class Sequences:
     """Where the sequences of a micro-batch lie: what attention needs beside queries, keys and values.
 
-    ``slots`` are the padded lengths that follow one another in every row. Under context parallelism
-    ``token_of_gathered_S[i]`` is the token at place i when the ranks' shares stand one after the other, and
-    ``place_of_token_S`` is its inverse.
+    ``slots`` are the padded lengths that follow one another in every row. ``prefixes``, empty or one for each slot, are
+    first token and length of what stands before a slot's tokens for attention (see ``engine.batch.Batch``). Under
+    context parallelism ``token_of_gathered_S[i]`` is the token at place i when the ranks' shares stand one after the
+    other, and ``place_of_token_S`` is its inverse.
     """
 
     slots: tuple[int, ...]
+    prefixes: tuple[tuple[int, int], ...] = ()
     token_of_gathered_S: Tensor | None = None
     place_of_token_S: Tensor | None = None
 
     @classmethod
-    def of(cls, slots: tuple[int, ...], *, cp_size: int, device: torch.device) -> Sequences:
+    def of(
+        cls,
+        slots: tuple[int, ...],
+        *,
+        prefixes: tuple[tuple[int, int], ...] = (),
+        cp_size: int,
+        device: torch.device,
+    ) -> Sequences:
         """The same on every context-parallel rank."""
         if cp_size == 1:
-            return cls(slots)
+            return cls(slots, prefixes)
         tokens = np.concatenate([zigzag(slots, cp_size=cp_size, cp_rank=rank) for rank in range(cp_size)])
-        return cls(slots, torch.from_numpy(tokens).to(device), torch.from_numpy(np.argsort(tokens)).to(device))
+        return cls(
+            slots, prefixes, torch.from_numpy(tokens).to(device), torch.from_numpy(np.argsort(tokens)).to(device)
+        )
 
-    def runs(self) -> Iterator[tuple[int, int]]:
-        """Each run of neighbours of one length, as (length, how many)."""
-        for slot, run in itertools.groupby(self.slots):
-            yield slot, len(list(run))
+    def runs(self) -> Iterator[tuple[int, int, slice]]:
+        """Each run of neighbours of one length and one prefix: length, how many, and the prefix's tokens."""
+        prefixes = self.prefixes or ((0, 0),) * len(self.slots)
+        for (slot, (first, length)), run in itertools.groupby(zip(self.slots, prefixes, strict=True)):
+            yield slot, len(list(run)), slice(first, first + length)
 
 
 def rotate(x: Tensor, cos_L_B_1_D: Tensor, sin_L_B_1_D: Tensor) -> Tensor:
@@ -161,9 +173,10 @@ class SDPACoreAttention(nn.Module):
     def _whole(self, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences) -> Tensor:
         """All tokens are here."""
         parts, start = [], 0
-        for slot, count in sequences.runs():
+        for slot, count, prefix in sequences.runs():
             end = start + slot * count
-            q, k, v = (x[start:end].unflatten(0, (count, slot)) for x in (query, key, value))
+            q = query[start:end].unflatten(0, (count, slot))
+            k, v = (_after(x[prefix], x[start:end].unflatten(0, (count, slot))) for x in (key, value))
             parts.append(self._attend(q, k, v).flatten(0, 1))
             start = end
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -175,12 +188,13 @@ class SDPACoreAttention(nn.Module):
         size, rank = group.size(), group.rank()
         key, value = gather_tokens(torch.stack((key, value), dim=2), sequences, group).unbind(2)
         parts, start, local = [], 0, 0
-        for slot, count in sequences.runs():
+        for slot, count, prefix in sequences.runs():
             chunk = slot // (2 * size)
             end, local_end = start + slot * count, local + 2 * chunk * count
             q = query[local:local_end].unflatten(0, (count, 2, chunk))
-            k, v = (x[start:end].unflatten(0, (count, slot)) for x in (key, value))
-            seen = [(number + 1) * chunk for number in (rank, 2 * size - 1 - rank)]
+            k, v = (_after(x[prefix], x[start:end].unflatten(0, (count, slot))) for x in (key, value))
+            before = prefix.stop - prefix.start
+            seen = [before + (number + 1) * chunk for number in (rank, 2 * size - 1 - rank)]
             halves = [self._attend(q[:, half], k[:, : seen[half]], v[:, : seen[half]]) for half in (0, 1)]
             parts.append(torch.stack(halves, dim=1).flatten(0, 2))
             start, local = end, local_end
@@ -201,6 +215,13 @@ class SDPACoreAttention(nn.Module):
         )
         context_N_C_B_H_D: Tensor = context.unflatten(0, (len(q_N_C_B_H_D), -1)).permute(0, 3, 1, 2, 4)
         return context_N_C_B_H_D
+
+
+def _after(prefix_P_B_G_D: Tensor, x_N_S_B_G_D: Tensor) -> Tensor:
+    """The same P tokens before those of each of N sequences."""
+    if len(prefix_P_B_G_D) == 0:
+        return x_N_S_B_G_D
+    return torch.cat([prefix_P_B_G_D.unsqueeze(0).expand(len(x_N_S_B_G_D), -1, -1, -1, -1), x_N_S_B_G_D], dim=1)
 
 
 def gather_tokens(x_L: Tensor, sequences: Sequences, group: ProcessGroup) -> Tensor:

@@ -29,6 +29,8 @@ class Batch:
     the same image name the same index, and the vision tower runs once for it. ``extras`` holds what a loss needs:
     per-token tensors ``[B, S]`` or per-sequence tensors ``[Q]``. ``host_ids_B_S`` repeats the ids in host memory, so
     that nothing has to wait for a device to find the images, which stay there until a vision tower reads them.
+    ``prefixes[q]`` names an earlier sequence of a packed row that sequence q goes on from: its tokens see all of that
+    one's too and are counted from its end, as if both stood there in one piece. Several may share a prefix.
     """
 
     input_ids_B_S: Tensor
@@ -38,6 +40,7 @@ class Batch:
     packed: bool
     images: tuple[ImageInput, ...]
     images_by_sequence: tuple[tuple[int, ...], ...]
+    prefixes: tuple[int | None, ...] = ()
     tower_ids_Q: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     shared_images: SharedImages = field(default_factory=SharedImages)
@@ -62,6 +65,13 @@ class Batch:
             return [(row, 0) for row in range(len(self.slots))]
         starts = np.cumsum((0, *self.slots[:-1]))
         return [(0, int(start)) for start in starts]
+
+    def row_prefixes(self) -> tuple[tuple[int, int], ...]:
+        """First token and length of what each slot of ``row_slots`` goes on from; empty where none does."""
+        if not any(prefix is not None for prefix in self.prefixes):
+            return ()
+        places = self.places()
+        return tuple((0, 0) if p is None else (places[p][1], self.lengths[p]) for p in self.prefixes)
 
     def tokens_of(self, *, cp_size: int, cp_rank: int) -> npt.NDArray[np.int64]:
         """Which of a row's S tokens a context-parallel rank holds (see ``parallel.layout.zigzag``); all rows alike."""
@@ -90,6 +100,7 @@ def collate(
     multiple_of: int,
     device: torch.device,
     pack: bool = False,
+    prefixes: Sequence[int | None] = (),
     tower_ids: Sequence[int] | None = None,
     token_extras: Mapping[str, Sequence[Sequence[float]]] | None = None,
     sequence_extras: Mapping[str, Sequence[float] | Sequence[int]] | None = None,
@@ -99,8 +110,13 @@ def collate(
     Each becomes a row, all of the longest one's length; with ``pack`` they follow one another in a single row, each
     in a slot of its own length. ``token_extras`` are per-token float lists as long as their sequence; they are padded
     with 0. ``sequence_extras`` hold one number a sequence: ints become int64, floats float32.
-    Images are deduplicated by object identity.
+    Images are deduplicated by object identity. ``prefixes`` (see ``Batch``) need ``pack``; a prefix stands before those
+    that go on from it, and has none itself.
     """
+    assert not prefixes or pack
+    for sequence, prefix in enumerate(prefixes):
+        if prefix is not None and (prefix >= sequence or prefixes[prefix] is not None):
+            raise ValueError(f"sequence {sequence} cannot go on from {prefix}, which is not an earlier one by itself")
     lengths = tuple(len(sequence.token_ids) for sequence in sequences)
     slots = tuple(-(-(length if pack else max(lengths)) // multiple_of) * multiple_of for length in lengths)
 
@@ -128,6 +144,7 @@ def collate(
         packed=pack,
         images=tuple(images),
         images_by_sequence=images_by_sequence,
+        prefixes=tuple(prefixes),
         tower_ids_Q=None if tower_ids is None else torch.tensor(list(tower_ids), dtype=torch.int64, device=device),
         extras=extras,
     )

@@ -30,6 +30,7 @@ from prism_megatron.engine.compat import buffer_layout_arguments
 from prism_megatron.engine.export import WeightTable
 from prism_megatron.engine.gradients import gather_gradients, gradient_of
 from prism_megatron.engine.images import SharedImages
+from prism_megatron.engine.offload import Offload
 from prism_megatron.engine.optimizer import (
     adam_step,
     build_optimizer,
@@ -95,16 +96,19 @@ class MegatronEngine:
             self.optimizer = build_optimizer(
                 self._chunks, optimizer, dtype=dtype, distributed=distributed, groups=world.groups
             )
+        self._offload = Offload(self._chunks, self.optimizer) if optimizer and optimizer.offload else None
 
     def load_hf(self, source: TensorSource) -> None:
         """Take all weights from Hugging Face tensors, in any layout of experts; masters follow.
 
         Raises ConversionError as ``WeightTable.load``, and for experts whose layout is mixed or cannot be told.
         """
+        self._restore()
         self.expert_layout = self._provider.expert_layout(source)
         self.weights.load(source, self.expert_layout)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
+        self._release()
 
     def export_hf(
         self, bucket_bytes: int = DEFAULT_BUCKET_BYTES, *, layout: ExpertLayout | None = None
@@ -148,6 +152,8 @@ class MegatronEngine:
         """
         if self.optimizer is None:
             raise RuntimeError(f"engine {self.name!r} was built without an optimizer; it only runs forward")
+        if self._offload is not None:
+            self._offload.restore()
         self.zero_grad()
         for chunk in self._chunks:
             chunk.train()
@@ -170,17 +176,29 @@ class MegatronEngine:
     def step(self) -> StepResult:
         """Clip the gradients of the last ``forward_backward`` to the global norm and apply AdamW, on all ranks.
 
-        A gradient that is not finite is dropped: ``updated`` is False and no weight changes.
+        A gradient that is not finite is dropped: ``updated`` is False and no weight changes. With ``offload`` gradients
+        and optimizer state are gone afterwards, until the next ``forward_backward``, checkpoint or load.
         """
         assert self.optimizer is not None and self._optimizer_config is not None
+        self._restore()
         lr = self._optimizer_config.lr_at(self.steps_taken, self.total_steps)
         set_learning_rate(self.optimizer, lr)
         self.steps_taken += 1
         norm = gradient_norm(self.optimizer)
-        if norm == float("inf"):
-            return StepResult(grad_norm=norm, lr=lr, updated=False)
-        self.optimizer.step()
-        return StepResult(grad_norm=norm, lr=lr, updated=True)
+        updated = norm != float("inf")
+        if updated:
+            self.optimizer.step()
+        self._release()
+        return StepResult(grad_norm=norm, lr=lr, updated=updated)
+
+    def _restore(self) -> None:
+        if self._offload is not None:
+            self._offload.restore()
+            self._offload.wait()
+
+    def _release(self) -> None:
+        if self._offload is not None:
+            self._offload.release()
 
     def progress(self) -> dict[str, int]:
         """What a checkpoint keeps of this engine beside its tensors."""
@@ -194,6 +212,7 @@ class MegatronEngine:
 
         They are views to save from, or (``is_loading``) to load into; see ``engine/checkpoint.py``.
         """
+        self._restore()
         model = self._model_shards(self.name)
         state = {"model": shards_of(model)}
         if self.optimizer is not None:
@@ -203,6 +222,7 @@ class MegatronEngine:
 
     def load_sharded_state_dict(self, loaded: dict[str, Any], progress: Mapping[str, int]) -> None:
         """Put back what ``dist_checkpointing.load`` gave for ``sharded_state_dict``, and the counts of ``progress``."""
+        self._restore()
         self._load_model(loaded["model"], self.name)
         if self.optimizer is not None:
             restore_state(
@@ -213,6 +233,7 @@ class MegatronEngine:
                 step=progress["adam_step"],
             )
         self.steps_taken = progress["steps_taken"]
+        self._release()
 
     def sharded_weights(self, role: str) -> Any:
         """Sharded tensors of the weights alone, to load into, under the names that ``role`` has in a checkpoint."""
@@ -220,9 +241,11 @@ class MegatronEngine:
 
     def load_sharded_weights(self, loaded: Mapping[str, Any], role: str) -> None:
         """Put back what was loaded for ``sharded_weights``; masters follow, moments and counts stay."""
+        self._restore()
         self._load_model(loaded, role)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
+        self._release()
 
     def _load_model(self, loaded: Mapping[str, Any], role: str) -> None:
         weights = {key.removeprefix(f"{role}."): value for key, value in loaded.items()}
@@ -293,7 +316,6 @@ class MegatronEngine:
         )
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        values = values.to(self.world.device)
         dist.all_reduce(values)
         return values.cpu()
 

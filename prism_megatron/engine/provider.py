@@ -52,7 +52,8 @@ class ModelProvider(Protocol):
     ) -> Mapping[str, float]:
         """Metrics of the pass that a rank's chunks just ran, from what they counted, which is then forgotten.
 
-        ``sum_over_ranks`` adds a CPU tensor over all ranks, which call it together.
+        ``sum_over_ranks`` adds a tensor of the engine's device over all ranks, which call it together, and returns a
+        tensor in host memory.
         """
 
     def is_frozen(self, parameter_name: str) -> bool:

@@ -54,7 +54,12 @@ class TECoreAttention(nn.Module):
     def forward(
         self, query_L_B_H_D: Tensor, key_L_B_G_D: Tensor, value_L_B_G_D: Tensor, sequences: Sequences
     ) -> Tensor:
-        """Attend inside each of ``sequences``. Raises ConfigError for what this Transformer Engine cannot pack."""
+        """Attend inside each of ``sequences``. Raises ConfigError for what this Transformer Engine cannot pack.
+
+        Sequences with prefixes are torch's attention's alone.
+        """
+        if sequences.prefixes:
+            raise ValueError("Transformer Engine's attention is given no shared prefixes; collate without them")
         tensors = (query_L_B_H_D, key_L_B_G_D, value_L_B_G_D)
         if len(sequences.slots) == 1:
             context: Tensor = self.inner(*tensors, attention_mask=None, attn_mask_type=AttnMaskType.causal)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model_providers.moe_discriminator.folder import read_variant
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -26,8 +27,9 @@ from prism_megatron.parity.ranks import RankOutcome, engine_of, gradients_of, sh
 def build_discriminator(
     world: World, folder: Path, *, dtype: torch.dtype, recompute: RecomputeConfig
 ) -> MegatronEngine:
-    """The folder's discriminator, whose head drops nothing."""
-    provider = DiscriminatorProvider.from_folder(folder, head_dropout=0.0, recompute=recompute)
+    """The folder's discriminator, whose head drops nothing, and which is shown images whatever its modality."""
+    shape, towers = Qwen3VLShape.from_folder(folder), read_variant(folder).towers
+    provider = DiscriminatorProvider(shape, towers, head_dropout=0.0, recompute=recompute)
     return engine_of(world, folder, provider, name="discriminator", dtype=dtype)
 
 

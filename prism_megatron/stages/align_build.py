@@ -128,7 +128,14 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         load_balance=config.discriminator.load_balance or 0.0,
         vocab_size=shape.text.vocab,
         seed=config.seed,
-        form=batch_format(renderer, world, config.precision, unseen=unseen_tokens(config.discriminator, shape)),
+        form=batch_format(
+            renderer,
+            world,
+            config.precision,
+            unseen=unseen_tokens(config.discriminator, shape),
+            # Transformer Engine's attention has no shared prefixes, and a z-loss is a mean over whole sequences.
+            share_prompts=capabilities.layers == "torch" and not config.discriminator.router_z_loss,
+        ),
     )
     probe_prompts = build_prompts(config, renderer, held_out=True) if config.game.probe_every else None
     players = Players(policy, discriminator, rollout)

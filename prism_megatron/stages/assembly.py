@@ -45,11 +45,16 @@ _PLAIN = PrecisionConfig()
 
 
 def batch_format(
-    renderer: Renderer, world: World, precision: PrecisionConfig = _PLAIN, *, unseen: frozenset[int] = frozenset()
+    renderer: Renderer,
+    world: World,
+    precision: PrecisionConfig = _PLAIN,
+    *,
+    unseen: frozenset[int] = frozenset(),
+    share_prompts: bool = False,
 ) -> BatchFormat:
     """Sequences are padded to what sequence and context parallelism divide, and FP8 multiplies.
 
-    ``unseen`` are ``BatchFormat.unseen_token_ids``.
+    ``unseen`` and ``share_prompts`` are those of ``BatchFormat``.
     """
     return BatchFormat(
         pad_token_id=renderer.pad_token_id,
@@ -57,6 +62,7 @@ def batch_format(
         length_multiple=precision.length_multiple(world.parallel),
         device=world.device,
         unseen_token_ids=unseen,
+        share_prompts=share_prompts,
     )
 
 

@@ -154,7 +154,7 @@ def _set_up(
         load_balance=recipe.discriminator.load_balance or 0.0,
         vocab_size=shape.text.vocab,
         seed=seed,
-        form=batch_format(renderer, world),
+        form=batch_format(renderer, world, share_prompts=True),
     )
     prompts = SceneSource(renderer, split="align", seed=seed, batch_size=recipe.rollout.prompts_per_step)
     return Players(policy, discriminator, rollout), plan, prompts

@@ -23,6 +23,7 @@ from prism_megatron.stages.batches import (
     ScoreRow,
     collect_scores,
     discriminator_batch,
+    prompt_slots,
     segment_slots,
 )
 from prism_megatron.stages.microbatches import MicroBatch, of_rank, plan_pairs
@@ -59,9 +60,9 @@ class TrunkCost:
     """What one pass over a step ran through the trunk, over all data-parallel ranks."""
 
     trunk_tokens: int
-    """token slots, padding and repeated references included"""
+    """token slots, padding and repeated references (each with its prompt) included"""
     unique_tokens: int
-    """tokens of every judged sequence, once"""
+    """the same without padding and repetition: what has to be run"""
     references: int
     """copies of references; the step's pairs over these are the rollouts that share one"""
 
@@ -97,10 +98,12 @@ def judge_and_train(
         regulariser_coefficient=game.score_regulariser,
         cp_size=world.parallel.cp,
     )
+    if load_balance:  # a mean over whole sequences
+        form = replace(form, share_prompts=False)
     plan, cost = plan_scoring(learnt, form, tokens_per_microbatch, world)
     mine = of_rank(plan, dp_rank=world.dp_rank, dp_size=world.dp_size)
 
-    def microbatches(update: int) -> tuple[list[Batch], list[Sequence[ScoreRow]]]:
+    def microbatches(update: int) -> tuple[list[Batch], list[Sequence[ScoreRow | None]]]:
         """With dropout masks of their own for every update."""
         made = [
             discriminator_batch(
@@ -139,7 +142,7 @@ def plan_scoring(
     groups: Sequence[PreferenceGroup], form: BatchFormat, tokens_per_microbatch: int, world: World
 ) -> tuple[Sequence[MicroBatch], TrunkCost]:
     """The micro-batches of all data-parallel ranks, the same on every rank, and what they cost."""
-    references = [segment_slots(group, group.reference, form) for group in groups]
+    references = [prompt_slots(group, form) + segment_slots(group, group.reference, form) for group in groups]
     rollouts = [{r: segment_slots(group, group.rollouts[r], form) for r in group.valid_rollouts} for group in groups]
     plan = plan_pairs(references, rollouts, budget=tokens_per_microbatch, rounds_of=world.microbatch_rounds)
     shares = [share for microbatch in plan for share in microbatch]
@@ -147,7 +150,9 @@ def plan_scoring(
     unique_tokens = 0
     for group in groups:
         answers = [group.reference, *(group.rollouts[r] for r in group.valid_rollouts)]
-        unique_tokens += sum(segment_slots(group, answer, unpadded) for answer in answers)
+        unique_tokens += prompt_slots(group, unpadded) + sum(
+            segment_slots(group, answer, unpadded) for answer in answers
+        )
     return plan, TrunkCost(
         trunk_tokens=sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in shares),
         unique_tokens=unique_tokens,

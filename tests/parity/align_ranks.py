@@ -46,13 +46,15 @@ def sample(world: World) -> Sequence[RolloutGroup]:
     return [mixed, *groups[1:]]
 
 
-def one_round(world: World, groups: Sequence[RolloutGroup], tokens_per_microbatch: int) -> dict[str, Any]:
+def one_round(
+    world: World, groups: Sequence[RolloutGroup], tokens_per_microbatch: int, share_prompts: bool
+) -> dict[str, Any]:
     """Losses, gradient norms and scores of one discriminator and one policy step."""
     folder = MINI_FOLDER / "policy"
     shape, renderer = Qwen3VLShape.from_folder(folder), Renderer.from_folder(folder)
     policy = build_policy(folder, shape, world=world, dtype=torch.float32, optimizer=MINI_ALIGN.policy, total_steps=10)
     discriminator = build_discriminator(MINI_ALIGN, folder, shape, world=world, dtype=torch.float32)
-    form = batch_format(renderer, world)
+    form = batch_format(renderer, world, share_prompts=share_prompts)
     judgement = judge_and_train(
         discriminator,
         groups,
@@ -62,14 +64,14 @@ def one_round(world: World, groups: Sequence[RolloutGroup], tokens_per_microbatc
         seed=SEED,
         step=0,
         tokens_per_microbatch=tokens_per_microbatch,
-        load_balance=0.005,
+        load_balance=0.0,
     )
     plan = AlignPlan(
         game=MINI_ALIGN.game,
         sampling=Sampling(),
         rollouts_per_prompt=NUM_ROLLOUTS,
         tokens_per_microbatch=tokens_per_microbatch,
-        load_balance=0.005,
+        load_balance=0.0,
         vocab_size=shape.text.vocab,
         seed=SEED,
         form=form,

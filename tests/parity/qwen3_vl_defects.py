@@ -170,8 +170,8 @@ DEFECTS: Mapping[str, Callable[[pytest.MonkeyPatch], None]] = {
 """By name; most are found in other implementations of this model."""
 
 
-def _one_run(sequences: Sequences) -> Iterator[tuple[int, int]]:
-    yield sum(sequences.slots), 1
+def _one_run(sequences: Sequences) -> Iterator[tuple[int, int, slice]]:
+    yield sum(sequences.slots), 1, slice(0, 0)
 
 
 def _with_tanh(original: Callable[..., None]) -> Callable[..., None]:

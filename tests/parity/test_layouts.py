@@ -16,6 +16,7 @@ from tests.parity.align_ranks import one_round, sample
 ALL, SOME, FEW = 16384, 700, 260
 LAYOUTS = {
     "TP1·PP1": (1, ParallelConfig(), ALL),
+    "TP1·PP1, shared prompts": (1, ParallelConfig(), ALL),
     "TP1·PP1, small micro-batches": (1, ParallelConfig(), FEW),
     "TP1·PP1, plain optimizer": (1, ParallelConfig(distributed_optimizer=False), SOME),
     "TP2·SP": (2, ParallelConfig(tp=2, sp="on"), FEW),
@@ -53,7 +54,8 @@ def test_every_layout_gives_the_same_round(
     reference = None
     worst = 0.0
     for name, (num_ranks, parallel, tokens) in LAYOUTS.items():
-        results = gloo.run(one_round, groups, tokens, parallel=parallel, num_ranks=num_ranks)
+        share_prompts = reference is not None  # the first is the slow twin: every sequence whole, in one micro-batch
+        results = gloo.run(one_round, groups, tokens, share_prompts, parallel=parallel, num_ranks=num_ranks)
         assert all(result == results[0] for result in results), f"{name}: ranks disagree"
         result = results[0]
         reference = reference or result

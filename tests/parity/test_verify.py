@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig, UpcyclingConfig
-from prism_megatron.config.discriminator import Routing
+from prism_megatron.config.discriminator import Modality, Routing
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -123,11 +123,14 @@ def test_a_discriminator_folder_is_verified_too() -> None:
     assert "scores " in report.text() and "next token" not in report.text()
 
 
-@pytest.mark.parametrize("routing", ["learned", "dense"])
-def test_discriminators_of_other_kinds_are_verified(tmp_path: Path, routing: Routing) -> None:
-    """Claim: as above for a pool of experts and for dense MLPs, upcycled from the mini's policy by conversion."""
+@pytest.mark.parametrize(("routing", "modality"), [("learned", "multimodal"), ("dense", "text")])
+def test_discriminators_of_other_kinds_are_verified(tmp_path: Path, routing: Routing, modality: Modality) -> None:
+    """Claim: as above for a pool of experts and for dense MLPs, upcycled from the mini's policy by conversion.
+
+    Images are shown to one of text too, whose vision tower training would freeze: all its weights are compared.
+    """
     checkpoint, folder = str(tmp_path / "checkpoint"), str(tmp_path / "folder")
-    upcycling = UpcyclingConfig(routing=routing)
+    upcycling = UpcyclingConfig(routing=routing, modality=modality)
     to_megatron(
         ToMegatronConfig(hf=str(POLICY), save=checkpoint, as_role="discriminator", upcycling=upcycling),
         say=lambda _line: None,

@@ -1,0 +1,254 @@
+"""What each rank does in the tests of micro-batches and of the two players, on the shipped mini."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_providers.qwen3_vl import balance
+from model_providers.qwen3_vl.decoder import Decoder
+from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.batch import Batch, beside_logits
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.offload import own_state
+from prism_megatron.engine.optimizer import inner_optimizers
+from prism_megatron.engine.provider import LossOutput
+from prism_megatron.engine.runtime import World
+from prism_megatron.losses.policy import policy_gradient_loss
+from prism_megatron.rollout.base import Sampling
+from prism_megatron.stages.align import AlignPlan, policy_batches, policy_loss, train_policy
+from prism_megatron.stages.align_build import build_discriminator
+from prism_megatron.stages.assembly import batch_format, build_policy
+from prism_megatron.stages.batches import BatchFormat
+from prism_megatron.stages.judge import Judgement, TrunkCost, judge_and_train
+from prism_megatron.stages.rewards import group_advantages
+from prism_megatron.types import RolloutGroup
+
+SEED = 7
+FOLDER = MINI_FOLDER / "policy"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One discriminator step of a rank: what it counted itself, and the gradients before the step."""
+
+    scores: dict[tuple[int, int, int | None], float]
+    sums: dict[str, float]
+    cost: TrunkCost
+    gradients: dict[str, Tensor]
+    trunk_tokens: int
+    encoded_images: int
+
+
+def discriminator_of(world: World, *, freeze_vision: bool = False) -> MegatronEngine:
+    config = replace(MINI_ALIGN, discriminator=replace(MINI_ALIGN.discriminator, freeze_vision=freeze_vision))
+    return build_discriminator(config, FOLDER, Qwen3VLShape.from_folder(FOLDER), world=world, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a step is run with."""
+
+    tokens: int
+    balance: float = 0.0
+    share_prompts: bool = False
+    freeze_vision: bool = False
+
+
+def judged(world: World, groups: Sequence[RolloutGroup], setting: Setting) -> Judged:
+    """Score and train once; count tokens at the decoder's door and images at the vision tower's."""
+    engine = discriminator_of(world, freeze_vision=setting.freeze_vision)
+    form = batch_format(Renderer.from_folder(FOLDER), world, share_prompts=setting.share_prompts)
+    trunk_tokens, encoded, gradients = 0, 0, {}
+    encode, step, decode = balance.encode, engine.step, Decoder.forward
+
+    def counting_encode(vision: Any, images: Sequence[Any], *rest: Any) -> Any:
+        nonlocal encoded
+        encoded += len(images)
+        return encode(vision, images, *rest)
+
+    def counting_decode(self: Decoder, hidden: Tensor, *rest: Any, **keywords: Any) -> Tensor:
+        nonlocal trunk_tokens
+        trunk_tokens += hidden.shape[0] * hidden.shape[1]
+        return decode(self, hidden, *rest, **keywords)
+
+    def step_after_export() -> Any:
+        gradients.update({name: gradient.clone() for name, gradient in engine.export_gradients()})
+        return step()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(balance, "encode", counting_encode)
+        patch.setattr(Decoder, "forward", counting_decode)
+        patch.setattr(engine, "step", step_after_export)
+        result = judge(engine, groups, form, world, tokens=setting.tokens, balance=setting.balance)
+    return Judged(dict(result.scores), dict(result.sums), result.cost, gradients, trunk_tokens, encoded)
+
+
+def judge(
+    engine: MegatronEngine,
+    groups: Sequence[RolloutGroup],
+    form: BatchFormat,
+    world: World,
+    *,
+    tokens: int,
+    balance: float = 0.0,
+) -> Judgement:
+    return judge_and_train(
+        engine,
+        groups,
+        MINI_ALIGN.game,
+        world=world,
+        form=form,
+        seed=SEED,
+        step=0,
+        tokens_per_microbatch=tokens,
+        load_balance=balance,
+    )
+
+
+def plan_of(world: World, tokens: int) -> AlignPlan:
+    return AlignPlan(
+        game=MINI_ALIGN.game,
+        sampling=Sampling(),
+        rollouts_per_prompt=1,
+        tokens_per_microbatch=tokens,
+        load_balance=0.0,
+        vocab_size=Qwen3VLShape.from_folder(FOLDER).text.vocab,
+        seed=SEED,
+        form=batch_format(Renderer.from_folder(FOLDER), world, share_prompts=True),
+    )
+
+
+def policy_of(world: World) -> MegatronEngine:
+    shape = Qwen3VLShape.from_folder(FOLDER)
+    return build_policy(FOLDER, shape, world=world, dtype=torch.float32, optimizer=MINI_ALIGN.policy, total_steps=10)
+
+
+def policy_gradients(
+    world: World, groups: Sequence[RolloutGroup], tokens: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients of the strictly on-policy step, and those with old log-probs from a forward pass of their own."""
+    plan, policy, discriminator = plan_of(world, tokens), policy_of(world), discriminator_of(world)
+    scored = judge(discriminator, groups, plan.form, world, tokens=tokens)
+    advantages = [
+        group_advantages(group, g, scored, plan.game, seed=plan.seed, step=0) for g, group in enumerate(groups)
+    ]
+    batches = policy_batches(groups, advantages, plan, version=0, world=world)
+    count = float(sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts))
+
+    def logprobs_of(logits: Tensor, batch: Batch) -> Tensor:
+        targets = beside_logits(batch.input_ids_B_S, batch, world)
+        return vocab_parallel_scores(logits, targets, tp_group=world.groups.tp, vocab_size=plan.vocab_size).logprobs_B_L
+
+    def old_forward(logits: Tensor, batch: Batch) -> LossOutput:
+        return LossOutput(logits.sum(), rows={"old": logprobs_of(logits, batch).detach()})
+
+    def against_old(logits: Tensor, batch: Batch) -> LossOutput:
+        result = policy_gradient_loss(
+            logprobs_of(logits, batch),
+            beside_logits(batch.extras["advantages"], batch, world),
+            beside_logits(batch.extras["label_mask"], batch, world),
+            token_count=count,
+            old_logprobs_B_S=batch.extras["old"],
+        )
+        return LossOutput(result.loss)
+
+    def gradients(of: Sequence[Batch], loss: Callable[[Tensor, Batch], LossOutput]) -> dict[str, Tensor]:
+        policy.forward_backward(of, loss)
+        return {name: gradient.clone() for name, gradient in policy.export_gradients()}
+
+    once = gradients(batches, partial(policy_loss, world=world, plan=plan, token_count=count))
+    old = policy.forward(batches, old_forward).rows
+    with_old = [
+        replace(batch, extras={**batch.extras, "old": rows["old"]}) for batch, rows in zip(batches, old, strict=True)
+    ]
+    return once, gradients(with_old, against_old)
+
+
+def fingerprint(engine: MegatronEngine) -> str:
+    """A hash of every byte of parameters, gradient buffers and optimizer state on this rank, and of the counts."""
+    digest = hashlib.blake2b(repr(sorted(engine.progress().items())).encode())
+    tensors: list[Tensor] = [p.data for module in engine.modules for p in module.parameters()]
+    for chunk in engine._chunks:
+        tensors += [buffer.grad_data for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+    assert engine.optimizer is not None
+    for inner in inner_optimizers(engine.optimizer):
+        for group in inner.param_groups:
+            digest.update(repr(sorted((k, v) for k, v in group.items() if k != "params")).encode())
+            for parameter in group["params"]:
+                tensors += [parameter.data, *inner.state[parameter].values()]
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def offloaded_rounds(world: World, groups: Sequence[RolloutGroup], dtype: torch.dtype) -> list[tuple[int, list[bytes]]]:
+    """Without and with offload: bytes of gradients and state that stay after a step, and weights and state after three.
+
+    The third step follows a look at the state as a checkpoint takes it.
+    """
+    outcomes = []
+    for offload in (False, True):
+        shape = Qwen3VLShape.from_folder(FOLDER)
+        optimizer = replace(MINI_ALIGN.discriminator_optimizer, offload=offload)
+        config = replace(MINI_ALIGN, discriminator_optimizer=optimizer)
+        engine = build_discriminator(config, FOLDER, shape, world=world, dtype=dtype)
+        form = batch_format(Renderer.from_folder(FOLDER), world)
+        for step in range(3):
+            judge(engine, groups, form, world, tokens=500)
+            held = _held_bytes(engine)
+            if step == 1:
+                engine.sharded_state_dict(is_loading=False)
+                assert _held_bytes(engine) > 0
+        engine.sharded_state_dict(is_loading=False)
+        assert engine.optimizer is not None
+        tensors = [p.detach() for module in engine.modules for p in module.parameters()]
+        tensors += own_state(engine._chunks, engine.optimizer)
+        outcomes.append((held, [t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tensors]))
+    return outcomes
+
+
+def _held_bytes(engine: MegatronEngine) -> int:
+    """Of gradient buffers, moments, and masters where they are not the parameters themselves."""
+    assert engine.optimizer is not None
+    tensors: list[Tensor] = [
+        buffer.grad_data for chunk in engine._chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
+    ]
+    for inner in inner_optimizers(engine.optimizer):
+        for parameter, state in inner.state.items():
+            tensors += [state["exp_avg"], state["exp_avg_sq"]]
+            if engine.dtype == torch.bfloat16:
+                tensors.append(parameter.data)
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def fingerprints_of_rounds(world: World, groups: Sequence[RolloutGroup], rounds: int) -> list[dict[str, list[str]]]:
+    """Of both players at the start, after each step of the discriminator and after each of the policy."""
+    plan, policy, discriminator = plan_of(world, 500), policy_of(world), discriminator_of(world)
+    seen: list[dict[str, list[str]]] = []
+
+    def look() -> dict[str, str]:
+        return {"policy": fingerprint(policy), "discriminator": fingerprint(discriminator)}
+
+    for _ in range(rounds):
+        hashes = [look()]
+        scored = judge(discriminator, groups, plan.form, world, tokens=500)
+        hashes.append(look())
+        advantages = [
+            group_advantages(group, g, scored, plan.game, seed=plan.seed, step=0) for g, group in enumerate(groups)
+        ]
+        train_policy(policy, groups, advantages, plan, version=0, world=world)
+        hashes.append(look())
+        seen.append({name: [of[name] for of in hashes] for name in hashes[0]})
+    return seen
