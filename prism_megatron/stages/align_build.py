@@ -38,6 +38,7 @@ from prism_megatron.stages.assembly import (
     model_files,
     resolve_dtype,
 )
+from prism_megatron.stages.batches import BatchFormat
 from prism_megatron.stages.format_sft import teach_format
 from prism_megatron.stages.replicas import build_replicas
 from prism_megatron.stages.serving import SharedRollout, build_served_rollout
@@ -120,14 +121,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     for engine in (policy, discriminator):
         assert engine.optimizer is not None
         check_adam(capabilities, inner_optimizers(engine.optimizer))
-    form = batch_format(
-        renderer,
-        world,
-        config.precision,
-        unseen=unseen_tokens(config.discriminator, shape),
-        # Transformer Engine's attention has no shared prefixes, and a z-loss is a mean over whole sequences.
-        share_prompts=capabilities.layers == "torch" and not config.discriminator.router_z_loss,
-    )
+    form = build_format(config, shape, renderer, world=world, layers=capabilities.layers)
     check_served = trust
     if isinstance(rollout, SharedRollout) and config.rollout.rollout_probe_every:
         probe = ServingProbe(
@@ -158,6 +152,20 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     probe_prompts = build_prompts(config, renderer, held_out=True) if config.game.probe_every else None
     players = Players(policy, discriminator, rollout)
     return AlignRun(folder, models, shape, renderer, prompts, probe_prompts, players, plan)
+
+
+def build_format(
+    config: AlignConfig, shape: Qwen3VLShape, renderer: Renderer, *, world: World, layers: Literal["te", "torch"]
+) -> BatchFormat:
+    """How both players' rows become tensors."""
+    return batch_format(
+        renderer,
+        world,
+        config.precision,
+        unseen=unseen_tokens(config.discriminator, shape),
+        # Transformer Engine's attention has no shared prefixes, and a z-loss is a mean over whole sequences.
+        share_prompts=layers == "torch" and not config.discriminator.router_z_loss,
+    )
 
 
 def build_prompts(config: AlignConfig, renderer: Renderer, *, held_out: bool = False) -> ExampleSource:

@@ -25,8 +25,8 @@ from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.stages.align_build import FORMAT_SFT, build_discriminator, discriminator_files, unseen_tokens
-from prism_megatron.stages.assembly import batch_format, hf_tensors, model_files, resolve_dtype
+from prism_megatron.stages.align_build import FORMAT_SFT, build_discriminator, build_format, discriminator_files
+from prism_megatron.stages.assembly import hf_tensors, model_files, resolve_dtype
 from prism_megatron.stages.format_sft import teach_format
 from prism_megatron.stages.replicas import build_replicas
 from prism_megatron.stages.rollout_queue import RolloutQueue
@@ -89,8 +89,8 @@ def build_sources(config: WarmStartConfig) -> Sources:
         counts = train.counts
         if counts.without_reasoning == counts.kept:
             raise ConfigError(
-                f"--min-auc {config.gate.min_auc:g} needs answers that are known to be right or wrong; nobody knows "
-                "that of captions, and these records have no solutions: leave it out, or ask for --min-accuracy"
+                f"--min-auc {config.gate.min_auc:g} needs answers that are known to be right or wrong, and nobody "
+                "knows that of captions, which are all these records have: leave it out, or ask for --min-accuracy"
             )
     held_out: Source | None = None
     try:
@@ -164,9 +164,7 @@ def build_warm_start(
         files=discriminator_files(align, model_files(policy, "policy", dtype=dtype), dtype),
         plan=WarmStartPlan(
             game=GameConfig(score_regulariser=config.score_regulariser),
-            form=batch_format(
-                sources.renderer, world, config.precision, unseen=unseen_tokens(config.discriminator, shape)
-            ),
+            form=build_format(align, shape, sources.renderer, world=world, layers=capabilities.layers),
             tokens_per_microbatch=config.tokens_per_microbatch,
             load_balance=config.load_balance(shape.text.num_layers),
             seed=config.seed,

@@ -1,0 +1,64 @@
+"""What a warm-start trains on and holds out (blind spot: sampling from it)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from prism_megatron.config.warm_start import MINI_WARM_START, MINI_WARM_START_RECORDS, GateConfig, WarmStartConfig
+from prism_megatron.data.records import Record, in_part
+from prism_megatron.errors import ConfigError, DataError
+from prism_megatron.stages.warm_start_build import build_sources
+
+BATCH = 4
+
+
+def make_set(folder: Path, ids: list[str], *, solution: str | None) -> Path:
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(folder / "images" / "1.png")
+    record = {"image": "images/1.png", "question": "q", "choices": None, "answer": "1", "answer_type": "integer"}
+    record |= {"solution": solution, "caption": "c", "source": "made"}
+    (folder / "data.jsonl").write_text("\n".join(json.dumps({"id": name, **record}) for name in ids))
+    return folder
+
+
+def ids_of_train(count: int) -> list[str]:
+    """Ids that are never held out."""
+
+    def is_train(name: str) -> bool:
+        return in_part(Record(name, Path("x"), "q", None, "1", None, "c", "made"), "train", validation_share=0.1)
+
+    return [name for name in (f"r-{i}" for i in range(10 * count)) if is_train(name)][:count]
+
+
+def config(folder: Path, gate: GateConfig) -> WarmStartConfig:
+    return replace(
+        MINI_WARM_START_RECORDS,
+        data=replace(MINI_WARM_START_RECORDS.data, data=folder),
+        rollout=replace(MINI_WARM_START_RECORDS.rollout, prompts_per_step=BATCH),
+        gate=gate,
+        steps=None,
+    )
+
+
+def test_one_epoch_is_the_default(tmp_path: Path) -> None:
+    """Claim: whole batches of the training part, at least one; scenes take the steps they are told."""
+    sources = build_sources(config(make_set(tmp_path / "a", ids_of_train(11), solution="s"), GateConfig()))
+    assert sources.steps == 2
+    assert sources.held_out is None, "nothing to hold out, and nothing asks for it"
+    assert sources.train_text.startswith("11 records, 0 of them without reasoning")
+    assert build_sources(config(make_set(tmp_path / "b", ids_of_train(3), solution="s"), GateConfig())).steps == 1
+    assert build_sources(MINI_WARM_START).steps == MINI_WARM_START.steps
+
+
+def test_a_gate_that_nothing_can_be_measured_for_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no record of the validation part"):
+        build_sources(config(make_set(tmp_path / "a", ids_of_train(9), solution="s"), GateConfig(min_accuracy=0.5)))
+    captions = make_set(tmp_path / "b", [f"r-{i}" for i in range(60)], solution=None)
+    with pytest.raises(ConfigError, match=r"--min-auc 0\.8 needs answers that are known to be right or wrong"):
+        build_sources(config(captions, GateConfig(min_auc=0.8)))
+    assert build_sources(config(captions, GateConfig(min_accuracy=0.5))).held_out is not None
