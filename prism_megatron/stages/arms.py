@@ -155,8 +155,3 @@ def level(values: np.ndarray) -> Interval:
 def change(after: np.ndarray, before: np.ndarray) -> Interval:
     """Mean paired change of ``[seeds, scenes]``, with the interval of :func:`level`."""
     return level(after - before)
-
-
-def cell(interval: Interval) -> str:
-    """Mean and interval as a table shows them."""
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -16,8 +16,9 @@ from prism_megatron.config.effect import EffectConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import start, stop
+from prism_megatron.evaluation.comparison import figure_text
 from prism_megatron.stages.align_metrics import Row
-from prism_megatron.stages.arms import MEASURES, MODES, Arm, Responses, Table, cell, change, level, play, tabulate
+from prism_megatron.stages.arms import MEASURES, MODES, Arm, Responses, Table, change, level, play, tabulate
 from prism_megatron.stages.evaluate import heldout_scenes
 
 ALIGNED = "aligned"
@@ -86,9 +87,9 @@ def _write(config: EffectConfig, before: Table, after: Mapping[str, Table], game
                 "aligned_minus_control": {name: margin._asdict() for name, margin in margins.items()},
             }
             lines.append(
-                f"| {mode} | {measure} | {cell(level(before[mode][measure]))} | "
-                + " | ".join(cell(level(table[mode][measure])) for table in after.values())
-                + f" | {cell(weakest)} | "
+                f"| {mode} | {measure} | {figure_text(level(before[mode][measure]))} | "
+                + " | ".join(figure_text(level(table[mode][measure])) for table in after.values())
+                + f" | {figure_text(weakest)} | "
                 + ("yes |" if weakest.low > 0 else "no |")
             )
     config.output.mkdir(parents=True, exist_ok=True)
