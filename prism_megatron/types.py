@@ -28,12 +28,21 @@ class Span(NamedTuple):
     end: int
 
 
+class VersionSpan(NamedTuple):
+    """Tokens ``[start, end)`` of a response were drawn with ``version`` of the policy."""
+
+    version: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class Segments:
     """Where the two judged parts of a response lie, in token positions of the response.
 
-    ``problem`` is None for a valid response and otherwise says why it is not; spans are None exactly then.
-    ``perception`` covers the caption with its tags, ``reasoning`` covers think and answer with their tags.
+    ``problem`` is None for a valid response and otherwise says why it is not; both spans are then None.
+    ``perception`` covers the caption with its tags, ``reasoning`` covers think and answer with their tags; a valid
+    reference without a solution has no ``reasoning``.
     """
 
     perception: Span | None
@@ -43,6 +52,10 @@ class Segments:
     @property
     def valid(self) -> bool:
         return self.problem is None
+
+    def of_tower(self, tower: int) -> Span | None:
+        """What the discriminator's tower 0 (perception) or 1 (reasoning) judges."""
+        return (self.perception, self.reasoning)[tower]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +94,53 @@ class Response:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled answer. ``logprobs`` are under the sampling temperature, one per token of ``token_ids``."""
+    """One sampled answer. ``logprobs`` are under the sampling temperature, one per token of ``token_ids``.
+
+    ``versions`` cover the tokens in order: one span, or several where the policy was updated while it answered. Each
+    log-prob is that of its token's version, given all tokens before it.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
-    policy_version: int
+    versions: tuple[VersionSpan, ...]
     segments: Segments
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the oldest policy that drew one of the tokens."""
+        return min(span.version for span in self.versions)
+
+    def token_versions(self) -> list[int]:
+        """The version that drew each token."""
+        return [span.version for span in self.versions for _ in range(span.start, span.end)]
 
 
 @dataclass(frozen=True)
-class RolloutGroup:
-    """All rollouts of one prompt beside its one reference."""
+class PreferenceGroup:
+    """One prompt with the reference that should score above every one of its answers."""
 
     prompt: Prompt
     reference: Response
+    rollouts: tuple[Response | Rollout, ...]
+
+    @property
+    def towers(self) -> tuple[int, ...]:
+        """Towers that judge this group: those whose segment the reference has."""
+        return tuple(tower for tower in (0, 1) if self.reference.segments.of_tower(tower) is not None)
+
+    @property
+    def valid_rollouts(self) -> tuple[int, ...]:
+        """Numbers of the rollouts with every segment that the reference has; each makes one pair in every tower."""
+        return tuple(
+            r
+            for r, rollout in enumerate(self.rollouts)
+            if rollout.segments.valid and all(rollout.segments.of_tower(tower) is not None for tower in self.towers)
+        )
+
+
+@dataclass(frozen=True)
+class RolloutGroup(PreferenceGroup):
+    """All rollouts of one prompt beside its one reference."""
+
     rollouts: tuple[Rollout, ...]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model_providers.moe_discriminator.folder import is_discriminator, read_towers
+from model_providers.moe_discriminator.folder import is_discriminator, read_variant
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -35,7 +35,10 @@ def checked(config: VerifyConfig) -> VerifyConfig:
     shape = Qwen3VLShape.from_folder(folder)
     smallest, present = smallest_world(config.parallel), int(os.environ.get("WORLD_SIZE", "1"))
     size = present if present > 1 else smallest
-    experts_per_tower = read_towers(folder).experts_per_tower if is_discriminator(folder) else None
+    experts_per_tower = None
+    if is_discriminator(folder):
+        towers = read_variant(folder).towers
+        experts_per_tower = 0 if towers is None else towers.experts_per_tower
     check_verify(config, shape, world_size=size, experts_per_tower=experts_per_tower)
     if config.image:
         from prism_megatron.data.images import open_image

@@ -1,39 +1,44 @@
 """Pipeline chunks of a discriminator: Qwen3-VL trunk, expert towers, scalar head.
 
-Shape suffixes: S_local tokens of this sequence-parallel rank, B rows, H hidden.
+Shape suffixes: S_local tokens of this sequence-parallel rank, L tokens of this rank, B rows, Q sequences, H hidden.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from torch import Tensor, nn
 
+from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.deepstack import Ints
 from model_providers.qwen3_vl.model import Qwen3VLTrunk
+from prism_megatron.config.discriminator import LoadBalanceScope
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.norms import parameter_device
 from prism_megatron.engine.specs import mark_tensor_parallel
+from prism_megatron.losses.load_balance import merge_towers
 
 DROPOUT_KEY = "dropout_key"
 LOAD_BALANCE_WEIGHT = "load_balance_weight"
+SEQUENCE_SHARE = "sequence_share"
 
 
-def keyed_dropout(hidden_B_H: Tensor, keys_B: Tensor, rate: float) -> Tensor:
-    """Dropout whose mask depends only on each row's integer key: the same in every layout, and on resume.
+def keyed_dropout(hidden_Q_H: Tensor, keys_Q: Tensor, rate: float) -> Tensor:
+    """Dropout whose mask depends only on each sequence's integer key: the same in every layout, and on resume.
 
     Raises TypeError for keys that are not int64: a float key would have lost its low bits.
     """
-    if keys_B.dtype != torch.int64:
-        raise TypeError(f"dropout keys must be int64, got {keys_B.dtype}")
-    hidden = hidden_B_H.shape[-1]
-    draws = [np.random.Generator(np.random.Philox(key)).random(hidden) for key in keys_B.tolist()]
-    keep_B_H = torch.from_numpy(np.stack(draws) >= rate).to(hidden_B_H.device)
-    return hidden_B_H * keep_B_H / (1.0 - rate)
+    if keys_Q.dtype != torch.int64:
+        raise TypeError(f"dropout keys must be int64, got {keys_Q.dtype}")
+    hidden = hidden_Q_H.shape[-1]
+    draws = [np.random.Generator(np.random.Philox(key)).random(hidden) for key in keys_Q.tolist()]
+    keep_Q_H = torch.from_numpy(np.stack(draws) >= rate).to(hidden_Q_H.device)
+    return hidden_Q_H * keep_Q_H / (1.0 - rate)
 
 
 class ScoreHead(nn.Module):
@@ -46,25 +51,26 @@ class ScoreHead(nn.Module):
             torch.empty(1, config.hidden_size, dtype=config.params_dtype, device=parameter_device(config))
         )
 
-    def forward(self, hidden_B_H: Tensor, keys_B: Tensor | None) -> Tensor:
-        """``[2, B]``: scores without dropout, and scores with it (the same ones when the rate is 0).
+    def forward(self, hidden_Q_H: Tensor, keys_Q: Tensor | None) -> Tensor:
+        """``[2, Q]``: scores without dropout, and scores with it (the same ones when the rate is 0).
 
         Raises ValueError when dropout is to be applied for a gradient and the batch has no keys.
         """
-        hidden_B_H = hidden_B_H.float()
-        dropped_B_H = hidden_B_H
-        if self.dropout > 0.0 and keys_B is not None:
-            dropped_B_H = keyed_dropout(hidden_B_H, keys_B, self.dropout)
+        hidden_Q_H = hidden_Q_H.float()
+        dropped_Q_H = hidden_Q_H
+        if self.dropout > 0.0 and keys_Q is not None:
+            dropped_Q_H = keyed_dropout(hidden_Q_H, keys_Q, self.dropout)
         elif self.dropout > 0.0 and torch.is_grad_enabled():
             raise ValueError(f"the head's dropout of {self.dropout} needs extras[{DROPOUT_KEY!r}] in the batch")
-        return torch.stack([hidden_B_H, dropped_B_H]) @ self.weight[0].float()
+        return torch.stack([hidden_Q_H, dropped_Q_H]) @ self.weight[0].float()
 
 
 class Discriminator(Qwen3VLTrunk):
-    """The trunk with expert towers; the last chunk's output is ``[2, B]`` (see ``ScoreHead``).
+    """The trunk with expert towers; the last chunk's output is ``[2, Q]`` (see ``ScoreHead``).
 
-    A batch needs ``tower_ids_Q`` and one sequence to a row. Extras: ``dropout_key`` (int64), and
-    ``load_balance_weight`` (float32) to attach the load-balancing loss; without the latter nothing is computed for it.
+    A batch, padded or packed, needs ``tower_ids_Q``. Extras by sequence: ``dropout_key`` (int64), and, to attach losses
+    of every router, ``load_balance_weight`` (float32) and, for a ``router_z_loss`` coefficient above 0,
+    ``sequence_share`` (float32): 1 over the step's sequences of its tower. Without ``towers`` there is no router.
     """
 
     def __init__(
@@ -74,6 +80,9 @@ class Discriminator(Qwen3VLTrunk):
         layer_spec: ModuleSpec,
         groups: ProcessGroupCollection,
         *,
+        towers: Towers | None,
+        load_balance_scope: LoadBalanceScope,
+        router_z_loss: float,
         head_dropout: float,
         recompute_vision: bool,
         pre_process: bool,
@@ -90,44 +99,83 @@ class Discriminator(Qwen3VLTrunk):
             post_process=post_process,
             vp_stage=vp_stage,
         )
+        self.towers = towers
+        self.load_balance_scope = load_balance_scope
+        self.router_z_loss = router_z_loss
         if post_process:
             self.score_head = ScoreHead(config, head_dropout)
         mark_tensor_parallel(self)
 
     def mlp_args(self, batch: Batch, tokens_L: Ints) -> tuple[Tensor, ...]:
-        """Tower and length of each row, the local tokens, and the load-balancing weights where the batch has them."""
+        """What ``TowerRouter`` takes beside the hidden states of the local tokens; nothing without towers."""
+        if self.towers is None:
+            return ()
         if batch.tower_ids_Q is None:
-            raise ValueError("a discriminator batch needs tower_ids_Q, the tower that judges each row")
-        if batch.packed:
-            raise ValueError("a discriminator takes one sequence to a row; collate its batches without pack")
-        weights_B = batch.extras.get(LOAD_BALANCE_WEIGHT)
-        always = (batch.tower_ids_Q, batch.lengths_Q, torch.from_numpy(tokens_L).to(batch.input_ids_B_S.device))
-        return always if weights_B is None else (*always, weights_B)
+            raise ValueError("a discriminator batch needs tower_ids_Q, the tower that judges each sequence")
+        device = batch.input_ids_B_S.device
+        slot_L_B, is_real_L_B = (torch.from_numpy(of).to(device) for of in token_sequences(batch, tokens_L))
+        tower_ids_L_B, lengths_Q = batch.tower_ids_Q[slot_L_B], batch.lengths_Q
+        weights_2_Q = self._loss_weights(batch)
+        if weights_2_Q is None:
+            return tower_ids_L_B, slot_L_B.where(is_real_L_B, len(lengths_Q)), lengths_Q
+        if self.load_balance_scope == "microbatch":
+            towers_Q, num_towers = batch.tower_ids_Q % self.towers.num_towers, self.towers.num_towers
+            lengths_Q, weights_2_Q = merge_towers(towers_Q, lengths_Q, weights_2_Q, num_towers=num_towers)
+            slot_L_B = towers_Q[slot_L_B]
+        return tower_ids_L_B, slot_L_B.where(is_real_L_B, len(lengths_Q)), lengths_Q, weights_2_Q
+
+    def _loss_weights(self, batch: Batch) -> Tensor | None:
+        """What each sequence's load-balancing and z-losses are multiplied by; None where there is nothing to attach."""
+        balance_Q, share_Q = batch.extras.get(LOAD_BALANCE_WEIGHT), batch.extras.get(SEQUENCE_SHARE)
+        if not torch.is_grad_enabled():
+            return None
+        if self.router_z_loss and share_Q is None:
+            raise ValueError(f"a router z-loss of {self.router_z_loss} needs extras[{SEQUENCE_SHARE!r}] in the batch")
+        z_Q = self.router_z_loss * share_Q if self.router_z_loss and share_Q is not None else None
+        given = [weights_Q for weights_Q in (balance_Q, z_Q) if weights_Q is not None]
+        if not given:
+            return None
+        return torch.stack([torch.zeros_like(given[0]) if of is None else of for of in (balance_Q, z_Q)])
 
     def head(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Scores ``[2, B]`` from the hidden state of each row's last real token; equal on all ranks that share rows."""
-        last_B = np.array(batch.lengths) - 1
-        keys_B = batch.extras.get(DROPOUT_KEY)
-        scores_2_B: Tensor = self.score_head(self._last_hidden(hidden, last_B, self.local_tokens(batch)), keys_B)
+        """Scores ``[2, Q]`` from each sequence's last real token; equal on all ranks that share the micro-batch."""
+        row_Q, start_Q = np.array(batch.places()).T
+        last_Q = start_Q + np.array(batch.lengths) - 1
+        keys_Q = batch.extras.get(DROPOUT_KEY)
+        last_Q_H = self._pick(hidden, last_Q, row_Q, self.local_tokens(batch))
+        scores_2_Q: Tensor = self.score_head(last_Q_H, keys_Q)
         if self.cp_group.size() == 1:
-            return scores_2_B
+            return scores_2_Q
         tokens_L = batch.tokens_of(cp_size=self.cp_group.size(), cp_rank=self.cp_group.rank())
-        elsewhere_B = torch.from_numpy(~np.isin(last_B, tokens_L)).to(scores_2_B.device)
-        # Sum forward, identity backward: the head's weight gets each row's gradient on one context-parallel rank.
-        scores_2_B = scores_2_B.masked_fill(elsewhere_B, 0.0)
-        summed_2_B: Tensor = reduce_from_tensor_model_parallel_region(scores_2_B, group=self.cp_group)
-        return summed_2_B
+        elsewhere_Q = torch.from_numpy(~np.isin(last_Q, tokens_L)).to(scores_2_Q.device)
+        # Sum forward, identity backward: the head's weight gets each score's gradient on one context-parallel rank.
+        scores_2_Q = scores_2_Q.masked_fill(elsewhere_Q, 0.0)
+        summed_2_Q: Tensor = reduce_from_tensor_model_parallel_region(scores_2_Q, group=self.cp_group)
+        return summed_2_Q
 
-    def _last_hidden(self, hidden: Tensor, last_B: Ints, tokens_L: Ints) -> Tensor:
-        """``[B, H]``, whole on every tensor-parallel rank; zeros for a row whose last token another rank holds."""
+    def _pick(self, hidden: Tensor, token_Q: Ints, row_Q: Ints, tokens_L: Ints) -> Tensor:
+        """Hidden states ``[Q, H]`` of tokens, whole on every tensor-parallel rank; zeros for what another rank holds.
+
+        ``tokens_L`` are the tokens of each row that ``hidden [L, B, H]`` has.
+        """
         sorter = np.argsort(tokens_L)
-        place_B = sorter[np.searchsorted(tokens_L, last_B, sorter=sorter).clip(max=len(tokens_L) - 1)]
-        elsewhere_B = torch.from_numpy(tokens_L[place_B] != last_B).to(hidden.device)
-        rows_B = torch.arange(len(last_B), device=hidden.device)
-        picked_B_H = hidden[torch.from_numpy(place_B).to(hidden.device), rows_B]
-        picked_B_H = picked_B_H.masked_fill(elsewhere_B.unsqueeze(-1), 0.0)
+        place_Q = sorter[np.searchsorted(tokens_L, token_Q, sorter=sorter).clip(max=len(tokens_L) - 1)]
+        elsewhere_Q = torch.from_numpy(tokens_L[place_Q] != token_Q).to(hidden.device)
+        picked_Q_H = hidden[torch.from_numpy(place_Q).to(hidden.device), torch.from_numpy(row_Q).to(hidden.device)]
+        picked_Q_H = picked_Q_H.masked_fill(elsewhere_Q.unsqueeze(-1), 0.0)
         if not self.config.sequence_parallel:
-            return picked_B_H
+            return picked_Q_H
         # Sum forward, identity backward: each rank's own rows get the (equal) gradient of the replicated head.
-        last_B_H: Tensor = reduce_from_tensor_model_parallel_region(picked_B_H, group=self.tp_group)
-        return last_B_H
+        last_Q_H: Tensor = reduce_from_tensor_model_parallel_region(picked_Q_H, group=self.tp_group)
+        return last_Q_H
+
+
+def token_sequences(batch: Batch, tokens_L: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """In which sequence's slot each of a row's tokens ``tokens_L`` lies, and whether it is real; both ``[L, B]``."""
+    row_Q, start_Q = np.array(batch.places()).T
+    num_rows = len(batch.input_ids_B_S)
+    slot_L_B = np.empty((len(tokens_L), num_rows), dtype=np.int64)
+    for row in range(num_rows):
+        here = np.flatnonzero(row_Q == row)
+        slot_L_B[:, row] = here[np.searchsorted(start_Q[here], tokens_L, side="right") - 1]
+    return slot_L_B, tokens_L[:, None] - start_Q[slot_L_B] < np.array(batch.lengths)[slot_L_B]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import MegatronModule, TransformerConfig
+from torch import Tensor
 
-from model_providers.moe_discriminator.folder import read_towers
-from model_providers.moe_discriminator.mapping import EXPERT_LAYOUT, weight_mappings
+from model_providers.moe_discriminator.folder import read_variant
+from model_providers.moe_discriminator.load import expert_load, take_loads
+from model_providers.moe_discriminator.mapping import expert_layout, weight_mappings
 from model_providers.moe_discriminator.model import Discriminator
 from model_providers.moe_discriminator.routing import TowerRouter
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import text_config
+from prism_megatron.config.discriminator import LoadBalanceScope, Modality
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -24,6 +27,7 @@ from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.engine.experts import expert_layer
+from prism_megatron.engine.mlp import dense_mlp
 from prism_megatron.engine.specs import decoder_layer_spec, layer_parts
 from prism_megatron.errors import ConfigError, ConversionError
 
@@ -37,9 +41,12 @@ class DiscriminatorProvider:
     def __init__(
         self,
         shape: Qwen3VLShape,
-        towers: Towers,
+        towers: Towers | None,
         *,
+        modality: Modality = "multimodal",
         head_dropout: float = 0.1,
+        load_balance_scope: LoadBalanceScope = "sequence",
+        router_z_loss: float = 0.0,
         freeze_vision: bool = False,
         recompute: RecomputeConfig = _KEEP_ALL,
         precision: PrecisionConfig = _PLAIN,
@@ -47,6 +54,7 @@ class DiscriminatorProvider:
     ) -> None:
         """``shape`` is the dense model's; ``layers`` is ``Capabilities.layers``.
 
+        Without ``towers`` the MLPs stay dense. The vision tower is frozen where ``modality`` is text, too.
         ConfigError for a shape that has experts already, or a dropout outside [0, 1).
         """
         if shape.text.num_experts:
@@ -57,8 +65,11 @@ class DiscriminatorProvider:
             raise ConfigError(f"--head-dropout {head_dropout} must be at least 0 and below 1")
         self.shape = shape
         self.towers = towers
+        self.modality: Modality = modality
         self.head_dropout = head_dropout
-        self.freeze_vision = freeze_vision
+        self.load_balance_scope: LoadBalanceScope = load_balance_scope
+        self.router_z_loss = router_z_loss
+        self.freeze_vision = freeze_vision or modality == "text"
         self.recompute = recompute
         self.precision = precision
         self.layers: Literal["te", "torch"] = layers
@@ -69,17 +80,22 @@ class DiscriminatorProvider:
         folder: str | Path,
         *,
         head_dropout: float = 0.1,
+        load_balance_scope: LoadBalanceScope = "sequence",
+        router_z_loss: float = 0.0,
         freeze_vision: bool = False,
         recompute: RecomputeConfig = _KEEP_ALL,
         precision: PrecisionConfig = _PLAIN,
         layers: Literal["te", "torch"] = "torch",
     ) -> Self:
         """The provider of a saved discriminator. Raises ConfigError when the folder holds none."""
-        towers = read_towers(folder)
+        variant = read_variant(folder)
         return cls(
             Qwen3VLShape.from_folder(folder),
-            towers,
+            variant.towers,
+            modality=variant.modality,
             head_dropout=head_dropout,
+            load_balance_scope=load_balance_scope,
+            router_z_loss=router_z_loss,
             freeze_vision=freeze_vision,
             recompute=recompute,
             precision=precision,
@@ -88,8 +104,10 @@ class DiscriminatorProvider:
 
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
-        self.towers.check_expert_parallel(parallel.ep)
-        experts = self.towers.experts(self.shape.text.ffn)
+        experts = None
+        if self.towers is not None:
+            self.towers.check_expert_parallel(parallel.ep)
+            experts = self.towers.experts(self.shape.text.ffn)
         return text_config(self.shape, parallel, dtype, experts=experts, precision=self.precision, layers=self.layers)
 
     def build_chunk(
@@ -103,12 +121,17 @@ class DiscriminatorProvider:
     ) -> Discriminator:
         """One pipeline chunk; weights are left uninitialised, for loading."""
         parts = layer_parts(self.layers)
-        experts = expert_layer(functools.partial(TowerRouter, towers=self.towers), groups, parts)
+        mlp: type[MegatronModule] = dense_mlp(groups, parts)
+        if self.towers is not None:
+            mlp = expert_layer(functools.partial(TowerRouter, towers=self.towers), groups, parts)
         return Discriminator(
             config,
             self.shape,
-            decoder_layer_spec(experts, self.recompute, parts),
+            decoder_layer_spec(mlp, self.recompute, parts),
             groups,
+            towers=self.towers,
+            load_balance_scope=self.load_balance_scope,
+            router_z_loss=self.router_z_loss,
             recompute_vision=self.recompute.recompute_vision,
             head_dropout=self.head_dropout,
             pre_process=pre_process,
@@ -116,15 +139,25 @@ class DiscriminatorProvider:
             vp_stage=vp_stage,
         )
 
-    def expert_layout(self, _source: TensorSource, /) -> ExpertLayout:
-        """The one layout that discriminators are stored in."""
-        return EXPERT_LAYOUT
+    def expert_layout(self, _source: TensorSource, /) -> ExpertLayout | None:
+        """The one layout that discriminators are stored in; None without experts."""
+        return expert_layout(self.towers)
 
     def weight_mappings(self, layout: ExpertLayout | None = None) -> Sequence[WeightMapping]:
         """Every tensor of a discriminator folder exactly once. Raises ConversionError for another ``layout``."""
-        if layout not in (None, EXPERT_LAYOUT):
-            raise ConversionError(f"a discriminator stores its experts as {EXPERT_LAYOUT!r}, never as {layout!r}")
+        stored = expert_layout(self.towers)
+        if layout not in (None, stored):
+            raise ConversionError(f"this discriminator stores its experts as {stored!r}, never as {layout!r}")
         return weight_mappings(self.shape, self.towers)
+
+    def measure(
+        self, modules: Sequence[MegatronModule], sum_over_ranks: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, float]:
+        """Which experts the tokens of the pass chose (see ``load.expert_load``)."""
+        if self.towers is None:
+            return {}
+        loads_L_K_E = take_loads(modules, self.shape.text.num_layers, self.towers)
+        return expert_load(sum_over_ranks(loads_L_K_E), self.towers)
 
     def is_frozen(self, parameter_name: str) -> bool:
         """Whether a parameter of a chunk stays as loaded."""

@@ -1,7 +1,8 @@
-"""Routing inside towers: a token sees only the experts of the tower that judges its row.
+"""Routing inside towers: a token sees only the experts of the tower that judges its sequence.
 
 Shape suffixes: S tokens of this rank (a slice of the sequence under sequence parallelism), B rows, H hidden,
-T = S · B tokens flattened, E experts, K chosen experts per token.
+T = S · B tokens flattened, E experts, K segments in
+``load_K_E``, else chosen experts per token, Q sequences.
 """
 
 from __future__ import annotations
@@ -17,24 +18,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_providers.moe_discriminator.towers import Towers
+from prism_megatron.config.discriminator import SEGMENTS
 from prism_megatron.engine.experts import ExpertRouter, spread
-from prism_megatron.losses.load_balance import load_balance_loss, sequence_sums
+from prism_megatron.losses.load_balance import load_balance_loss, router_z_loss, sequence_sums
 
 
-def mask_other_towers(logits_S_B_E: Tensor, tower_ids_B: Tensor, num_towers: int) -> Tensor:
+def mask_other_towers(logits_T_E: Tensor, tower_ids_T: Tensor, num_towers: int) -> Tensor:
     """Logits with the experts of other towers at minus infinity (a new tensor)."""
-    expert_tower_E = torch.arange(logits_S_B_E.shape[-1], device=logits_S_B_E.device) % num_towers
-    other_B_E = expert_tower_E != (tower_ids_B % num_towers).unsqueeze(-1)
-    return logits_S_B_E.masked_fill(other_B_E, -torch.inf)
+    expert_tower_E = torch.arange(logits_T_E.shape[-1], device=logits_T_E.device) % num_towers
+    other_T_E = expert_tower_E != (tower_ids_T % num_towers).unsqueeze(-1)
+    return logits_T_E.masked_fill(other_T_E, -torch.inf)
 
 
-def choose_experts(masked_S_B_E: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Gates (sum 1 over the chosen, 0 elsewhere) and the chosen experts as a bool map, both ``[S, B, E]``.
+def choose_experts(masked_T_E: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Gates (sum 1 over the chosen, 0 elsewhere) and the chosen experts as a bool map, both ``[T, E]``.
 
     The softmax over the chosen logits equals the tower's full softmax renormalised over them.
     """
-    top_S_B_K, index_S_B_K = masked_S_B_E.topk(top_k, dim=-1)
-    return spread(top_S_B_K.softmax(dim=-1), index_S_B_K, masked_S_B_E.shape[-1])
+    top_T_K, index_T_K = masked_T_E.topk(top_k, dim=-1)
+    return spread(top_T_K.softmax(dim=-1), index_T_K, masked_T_E.shape[-1])
 
 
 class AttachLoss(torch.autograd.Function):
@@ -57,7 +59,7 @@ class AttachLoss(torch.autograd.Function):
 
 
 class TowerRouter(ExpertRouter):
-    """A router restricted to the row's tower; all of it in float32."""
+    """A router restricted to the token's tower; all of it in float32."""
 
     def __init__(
         self,
@@ -71,45 +73,59 @@ class TowerRouter(ExpertRouter):
         self.towers = towers
         # The ranks that share a sequence. (Experts at tp > 1 need sequence parallelism, so tp always cuts it.)
         self.sequence_group = pg_collection.tp_cp
+        load_K_E = torch.zeros(len(SEGMENTS), config.num_moe_experts, dtype=torch.float64, device=self.weight.device)
+        self.load_K_E: Tensor
+        self.register_buffer("load_K_E", load_K_E, persistent=False)
 
     def forward(
         self,
         hidden_S_B_H: Tensor,
-        tower_ids_B: Tensor,
-        lengths_B: Tensor,
-        tokens_S: Tensor,
-        balance_weights_B: Tensor | None = None,
+        tower_ids_S_B: Tensor,
+        sequence_S_B: Tensor,
+        lengths_Q: Tensor,
+        weights_2_Q: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gates ``[T, E]`` (float32) and routing map ``[T, E]`` (bool).
 
-        ``tokens_S`` are the numbers, in their rows, of the tokens that this rank holds.
-        ``balance_weights_B`` weighs each row's load-balancing loss (``losses.load_balance``); None attaches nothing.
+        ``sequence_S_B`` is the number of each token's sequence, and Q for padding. ``weights_2_Q`` weigh each
+        sequence's load-balancing and z-losses (``losses.load_balance``); None attaches nothing.
         """
-        logits_S_B_E = functional.linear(hidden_S_B_H.float(), self.weight.float())
-        masked_S_B_E = mask_other_towers(logits_S_B_E, tower_ids_B, self.towers.num_towers)
-        gates_S_B_E, chosen_S_B_E = choose_experts(masked_S_B_E, self.towers.top_k)
-        if balance_weights_B is not None:
-            valid_S_B = tokens_S.unsqueeze(-1) < lengths_B
-            loss = self._balance_loss(
-                masked_S_B_E.softmax(dim=-1), chosen_S_B_E, valid_S_B, lengths_B, balance_weights_B
-            )
-            gates_S_B_E = AttachLoss.apply(gates_S_B_E, loss)  # type: ignore[no-untyped-call]
-        return gates_S_B_E.flatten(0, 1), chosen_S_B_E.flatten(0, 1)
+        tower_ids_T, sequence_T = tower_ids_S_B.flatten(), sequence_S_B.flatten()
+        logits_T_E = functional.linear(hidden_S_B_H.flatten(0, 1).float(), self.weight.float())
+        masked_T_E = mask_other_towers(logits_T_E, tower_ids_T, self.towers.num_towers)
+        gates_T_E, chosen_T_E = choose_experts(masked_T_E, self.towers.top_k)
+        chosen_and_real_T_E = chosen_T_E & (sequence_T < len(lengths_Q)).unsqueeze(-1)
+        self.load_K_E.index_add_(0, tower_ids_T, chosen_and_real_T_E.to(self.load_K_E.dtype))
+        if weights_2_Q is not None:
+            loss = self._losses(masked_T_E, chosen_T_E, sequence_T, lengths_Q, weights_2_Q)
+            gates_T_E = AttachLoss.apply(gates_T_E, loss)  # type: ignore[no-untyped-call]
+        return gates_T_E, chosen_T_E
 
-    def _balance_loss(
-        self, probs_S_B_E: Tensor, chosen_S_B_E: Tensor, valid_S_B: Tensor, lengths_B: Tensor, weights_B: Tensor
+    def take_load(self) -> Tensor:
+        """``[K, E]``: how often real tokens of each segment chose each expert since the last call."""
+        taken = self.load_K_E.clone()
+        self.load_K_E.zero_()
+        return taken
+
+    def _losses(
+        self, masked_T_E: Tensor, chosen_T_E: Tensor, sequence_T: Tensor, lengths_Q: Tensor, weights_2_Q: Tensor
     ) -> Tensor:
-        counts_B_E, prob_sums_B_E = sequence_sums(probs_S_B_E, chosen_S_B_E, valid_S_B)
+        chosen_T_E = chosen_T_E.to(masked_T_E.dtype)
+        squares_T_1 = masked_T_E.logsumexp(dim=-1, keepdim=True).square()
+        terms = torch.cat([masked_T_E.softmax(dim=-1), squares_T_1], dim=-1)
+        counts_Q_E, sums = (sequence_sums(x, sequence_T, num=len(lengths_Q)) for x in (chosen_T_E, terms))
         if self.sequence_group.size() > 1:
-            # Every rank ends with the whole sequence's sums and the same loss. Backward is the identity: a rank's
+            # Every rank ends with the whole sequences' sums and the same losses. Backward is the identity: a rank's
             # gradient is that of its own tokens, and the router's weight gradient is summed over the group.
-            dist.all_reduce(counts_B_E, group=self.sequence_group)
-            prob_sums_B_E = reduce_from_tensor_model_parallel_region(prob_sums_B_E, group=self.sequence_group)
-        return load_balance_loss(
-            counts_B_E,
-            prob_sums_B_E,
-            lengths_B,
-            weights_B,
+            dist.all_reduce(counts_Q_E, group=self.sequence_group)
+            sums = reduce_from_tensor_model_parallel_region(sums, group=self.sequence_group)
+        balance_weights_Q, z_weights_Q = weights_2_Q
+        balance = load_balance_loss(
+            counts_Q_E,
+            sums[:, :-1],
+            lengths_Q,
+            balance_weights_Q,
             top_k=self.towers.top_k,
             experts_per_tower=self.towers.experts_per_tower,
         )
+        return balance + router_z_loss(sums[:, -1], lengths_Q, z_weights_Q)

@@ -13,7 +13,7 @@ class Towers:
     """Expert e belongs to tower ``e % num_towers``, so expert-parallel ranks hold equal shares of every tower.
 
     Example: two towers of four experts; perception (0) has experts 0, 2, 4, 6 and reasoning (1) has 1, 3, 5, 7.
-    With ``num_towers = 1`` all rows share one pool, whatever segment they judge.
+    With ``num_towers = 1`` all sequences share one pool, whatever segment they judge.
     """
 
     num_towers: int = 2

@@ -48,7 +48,7 @@ class UpcycledSource(TensorSource):
         self,
         dense: TensorSource,
         shape: Qwen3VLShape,
-        towers: Towers,
+        towers: Towers | None,
         *,
         seed: int,
         expert_std: float = 0.01,
@@ -56,7 +56,8 @@ class UpcycledSource(TensorSource):
     ) -> None:
         """``expert_std`` is the noise on every expert's copy, ``init_std`` that of the fresh router and head.
 
-        Tensors keep the dense model's dtype. Raises ConversionError where ``dense`` lacks a decoder MLP.
+        Without ``towers`` the MLPs are copied, and the head alone is fresh. Tensors keep the dense model's dtype.
+        Raises ConversionError where ``dense`` lacks a decoder MLP.
         """
         self._dense = dense
         self._seed = seed
@@ -69,19 +70,21 @@ class UpcycledSource(TensorSource):
         self._copied_from: dict[str, str] = {}
         self._fresh = {SCORE: (1, shape.text.hidden)}
         for layer in range(shape.text.num_layers):
-            self._fresh[router_name(layer)] = (towers.num_experts, shape.text.hidden)
+            if towers is not None:
+                self._fresh[router_name(layer)] = (towers.num_experts, shape.text.hidden)
             for part in _PARTS:
-                self._copy_to_experts(layer, part, towers.num_experts)
+                self._copy_mlp(dense_name(layer, part), layer, part, towers)
         self._shapes |= self._fresh
 
-    def _copy_to_experts(self, layer: int, part: str, num_experts: int) -> None:
-        origin = dense_name(layer, part)
+    def _copy_mlp(self, origin: str, layer: int, part: str, towers: Towers | None) -> None:
         if origin not in self._shapes:
             raise ConversionError(
                 f"the model to upcycle has no {origin}; a discriminator is made from a dense Qwen3-VL"
             )
+        if towers is None:
+            return
         mlp_shape = self._shapes.pop(origin)
-        for expert in range(num_experts):
+        for expert in range(towers.num_experts):
             name = expert_name(layer, expert, part)
             self._shapes[name] = mlp_shape
             self._copied_from[name] = origin

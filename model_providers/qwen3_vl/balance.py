@@ -1,4 +1,4 @@
-"""Sharing the images of a micro-batch between context-parallel ranks, which would all run the same ones otherwise.
+"""Every image is encoded once: context-parallel ranks share out a micro-batch's, and micro-batches share features.
 
 Shape suffixes: P patches, D pixels per patch, N images, R merged feature rows, H hidden.
 """
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from model_providers.qwen3_vl.vision import VisionModel
+from prism_megatron.engine.batch import Batch
+from prism_megatron.types import ImageInput
 
 
 def assign(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
@@ -31,21 +33,40 @@ def assign(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def visual_features(vision: VisionModel, pixels_P_D: Tensor, grid_thw_N_3: Tensor, group: ProcessGroup) -> list[Tensor]:
-    """Features and taps ``[R, H]`` of all images in their order, on every rank of the context-parallel ``group``.
+def visual_features(vision: VisionModel, batch: Batch, group: ProcessGroup) -> list[Tensor]:
+    """Features and taps ``[R, H]`` of a micro-batch's images in their order, on every rank of the ``group``.
+
+    Where no gradient goes back to the tower, the micro-batches of a pass share them (``batch.shared_images``).
+    """
+    device = batch.input_ids_B_S.device
+    trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in vision.parameters())
+    if trains or not batch.images:
+        return encode(vision, batch.images, device, group)
+    missing = batch.shared_images.missing(batch.images)
+    if missing:
+        rows = [num_patches(image) // vision.shape.merge**2 for image in missing]
+        columns = [output.split(rows) for output in encode(vision, missing, device, group)]
+        for image, *features in zip(missing, *columns, strict=True):
+            # Copies: a view would hold the features of all images encoded with it.
+            batch.shared_images.keep(image, tuple(part.clone() for part in features))
+    taken = [batch.shared_images.take(image) for image in batch.images]
+    return [torch.cat(parts) for parts in zip(*taken, strict=True)]
+
+
+def encode(
+    vision: VisionModel, images: Sequence[ImageInput], device: torch.device, group: ProcessGroup
+) -> list[Tensor]:
+    """Features and taps ``[R, H]`` of ``images``, on every rank of the context-parallel ``group``.
 
     Each rank runs its share; one all-gather brings them together, and its backward sums over the ranks what their
     tokens make of each image. A rank without images runs the tower's empty block and enters the same collectives.
     """
-    grids = grid_thw_N_3.tolist()
-    if group.size() == 1:
-        return list(vision(pixels_P_D, grids))
-    patches = [frames * height * width for frames, height, width in grids]
-    starts = np.cumsum([0, *patches])
+    patches = [num_patches(image) for image in images]
     shares = assign(patches, group.size())
-    mine = shares[group.rank()]
-    own_pixels = [pixels_P_D[starts[n] : starts[n + 1]] for n in mine]
-    outputs = vision(torch.cat(own_pixels) if mine else pixels_P_D[:0], [grids[n] for n in mine])
+    mine = [images[n] for n in shares[group.rank()]]
+    outputs = vision(pixels_of(mine, vision.shape.patch_dim).to(device), [image.grid_thw for image in mine])
+    if group.size() == 1:
+        return list(outputs)
 
     num_rows = [count // vision.shape.merge**2 for count in patches]
     height = max(1, *(sum(num_rows[n] for n in share) for share in shares))
@@ -59,6 +80,17 @@ def visual_features(vision: VisionModel, pixels_P_D: Tensor, grid_thw_N_3: Tenso
         for n in share:
             place_of[n] = np.arange(start, start + num_rows[n])
             start += num_rows[n]
-    order = np.concatenate([np.empty(0, dtype=np.int64), *(place_of[n] for n in range(len(grids)))])
+    order = np.concatenate([np.empty(0, dtype=np.int64), *(place_of[n] for n in range(len(images)))])
     in_order = gathered.index_select(0, torch.from_numpy(order).to(gathered.device))
     return list(in_order.chunk(len(outputs), dim=-1))
+
+
+def num_patches(image: ImageInput) -> int:
+    frames, height, width = image.grid_thw
+    return frames * height * width
+
+
+def pixels_of(images: Sequence[ImageInput], patch_dim: int) -> Tensor:
+    """Patches of all images ``[P, D]``, in host memory."""
+    none = np.zeros((0, patch_dim), dtype=np.float32)
+    return torch.from_numpy(np.concatenate([none, *(image.pixel_values_P_D for image in images)]))

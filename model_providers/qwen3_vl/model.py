@@ -127,9 +127,7 @@ class Qwen3VLTrunk(LanguageModule):
     def _embed(
         self, batch: Batch, tokens_L: Ints, places: VisualPlaces, local: VisualRows
     ) -> tuple[Tensor, Mapping[int, Tensor]]:
-        features, *taps = visual_features(
-            self.vision_model, batch.pixel_values_P_D, batch.grid_thw_N_3, group=self.cp_group
-        )
+        features, *taps = visual_features(self.vision_model, batch, self.cp_group)
         device = batch.input_ids_B_S.device
         ids_B_L = torch.from_numpy(batch.host_ids_B_S[:, tokens_L]).to(device)
         hidden_L_B_H = self.embedding(input_ids=ids_B_L, position_ids=None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import MegatronModule, TransformerConfig
+from torch import Tensor
 from torch.nn.functional import silu
 
 from model_providers.qwen3_vl.mapping import weight_mappings
@@ -93,6 +94,13 @@ class Qwen3VLProvider:
     def weight_mappings(self, layout: ExpertLayout | None = None) -> Sequence[WeightMapping]:
         """Every Hugging Face tensor exactly once; experts as transformers 5 has them unless ``layout`` is given."""
         return weight_mappings(self.shape) if layout is None else weight_mappings(self.shape, layout)
+
+    def measure(
+        self, modules: Sequence[MegatronModule], sum_over_ranks: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, float]:
+        """Nothing is counted."""
+        del modules, sum_over_ranks
+        return {}
 
     def is_frozen(self, parameter_name: str) -> bool:
         """Whether a parameter of a chunk stays as loaded."""

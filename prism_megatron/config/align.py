@@ -40,5 +40,6 @@ class AlignConfig:
     """alignment steps; each updates the discriminator once and the policy once"""
     seed: int = 42
     """keys sampling, dropout and the order of the data"""
-    prompts_per_microbatch: int = 1
-    """prompts, each with all its rollouts, that one forward and backward pass holds"""
+    tokens_per_microbatch: int = 16384
+    """tokens, padding included, that one forward and backward pass of either player holds at most; an answer that is
+    longer by itself, or for the discriminator one with its reference, runs alone"""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from prism_megatron.config.discriminator import Modality, Routing, check_kind
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.quant import QuantConfig, check_quant
 from prism_megatron.errors import ConfigError
@@ -54,8 +55,12 @@ class TargetLayout:
 class UpcyclingConfig:
     """How a dense model becomes a discriminator; used with ``--as discriminator`` only."""
 
+    routing: Routing = "segment"
+    """segment: a tower of experts for perception, one for reasoning; learned: one pool for both; dense: no experts"""
+    modality: Modality = "multimodal"
+    """text: the discriminator is not to be shown images"""
     experts_per_tower: int = 4
-    """experts in each of the two towers"""
+    """experts in each of the two towers, or in the one pool of --routing learned"""
     top_k: int = 2
     """experts per token, picked inside the token's tower"""
     upcycle_noise: float = 0.01
@@ -134,6 +139,7 @@ def check_to_megatron(config: ToMegatronConfig) -> None:
     upcycling = config.upcycling
     if config.as_role != "discriminator" and upcycling != UpcyclingConfig():
         raise ConfigError("flags of upcycling make a dense model a discriminator; add --as discriminator")
+    check_kind(upcycling)
     for flag, value in (("--upcycle-noise", upcycling.upcycle_noise), ("--router-std", upcycling.router_std)):
         if not value >= 0:
             raise ConfigError(f"{flag} {value} must be at least 0")

@@ -27,6 +27,8 @@ class DataConfig:
     """longer prompts, image tokens included, are filtered out"""
     max_response_tokens: int = 6144
     """sampling stops here; longer references are filtered out"""
+    strict_format: bool = True
+    """exactly one of each tag, in order, no empty body, nothing outside; off: PRISM's released, lax rule"""
     format_sft: int = 0
     """supervised steps on the data's training part before the game, so that answers have the asked format"""
     format_sft_lr: float = 1e-5

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from prism_megatron.errors import ConfigError
+
+Routing = Literal["segment", "learned", "dense"]
+Modality = Literal["multimodal", "text"]
+LoadBalanceScope = Literal["sequence", "microbatch"]
+
+SEGMENTS = ("perception", "reasoning")
+"""What is judged; a batch's ``tower_ids`` are places in this."""
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """A Qwen3-VL whose MLPs are two towers of experts (perception, reasoning), with a scalar head."""
+    """A Qwen3-VL whose MLPs are towers of experts, with a scalar head."""
 
     discriminator: str | None = None
     """folder of a saved discriminator, or a checkpoint with one; without it the policy's weights are upcycled (mini
-    world: its shipped one)"""
+    world: its shipped one, if the flags ask for that kind)"""
+    routing: Routing = "segment"
+    """segment: one tower of experts for perception, one for reasoning, and a token goes to that of the segment being
+    judged; learned: one pool for both, as the paper's authors released it; dense: the MLPs stay as they are"""
+    modality: Modality = "multimodal"
+    """text: the discriminator is not shown the images"""
     experts_per_tower: int = 4
-    """experts in each of the two towers"""
+    """experts in each of the two towers, or in the one pool of --routing learned"""
     top_k: int = 2
     """experts per token, picked inside the token's tower"""
     upcycle_noise: float = 0.01
@@ -22,7 +37,59 @@ class DiscriminatorConfig:
     """standard deviation of the fresh router and scalar head"""
     head_dropout: float = 0.1
     """dropout before the scalar head, in the loss only; scores are read without it"""
-    load_balance: float = 0.0
-    """coefficient of the load-balancing loss per tower (paper: warm-start only)"""
+    load_balance: float | None = None
+    """coefficient of the load-balancing loss per layer and tower; by default 0 in alignment, and in warm-start what the
+    paper's 0.01 over all layers together comes to, 0.01 · top_k / layers"""
+    load_balance_scope: LoadBalanceScope = "sequence"
+    """whose tokens are to be balanced: each sequence's, which does not change when a batch or the world is split, or
+    all of a micro-batch's (Switch)"""
+    router_z_loss: float = 0.0
+    """coefficient of the router's squared log-partition, which keeps its logits small (ST-MoE: 0.001)"""
     freeze_vision: bool = False
-    """keep the discriminator's vision tower as loaded"""
+    """keep the discriminator's vision tower as loaded; --modality text always does"""
+
+
+class KindFlags(Protocol):
+    """The flags that say which kind of discriminator is meant."""
+
+    @property
+    def routing(self) -> Routing: ...
+    @property
+    def modality(self) -> Modality: ...
+    @property
+    def experts_per_tower(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+
+
+def check_kind(flags: KindFlags) -> None:
+    """Raise ConfigError for experts that cannot be, or that ``--routing dense`` would ignore."""
+    default = DiscriminatorConfig()
+    if flags.routing == "dense":
+        for name in ("experts_per_tower", "top_k"):
+            if getattr(flags, name) != getattr(default, name):
+                flag = f"--{name.replace('_', '-')} {getattr(flags, name)}"
+                raise ConfigError(f"--routing dense has no experts; leave {flag} out")
+    if flags.experts_per_tower < 1:
+        raise ConfigError(f"--experts-per-tower {flags.experts_per_tower} must be at least 1")
+    if not 1 <= flags.top_k <= flags.experts_per_tower:
+        raise ConfigError(
+            f"--top-k {flags.top_k} must lie between 1 and --experts-per-tower {flags.experts_per_tower}: "
+            "a token's experts are picked inside its tower"
+        )
+
+
+def check_router_losses(config: DiscriminatorConfig, *, load_balance: float) -> None:
+    """Raise ConfigError for a router's loss that nothing could learn from; ``load_balance`` is the stage's own."""
+    if config.routing == "dense":
+        for flag, value in (("--load-balance", load_balance), ("--router-z-loss", config.router_z_loss)):
+            if value:
+                raise ConfigError(f"{flag} {value:g} is for routers, and --routing dense has none; leave it out")
+        if config.load_balance_scope != DiscriminatorConfig().load_balance_scope:
+            raise ConfigError("--load-balance-scope is for routers, and --routing dense has none; leave it out")
+    elif load_balance and config.top_k == config.experts_per_tower:
+        raise ConfigError(
+            f"--load-balance {load_balance:g} has nothing to balance where every token goes to all "
+            f"{config.top_k} experts of its tower: the loss is constant; use --load-balance 0, a smaller --top-k or "
+            "more --experts-per-tower"
+        )

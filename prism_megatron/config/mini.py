@@ -18,7 +18,7 @@ MINI_ALIGN = AlignConfig(
     policy=OptimizerConfig(lr=5e-5),
     discriminator_optimizer=OptimizerConfig(lr=5e-4, beta2=0.95),
     steps=40,
-    prompts_per_microbatch=2,
+    tokens_per_microbatch=2048,
 )
 
 MINI_ALIGN_RECORDS = replace(

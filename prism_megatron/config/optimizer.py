@@ -19,6 +19,8 @@ class OptimizerConfig:
     """shape after warm-up"""
     warmup_steps: int = 0
     """linear warm-up from 0, in optimizer steps"""
+    warmup_ratio: float = 0.0
+    """the same as a share of all steps, where warmup_steps is 0"""
     beta1: float = 0.9
     """first-moment decay"""
     beta2: float = 0.999
@@ -32,10 +34,11 @@ class OptimizerConfig:
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """Learning rate of 0-based optimizer step ``step`` in a run of ``total_steps``."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
+        warmup_steps = self.warmup_steps or round(self.warmup_ratio * total_steps)
+        if step < warmup_steps:
+            return self.lr * (step + 1) / warmup_steps
         if self.schedule == "constant":
             return self.lr
-        progress = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         floor = self.lr * self.min_lr_ratio
         return floor + (self.lr - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))

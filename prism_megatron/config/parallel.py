@@ -52,6 +52,11 @@ class ParallelConfig:
         """What sequence lengths are padded to: each context-parallel rank takes two chunks that divide over tp."""
         return self.tp * (2 * self.cp if self.cp > 1 else 1)
 
+    @property
+    def microbatches_of_a_rank(self) -> int:
+        """Megatron's interleaved schedule takes whole rounds of pp micro-batches, the plain one any number."""
+        return self.pp if self.vpp > 1 else 1
+
     def stage_layers(self, num_layers: int) -> tuple[int, ...]:
         """Language layers of each pipeline stage. ConfigError, naming what would do, where they do not divide."""
         ends = (self.first_stage_layers, self.last_stage_layers)

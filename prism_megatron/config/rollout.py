@@ -24,6 +24,9 @@ class RolloutConfig:
     image prompts"""
     rollout: Literal["embedded", "sglang"] = "embedded"
     """who samples: a replica of the policy on every rank, or SGLang servers"""
+    rollout_ahead: int = 0
+    """steps whose rollouts SGLang servers already draw while an earlier step trains, from a policy that many updates
+    old at most; 0 draws each step's rollouts from the policy that trains on them"""
     rollout_servers: int = 1
     """SGLang servers to start on this host, each with a copy of the policy"""
     rollout_urls: tuple[str, ...] = ()

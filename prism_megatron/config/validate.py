@@ -6,12 +6,14 @@ import math
 from pathlib import Path
 
 from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.discriminator import check_kind, check_router_losses
 from prism_megatron.config.experts import ExpertSizes, divisors
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.validate_game import check_game
 from prism_megatron.errors import ConfigError, listed
 
 
@@ -27,13 +29,12 @@ def check_ranges(config: AlignConfig) -> None:
         "--steps": config.steps,
         "--prompts-per-step": config.rollout.prompts_per_step,
         "--rollouts-per-prompt": config.rollout.rollouts_per_prompt,
-        "--prompts-per-microbatch": config.prompts_per_microbatch,
+        "--tokens-per-microbatch": config.tokens_per_microbatch,
         "--max-prompt-tokens": config.data.max_prompt_tokens,
         "--max-response-tokens": config.data.max_response_tokens,
         "--save-every": config.checkpoint.save_every,
         "--rollout-servers": config.rollout.rollout_servers,
         "--rollout-bucket-mib": config.rollout.rollout_bucket_mib,
-        "--experts-per-tower": config.discriminator.experts_per_tower,
     }
     if config.rollout.rollout_embedded_ranks is not None:
         at_least_one["--rollout-embedded-ranks"] = config.rollout.rollout_embedded_ranks
@@ -44,6 +45,7 @@ def check_ranges(config: AlignConfig) -> None:
     discriminator, game = config.discriminator, config.game
     _check_interval("--temperature", config.rollout.temperature, above=0.0)
     _check_interval("--top-p", config.rollout.top_p, above=0.0, at_most=1.0)
+    _check_interval("--rollout-ahead", config.rollout.rollout_ahead, at_least=0)
     _check_interval("--logprob-gap-alarm", config.rollout.logprob_gap_alarm, above=0.0)
     _check_interval("--alpha", game.alpha, at_least=0.0, at_most=1.0)
     _check_interval("--head-dropout", discriminator.head_dropout, at_least=0.0, below=1.0)
@@ -52,10 +54,12 @@ def check_ranges(config: AlignConfig) -> None:
         "--format-sft": config.data.format_sft,
         "--upcycle-noise": discriminator.upcycle_noise,
         "--router-std": discriminator.router_std,
-        "--load-balance": discriminator.load_balance,
+        "--load-balance": discriminator.load_balance or 0.0,
+        "--router-z-loss": discriminator.router_z_loss,
         "--score-regulariser": game.score_regulariser,
-        "--format-penalty": game.format_penalty,
+        "--format-penalty": game.penalty,
     }
+    check_game(game)
     _check_interval("--format-sft-lr", config.data.format_sft_lr, above=0.0)
     for role, optimizer in (("policy", config.policy), ("discriminator", config.discriminator_optimizer)):
         for name in ("lr", "weight_decay", "clip_grad", "warmup_steps"):
@@ -64,13 +68,11 @@ def check_ranges(config: AlignConfig) -> None:
         for name in ("beta1", "beta2"):
             _check_interval(f"--{role}.{name}", getattr(optimizer, name), at_least=0.0, below=1.0)
         _check_interval(f"--{role}.min-lr-ratio", optimizer.min_lr_ratio, at_least=0.0, at_most=1.0)
+        _check_interval(f"--{role}.warmup-ratio", optimizer.warmup_ratio, at_least=0.0, at_most=1.0)
     for flag, value in not_negative.items():
         _check_interval(flag, value, at_least=0.0)
-    if not 1 <= discriminator.top_k <= discriminator.experts_per_tower:
-        raise ConfigError(
-            f"--top-k {discriminator.top_k} must lie between 1 and "
-            f"--experts-per-tower {discriminator.experts_per_tower}"
-        )
+    check_kind(discriminator)
+    check_router_losses(discriminator, load_balance=discriminator.load_balance or 0.0)
     for flag, folder in (
         ("--model", config.model.model),
         ("--data", config.data.data),
@@ -105,6 +107,11 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
 
 def check_rollout(rollout: RolloutConfig) -> None:
     """Raise ConfigError for flags of servers that nothing would use."""
+    if rollout.rollout == "embedded" and rollout.rollout_ahead:
+        raise ConfigError(
+            f"--rollout-ahead {rollout.rollout_ahead} generates while a step trains, and with --rollout embedded the "
+            "ranks that train are those that generate; use --rollout sglang, or leave it out"
+        )
     default = RolloutConfig()
     names = ("rollout_servers", "rollout_urls", "rollout_sync", "rollout_bucket_mib", "rollout_python")
     given = {name for name in names if getattr(rollout, name) != getattr(default, name)}
@@ -169,7 +176,8 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
             f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "
             "only; use a dense Qwen3-VL (2B, 4B, 8B or 32B)"
         )
-    check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower)
+    routed = config.discriminator.routing != "dense"
+    check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower if routed else 0)
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype)
     if config.data.format_sft and config.data.data is None:
@@ -182,17 +190,25 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
             f"--prompts-per-step {prompts} must be a multiple of the {data_parallel} data-parallel ranks; "
             f"use {listed(count for count in near if count)}"
         )
-    _check_microbatches(config, prompts // data_parallel)
+    _check_microbatches(config, data_parallel)
 
 
-def _check_microbatches(config: AlignConfig, prompts: int) -> None:
-    """Megatron's interleaved schedule takes whole rounds of pp micro-batches."""
-    pp, size = config.parallel.pp, config.prompts_per_microbatch
-    count = -(-prompts // size)
-    if config.parallel.vpp > 1 and (count % pp or config.data.format_sft):
+def _check_microbatches(config: AlignConfig, data_parallel: int) -> None:
+    """Megatron's interleaved schedule takes whole rounds of pp micro-batches, of at least one answer each."""
+    pp, vpp = config.parallel.pp, config.parallel.vpp
+    if vpp == 1:
+        return
+    if config.data.format_sft:
         raise ConfigError(
-            f"--vpp {config.parallel.vpp} needs a multiple of --pp {pp} micro-batches; --prompts-per-microbatch {size} "
-            f"makes {count} of the {prompts} prompts of a rank, and --format-sft has one; change these or use --vpp 1"
+            f"--vpp {vpp} needs a multiple of --pp {pp} micro-batches, and --format-sft has one; leave --format-sft "
+            "out or use --vpp 1"
+        )
+    answers, wanted = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt, data_parallel * pp
+    if answers % wanted:
+        raise ConfigError(
+            f"--vpp {vpp} takes --pp {pp} micro-batches at a time on each of {data_parallel} data-parallel ranks, but "
+            f"--prompts-per-step times --rollouts-per-prompt is {answers}; make it a multiple of {wanted}, or use "
+            "--vpp 1"
         )
 
 

@@ -19,7 +19,8 @@ from prism_megatron.errors import ConfigError
 class VerifyConfig:
     """Is a folder's model the same in transformers and here, forward and backward, in this layout?
 
-    A discriminator folder is held against transformers' trunk with plain torch experts: scores and every gradient.
+    A discriminator folder is held against transformers' trunk, with plain torch experts where it has them: scores and
+    every gradient.
     """
 
     parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
@@ -53,7 +54,7 @@ def check_verify(
 ) -> None:
     """Raise ConfigError, naming the flag, for a layout that the model or the number of processes rules out.
 
-    ``experts_per_tower`` is a discriminator's, None for a policy.
+    ``experts_per_tower`` is a discriminator's, 0 for one without experts; None for a policy.
     """
     parallel = config.parallel
     sizes = {
@@ -68,8 +69,8 @@ def check_verify(
         if size < 1:
             raise ConfigError(f"{flag} {size} must be at least 1")
     check_layout(parallel, shape, experts_per_tower=experts_per_tower or 0)
-    if experts_per_tower is not None and (config.by_layer or config.pack):
-        raise ConfigError("a discriminator is compared whole, one sequence to a row; leave --by-layer and --pack out")
+    if experts_per_tower is not None and config.by_layer:
+        raise ConfigError("a discriminator is compared whole; leave --by-layer out")
     if config.by_layer:
         check_by_layer(config, shape)
     check_recompute(config.recompute)

@@ -72,9 +72,10 @@ class SceneSource:
 
 @dataclass(frozen=True)
 class RecordCounts:
-    """How many records of the part are used, and why the others are not."""
+    """How many records of the part are used, how many of those for perception alone, and why others are not."""
 
     kept: int
+    without_reasoning: int
     without_reference: int
     long_prompt: int
     long_response: int
@@ -100,26 +101,27 @@ class RecordSource:
         self._seed = seed
         self._batch_size = batch_size
         self._usable: list[tuple[Record, Response]] = []
-        without_reference = long_prompt = long_response = 0
+        without_reasoning = without_reference = long_prompt = long_response = 0
         for record in read_records(folder, purpose="train"):
             if not in_part(record, part, validation_share=validation_share):
                 continue
-            if record.reference is None:
+            reference = reference_of(record, renderer)
+            if reference is None:
                 without_reference += 1
                 continue
             prompt_tokens = renderer.num_prompt_tokens(record.id, record.question_text, [image_size(record.image)])
-            reference = renderer.response(*record.reference, id=record.id)
             if prompt_tokens > max_prompt_tokens:
                 long_prompt += 1
             elif len(reference.token_ids) > max_response_tokens:
                 long_response += 1
             else:
                 self._usable.append((record, reference))
-        self.counts = RecordCounts(len(self._usable), without_reference, long_prompt, long_response)
+                without_reasoning += reference.segments.reasoning is None
+        self.counts = RecordCounts(len(self._usable), without_reasoning, without_reference, long_prompt, long_response)
         if not self._usable:
             raise DataError(
                 f"{folder}: no record of the {part} part can be used: "
-                f"{without_reference} lack a caption or a solution, "
+                f"{without_reference} lack a caption, "
                 f"{long_prompt} prompts exceed {max_prompt_tokens} tokens, "
                 f"{long_response} references exceed {max_response_tokens} tokens"
             )
@@ -134,3 +136,15 @@ class RecordSource:
         record, reference = self._usable[int(order[offset])]
         prompt = self._renderer.prompt(record.id, record.question_text, [open_image(record.image)])
         return Example(prompt=prompt, reference=reference, record=record)
+
+
+def reference_of(record: Record, renderer: Renderer) -> Response | None:
+    """What the record's rollouts are compared with: a whole response, a caption alone, or None without a caption.
+
+    Raises DataError, naming the record, for text that makes no valid response.
+    """
+    if record.caption is None:
+        return None
+    if record.solution is None:
+        return renderer.caption_alone(record.caption, id=record.id)
+    return renderer.response(record.caption, record.solution, record.answer, id=record.id)

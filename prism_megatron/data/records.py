@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal, Protocol
 
-from prism_megatron.data.teachers import Writing
+from prism_megatron.data.fields import check_text, image_path, lines_of, object_of
 from prism_megatron.errors import DataError
 
 Purpose = Literal["train", "evaluate"]
@@ -54,13 +53,6 @@ class Record:
             return self.question
         return "\n".join([self.question, *(f"{chr(65 + i)}. {choice}" for i, choice in enumerate(self.choices))])
 
-    @property
-    def reference(self) -> Writing | None:
-        """Caption, worked solution and answer as the set gives them; None where it lacks one of the three."""
-        if self.caption is None or self.solution is None:
-            return None
-        return Writing(self.caption, self.solution, self.answer)
-
 
 def read_records(folder: Path, *, purpose: Purpose) -> tuple[Record, ...]:
     """Read and check a whole set, in file order.
@@ -72,56 +64,63 @@ def read_records(folder: Path, *, purpose: Purpose) -> tuple[Record, ...]:
     path = folder / "data.jsonl"
     if not path.is_file():
         raise DataError(f"{path} does not exist; --data names a folder with data.jsonl and images")
-    if purpose == "train" and _marked_evaluation_only(folder):
-        raise DataError(f"{folder} is for evaluation only; train on another set")
+    if purpose == "train":
+        refuse_evaluation_folder(folder)
     records = []
-    line_of_id: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
+    line_of_id: dict[str, str] = {}
+    for where, line in lines_of(path):
         record = _record(line, folder, where)
         if record.id in line_of_id:
             raise DataError(f"{where}: field id: {record.id!r} was used before, in line {line_of_id[record.id]}")
-        if purpose == "train" and record.source.startswith(EVALUATION_ONLY_SOURCES):
-            raise DataError(f"{where}: field source: {record.source!r} is for evaluation only; train on another set")
-        line_of_id[record.id] = number
+        if purpose == "train":
+            refuse_evaluation_source(record.source, where)
+        line_of_id[record.id] = where.rpartition(":")[2]
         records.append(record)
     if not records:
         raise DataError(f"{path} holds no records")
     return tuple(records)
 
 
-def in_part(record: Record, part: Part, *, validation_share: float) -> bool:
+class Named(Protocol):
+    """Anything that names itself and the set it comes from."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+
+def in_part(record: Named, part: Part, *, validation_share: float) -> bool:
     """Whether a record belongs to this part. Depends on its group alone, not on the file's order or length."""
     digest = hashlib.blake2b(id_group(record).encode(), digest_size=8).digest()
     is_validation = int.from_bytes(digest, "little") / 2**64 < validation_share
     return is_validation == (part == "validation")
 
 
-def id_group(record: Record) -> str:
+def id_group(record: Named) -> str:
     """Records that must stay together: NLVR items with one first number share a sentence."""
     match = re.match(r"\D*\d+", record.id) if record.source.startswith("nlvr/") else None
     return match[0] if match else record.id
 
 
 def _record(line: bytes, folder: Path, where: str) -> Record:
-    fields = _object(line, where)
+    fields = object_of(line, KEYS, where)
     for key in REQUIRED_TEXT:
-        _check_text(fields[key], key, where)
+        check_text(fields[key], key, where)
     for key in OPTIONAL_TEXT:
         if fields[key] is not None:
-            _check_text(fields[key], key, where)
+            check_text(fields[key], key, where)
     choices = fields["choices"]
     if choices is not None:
         if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
             raise DataError(f"{where}: field choices: a list of 2 to 26 texts or null expected")
         for choice in choices:
-            _check_text(choice, "choices", where)
+            check_text(choice, "choices", where)
     _check_answer(fields["answer"], fields["answer_type"], choices, where)
     return Record(
         id=fields["id"],
-        image=_image_path(fields["image"], folder, where),
+        image=image_path(fields["image"], folder, where),
         question=fields["question"],
         choices=None if choices is None else tuple(choices),
         answer=fields["answer"],
@@ -129,31 +128,6 @@ def _record(line: bytes, folder: Path, where: str) -> Record:
         caption=fields["caption"],
         source=fields["source"],
     )
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-        raise DataError(f"{where}: not a JSON object: {error}") from error
-    if not isinstance(fields, dict):
-        raise DataError(f"{where}: not a JSON object")
-    for key in _difference(KEYS, fields):
-        raise DataError(f"{where}: field {key}: missing")
-    for key in _difference(fields, KEYS):
-        raise DataError(f"{where}: field {key}: unknown; the fields are {', '.join(KEYS)}")
-    return fields
-
-
-def _difference(these: Any, those: Any) -> Iterator[str]:
-    return (key for key in these if key not in those)
-
-
-def _check_text(value: Any, key: str, where: str) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: field {key}: text that is not empty expected")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-        raise DataError(f"{where}: field {key}: holds half of a surrogate pair, which no tokenizer accepts")
 
 
 def _check_answer(answer: str, answer_type: str, choices: list[str] | None, where: str) -> None:
@@ -167,18 +141,16 @@ def _check_answer(answer: str, answer_type: str, choices: list[str] | None, wher
         raise DataError(f"{where}: field answer: {answer!r} is not the letter of one of {len(choices)} choices")
 
 
-def _image_path(text: str, folder: Path, where: str) -> Path:
-    """The file an image field names, with every link followed; it must lie inside the set's folder."""
-    named = PurePosixPath(text)
-    if named.is_absolute() or ".." in named.parts or "\0" in text:
-        raise DataError(f"{where}: field image: {text!r} must be a path below the set's folder, without '..'")
-    try:
-        path = (folder / named).resolve(strict=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise DataError(f"{where}: field image: {text!r} cannot be found: {error}") from error
-    if not path.is_relative_to(folder) or not path.is_file():
-        raise DataError(f"{where}: field image: {text!r} is not a file inside {folder}")
-    return path
+def refuse_evaluation_folder(folder: Path) -> None:
+    """Raise DataError for a set whose folder, or the ``sets.json`` beside it, says that it is for evaluation only."""
+    if _marked_evaluation_only(folder):
+        raise DataError(f"{folder} is for evaluation only; train on another set")
+
+
+def refuse_evaluation_source(source: str, where: str) -> None:
+    """Raise DataError for a line of a benchmark whose scores people report."""
+    if source.startswith(EVALUATION_ONLY_SOURCES):
+        raise DataError(f"{where}: field source: {source!r} is for evaluation only; train on another set")
 
 
 def _marked_evaluation_only(folder: Path) -> bool:

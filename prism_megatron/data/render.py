@@ -15,19 +15,30 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from prism_megatron.data.images import ImagePreprocessor
-from prism_megatron.data.segments import SegmentFinder, response_text
+from prism_megatron.data.segments import TAGS, THINK_ALIAS, SegmentFinder, response_text
 from prism_megatron.data.tokenizer import IMAGE_TOKEN
 from prism_megatron.errors import DataError
-from prism_megatron.types import Prompt, Response, TokenSequence
+from prism_megatron.types import Prompt, Response, Segments, TokenSequence
+
+_ANY_BODY = "0"
+_ANY_REASONING = f"<think>\n{_ANY_BODY}\n</think>\n<answer>{_ANY_BODY}</answer>"
 
 
 class Renderer:
     """The tokenizer, the chat template and the image preprocessor of one model, with one system prompt."""
 
-    def __init__(self, tokenizer: Any, preprocessor: ImagePreprocessor, *, system_prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        preprocessor: ImagePreprocessor,
+        *,
+        system_prompt: str | None = None,
+        strict_format: bool = True,
+    ) -> None:
+        """``strict_format`` is that of ``SegmentFinder``."""
         self.tokenizer = tokenizer
         self.preprocessor = preprocessor
-        self.segment_finder = SegmentFinder(tokenizer)
+        self.segment_finder = SegmentFinder(tokenizer, strict=strict_format)
         self.system_prompt = system_prompt
         self._added = {int(i): token for i, token in tokenizer.added_tokens_decoder.items()}
         self.pad_token_id = int(tokenizer.pad_token_id)
@@ -35,14 +46,17 @@ class Renderer:
         self.image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
 
     @classmethod
-    def from_folder(cls, folder: Path | str, *, system_prompt: str | None = None) -> Renderer:
+    def from_folder(
+        cls, folder: Path | str, *, system_prompt: str | None = None, strict_format: bool = True
+    ) -> Renderer:
         """Read everything from a local Hugging Face folder. Raises DataError if a file is missing."""
         folder = Path(folder)
         for name in ("tokenizer.json", "chat_template.jinja"):
             if not (folder / name).is_file():
                 raise DataError(f"{folder / name} does not exist; copy it from the model's Hugging Face folder")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return cls(tokenizer, ImagePreprocessor.from_folder(folder), system_prompt=system_prompt)
+        preprocessor = ImagePreprocessor.from_folder(folder)
+        return cls(tokenizer, preprocessor, system_prompt=system_prompt, strict_format=strict_format)
 
     @property
     def control_token_ids(self) -> frozenset[int]:
@@ -81,11 +95,34 @@ class Renderer:
         """
         for body in (caption, think, answer):
             self._refuse_added_tokens(id, body)
-        token_ids = (*self._encode(response_text(caption, think, answer)), self.end_token_id)
-        segments = self.segment_finder.find(token_ids)
-        if not segments.valid:
-            raise DataError(f"{id}: the reference is not a valid response: {segments.problem}")
-        return Response(token_ids, segments)
+        return self._tokenised(response_text(caption, think, answer), id)
+
+    def caption_alone(self, caption: str, *, id: str = "reference") -> Response:  # noqa: A002 the field's name
+        """A reference without reasoning: a response cut off after its caption, and the end token.
+
+        Cut from a whole one, so that its caption ends in the very tokens that a rollout's ends in: a tokenizer may
+        join a closing tag with the line end that follows it. Raises as ``response``.
+        """
+        whole = self.response(caption, _ANY_BODY, _ANY_BODY, id=id)
+        return _without_reasoning(whole)
+
+    def written(self, text: str, *, id: str) -> Response:  # noqa: A002 the field's name
+        """A response as somebody wrote it, tags and all, or the tagged caption of one.
+
+        ``<thought>`` becomes ``<think>``. Raises DataError, naming ``id``, if it is neither, or holds added tokens
+        other than the tags.
+        """
+        for slash in ("", "/"):
+            text = text.replace(f"<{slash}{THINK_ALIAS}>", f"<{slash}{TAGS[1]}>")
+        is_caption = not any(f"<{tag}>" in text for tag in TAGS[1:])
+        whole = f"{text.rstrip()}\n{_ANY_REASONING}" if is_caption else text
+        parsed = self.segment_finder.parse(whole.encode())
+        if isinstance(parsed, str):
+            raise DataError(f"{id}: not a valid response: {parsed}")
+        for body in (parsed.caption, parsed.think, parsed.answer):
+            self._refuse_added_tokens(id, body)
+        response = self._tokenised(whole, id)
+        return _without_reasoning(response) if is_caption else response
 
     @staticmethod
     def training_row(prompt: Prompt, response: Response) -> tuple[TokenSequence, list[float]]:
@@ -101,6 +138,13 @@ class Renderer:
         """Text of token ids, added tokens included."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=False)
         return text
+
+    def _tokenised(self, text: str, id: str) -> Response:  # noqa: A002
+        token_ids = (*self._encode(text), self.end_token_id)
+        segments = self.segment_finder.find(token_ids)
+        if not segments.valid:
+            raise DataError(f"{id}: not a valid response: {segments.problem}")
+        return Response(token_ids, segments)
 
     def _chat_text(self, id: str, question: str, *, num_images: int) -> str:  # noqa: A002
         self._refuse_added_tokens(id, question)
@@ -119,3 +163,10 @@ class Renderer:
         for token in self._added.values():
             if token.content in text:
                 raise DataError(f"{id}: the text holds {token.content!r}, which the tokenizer would take for a token")
+
+
+def _without_reasoning(whole: Response) -> Response:
+    """The response up to the end of its caption's span, and its end token."""
+    caption = whole.segments.perception
+    assert caption is not None
+    return Response((*whole.token_ids[: caption.end], whole.token_ids[-1]), Segments(caption, None, None))

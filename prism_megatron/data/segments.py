@@ -5,12 +5,14 @@ over tokens in any way, and one token may hold the end of one tag and the start 
 the bytes of the response and mapped back through the byte offset of every token: nothing is decoded and re-encoded.
 
 The rule is strict (method notes, section 2): exactly one of each tag, in this order, nothing but white space outside,
-no empty body, ended by the end token. ``<thought>`` is accepted as an alias of ``<think>``.
+no empty body, ended by the end token. ``<thought>`` is accepted as an alias of ``<think>``. The lax rule is that of
+PRISM's released code, where tags may repeat or nest and bodies may be empty.
 """
 
 from __future__ import annotations
 
 import codecs
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ from prism_megatron.types import Segments, Span
 TAGS = ("caption", "think", "answer")
 THINK_ALIAS = "thought"
 _ANSWER_CLOSES = f"</{TAGS[-1]}>".encode()
+# The tags of the lax rule, in order; a body ends at the first place where the next pattern matches.
+_LAX_START = re.compile(r"\s*(?=<caption>)")
+_LAX_CAPTION_ENDS = re.compile(r"</caption>(?=\s*<(think|thought)>)")
+_LAX_THINK_ENDS = re.compile(r"</(think|thought)>(?=\s*<answer>)")
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,51 @@ def parse_response(data: bytes) -> TaggedText | str:
     return TaggedText(caption, think, answer, bounds[0], Span(bounds[1].start, bounds[2].end))
 
 
+def parse_lax(data: bytes) -> TaggedText | str:
+    """As ``parse_response`` under the released rule, a search for the pattern ``caption think answer`` over all text.
+
+    Its bodies are lazy: each ends at the first closing tag that the next opening tag follows, the last one at the end
+    of the response. White space may stand before, between and after, and nothing else. Linear in the length.
+    """
+    text = data.decode("utf-8", errors="surrogateescape")  # keeps every byte, so that offsets can be mapped back
+    opening = _LAX_START.match(text)
+    if opening is None:
+        return "<caption> is not the first thing in it"
+    caption = _LAX_CAPTION_ENDS.search(text, opening.end() + len("<caption>"))
+    if caption is None:
+        return "no </caption> is followed by <think>"
+    reasoning = text.index("<", caption.end())
+    think = _LAX_THINK_ENDS.search(text, text.index(">", reasoning) + 1)
+    if think is None:
+        return "no </think> is followed by <answer>"
+    answer = text.index(">", think.end()) + 1
+    stripped = text.rstrip()
+    if len(stripped) < answer + len("</answer>") or not stripped.endswith("</answer>"):
+        return "it does not end in </answer>"
+
+    def byte_span(start: int, stop: int) -> Span:
+        first = len(text[:start].encode("utf-8", errors="surrogateescape"))
+        return Span(first, first + len(text[start:stop].encode("utf-8", errors="surrogateescape")))
+
+    return TaggedText(
+        caption=text[opening.end() + len("<caption>") : caption.start()],
+        think=text[text.index(">", reasoning) + 1 : think.start()],
+        answer=stripped[answer : -len("</answer>")],
+        perception_bytes=byte_span(opening.end(), caption.end()),
+        reasoning_bytes=byte_span(reasoning, len(stripped)),
+    )
+
+
 class SegmentFinder:
     """Finds the segments of a response from its token ids alone."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """``tokenizer``: a Hugging Face fast tokenizer over byte-level BPE, such as Qwen's."""
+    def __init__(self, tokenizer: Any, *, strict: bool = True) -> None:
+        """``tokenizer``: a Hugging Face fast tokenizer over byte-level BPE, such as Qwen's.
+
+        ``strict=False`` takes the released rule for the text; a response still has to end in the end token, and to hold
+        no control token.
+        """
+        self._strict = strict
         self._byte_of_character = {character: byte for byte, character in byte_alphabet().items()}
         self._vocab_size = len(tokenizer)
         self._to_token = tokenizer.convert_ids_to_tokens
@@ -103,7 +149,7 @@ class SegmentFinder:
             starts.append(length)
             pieces.append(piece)
             length += len(piece)
-        parsed = parse_response(b"".join(pieces))
+        parsed = self.parse(b"".join(pieces))
         if isinstance(parsed, str):
             return _invalid(parsed)
         perception, reasoning = (
@@ -112,9 +158,13 @@ class SegmentFinder:
         )
         return Segments(perception, reasoning, None)
 
-    def watch(self) -> AnswerWatch:
+    def parse(self, data: bytes) -> TaggedText | str:
+        """The bodies of a response's bytes, without its end token, or what is wrong with it."""
+        return parse_response(data) if self._strict else parse_lax(data)
+
+    def watch(self) -> AnswerWatch | NoWatch:
         """A fresh watch over one response that is being sampled."""
-        return AnswerWatch(self._token_bytes)
+        return AnswerWatch(self._token_bytes) if self._strict else NoWatch()
 
     def _token_bytes(self, token_id: int) -> bytes | None:
         """The bytes a token stands for; None for control tokens and for ids beyond the tokenizer."""
@@ -154,6 +204,15 @@ class AnswerWatch:
             # A white-space character may be split over tokens: only whole characters are judged.
             self._after = codecs.getincrementaldecoder("utf-8")("replace")
         return bool(self._after.decode(piece).strip())
+
+
+class NoWatch:
+    """Under the lax rule a later ``</answer>`` may always make a response valid again."""
+
+    def add(self, token_id: int) -> bool:
+        """False: sampling on is never in vain."""
+        del token_id
+        return False
 
 
 def byte_alphabet() -> dict[int, str]:

@@ -1,7 +1,6 @@
 """A micro-batch as every rank of a model-parallel group holds it.
 
-Shape suffixes: B rows, S tokens (padded), Q sequences, P patches of all images, D pixels per patch, N images,
-L tokens of this context-parallel rank.
+Shape suffixes: B rows, S tokens (padded), Q sequences, N images, L tokens of this context-parallel rank.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from prism_megatron.engine.images import SharedImages
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.layout import zigzag
 from prism_megatron.types import ImageInput, TokenSequence
@@ -28,7 +28,7 @@ class Batch:
     ``images_by_sequence[q]`` lists, in order of appearance, which of the N images sequence q shows: sequences that show
     the same image name the same index, and the vision tower runs once for it. ``extras`` holds what a loss needs:
     per-token tensors ``[B, S]`` or per-sequence tensors ``[Q]``. ``host_ids_B_S`` repeats the ids in host memory, so
-    that nothing has to wait for a device to find the images.
+    that nothing has to wait for a device to find the images, which stay there until a vision tower reads them.
     """
 
     input_ids_B_S: Tensor
@@ -36,11 +36,16 @@ class Batch:
     lengths: tuple[int, ...]
     slots: tuple[int, ...]
     packed: bool
-    pixel_values_P_D: Tensor
-    grid_thw_N_3: Tensor
+    images: tuple[ImageInput, ...]
     images_by_sequence: tuple[tuple[int, ...], ...]
     tower_ids_Q: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    shared_images: SharedImages = field(default_factory=SharedImages)
+
+    @property
+    def grid_thw_N_3(self) -> Tensor:  # noqa: N802 # the suffix is its shape
+        """Frames, rows and columns of patches of every image, in host memory."""
+        return torch.tensor([image.grid_thw for image in self.images], dtype=torch.int64).reshape(-1, 3)
 
     @property
     def lengths_Q(self) -> Tensor:  # noqa: N802 # the suffix is its shape
@@ -83,7 +88,6 @@ def collate(
     *,
     pad_token_id: int,
     multiple_of: int,
-    patch_dim: int,
     device: torch.device,
     pack: bool = False,
     tower_ids: Sequence[int] | None = None,
@@ -105,9 +109,6 @@ def collate(
     _place([sequence.token_ids for sequence in sequences], slots, input_ids)
 
     images, images_by_sequence = _distinct_images(sequences)
-    none = np.zeros((0, patch_dim), dtype=np.float32)
-    pixels = np.concatenate([none, *(image.pixel_values_P_D for image in images)])
-
     extras: dict[str, Tensor] = {}
     for name, values in (token_extras or {}).items():
         for of_sequence, length in zip(values, lengths, strict=True):
@@ -125,8 +126,7 @@ def collate(
         lengths=lengths,
         slots=slots,
         packed=pack,
-        pixel_values_P_D=torch.from_numpy(pixels).to(device),
-        grid_thw_N_3=torch.tensor([image.grid_thw for image in images], dtype=torch.int64).reshape(-1, 3),
+        images=tuple(images),
         images_by_sequence=images_by_sequence,
         tower_ids_Q=None if tower_ids is None else torch.tensor(list(tower_ids), dtype=torch.int64, device=device),
         extras=extras,

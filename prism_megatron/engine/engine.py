@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.compat import buffer_layout_arguments
 from prism_megatron.engine.export import WeightTable
 from prism_megatron.engine.gradients import gather_gradients, gradient_of
+from prism_megatron.engine.images import SharedImages
 from prism_megatron.engine.optimizer import (
     adam_step,
     build_optimizer,
@@ -245,6 +247,8 @@ class MegatronEngine:
     def _run(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> PassOutput:
         if not batches:
             raise ValueError(f"engine {self.name!r} needs at least one micro-batch on every rank")
+        shared = SharedImages(batch.images for batch in batches)
+        batches = [replace(batch, shared_images=shared) for batch in batches]
         rows, padded = batches[0].input_ids_B_S.shape
         outputs: list[LossOutput] = get_forward_backward_func()(
             forward_step_func=partial(_forward_step, loss=loss),
@@ -281,11 +285,17 @@ class MegatronEngine:
             rows_of_batches = [{key: value.detach().cpu() for key, value in output.rows.items()} for output in outputs]
             payload = sums, maxima, rows_of_batches
         sums, maxima, rows = broadcast_object(payload, source=world.parallel.pp - 1, group=world.groups.pp)
+        measured = self._provider.measure(self.modules, self._sum_over_ranks)
         return PassOutput(
-            sums=sum_numbers(sums, device=world.device, group=world.groups.dp_cp),
+            sums={**sum_numbers(sums, device=world.device, group=world.groups.dp_cp), **measured},
             maxima=max_numbers(maxima, device=world.device, group=world.groups.dp_cp) if maxima else {},
             rows=[{key: value.to(world.device) for key, value in row.items()} for row in rows],
         )
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        values = values.to(self.world.device)
+        dist.all_reduce(values)
+        return values.cpu()
 
 
 def _forward_step(

@@ -47,6 +47,14 @@ class ModelProvider(Protocol):
         Every layout names the same parameters. Raises ConversionError for a layout that the model is not stored in.
         """
 
+    def measure(
+        self, modules: Sequence[MegatronModule], sum_over_ranks: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, float]:
+        """Metrics of the pass that a rank's chunks just ran, from what they counted, which is then forgotten.
+
+        ``sum_over_ranks`` adds a CPU tensor over all ranks, which call it together.
+        """
+
     def is_frozen(self, parameter_name: str) -> bool:
         """Whether a parameter of a chunk (by its name in the chunk) stays as loaded."""
 
@@ -74,7 +82,8 @@ LossFn = Callable[[Tensor, Batch], LossOutput]
 class PassOutput:
     """What a pass over micro-batches leaves on every rank of the model-parallel group.
 
-    ``sums`` are added over micro-batches, context- and data-parallel ranks, and ``maxima`` taken over the same;
+    ``sums`` are added over micro-batches, context- and data-parallel ranks, and ``maxima`` taken over the same; beside
+    the sums stand the metrics of ``ModelProvider.measure``, which are whole already;
     ``rows[i]`` belongs to micro-batch i of this data-parallel rank and stands on every pipeline stage.
     """
 

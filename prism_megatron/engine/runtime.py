@@ -54,6 +54,15 @@ class World:
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.parallel.pp - 1
 
+    @property
+    def microbatch_rounds(self) -> int:
+        """The number of micro-batches of all data-parallel ranks together must be a multiple of this.
+
+        Every rank runs as many as the others, because expert parallelism exchanges tokens between them, and Megatron's
+        interleaved schedule takes whole rounds of pp.
+        """
+        return self.dp_size * self.parallel.microbatches_of_a_rank
+
 
 def start(
     parallel: ParallelConfig,

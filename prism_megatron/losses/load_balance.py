@@ -1,7 +1,8 @@
-"""Load balancing of one expert layer per tower and per sequence (Fedus et al., 2101.03961, eq. 4-6, for top-k).
+"""Losses of one layer's router, per tower and per sequence: load balancing and the size of its logits.
 
-Counting whole sequences, not micro-batches, makes the loss independent of how a batch or the world is split:
-F * P is not linear in the tokens it is averaged over. Shape suffixes: S tokens, B rows, E experts.
+Load balancing is that of Fedus et al., 2101.03961, eq. 4-6, for top-k. Counting whole sequences, not micro-batches,
+makes it independent of how a batch or the world is split: F * P is not linear in the tokens it is averaged over.
+Shape suffixes: T tokens, Q sequences, E experts, X values.
 """
 
 from __future__ import annotations
@@ -12,45 +13,64 @@ import torch
 from torch import Tensor
 
 
-def sequence_sums(probs_S_B_E: Tensor, chosen_S_B_E: Tensor, real_S_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Per sequence and expert: how many real tokens chose it, and the sum of its probabilities (both [B, E]).
+def sequence_sums(values_T_X: Tensor, sequence_T: Tensor, *, num: int) -> Tensor:
+    """Each sequence's sum of its tokens' values, ``[num, X]``.
 
-    ``probs_S_B_E`` is the softmax over the experts of the row's tower, 0 elsewhere. Padding counts nowhere. Both
-    sums add over slices of the sequence, so a sequence-parallel rank gives its slice and adds over the group.
+    ``sequence_T`` numbers each token's sequence; tokens of number ``num`` are padding and count nowhere. Sums over
+    slices of the tokens add up, so a sequence-parallel rank gives its slice and adds over the group.
     """
-    real_S_B_1 = real_S_B.unsqueeze(-1)
-    counts_B_E = (chosen_S_B_E & real_S_B_1).to(probs_S_B_E.dtype).sum(dim=0)
-    prob_sums_B_E = (probs_S_B_E * real_S_B_1).sum(dim=0)
-    return counts_B_E, prob_sums_B_E
+    return values_T_X.new_zeros((num + 1, values_T_X.shape[-1])).index_add(0, sequence_T, values_T_X)[:num]
 
 
 def load_balance_loss(
-    counts_B_E: Tensor,
-    prob_sums_B_E: Tensor,
-    lengths_B: Tensor,
-    weights_B: Tensor,
+    counts_Q_E: Tensor,
+    prob_sums_Q_E: Tensor,
+    lengths_Q: Tensor,
+    weights_Q: Tensor,
     *,
     top_k: int,
     experts_per_tower: int,
 ) -> Tensor:
-    """``sum_b weight_b * E_t * sum_e F_be * P_be``: a scalar whose balanced value is the sum of the weights.
+    """``sum_q weight_q * E_t * sum_e F_qe * P_qe``: a scalar whose balanced value is the sum of the weights.
 
-    ``F_be`` is the share of sequence b's choices that fell on expert e, ``P_be`` the mean probability; ``E_t`` is
-    ``experts_per_tower``. Experts of another tower have F = P = 0, so a row's tower alone decides its term.
+    ``counts_Q_E`` and ``prob_sums_Q_E`` are ``sequence_sums`` of the choices and of the softmax over the experts of the
+    token's tower. ``F_qe`` is the share of sequence q's choices that fell on expert e, ``P_qe`` the mean probability;
+    ``E_t`` is ``experts_per_tower``. Experts of another tower have F = P = 0, so a sequence's tower alone decides.
     A constant when ``top_k == experts_per_tower``.
     """
-    lengths_B_1 = lengths_B.to(prob_sums_B_E.dtype).clamp(min=1).unsqueeze(-1)
-    share_B_E = counts_B_E / (top_k * lengths_B_1)
-    mean_prob_B_E = prob_sums_B_E / lengths_B_1
-    return (weights_B * experts_per_tower * (share_B_E * mean_prob_B_E).sum(dim=-1)).sum()
+    lengths_Q_1 = lengths_Q.to(prob_sums_Q_E.dtype).clamp(min=1).unsqueeze(-1)
+    share_Q_E = counts_Q_E / (top_k * lengths_Q_1)
+    mean_prob_Q_E = prob_sums_Q_E / lengths_Q_1
+    return (weights_Q * experts_per_tower * (share_Q_E * mean_prob_Q_E).sum(dim=-1)).sum()
 
 
-def load_balance_weights(tower_ids: Sequence[int], *, coefficient: float, sequence_counts: Sequence[int]) -> Tensor:
-    """One weight per row, ``coefficient / sequence_counts[tower]`` ([B] float32).
+def router_z_loss(squares_Q: Tensor, lengths_Q: Tensor, weights_Q: Tensor) -> Tensor:
+    """``sum_q weight_q * mean_t logsumexp(logits_t)^2``, a scalar (Zoph et al., 2202.08906, eq. 5).
 
-    ``sequence_counts[k]`` counts tower k's rows of the whole step: the loss is the mean over each tower's sequences,
-    summed over towers. Raises ValueError where a tower has rows but a count of 0.
+    ``squares_Q`` are sums over each sequence's tokens; the logsumexp runs over the experts of the token's tower.
+    """
+    return (weights_Q * squares_Q / lengths_Q.to(squares_Q.dtype).clamp(min=1)).sum()
+
+
+def sequence_shares(tower_ids: Sequence[int], *, sequence_counts: Sequence[int]) -> Tensor:
+    """What a sequence counts in the mean over its tower's: ``1 / sequence_counts[tower]`` ([Q] float32).
+
+    ``sequence_counts[k]`` counts tower k's of the whole step. A loss weighed by a coefficient times these is the mean
+    over each tower's sequences, summed over towers. Raises ValueError where a tower has sequences but a count of 0.
     """
     if any(sequence_counts[tower] <= 0 for tower in tower_ids):
-        raise ValueError(f"rows of towers {sorted(set(tower_ids))} but global sequence counts {list(sequence_counts)}")
-    return torch.tensor([coefficient / sequence_counts[tower] for tower in tower_ids], dtype=torch.float32)
+        raise ValueError(f"sequences of towers {sorted(set(tower_ids))} but global counts {list(sequence_counts)}")
+    return torch.tensor([1.0 / sequence_counts[tower] for tower in tower_ids], dtype=torch.float32)
+
+
+def merge_towers(
+    tower_ids_Q: Tensor, lengths_Q: Tensor, weights_X_Q: Tensor, *, num_towers: int
+) -> tuple[Tensor, Tensor]:
+    """Lengths ``[num_towers]`` and weights ``[X, num_towers]`` of all of a micro-batch's sequences of a tower as one.
+
+    With them the losses above average F and P over the tokens of the micro-batch. That is the Switch form, here per
+    layer, while the release pools layers; a micro-batch weighs as much as it has of the step's sequences, which is
+    their plain mean, as released, where all have equally many.
+    """
+    lengths_K = lengths_Q.new_zeros(num_towers).index_add(0, tower_ids_Q, lengths_Q)
+    return lengths_K, weights_X_Q.new_zeros((len(weights_X_Q), num_towers)).index_add(1, tower_ids_Q, weights_X_Q)

@@ -198,7 +198,6 @@ class Ours:
                 [sample.row],
                 pad_token_id=self.shape.pad_token_id,
                 multiple_of=1,
-                patch_dim=self.shape.vision.patch_dim,
                 device=self.world.device,
             )
             if layer:

@@ -57,7 +57,7 @@ class PlainTowers(nn.Module):
         """The layer's output, row by row."""
         rows, losses = [], []
         for b, tower in enumerate(self.tower_ids):
-            own = list(range(tower, self.towers.num_experts, self.towers.num_towers))
+            own = list(range(tower % self.towers.num_towers, self.towers.num_experts, self.towers.num_towers))
             probs_S_E = self.gate(x_B_S_H[b])[:, own].float().softmax(-1)
             top = probs_S_E.topk(self.towers.top_k, dim=-1)
             chosen_S_E = torch.zeros_like(probs_S_E).scatter(-1, top.indices, 1.0)
@@ -72,18 +72,19 @@ class PlainTowers(nn.Module):
         return torch.stack(rows)
 
 
-def add_towers(model: Any, shape: Qwen3VLShape, towers: Towers) -> Any:
-    """``model``, a transformers Qwen3-VL, with towers for its MLPs and a score for its vocabulary."""
+def add_towers(model: Any, shape: Qwen3VLShape, towers: Towers | None) -> Any:
+    """``model``, a transformers Qwen3-VL, with towers, if any, for its MLPs and a score for its vocabulary."""
     text = shape.text
-    for layer in model.model.language_model.layers:
-        layer.mlp = PlainTowers(text.hidden, text.ffn, towers)
+    if towers is not None:
+        for layer in model.model.language_model.layers:
+            layer.mlp = PlainTowers(text.hidden, text.ffn, towers)
     model.score = nn.Linear(text.hidden, 1, bias=False)
     del model.lm_head
     return model
 
 
 def load_plain_discriminator(
-    folder: Path, shape: Qwen3VLShape, towers: Towers, *, dtype: torch.dtype, device: torch.device
+    folder: Path, shape: Qwen3VLShape, towers: Towers | None, *, dtype: torch.dtype, device: torch.device
 ) -> Any:
     """The folder's model in evaluation mode; read in float32 and its parameters cast (see ``load_transformers``)."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -98,25 +99,30 @@ def load_plain_discriminator(
     return model.eval()
 
 
-def score_weight(sample: Sample, tower: int, towers: Towers) -> float:
-    """What the probe loss multiplies a score by: a fixed random number of the sample's and the tower's own."""
-    return float(random_weights(sample.key, 1, towers.num_towers)[0, tower])
+def num_judges(towers: Towers | None) -> int:
+    """How many scores a sample gets: one of each tower, one from a pool or from dense MLPs."""
+    return 1 if towers is None else towers.num_towers
 
 
-def plain_outcome(model: Any, samples: Sequence[Sample], shape: Qwen3VLShape, towers: Towers) -> Outcome:
+def score_weight(sample: Sample, tower: int, towers: int) -> float:
+    """What the probe loss multiplies a score by: a fixed random number of the sample's and of its tower among them."""
+    return float(random_weights(sample.key, 1, towers)[0, tower])
+
+
+def plain_outcome(model: Any, samples: Sequence[Sample], shape: Qwen3VLShape, towers: Towers | None) -> Outcome:
     """Scores ``[1, towers]`` of each sample, which every tower judges by itself, and gradients of their probe loss."""
     model.zero_grad(set_to_none=True)
     scores = []
-    layers = [layer.mlp for layer in model.model.language_model.layers]
+    layers = [module for module in model.modules() if isinstance(module, PlainTowers)]
     for sample in samples:
         inputs = model_inputs(sample, shape, model.device)
         of_sample = []
-        for tower in range(towers.num_towers):
+        for tower in range(num_judges(towers)):
             for mlp in layers:
                 mlp.tower_ids, mlp.lengths = [tower], [len(sample.row.token_ids)]
             last_H = model.model(**inputs, use_cache=False).last_hidden_state[0, -1]
             score = last_H.float() @ model.score.weight[0].float()
-            (score * score_weight(sample, tower, towers)).backward()
+            (score * score_weight(sample, tower, num_judges(towers))).backward()
             of_sample.append(score.detach().cpu())
         scores.append(torch.stack(of_sample)[None])
     gradients = {

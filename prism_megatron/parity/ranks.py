@@ -89,7 +89,6 @@ def microbatches(samples: Sequence[Sample], shape: Qwen3VLShape, world: World, *
             [samples[number].row for number in share],
             pad_token_id=shape.pad_token_id,
             multiple_of=world.parallel.length_multiple,
-            patch_dim=shape.vision.patch_dim,
             device=world.device,
             pack=pack,
             sequence_extras={"sample": list(share)},

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from model_providers.moe_discriminator.folder import is_discriminator, read_towers
-from model_providers.moe_discriminator.towers import Towers
+from model_providers.moe_discriminator.folder import is_discriminator, read_variant
+from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.verify import VerifyConfig, model_folder
 from prism_megatron.engine.runtime import World, start, stop
@@ -56,9 +56,9 @@ def verify(world: World, config: VerifyConfig) -> Report | None:
     folder = model_folder(config)
     shape = Qwen3VLShape.from_folder(folder)
     samples = prompted_samples(folder, config.image, world.dp_size * num_microbatches(world.parallel))
-    towers = read_towers(folder) if is_discriminator(folder) else None
-    if towers is not None:
-        found = _discriminator(world, config, folder, shape, towers, samples)
+    variant = read_variant(folder) if is_discriminator(folder) else None
+    if variant is not None:
+        found = _discriminator(world, config, folder, shape, variant, samples)
     else:
         found = (_by_layer if config.by_layer else _whole)(world, config, folder, shape, samples)
     peak_bytes = max(all_gather_objects(_peak_bytes(world)))
@@ -66,8 +66,8 @@ def verify(world: World, config: VerifyConfig) -> Report | None:
         return None
     return Report(
         mode="layer by layer" if config.by_layer else "whole model",
-        output="logits" if towers is None else "scores",
-        layout={**world.layout, "vpp": world.parallel.vpp, "sp": int(_sequence_parallel(world, shape, towers))},
+        output="logits" if variant is None else "scores",
+        layout={**world.layout, "vpp": world.parallel.vpp, "sp": int(_sequence_parallel(world, shape, variant))},
         options=_options(config),
         dtype=config.dtype,
         packing="packed" if config.pack and not config.by_layer else "padded",
@@ -81,8 +81,9 @@ def verify(world: World, config: VerifyConfig) -> Report | None:
     )
 
 
-def _sequence_parallel(world: World, shape: Qwen3VLShape, towers: Towers | None) -> bool:
-    return world.parallel.sequence_parallel(experts=towers is not None or shape.text.experts is not None)
+def _sequence_parallel(world: World, shape: Qwen3VLShape, variant: Variant | None) -> bool:
+    experts = shape.text.experts if variant is None else variant.towers
+    return world.parallel.sequence_parallel(experts=experts is not None)
 
 
 def _options(config: VerifyConfig) -> tuple[str, ...]:
@@ -119,12 +120,12 @@ def _whole(
     return _Found(difference(result.outcome, expected), tolerance, result.spread)
 
 
-def _discriminator(  # noqa: PLR0917  # as the others, and the towers
-    world: World, config: VerifyConfig, folder: Path, shape: Qwen3VLShape, towers: Towers, samples: Sequence[Sample]
+def _discriminator(  # noqa: PLR0917  # as the others, and the kind
+    world: World, config: VerifyConfig, folder: Path, shape: Qwen3VLShape, variant: Variant, samples: Sequence[Sample]
 ) -> _Found | None:
     def outcome(dtype: torch.dtype) -> Outcome:
-        model = load_plain_discriminator(folder, shape, towers, dtype=dtype, device=world.device)
-        return plain_outcome(model, samples, shape, towers)
+        model = load_plain_discriminator(folder, shape, variant.towers, dtype=dtype, device=world.device)
+        return plain_outcome(model, samples, shape, variant.towers)
 
     dtype, expected, tolerance = DTYPES[config.dtype], None, FP32
     if world.is_main:
@@ -132,7 +133,7 @@ def _discriminator(  # noqa: PLR0917  # as the others, and the towers
         if dtype != torch.float32:
             tolerance = bf16_tolerance([difference(outcome(dtype), expected)])
     engine = build_discriminator(world, folder, dtype=dtype, recompute=config.recompute)
-    result = run_discriminator(engine, shape, towers, samples)
+    result = run_discriminator(engine, shape, variant.towers, samples, pack=config.pack)
     if result.outcome is None or expected is None:
         return None
     return _Found(difference(result.outcome, expected), tolerance, result.spread)

@@ -15,7 +15,7 @@ from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.decode import Decoder
 from prism_megatron.rollout.replica import build_replica, copy_weights
 from prism_megatron.rollout.sampling import choose_tokens, keyed_uniforms
-from prism_megatron.types import Prompt, Rollout
+from prism_megatron.types import Prompt, Rollout, VersionSpan
 
 ROWS_PER_BATCH = 128
 """Samples decoded at once by default."""
@@ -174,7 +174,7 @@ class EmbeddedRollout:
                     token_ids=tuple(tokens[:length]),
                     logprobs=tuple(logprobs[:length]),
                     finish_reason="stop" if stopped[r] or length < len(tokens) else "length",
-                    policy_version=self._version,
+                    versions=(VersionSpan(self._version, 0, length),),
                     segments=self._finder.find(tokens[:length]),
                 )
             )

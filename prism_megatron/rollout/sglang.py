@@ -1,9 +1,12 @@
 """Rollouts by SGLang servers over HTTP: token ids go in, token ids and log-probs come out.
 
 Which server answered, and how often a request had to be made again, shows nowhere in the result: an answer counts only
-if it is whole and every token of it was sampled with the version in use, and drawing leaves no trace on a server, so a
-request that broke off is simply made again. Unlike the embedded engine's, the draws are the servers' own: they follow
-the same distribution but cannot be repeated.
+if it is whole and no token of it was sampled with other weights than those that were in use since it was asked for, and
+drawing leaves no trace on a server, so a request that broke off is simply made again. Unlike the embedded engine's, the
+draws are the servers' own: they follow the same distribution but cannot be repeated.
+
+One thread may update the weights while others generate: the servers pause, and unfinished answers go on with the new
+weights. Their keys and values are computed again, so each token is drawn from its version's own distribution.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +43,7 @@ from prism_megatron.types import Prompt, Rollout
 
 _ATTACH_SECONDS = 3.0
 _MAX_FAILURES = 5
+_ABORT_SECONDS, _ABORT_PAUSE_SECONDS = 10.0, 0.05
 _RETRIED = (429, 500, 502, 503, 504)
 _LAYER = re.compile(r"(visual\.blocks|(?<!visual\.)layers)\.(\d+)\.")
 
@@ -56,7 +61,7 @@ class SGLangOptions:
     bucket_bytes: int = 256 * 2**20
     """most bytes of weights in one call; a larger tensor travels alone"""
     max_in_flight: int = 32
-    """requests under way at once, over all servers; each holds one prompt with all its samples"""
+    """requests under way at once, over all servers and calls; each holds one prompt with all its samples"""
     seconds: float = 600.0
     """how long one call of ``generate`` may take, restarts of servers included"""
 
@@ -111,7 +116,10 @@ class SGLangRollout:
         )
         self._held: tuple[Path, int] | None = None
         self._version: int | None = None
+        self._newest_version: int | None = None
         self._num_updates = 0
+        self._closing = threading.Event()
+        self._threads = ThreadPoolExecutor(self._options.max_in_flight, thread_name_prefix="sglang requests")
         self._weights_lock = threading.Lock()
         if servers is not None:
             servers.on_restart(self._restore)
@@ -131,18 +139,24 @@ class SGLangRollout:
             folder = self._spool / f"weights-{self._num_updates}"
             self._num_updates += 1
             write_checked(folder, tensors, like=self._folder, shapes=self._shapes, tied=self._tied)
+            self.expect(version)
             try:
                 self._sync.push(folder, version, previous=self._held)
             except WeightSyncError as error:
                 shutil.rmtree(folder)
                 if isinstance(error, LostVersionError):
                     self._hold(None)
+                self._newest_version = self._version
                 raise
             self._hold((folder, version))
 
+    def expect(self, version: int) -> None:
+        """Take note that the servers are about to be given ``version``: answers may come with it from now on."""
+        self._newest_version = version
+
     def follow(self, version: int | None) -> None:
         """Take note that another process has given the servers ``version`` (or that they have none in common)."""
-        self._version = version
+        self._version = self._newest_version = version
 
     def generate(
         self,
@@ -159,7 +173,8 @@ class SGLangRollout:
 
         Servers draw from generators of their own: ``seed``, ``step`` and the numbers of prompts change nothing. Raises
         WeightSyncError before a first complete update, DataError for a prompt that does not fit the servers' context
-        or whose images they would see differently, and RolloutError when no whole answer comes in time.
+        or whose images they would see differently, and RolloutError when no whole answer comes in time. Threads may
+        call it beside each other and beside ``update_weights``; earlier calls are served first.
         """
         del seed, step, prompt_offset
         version = self.policy_version
@@ -179,17 +194,29 @@ class SGLangRollout:
 
         def sample(prompt: Prompt, count: int) -> tuple[Rollout, ...]:
             answers = self._sample(prompt, count, sampling, version, deadline=deadline)
-            return tuple(self._rollout(answer, version) for answer in answers)
+            return tuple(self._rollout(answer) for answer in answers)
 
-        with ThreadPoolExecutor(self._options.max_in_flight, thread_name_prefix="sglang requests") as threads:
-            futures = [threads.submit(sample, *pair) for pair in zip(prompts, counts, strict=True)]
-            try:
-                return [future.result() for future in futures]
-            finally:
-                threads.shutdown(wait=True, cancel_futures=True)
+        futures = [self._threads.submit(sample, *pair) for pair in zip(prompts, counts, strict=True)]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
     def close(self) -> None:
-        """Close the connections, stop servers of its own and remove the spooled weights."""
+        """End what is being generated, close the connections, stop own servers and remove the spooled weights.
+
+        A ``generate`` that another thread is in raises RolloutError there, or CancelledError.
+        """
+        self._closing.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + _ABORT_SECONDS
+        while self._pool.is_busy() and time.monotonic() < deadline:  # again, for a request that was just being sent
+            for client in self._clients:
+                with suppress(RolloutError):
+                    client.post("/abort_request", {"abort_all": True}, seconds=_ABORT_SECONDS)
+            time.sleep(_ABORT_PAUSE_SECONDS)
         self._sync.close()
         for client in self._clients:
             client.close()
@@ -204,15 +231,17 @@ class SGLangRollout:
         if older is not None:
             shutil.rmtree(older[0])
 
-    def _sample(self, prompt: Prompt, n: int, sampling: Sampling, version: int, *, deadline: float) -> Sequence[Answer]:
-        """All samples of one prompt, from whichever server gives them whole."""
+    def _sample(self, prompt: Prompt, n: int, sampling: Sampling, since: int, *, deadline: float) -> Sequence[Answer]:
+        """All samples of one prompt, from whichever server gives them whole and by no older version than ``since``."""
         body = self._format.request(prompt, n, sampling)
         failures = 0
         while True:
             with self._pool.least_loaded(n, deadline) as place:
-                problem = self._attempt(place, prompt, body, version=version, deadline=deadline)
+                problem = self._attempt(place, prompt, body, since=since, deadline=deadline)
             if isinstance(problem, list):
                 return problem
+            if self._closing.is_set():
+                raise RolloutError(f"prompt {prompt.id!r}: the rollout engine was closed while it was being answered")
             comes_back = isinstance(problem, (ServerLostError, _OtherWeightsError))
             if not (comes_back and self._supervised(place.client.url)):
                 failures += 1
@@ -220,7 +249,7 @@ class SGLangRollout:
                 raise RolloutError(f"prompt {prompt.id!r} was not answered, {failures} attempts failed: {problem}")
 
     def _attempt(
-        self, place: Place, prompt: Prompt, body: dict[str, Any], *, version: int, deadline: float
+        self, place: Place, prompt: Prompt, body: dict[str, Any], *, since: int, deadline: float
     ) -> list[Answer] | RolloutError:
         """Ask one server once: its samples, or what was wrong if asking again may help."""
         client = place.client
@@ -238,21 +267,29 @@ class SGLangRollout:
         if answers is None:
             place.failed()
             return RolloutError(f"{client.url} broke off its answer")
-        if any(answer.version != version for answer in answers):
+        if not all(self._in_use(answer, since) for answer in answers):
             place.failed()
             return _OtherWeightsError(
-                f"{client.url} sampled with other weights than version {version}; was it restarted, or does another "
+                f"{client.url} sampled with other weights than version {since}; was it restarted, or does another "
                 "trainer update it?"
             )
         place.worked()
         return answers
 
-    def _rollout(self, answer: Answer, version: int) -> Rollout:
+    def _in_use(self, answer: Answer, since: int) -> bool:
+        """Whether every token is of a version that the servers were given, and of none older than ``since``."""
+        newest = self._newest_version
+        if answer.versions is None or newest is None:
+            return False
+        return all(since <= span.version <= newest for span in answer.versions)
+
+    def _rollout(self, answer: Answer) -> Rollout:
+        assert answer.versions is not None
         return Rollout(
             token_ids=answer.token_ids,
             logprobs=answer.logprobs,
             finish_reason=answer.finish_reason,
-            policy_version=version,
+            versions=answer.versions,
             segments=self._finder.find(answer.token_ids),
         )
 

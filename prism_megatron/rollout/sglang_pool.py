@@ -64,6 +64,11 @@ class Pool:
                 earliest = min(entry.not_before for entry in self._entries)
             time.sleep(min(earliest, deadline) - now)
 
+    def is_busy(self) -> bool:
+        """Whether a place is taken."""
+        with self._lock:
+            return any(entry.samples for entry in self._entries)
+
     def leave(self, entry: _Entry, samples: int) -> None:
         """Give a place back."""
         with self._lock:

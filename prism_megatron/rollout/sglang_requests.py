@@ -17,7 +17,7 @@ from typing import Any
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.errors import DataError, RolloutError
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.types import FinishReason, ImageInput, Prompt
+from prism_megatron.types import FinishReason, ImageInput, Prompt, VersionSpan
 
 BARRED = 20.0
 """By how much the log-prob of a token that must not be sampled is lowered: to a two-billionth of its probability."""
@@ -25,12 +25,12 @@ BARRED = 20.0
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled response as the server gave it. ``version`` is None where the server has none of ours."""
+    """One sampled response as the server gave it. ``versions`` is None where a token is of no version of ours."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
-    version: int | None
+    versions: tuple[VersionSpan, ...] | None
 
 
 class RequestFormat:
@@ -146,7 +146,7 @@ class RequestFormat:
         logprobs = tuple(float(entry[0]) - _barred_share(others) for entry, others in zip(scored, barred, strict=True))
         if not token_ids or not math.isfinite(sum(logprobs)):
             raise RolloutError(f"prompt {prompt.id!r}: the server's log-probs are not finite; the policy has diverged")
-        return Answer(token_ids, logprobs, reason, _version(meta["weight_versions"], len(token_ids)))
+        return Answer(token_ids, logprobs, reason, _versions(meta["weight_versions"], len(token_ids)))
 
 
 def _barred_share(others: Sequence[Sequence[Any]]) -> float:
@@ -158,12 +158,13 @@ def _barred_share(others: Sequence[Sequence[Any]]) -> float:
     return math.log1p(sum(math.exp(float(other[0])) for other in others) * math.expm1(BARRED))
 
 
-def _version(spans: Sequence[Mapping[str, Any]], length: int) -> int | None:
-    """The version of all tokens; None where there are several, or one that no trainer gave."""
+def _versions(spans: Sequence[Mapping[str, Any]], length: int) -> tuple[VersionSpan, ...] | None:
+    """The versions of all tokens, in order; None where there is one that no trainer gave."""
     covered = [(int(span["start"]), int(span["end"])) for span in spans]
     ends = [end for _, end in covered]
     if [start for start, _ in covered] != [0, *ends[:-1]] or ends[-1:] != [length]:
         raise ValueError(f"weight versions that do not cover {length} tokens: {covered}")
-    versions = {str(span["version"]) for span in spans}
-    only = versions.pop()
-    return int(only) if not versions and only.isdecimal() else None
+    versions = [str(span["version"]) for span in spans]
+    if not all(version.isdecimal() for version in versions):
+        return None
+    return tuple(VersionSpan(int(version), *ends) for version, ends in zip(versions, covered, strict=True))

@@ -2,6 +2,8 @@
 
 One step is sample -> score and train the discriminator -> advantages -> train the policy -> hand the weights over
 (method notes, section 4). Every rank holds all rollout groups of a step, so global denominators need no collective.
+With rollouts drawn ahead (``--rollout-ahead``) a step is not strictly on-policy. Its loss is not corrected for that;
+how far off-policy it was is reported, by versions and by importance weights.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_megatron.advantages import GroupAdvantages, per_expert_advantages
+from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_expert_advantages
 from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.batch import Batch, beside_logits
@@ -22,13 +24,15 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput, StepResult
 from prism_megatron.engine.runtime import World
+from prism_megatron.losses.importance import importance_weights
 from prism_megatron.losses.logprob_gap import logprob_gap
 from prism_megatron.losses.policy import policy_gradient_loss
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.stages.batches import PERCEPTION, REASONING, BatchFormat, policy_batch
+from prism_megatron.stages.batches import PERCEPTION, REASONING, TOWERS, BatchFormat, policy_batch
 from prism_megatron.stages.judge import Judgement, judge_and_train
-from prism_megatron.stages.sampling import sample_groups
+from prism_megatron.stages.microbatches import of_rank, plan_rows
+from prism_megatron.stages.rollout_queue import RolloutQueue, SampledStep
 from prism_megatron.types import Rollout, RolloutGroup
 
 
@@ -37,17 +41,24 @@ class AlignStep:
     """Everything one step produced; observers read it and change nothing. ``None`` results mean "not updated"."""
 
     step: int
-    examples: Sequence[Example]
-    groups: Sequence[RolloutGroup]
+    sampled: SampledStep
     judgement: Judgement
     advantages: Sequence[GroupAdvantages]
     policy_sums: Mapping[str, float]
     policy_result: StepResult | None
 
     @property
+    def examples(self) -> Sequence[Example]:
+        return self.sampled.examples
+
+    @property
+    def groups(self) -> Sequence[RolloutGroup]:
+        return self.sampled.groups
+
+    @property
     def sampled_version(self) -> int:
-        """Version of the policy that sampled: the number of the last step that updated it."""
-        return self.groups[0].rollouts[0].policy_version
+        """Oldest version of the policy that sampled: the number of the last step that updated it."""
+        return min(rollout.policy_version for group in self.groups for rollout in group.rollouts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +81,7 @@ class AlignPlan:
     game: GameConfig
     sampling: Sampling
     rollouts_per_prompt: int
-    prompts_per_microbatch: int
+    tokens_per_microbatch: int
     load_balance: float
     vocab_size: int
     seed: int
@@ -79,7 +90,7 @@ class AlignPlan:
 
 def align(
     players: Players,
-    prompts: Callable[[int], Sequence[Example]],
+    queue: RolloutQueue,
     plan: AlignPlan,
     *,
     world: World,
@@ -87,47 +98,48 @@ def align(
     timers: PhaseTimers,
     on_step: Callable[[AlignStep], None],
 ) -> None:
-    """Play ``steps`` rounds; ``prompts(step)`` gives the same examples on every rank. ``on_step`` runs on all ranks."""
+    """Play ``steps`` rounds, on the ``queue``'s rollouts of each. ``on_step`` runs on all ranks."""
     for step in steps:
-        examples = prompts(step)
         with timers.phase("rollout"):
-            groups = sample_groups(players.rollout, examples, plan.sampling, n=plan.rollouts_per_prompt,
-                                   seed=plan.seed, step=step, world=world)  # fmt: skip
+            sampled = queue.take(step)
+        groups = sampled.groups
         with timers.phase("discriminator"):
             judgement = judge_and_train(players.discriminator, groups, plan.game, world=world, form=plan.form,
                                         seed=plan.seed, step=step,
-                                        groups_per_batch=plan.prompts_per_microbatch,
+                                        tokens_per_microbatch=plan.tokens_per_microbatch,
                                         load_balance=plan.load_balance)  # fmt: skip
         advantages = [group_advantages(group, g, judgement, plan, step=step) for g, group in enumerate(groups)]
         with timers.phase("policy"):
-            sums, result = train_policy(players.policy, groups, advantages, plan, world=world)
+            sums, result = train_policy(players.policy, groups, advantages, plan, version=sampled.version, world=world)
         if result is not None and result.updated:
             with timers.phase("weight_sync"):
                 players.rollout.update_weights(players.policy.export_hf(), step + 1)
-        on_step(AlignStep(step, examples, groups, judgement, advantages, sums, result))
+        on_step(AlignStep(step, sampled, judgement, advantages, sums, result))
 
 
 def group_advantages(
     group: RolloutGroup, index: int, judgement: Judgement, plan: AlignPlan, *, step: int
 ) -> GroupAdvantages:
     """Advantages of one group from the scores of the discriminator before its update."""
-    valid = torch.tensor([rollout.segments.valid for rollout in group.rollouts])
-    scores = torch.full((2, len(group.rollouts)), torch.nan, dtype=torch.float64)
-    for tower in (PERCEPTION, REASONING):
-        for r, rollout in enumerate(group.rollouts):
-            if rollout.segments.valid:
-                scores[tower, r] = judgement.scores[index, tower, r]
-    if plan.game.shuffle_scores:  # control: scores stay in the group but lose their owner
-        order = np.flatnonzero(valid.numpy())
-        shuffled = np.random.default_rng([plan.seed, step, index]).permutation(order)
-        scores[:, order] = scores[:, shuffled]
-    return per_expert_advantages(
-        scores[PERCEPTION],
-        scores[REASONING],
-        valid,
-        alpha=plan.game.alpha,
-        score_clip=plan.game.score_clip,
-        format_penalty=plan.game.format_penalty,
+    game, valid_rollouts = plan.game, np.array(group.valid_rollouts, dtype=np.int64)
+    owners = valid_rollouts
+    if game.shuffle_scores:  # control: scores stay in the group but lose their owner
+        owners = np.random.default_rng([plan.seed, step, index]).permutation(valid_rollouts)
+    valid_N = torch.zeros(len(group.rollouts), dtype=torch.bool)
+    scores_T_N = torch.full((len(TOWERS), len(group.rollouts)), torch.nan, dtype=torch.float64)
+    for rollout, owner in zip(valid_rollouts.tolist(), owners.tolist(), strict=True):
+        valid_N[rollout] = True
+        for tower in group.towers:
+            scores_T_N[tower, rollout] = judgement.scores[index, tower, owner]
+    form = joint_advantages if game.advantage == "joint" else per_expert_advantages
+    return form(
+        scores_T_N[PERCEPTION],
+        scores_T_N[REASONING] if REASONING in group.towers else None,
+        valid_N,
+        alpha=game.alpha,
+        score_clip=game.score_clip,
+        format_penalty=game.penalty,
+        all_invalid=game.all_invalid_group,
     )
 
 
@@ -135,13 +147,16 @@ def token_advantages(rollout: Rollout, index: int, advantages: GroupAdvantages, 
     """One advantage per response token.
 
     ``response`` credit gives the mixed advantage to every token (the released way). ``segment`` credit gives the
-    tokens up to the caption's end the perception advantage and the rest the reasoning advantage.
+    tokens up to the caption's end the perception advantage and the rest the reasoning advantage, or 0 where reasoning
+    is not judged; a rollout without a caption has nothing to divide, and gets the mixed advantage.
     """
     length = len(rollout.token_ids)
     span = rollout.segments.perception
-    if game.credit == "response" or advantages.reasoning_N is None or span is None:
+    if game.credit == "response" or span is None:
         return [float(advantages.mixed_N[index])] * length
-    caption, rest = float(advantages.perception_N[index]), float(advantages.reasoning_N[index])
+    assert advantages.perception_N is not None, "credit per segment is refused with the joint form"
+    caption = float(advantages.perception_N[index])
+    rest = 0.0 if advantages.reasoning_N is None else float(advantages.reasoning_N[index])
     return [caption] * span.end + [rest] * (length - span.end)
 
 
@@ -151,33 +166,52 @@ def train_policy(
     advantages: Sequence[GroupAdvantages],
     plan: AlignPlan,
     *,
+    version: int,
     world: World,
 ) -> tuple[Mapping[str, float], StepResult | None]:
-    """One strictly on-policy gradient step, token-mean over all response tokens of the step.
+    """One gradient step of policy ``version``, token-mean over all response tokens; on-policy if these are its own.
 
-    Without a valid rollout in the whole step there is no reward, and the policy is not updated.
+    Without a valid rollout in the whole step there is no reward, and the policy is not updated, unless groups without
+    one are punished as the release does.
     """
     tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
     loss = partial(policy_loss, world=world, plan=plan, token_count=float(tokens))
-    mine = range(world.dp_rank, len(groups), world.dp_size)
-    batches = []
-    for start in range(0, len(mine), plan.prompts_per_microbatch):
-        part = mine[start : start + plan.prompts_per_microbatch]
-        per_token = [
-            [token_advantages(rollout, r, advantages[g], plan.game) for r, rollout in enumerate(groups[g].rollouts)]
-            for g in part
-        ]
-        batches.append(policy_batch([groups[g] for g in part], per_token, form=plan.form))
+    batches = policy_batches(groups, advantages, plan, version=version, world=world)
     if plan.game.freeze_policy:
         output = policy.forward(batches, loss)
         return {**output.sums, **output.maxima}, None
     output = policy.forward_backward(batches, loss)
-    rewarded = any(rollout.segments.valid for group in groups for rollout in group.rollouts)
+    rewarded = any(group.valid_rollouts for group in groups) or plan.game.all_invalid_group == "release"
     return {**output.sums, **output.maxima}, policy.step() if rewarded else None
 
 
+def policy_batches(
+    groups: Sequence[RolloutGroup],
+    advantages: Sequence[GroupAdvantages],
+    plan: AlignPlan,
+    *,
+    version: int,
+    world: World,
+) -> list[Batch]:
+    """This data-parallel rank's micro-batches of prompts and rollouts, packed up to the budget."""
+    rows = [(g, r) for g, group in enumerate(groups) for r in range(len(group.rollouts))]
+    lengths = [len(groups[g].prompt.token_ids) + len(groups[g].rollouts[r].token_ids) for g, r in rows]
+    costs = [plan.form.slot(length) for length in lengths]
+    microbatches = plan_rows(costs, budget=plan.tokens_per_microbatch, rounds_of=world.microbatch_rounds)
+    batches = []
+    for numbers in of_rank(microbatches, dp_rank=world.dp_rank, dp_size=world.dp_size):
+        part = [rows[i] for i in sorted(numbers, key=lambda i: costs[i])]
+        answers = [(groups[g], groups[g].rollouts[r]) for g, r in part]
+        per_token = [token_advantages(groups[g].rollouts[r], r, advantages[g], plan.game) for g, r in part]
+        batches.append(policy_batch(answers, per_token, version=version, form=plan.form))
+    return batches
+
+
 def policy_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, plan: AlignPlan, token_count: float) -> LossOutput:
-    """Policy gradient under the sampling temperature; also how far rollout and trainer log-probs are apart."""
+    """Policy gradient under the sampling temperature; also how far rollout and trainer log-probs are apart.
+
+    The gap is that of tokens from the policy being trained, where it must vanish; importance weights are those of all.
+    """
     beside = partial(beside_logits, batch=batch, world=world)
     logprobs_B_L, entropy_B_L = vocab_parallel_scores(
         logits_L_B_V,
@@ -192,10 +226,14 @@ def policy_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, plan: Align
         "policy_loss": result.loss.detach(),
         "entropy": (entropy_B_L.detach() * mask_B_L).sum() / token_count,
     }
-    maxima = {}
-    image_B_L = beside(batch.extras["image_mask"])
+    rollout_logprobs_B_L = beside(batch.extras["rollout_logprobs"])
+    weights = importance_weights(logprobs_B_L, rollout_logprobs_B_L, mask_B_L)
+    sums |= {"importance/tokens": weights.tokens, "importance/sum": weights.total,
+             "importance/squares": weights.squares, "importance/truncated": weights.truncated}  # fmt: skip
+    maxima = {"importance/max": weights.largest}
+    image_B_L, on_policy_B_L = (beside(batch.extras[name]) for name in ("image_mask", "on_policy_mask"))
     for kind, kind_mask_B_L in (("text", mask_B_L - image_B_L), ("image", image_B_L)):
-        gap = logprob_gap(logprobs_B_L, beside(batch.extras["rollout_logprobs"]), kind_mask_B_L)
+        gap = logprob_gap(logprobs_B_L, rollout_logprobs_B_L, kind_mask_B_L * on_policy_B_L)
         sums |= {f"gap/{kind}/tokens": gap.tokens, f"gap/{kind}/sum": gap.absolute, f"gap/{kind}/kl": gap.kl}
         maxima[f"gap/{kind}/max"] = gap.largest
     return LossOutput(loss=result.loss, sums=sums, maxima=maxima)

@@ -9,11 +9,13 @@ from typing import Literal
 
 import torch
 
-from model_providers.moe_discriminator.folder import config_text
+from model_providers.moe_discriminator.folder import check_kind_of, config_text, read_variant
+from model_providers.moe_discriminator.mapping import count_parameters
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
-from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
+from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.mini_world import MINI_FOLDER, policy_folder
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder
@@ -23,7 +25,6 @@ from prism_megatron.engine.capabilities import check_adam, choose, installed
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
-from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.stages.align import AlignPlan, Players
 from prism_megatron.stages.assembly import (
@@ -70,7 +71,9 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     capabilities = choose(installed(), config.precision)
     for line in capabilities.lines():
         say(line)
-    renderer = Renderer.from_folder(folder, system_prompt=config.data.system_prompt)
+    renderer = Renderer.from_folder(
+        folder, system_prompt=config.data.system_prompt, strict_format=config.data.strict_format
+    )
     prompts = build_prompts(config, renderer)
     output = config.checkpoint.output
     if config.data.format_sft and fresh and output is not None:
@@ -103,6 +106,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         rollout = build_served_rollout(config, source, renderer, world=world, dtype=dtype)
     else:
         rollout = build_replicas(config, folder, shape, renderer, world=world, dtype=dtype)
+    say(_size_line(config, shape))
     discriminator = build_discriminator(config, source, shape, world=world, dtype=dtype, layers=capabilities.layers)
     files = model_files(source, "policy", dtype=dtype)
     models = {"policy": files, "discriminator": discriminator_files(config, files, dtype)}
@@ -117,11 +121,11 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
             max_new_tokens=config.data.max_response_tokens,
         ),
         rollouts_per_prompt=config.rollout.rollouts_per_prompt,
-        prompts_per_microbatch=config.prompts_per_microbatch,
-        load_balance=config.discriminator.load_balance,
+        tokens_per_microbatch=config.tokens_per_microbatch,
+        load_balance=config.discriminator.load_balance or 0.0,
         vocab_size=shape.text.vocab,
         seed=config.seed,
-        form=batch_format(shape, renderer, world, config.precision),
+        form=batch_format(renderer, world, config.precision, unseen=unseen_tokens(config.discriminator, shape)),
     )
     return AlignRun(folder, models, shape, renderer, prompts, Players(policy, discriminator, rollout), plan)
 
@@ -151,31 +155,33 @@ def build_discriminator(
     layers: Literal["te", "torch"] = "torch",
 ) -> MegatronEngine:
     """A saved discriminator (the mini's own where the mini's policy plays), or one upcycled from the policy."""
-    wanted, folder, towers = config.discriminator, discriminator_folder(config), _towers(config)
+    wanted, folder, variant = config.discriminator, discriminator_folder(config), Variant.of(config.discriminator)
     if folder is None:
         provider = DiscriminatorProvider(
             shape,
-            towers,
+            variant.towers,
+            modality=variant.modality,
             head_dropout=wanted.head_dropout,
+            load_balance_scope=wanted.load_balance_scope,
+            router_z_loss=wanted.router_z_loss,
             freeze_vision=wanted.freeze_vision,
             recompute=config.recompute,
             precision=config.precision,
             layers=layers,
         )
     else:
+        files = files_folder(folder, "discriminator")
+        check_kind_of(files, variant, where=folder)
         provider = DiscriminatorProvider.from_folder(
-            files_folder(folder, "discriminator"),
+            files,
             head_dropout=wanted.head_dropout,
+            load_balance_scope=wanted.load_balance_scope,
+            router_z_loss=wanted.router_z_loss,
             freeze_vision=wanted.freeze_vision,
             recompute=config.recompute,
             precision=config.precision,
             layers=layers,
         )
-        if provider.towers != towers:
-            raise ConfigError(
-                f"--experts-per-tower {towers.experts_per_tower} --top-k {towers.top_k}: the discriminator in {folder} "
-                f"has {provider.towers.experts_per_tower} and {provider.towers.top_k}; use those"
-            )
     engine = MegatronEngine(
         name="discriminator",
         provider=provider,
@@ -191,7 +197,7 @@ def build_discriminator(
             UpcycledSource(
                 hf_tensors(policy, shape),
                 shape,
-                towers,
+                variant.towers,
                 seed=config.seed,
                 expert_std=wanted.upcycle_noise,
                 init_std=wanted.router_std,
@@ -201,10 +207,12 @@ def build_discriminator(
 
 
 def discriminator_folder(config: AlignConfig) -> Path | None:
-    """``--discriminator``, or the mini's own where its policy plays; None: one is upcycled from the policy."""
+    """``--discriminator``, or the mini's own where its policy plays against that kind; None: one is upcycled."""
     if config.discriminator.discriminator is not None:
         return Path(config.discriminator.discriminator)
-    return MINI_FOLDER / "discriminator" if config.model.model is None else None
+    shipped = MINI_FOLDER / "discriminator"
+    fits = config.model.model is None and read_variant(shipped) == Variant.of(config.discriminator)
+    return shipped if fits else None
 
 
 def discriminator_files(config: AlignConfig, policy: ModelFiles, dtype: torch.dtype) -> ModelFiles:
@@ -212,9 +220,23 @@ def discriminator_files(config: AlignConfig, policy: ModelFiles, dtype: torch.dt
     folder = discriminator_folder(config)
     if folder is not None:
         return model_files(folder, "discriminator", dtype=dtype)
-    text = config_text(policy.files["config.json"], _towers(config))
+    text = config_text(policy.files["config.json"], Variant.of(config.discriminator))
     return ModelFiles({**policy.files, "config.json": text.encode()})
 
 
-def _towers(config: AlignConfig) -> Towers:
-    return Towers(experts_per_tower=config.discriminator.experts_per_tower, top_k=config.discriminator.top_k)
+def unseen_tokens(flags: DiscriminatorConfig, shape: Qwen3VLShape) -> frozenset[int]:
+    """What ``--modality text`` takes from the discriminator's prompts: pads of images and videos, and their markers."""
+    if flags.modality != "text":
+        return frozenset()
+    markers = (shape.vision_start_token_id, shape.vision_end_token_id)
+    return frozenset((shape.image_token_id, shape.video_token_id, *markers))
+
+
+def _size_line(config: AlignConfig, shape: Qwen3VLShape) -> str:
+    variant = Variant.of(config.discriminator)
+    total, per_token = (count / 1e6 for count in count_parameters(shape, variant.towers))
+    start = discriminator_folder(config)
+    return (
+        f"discriminator: {'upcycled from the policy' if start is None else f'from {start}'}, {variant.as_flags()}; "
+        f"{total:,.1f} M parameters, {per_token:,.1f} M of them without the experts that a token skips"
+    )

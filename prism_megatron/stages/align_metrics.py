@@ -14,6 +14,7 @@ from prism_megatron.evaluation.report import Sample
 from prism_megatron.evaluation.scenes import SceneJudgement, judge
 from prism_megatron.stages.align import AlignStep
 from prism_megatron.stages.batches import TOWER_NAMES, TOWERS
+from prism_megatron.stages.judge import TrunkCost
 
 Row = dict[str, float | int | None]
 PROMPT_KINDS = ("text", "image")
@@ -30,8 +31,11 @@ def step_row(step: AlignStep, renderer: Renderer) -> Row:
     num_valid = sum(rollout.segments.valid for rollout in rollouts)
     row: Row = {
         "step": step.step,
-        "policy_version": step.step + 1 if step.policy_result and step.policy_result.updated else step.sampled_version,
+        "policy_version": step.step + 1 if step.policy_result and step.policy_result.updated else step.sampled.version,
         "sampled_version": step.sampled_version,
+        "staleness/mean": step.sampled.staleness.mean_updates,
+        "staleness/max": step.sampled.staleness.max_updates,
+        "off_policy_share": step.sampled.staleness.off_policy_share,
         "rollouts": len(rollouts),
         "valid_rollouts": num_valid,
         "valid_share": share(num_valid, len(rollouts)),
@@ -41,9 +45,9 @@ def step_row(step: AlignStep, renderer: Renderer) -> Row:
         "unrewarded_step": int(num_valid == 0),
         "clipped_scores": sum(advantages.num_clipped_scores for advantages in step.advantages),
     }
-    row |= game_row(step.judgement.sums)
-    row |= {name: value for name, value in step.policy_sums.items() if not name.startswith("gap/")}
-    row |= gap_row(step.policy_sums)
+    row |= game_row(step.judgement.sums) | cost_row(step.judgement.cost, pairs=num_valid)
+    row |= {name: value for name, value in step.policy_sums.items() if not name.startswith(("gap/", "importance/"))}
+    row |= gap_row(step.policy_sums) | importance_row(step.policy_sums)
     for role, result in (("discriminator", step.judgement.result), ("policy", step.policy_result)):
         row[f"{role}_grad_norm"] = None if result is None else result.grad_norm
         row[f"{role}_lr"] = None if result is None else result.lr
@@ -64,8 +68,17 @@ def game_row(sums: Mapping[str, float]) -> Row:
     return row
 
 
+def cost_row(cost: TrunkCost, *, pairs: int) -> Row:
+    """What the discriminator's pass ran: tokens through the trunk, tokens judged, and rollouts to a reference."""
+    return {
+        "discriminator/trunk_tokens": cost.trunk_tokens,
+        "discriminator/unique_tokens": cost.unique_tokens,
+        "discriminator/rollouts_per_reference": pairs / cost.references,
+    }
+
+
 def gap_row(sums: Mapping[str, float]) -> Row:
-    """|Rollout - trainer| log-prob a token: mean of the step, then mean, largest and KL of each kind of prompt."""
+    """|Rollout - trainer| log-prob a token drawn by the policy that trains: mean, then by kind of prompt."""
     tokens = {kind: sums[f"gap/{kind}/tokens"] for kind in PROMPT_KINDS}
     row: Row = {"logprob_gap": share(sum(sums[f"gap/{kind}/sum"] for kind in PROMPT_KINDS), sum(tokens.values()))}
     for kind, count in tokens.items():
@@ -74,6 +87,20 @@ def gap_row(sums: Mapping[str, float]) -> Row:
         row[f"logprob_gap/{kind}/max"] = sums[f"gap/{kind}/max"] if count else None
         row[f"logprob_gap/{kind}/kl"] = share(sums[f"gap/{kind}/kl"], count)
     return row
+
+
+def importance_row(sums: Mapping[str, float]) -> Row:
+    """Importance weights of the step's tokens; all 1 but for rounding where the policy that trains drew them.
+
+    ``effective_share`` is the effective sample size as a share of the tokens: (sum w)² / (tokens · sum w²).
+    """
+    tokens, total = sums["importance/tokens"], sums["importance/sum"]
+    return {
+        "importance/mean": share(total, tokens),
+        "importance/max": sums["importance/max"] if tokens else None,
+        "importance/truncated_share": share(sums["importance/truncated"], tokens),
+        "importance/effective_share": share(total**2, tokens * sums["importance/squares"]),
+    }
 
 
 def gap_alarms(row: Row, threshold: float) -> list[str]:

@@ -45,15 +45,18 @@ _PLAIN = PrecisionConfig()
 
 
 def batch_format(
-    shape: Qwen3VLShape, renderer: Renderer, world: World, precision: PrecisionConfig = _PLAIN
+    renderer: Renderer, world: World, precision: PrecisionConfig = _PLAIN, *, unseen: frozenset[int] = frozenset()
 ) -> BatchFormat:
-    """Sequences are padded to what sequence and context parallelism divide, and FP8 multiplies."""
+    """Sequences are padded to what sequence and context parallelism divide, and FP8 multiplies.
+
+    ``unseen`` are ``BatchFormat.unseen_token_ids``.
+    """
     return BatchFormat(
         pad_token_id=renderer.pad_token_id,
         end_token_id=renderer.end_token_id,
-        patch_dim=shape.vision.patch_dim,
         length_multiple=precision.length_multiple(world.parallel),
         device=world.device,
+        unseen_token_ids=unseen,
     )
 
 

@@ -14,11 +14,11 @@ from typing import Any, Literal, cast
 
 import torch
 
-from model_providers.moe_discriminator.folder import is_discriminator, read_towers, write_config
-from model_providers.moe_discriminator.mapping import EXPERT_LAYOUT
+from model_providers.moe_discriminator.folder import is_discriminator, read_variant, write_config
+from model_providers.moe_discriminator.mapping import expert_layout as discriminator_layout
 from model_providers.moe_discriminator.mapping import weight_mappings as discriminator_mappings
-from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
+from model_providers.moe_discriminator.variant import Variant
 from model_providers.qwen3_vl.mapping import weight_mappings as policy_mappings
 from prism_megatron.config.convert import (
     ToHFConfig,
@@ -58,14 +58,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Model:
-    """A folder's model: its tensors and the mappings that name them. ``towers`` are a discriminator's."""
+    """A folder's model: its tensors and the mappings that name them. ``variant`` is a discriminator's kind."""
 
     role: Role
     source: TensorSource
     shape: Qwen3VLShape
     mappings: Sequence[WeightMapping]
     expert_layout: ExpertLayout | None
-    towers: Towers | None
+    variant: Variant | None
 
     @property
     def aliases(self) -> list[str]:
@@ -81,7 +81,8 @@ def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
     check_target(save, source=hf, is_kind=is_checkpoint, kind="checkpoint", overwrite=config.overwrite)
     parallel = config.layout.parallel
     model = _open_model(hf, config.as_role, config.upcycling)
-    check_layout(parallel, model.shape, experts_per_tower=model.towers.experts_per_tower if model.towers else 0)
+    towers = None if model.variant is None else model.variant.towers
+    check_layout(parallel, model.shape, experts_per_tower=0 if towers is None else towers.experts_per_tower)
     check_names(model.mappings, model.source)
     plan = plan_megatron(
         model.mappings, model.source, role=model.role, parallel=parallel, bucket_bytes=config.bucket_mb * MB
@@ -91,8 +92,8 @@ def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
         lengths = run_units(plan.files, work, workers=config.workers, label="to-megatron")
         companions = companions_folder(work.folder, model.role)
         _copy_companions(hf, companions)
-        if config.as_role == "discriminator" and model.towers is not None:
-            write_config(companions, dense_folder=companions, towers=model.towers)
+        if config.as_role == "discriminator" and model.variant is not None:
+            write_config(companions, dense_folder=companions, variant=model.variant)
         write_index(work.folder, plan.tensors, plan.written(lengths))
         write_state(
             work.folder,
@@ -158,33 +159,40 @@ def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) 
     if is_discriminator(folder):
         if as_role is not None:
             raise ConfigError(f"--hf {folder} is a discriminator already; leave --as out")
-        towers = read_towers(folder)
-        return _Model("discriminator", source, shape, discriminator_mappings(shape, towers), EXPERT_LAYOUT, towers)
+        return _discriminator(source, shape, read_variant(folder))
     if as_role == "discriminator":
         if shape.text.experts is not None:
             raise ConfigError(f"--as discriminator upcycles a dense Qwen3-VL, but --hf {folder} has experts")
-        towers = Towers(experts_per_tower=upcycling.experts_per_tower, top_k=upcycling.top_k)
+        variant = Variant.of(upcycling)
         upcycled = UpcycledSource(
             source,
             shape,
-            towers,
+            variant.towers,
             seed=upcycling.seed,
             expert_std=upcycling.upcycle_noise,
             init_std=upcycling.router_std,
         )
-        return _Model("discriminator", upcycled, shape, discriminator_mappings(shape, towers), EXPERT_LAYOUT, towers)
+        return _discriminator(upcycled, shape, variant)
     layout = detect_expert_layout(source, shape)
     mappings = policy_mappings(shape) if layout is None else policy_mappings(shape, layout)
     return _Model("policy", source, shape, mappings, layout, None)
+
+
+def _discriminator(source: TensorSource, shape: Qwen3VLShape, variant: Variant) -> _Model:
+    mappings, layout = discriminator_mappings(shape, variant.towers), discriminator_layout(variant.towers)
+    return _Model("discriminator", source, shape, mappings, layout, variant)
 
 
 def mappings_of(companions: Path, layout: ExpertLayout | None) -> Sequence[WeightMapping]:
     """The mappings of the model whose files stand in ``companions``, its experts stored as ``layout``."""
     shape = Qwen3VLShape.from_folder(companions)
     if is_discriminator(companions):
-        if layout not in (None, EXPERT_LAYOUT):
-            raise ConfigError(f"--expert-layout {layout}: a discriminator stores its experts as {EXPERT_LAYOUT}")
-        return discriminator_mappings(shape, read_towers(companions))
+        towers = read_variant(companions).towers
+        if layout not in (None, discriminator_layout(towers)):
+            raise ConfigError(
+                f"--expert-layout {layout}: a discriminator stores its experts as {discriminator_layout(towers)}"
+            )
+        return discriminator_mappings(shape, towers)
     return policy_mappings(shape) if layout is None else policy_mappings(shape, layout)
 
 

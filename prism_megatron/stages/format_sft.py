@@ -71,7 +71,7 @@ def teach_format(
         policy,
         my_rows,
         world=world,
-        form=batch_format(shape, renderer, world, config.precision),
+        form=batch_format(renderer, world, config.precision),
         vocab_size=shape.text.vocab,
         rows_per_microbatch=max(1, config.rollout.prompts_per_step // world.dp_size),
         steps=steps,
@@ -81,11 +81,8 @@ def teach_format(
 
 
 def abridged(example: Example, renderer: Renderer) -> Response:
-    """The record's reference cut to one line of caption and one of reasoning."""
-    assert example.record is not None and example.record.reference is not None, (
-        "format SFT takes records with references"
-    )
-    caption, think, answer = example.record.reference
-    return renderer.response(
-        caption.strip().splitlines()[0], think.strip().splitlines()[-1], answer, id=example.record.id
-    )
+    """The record's reference cut to one line of caption and one of reasoning; its answer stands in for no reasoning."""
+    record = example.record
+    assert record is not None and record.caption is not None, "format SFT takes records with references"
+    reasoning = record.answer if record.solution is None else record.solution.strip().splitlines()[-1]
+    return renderer.response(record.caption.strip().splitlines()[0], reasoning, record.answer, id=record.id)

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from model_providers.moe_discriminator.folder import is_discriminator, read_towers
+from model_providers.moe_discriminator.folder import is_discriminator, read_variant
+from model_providers.moe_discriminator.mapping import count_parameters
+from model_providers.moe_discriminator.variant import Variant
 from model_providers.qwen3_vl.mapping import EMBEDDING, LM_HEAD
 from prism_megatron.config.check import InspectConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -120,14 +122,22 @@ def _config_facts(folder: Path) -> Facts:
     if isinstance(quantised, dict):
         facts["quantised"] = " ".join(str(quantised[key]) for key in _QUANTISATION if key in quantised)
     if is_discriminator(folder):
-        towers = read_towers(folder)
-        facts["towers"] = (
-            f"{towers.num_towers} of {towers.experts_per_tower} experts, {towers.top_k} of them for a token"
-        )
+        facts |= _discriminator_facts(shape, read_variant(folder))
     elif shape.text.experts is not None:
         experts = shape.text.experts
         facts["experts"] = f"{experts.count} in a layer, {experts.width} wide, {experts.per_token} of them for a token"
     return facts
+
+
+def _discriminator_facts(shape: Qwen3VLShape, variant: Variant) -> Facts:
+    _, per_token = count_parameters(shape, variant.towers)
+    facts: Facts = {"routing": variant.routing, "modality": variant.modality}
+    if variant.towers is not None:
+        towers = variant.towers
+        facts["towers"] = (
+            f"{towers.num_towers} of {towers.experts_per_tower} experts, {towers.top_k} of them for a token"
+        )
+    return facts | {"parameters without the experts that a token skips": per_token}
 
 
 def _tensor_facts(

@@ -23,6 +23,7 @@ from model_providers.moe_discriminator.folder import write_config
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
+from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.merge import to_plain
 from prism_megatron.config.mini_world import MakeMiniConfig, SupervisedPhase, mini_model_config
@@ -37,21 +38,21 @@ from prism_megatron.data.tokenizer import CONTROL_TOKENS, MODEL_VOCAB_SIZE, save
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.errors import PrismError
-from prism_megatron.evaluation.auc import AUC, within_group_auc
-from prism_megatron.evaluation.scenes import judge
+from prism_megatron.evaluation.auc import AUC
 from prism_megatron.observability.metrics import write_atomically
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout, export_folder
-from prism_megatron.stages.batches import PERCEPTION, TOWER_NAMES, TOWERS
+from prism_megatron.stages.batches import TOWER_NAMES
 from prism_megatron.stages.judge import Judgement
 from prism_megatron.stages.sft import Demonstration, SFTStep, train
+from prism_megatron.stages.truth import group_auc
 from prism_megatron.stages.warm_start import warm_start
 from prism_megatron.types import RolloutGroup
 
 SHIPPED = ("policy", "discriminator")
 MAX_RESPONSE_TOKENS = 96
 ROWS_PER_MICROBATCH = 16
-GROUPS_PER_MICROBATCH = 4
+TOKENS_PER_MICROBATCH = 4096
 AUC_PROMPTS = 48
 AUC_ROLLOUTS = 8
 FAITHFUL_SHARE = 0.25
@@ -146,7 +147,7 @@ def supervised(
         policy,
         my_rows,
         world=world,
-        form=batch_format(shape, renderer, world),
+        form=batch_format(renderer, world),
         vocab_size=shape.text.vocab,
         rows_per_microbatch=ROWS_PER_MICROBATCH,
         steps=phase.steps,
@@ -181,8 +182,8 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
         rollout,
         sampling=Sampling(max_new_tokens=MAX_RESPONSE_TOKENS),
         world=world,
-        form=batch_format(shape, renderer, world),
-        groups_per_batch=GROUPS_PER_MICROBATCH,
+        form=batch_format(renderer, world),
+        tokens_per_microbatch=TOKENS_PER_MICROBATCH,
         seed=seed,
     )
 
@@ -201,7 +202,7 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
     auc: list[AUC] = []
 
     def measure(_step: int, examples: Sequence[Example], groups: Sequence[RolloutGroup], judgement: Judgement) -> None:
-        auc.extend(scored_against_truth(examples, groups, judgement, renderer))
+        auc.extend(group_auc(examples, groups, judgement.scores, renderer))
 
     prompts = SceneSource(renderer, split="heldout", seed=seed + 1, batch_size=AUC_PROMPTS)
     play(prompts.batch, game=GameConfig(freeze_discriminator=True), rollouts_per_prompt=AUC_ROLLOUTS,
@@ -217,24 +218,6 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
     like = target.with_name("discriminator-files")
     if world.is_main:
         shutil.copytree(policy_folder, like, ignore=shutil.ignore_patterns("*.safetensors*"), dirs_exist_ok=True)
-        write_config(like, dense_folder=policy_folder, towers=towers)
+        write_config(like, dense_folder=policy_folder, variant=Variant(towers))
     dist.barrier()
     export_folder(discriminator, target, like=like, world=world, dtype=torch.bfloat16)
-
-
-def scored_against_truth(
-    examples: Sequence[Example], groups: Sequence[RolloutGroup], judgement: Judgement, renderer: Renderer
-) -> list[AUC]:
-    """Per tower: do rollouts with an exact caption (or exact reasoning) score above the others of their group?"""
-    scored: list[list[list[tuple[float, bool]]]] = [[], []]
-    for g, (example, group) in enumerate(zip(examples, groups, strict=True)):
-        assert example.scene is not None, "only scenes have a known truth"
-        for tower in TOWERS:
-            own = []
-            for r, answer in enumerate(group.rollouts):
-                if answer.segments.valid:
-                    truth = judge(example.scene, renderer.decode(answer.token_ids))
-                    right = truth.caption_exact if tower == PERCEPTION else truth.reasoning_exact
-                    own.append((judgement.scores[g, tower, r], right))
-            scored[tower].append(own)
-    return [within_group_auc(own) for own in scored]

@@ -16,7 +16,7 @@ from prism_megatron.conversion.checkpoint_folder import is_checkpoint
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError, WeightSyncError
-from prism_megatron.parallel.collectives import broadcast_object
+from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_server import ServerOptions, SGLangServers
@@ -46,6 +46,8 @@ class SharedRollout:
 
         All ranks call it together. Raises WeightSyncError on every rank if the main rank could not.
         """
+        self._engine.expect(version)
+        all_gather_objects(None)  # a rank still unaware of the version would refuse answers that come with it
         remaining = iter(tensors)
         problem: str | None = None
         if self._world.is_main:
@@ -122,7 +124,7 @@ def build_served_rollout(
 
 
 def _start(config: AlignConfig, folder: Path, *, world: World, dtype: torch.dtype, logs: Path) -> SGLangServers:
-    """Servers with room for one step's rollouts, shared evenly among them."""
+    """Servers with room for the rollouts of all steps under way, shared evenly among them."""
     if int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size)) != world.world_size:
         raise ConfigError(
             "--rollout sglang starts servers that only this host can reach, and the run spans several; start servers "
@@ -132,7 +134,8 @@ def _start(config: AlignConfig, folder: Path, *, world: World, dtype: torch.dtyp
     model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     positions = int(model["text_config"]["max_position_embeddings"])
     context = min(positions, data.max_prompt_tokens + data.max_response_tokens + _SPARE_TOKENS)
-    requests = -(-wanted.prompts_per_step // wanted.rollout_servers) * wanted.rollouts_per_prompt
+    prompts = wanted.prompts_per_step * (1 + wanted.rollout_ahead)
+    requests = -(-prompts // wanted.rollout_servers) * wanted.rollouts_per_prompt
     options = ServerOptions(
         model=folder,
         logs=logs,

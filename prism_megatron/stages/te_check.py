@@ -89,7 +89,6 @@ def batch(
         ROWS,
         pad_token_id=1,
         multiple_of=precision.length_multiple(world.parallel),
-        patch_dim=SHAPE.vision.patch_dim,
         device=world.device,
         pack=pack,
         tower_ids=towers,

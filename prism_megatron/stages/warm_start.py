@@ -25,7 +25,7 @@ def warm_start(
     world: World,
     form: BatchFormat,
     rollouts_per_prompt: int,
-    groups_per_batch: int,
+    tokens_per_microbatch: int,
     load_balance: float,
     steps: range,
     seed: int,
@@ -43,7 +43,7 @@ def warm_start(
             form=form,
             seed=seed,
             step=step,
-            groups_per_batch=groups_per_batch,
+            tokens_per_microbatch=tokens_per_microbatch,
             load_balance=load_balance,
         )
         on_step(step, examples, groups, judgement)

@@ -14,6 +14,7 @@ from torch import Tensor
 from model_providers.moe_discriminator.folder import config_text
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
+from model_providers.moe_discriminator.variant import Variant
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -66,7 +67,7 @@ def files(roles: Mapping[Role, Kind]) -> dict[str, ModelFiles]:
     texts = {
         "dense": config,
         "experts": json.dumps(EXPERTS_CONFIG),
-        "discriminator": config_text(config, TOWERS),
+        "discriminator": config_text(config, Variant(TOWERS)),
     }
     return {role: ModelFiles({"config.json": texts[kind].encode()}) for role, kind in roles.items()}
 
@@ -92,7 +93,6 @@ def step(engine: MegatronEngine, number: int) -> tuple[float, float]:
         [everything[index][0] for index in mine],
         pad_token_id=tiny.PAD,
         multiple_of=world.parallel.tp,
-        patch_dim=96,
         device=world.device,
         tower_ids=[index % 2 for index in mine],
     )

@@ -58,7 +58,7 @@ def contexts_seen(world: World, precision: PrecisionConfig) -> tuple[list[Any], 
         part.register_forward_pre_hook(lambda *_args, name=name: during.update({name: list(open_now)}))
     row = TokenSequence((5, 6, 7), ())
     with mock.patch.object(fp8, "get_fp8_context", fake_context):
-        chunk(collate([row], pad_token_id=0, multiple_of=4, patch_dim=96, device=world.device))
+        chunk(collate([row], pad_token_id=0, multiple_of=4, device=world.device))
     tower = {module.config.fp8 for module in chunk.vision_model.modules() if hasattr(module, "config")}
     return entered, during, tower
 

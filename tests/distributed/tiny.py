@@ -166,7 +166,6 @@ def batches_of(world: World, step: int) -> tuple[list[Batch], partial[LossOutput
             [row for row, _ in share[i : i + 2]],
             pad_token_id=PAD,
             multiple_of=world.parallel.tp,
-            patch_dim=96,
             device=world.device,
             token_extras={"mask": [mask for _, mask in share[i : i + 2]]},
         )

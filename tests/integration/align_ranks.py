@@ -37,9 +37,7 @@ def checkpoint_logprobs(world: World, folder: Path, num_scenes: int) -> list[lis
     checkpoint.load(folder, {"policy": policy})
     examples = SceneSource(renderer, split="heldout", seed=0, batch_size=num_scenes).batch(0)
     rows = [renderer.training_row(example.prompt, example.reference) for example in examples]
-    batch = supervised_batch(
-        [row for row, _ in rows], [mask for _, mask in rows], form=batch_format(shape, renderer, world)
-    )
+    batch = supervised_batch([row for row, _ in rows], [mask for _, mask in rows], form=batch_format(renderer, world))
 
     def collect(logits: torch.Tensor, batch: Batch) -> LossOutput:
         logprobs, _ = vocab_parallel_scores(

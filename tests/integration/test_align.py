@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
-from model_providers.moe_discriminator.folder import read_towers
+from model_providers.moe_discriminator.folder import read_variant
 from prism_megatron.config.check import CheckConfig
 from prism_megatron.config.convert import ToHFConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
@@ -30,7 +30,7 @@ from prism_megatron.testing import GlooWorld
 from tests.integration.align_ranks import checkpoint_logprobs
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "run_align.py"
-SMALL = ("--prompts-per-step", "2", "--rollouts-per-prompt", "4", "--prompts-per-microbatch", "1", "--save-every", "2")
+SMALL = ("--prompts-per-step", "2", "--rollouts-per-prompt", "4", "--tokens-per-microbatch", "512", "--save-every", "2")
 STEPS = 4
 # What must not depend on how often a run was interrupted, or on its layout.
 LOSSES = ("discriminator_loss", "policy_loss", "discriminator_grad_norm", "policy_grad_norm", "response_tokens")
@@ -186,7 +186,7 @@ def test_a_checkpoint_goes_on_in_another_layout(finished: Path, tmp_path: Path) 
 def test_the_checkpoint_alone_gives_the_exported_policy(finished: Path, tmp_path: Path) -> None:
     """Claim: a checkpoint of training needs no other folder: to-hf makes of it what the run exported, files included.
 
-    Its discriminator becomes a folder too, with the towers of the one it started from.
+    Its discriminator becomes a folder too, of the kind of the one it started from.
     """
     checkpoint = finished / "checkpoints" / f"step_{STEPS:06d}"
     assert check_weights(CheckConfig(str(checkpoint), str(finished / "hf"))).equal
@@ -196,7 +196,7 @@ def test_the_checkpoint_alone_gives_the_exported_policy(finished: Path, tmp_path
         names = {path.name for path in source.iterdir() if path.suffix != ".safetensors"}
         assert {path.name for path in (tmp_path / role).iterdir() if path.suffix != ".safetensors"} == names
         assert all((tmp_path / role / name).read_bytes() == (source / name).read_bytes() for name in names)
-    assert read_towers(tmp_path / "discriminator") == read_towers(MINI_FOLDER / "discriminator")
+    assert read_variant(tmp_path / "discriminator") == read_variant(MINI_FOLDER / "discriminator")
 
 
 def test_a_run_starts_from_a_checkpoint(finished: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_records_train_both_players_after_format_sft(tmp_path: Path) -> None:
     """The SFT policy is written and played, and the game gets valid rollouts, pairs and gradients from records."""
     write_records(tmp_path / "set", 40)
     output = tmp_path / "run"
-    sizes = ("--prompts-per-step", "2", "--rollouts-per-prompt", "2", "--prompts-per-microbatch", "1")
+    sizes = ("--prompts-per-step", "2", "--rollouts-per-prompt", "2", "--tokens-per-microbatch", "512")
     result = subprocess.run(
         [sys.executable, str(TOOL), "--data", str(tmp_path / "set"), "--format-sft", "3", "--format-sft-lr", "1e-5",
          "--steps", "1", "--output", str(output), *sizes],

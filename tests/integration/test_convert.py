@@ -234,14 +234,15 @@ def test_a_dense_model_becomes_a_discriminator(tmp_path: Path) -> None:
 
     Oracle: ``UpcycledSource``, whole tensors at a time.
     """
-    from model_providers.moe_discriminator.folder import read_towers
+    from model_providers.moe_discriminator.folder import read_variant
     from model_providers.moe_discriminator.upcycle import UpcycledSource
     from prism_megatron.config.qwen3_vl import Qwen3VLShape
 
     dense = random_folder(tmp_path / "dense", "dense tied")
     upcycling = UpcyclingConfig(experts_per_tower=2, top_k=1, upcycle_noise=0.1, router_std=0.3, seed=9)
     back = round_trip(dense, tmp_path, as_role="discriminator", upcycling=upcycling, layout=TargetLayout(tp=2))
-    towers = read_towers(back)
+    towers = read_variant(back).towers
+    assert towers is not None
     assert (towers.num_towers, towers.experts_per_tower, towers.top_k) == (2, 2, 1)
     shape = Qwen3VLShape.from_folder(dense)
     expected = UpcycledSource(HFFolder(dense), shape, towers, seed=9, expert_std=0.1, init_std=0.3)

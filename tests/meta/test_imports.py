@@ -60,7 +60,10 @@ def test_the_converter_loads_no_megatron() -> None:
     modules = [
         *(f"prism_megatron.conversion.{path.stem}" for path in (REPOSITORY / "prism_megatron/conversion").glob("*.py")),
         "model_providers.qwen3_vl.mapping",
-        *(f"model_providers.moe_discriminator.{name}" for name in ("mapping", "towers", "folder", "upcycle")),
+        *(
+            f"model_providers.moe_discriminator.{name}"
+            for name in ("mapping", "towers", "variant", "folder", "upcycle")
+        ),
         "prism_megatron.stages.convert",
     ]
     code = f"import importlib, sys; [importlib.import_module(name) for name in {modules!r}]"

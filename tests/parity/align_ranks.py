@@ -45,13 +45,13 @@ def sample(world: World) -> Sequence[RolloutGroup]:
     return [mixed, *groups[1:]]
 
 
-def one_round(world: World, groups: Sequence[RolloutGroup], groups_per_batch: int) -> dict[str, Any]:
+def one_round(world: World, groups: Sequence[RolloutGroup], tokens_per_microbatch: int) -> dict[str, Any]:
     """Losses, gradient norms and scores of one discriminator and one policy step."""
     folder = MINI_FOLDER / "policy"
     shape, renderer = Qwen3VLShape.from_folder(folder), Renderer.from_folder(folder)
     policy = build_policy(folder, shape, world=world, dtype=torch.float32, optimizer=MINI_ALIGN.policy, total_steps=10)
     discriminator = build_discriminator(MINI_ALIGN, folder, shape, world=world, dtype=torch.float32)
-    form = batch_format(shape, renderer, world)
+    form = batch_format(renderer, world)
     judgement = judge_and_train(
         discriminator,
         groups,
@@ -60,21 +60,21 @@ def one_round(world: World, groups: Sequence[RolloutGroup], groups_per_batch: in
         form=form,
         seed=SEED,
         step=0,
-        groups_per_batch=groups_per_batch,
+        tokens_per_microbatch=tokens_per_microbatch,
         load_balance=0.005,
     )
     plan = AlignPlan(
         game=MINI_ALIGN.game,
         sampling=Sampling(),
         rollouts_per_prompt=NUM_ROLLOUTS,
-        prompts_per_microbatch=groups_per_batch,
+        tokens_per_microbatch=tokens_per_microbatch,
         load_balance=0.005,
         vocab_size=shape.text.vocab,
         seed=SEED,
         form=form,
     )
     advantages = [group_advantages(group, g, judgement, plan, step=0) for g, group in enumerate(groups)]
-    sums, policy_result = train_policy(policy, groups, advantages, plan, world=world)
+    sums, policy_result = train_policy(policy, groups, advantages, plan, version=0, world=world)
     assert judgement.result is not None
     assert policy_result is not None
     return {

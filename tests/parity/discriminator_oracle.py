@@ -75,7 +75,9 @@ def game_case() -> Case:
     return case
 
 
-def batch_of(case: Case, prompts: Sequence[int], *, multiple_of: int = 1, balance: float = BALANCE) -> Batch:
+def batch_of(
+    case: Case, prompts: Sequence[int], *, multiple_of: int = 1, balance: float = BALANCE, pack: bool = False
+) -> Batch:
     """One micro-batch of several prompts; ``balance`` 0 leaves the load-balancing weights out."""
     rows: list[TokenSequence] = []
     towers: list[int] = []
@@ -90,9 +92,9 @@ def batch_of(case: Case, prompts: Sequence[int], *, multiple_of: int = 1, balanc
         rows,
         pad_token_id=PAD,
         multiple_of=multiple_of,
-        patch_dim=96,
         device=torch.device("cpu"),
         tower_ids=towers,
+        pack=pack,
     )
     extras = {
         "reference_row": torch.tensor(references),
@@ -120,7 +122,7 @@ def plain_hidden(model: Any, batch: Batch) -> Tensor:
     """Last hidden states ``[B, S, H]`` after the final norm; the vision tower runs once per row that shows an image."""
     ids = batch.input_ids_B_S
     grids = batch.grid_thw_N_3
-    patches = torch.split(batch.pixel_values_P_D, grids.prod(-1).tolist())
+    patches = [torch.from_numpy(image.pixel_values_P_D) for image in batch.images]
     shown = [n for images in batch.images_by_sequence for n in images]
     hidden_B_S_H: Tensor = model.model(
         input_ids=ids,

@@ -38,6 +38,15 @@ KEEP_ALL = RecomputeConfig()
 
 
 @dataclass(frozen=True)
+class Options:
+    """How a step is run."""
+
+    balance: float = BALANCE
+    pack: bool = False
+    recompute: RecomputeConfig = KEEP_ALL
+
+
+@dataclass(frozen=True)
 class RankStep:
     """One step of a rank: scores of its prompts, the global loss, the gradient norm, full gradients by name."""
 
@@ -62,22 +71,17 @@ def build(
     return engine
 
 
-def my_batches(world: World, case: Case, *, balance: float = BALANCE) -> dict[int, Batch]:
+def my_batches(world: World, case: Case, *, balance: float = BALANCE, pack: bool = False) -> dict[int, Batch]:
     """This data-parallel rank's micro-batches by prompt."""
     mine = range(world.dp_rank, len(case.prompts), world.dp_size)
-    return {p: batch_of(case, [p], multiple_of=world.parallel.length_multiple, balance=balance) for p in mine}
+    multiple = world.parallel.length_multiple
+    return {p: batch_of(case, [p], multiple_of=multiple, balance=balance, pack=pack) for p in mine}
 
 
-def train_step(
-    world: World,
-    source: TensorSource,
-    case: Case,
-    balance: float = BALANCE,
-    recompute: RecomputeConfig = KEEP_ALL,
-) -> RankStep:
+def train_step(world: World, source: TensorSource, case: Case, options: Options) -> RankStep:
     """Forward and backward over all prompts; without the distributed optimizer, so that gradients stay whole."""
-    engine = build(world, source, recompute=recompute)
-    batches = my_batches(world, case, balance=balance)
+    engine = build(world, source, recompute=options.recompute)
+    batches = my_batches(world, case, balance=options.balance, pack=options.pack)
 
     def loss(scores_2_B: Tensor, batch: Batch) -> LossOutput:
         result = discriminator_loss(

@@ -134,13 +134,12 @@ def _images_of_other_ranks_dropped(patch: pytest.MonkeyPatch) -> None:
 
 
 def _ranks_without_images_skip_the_gather(patch: pytest.MonkeyPatch) -> None:
-    def visual_features(
-        vision: VisionModel, pixels_P_D: Tensor, grid_thw_N_3: Tensor, group: ProcessGroup
-    ) -> list[Tensor]:
-        patches = grid_thw_N_3.prod(dim=1).tolist()
+    def visual_features(vision: VisionModel, batch: Batch, group: ProcessGroup) -> list[Tensor]:
+        patches = batch.grid_thw_N_3.prod(dim=1).tolist()
         if balance.assign(patches, group.size())[group.rank()]:
-            return balance.visual_features(vision, pixels_P_D, grid_thw_N_3, group)
-        return [x.expand(sum(patches) // vision.shape.merge**2, -1) for x in vision(pixels_P_D[:0], [])]
+            return balance.visual_features(vision, batch, group)
+        none = balance.pixels_of([], vision.shape.patch_dim)
+        return [x.expand(sum(patches) // vision.shape.merge**2, -1) for x in vision(none, [])]
 
     patch.setattr(model, "visual_features", visual_features)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from tests.parity.discriminator_oracle import (
     plain_step,
     tiny_shape,
 )
-from tests.parity.discriminator_ranks import last_hidden_states, train_step, visits_of_rows
+from tests.parity.discriminator_ranks import Options, RankStep, last_hidden_states, train_step, visits_of_rows
 from tests.parity.tiny_batches import real_tokens
 
 LAYOUTS = {
@@ -55,26 +55,34 @@ def weights() -> StateSource:
     return StateSource({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
 
 
-@pytest.fixture(scope="module", params=[0.1, 0.0], ids=["balanced", "unbalanced"])
-def balance(request: pytest.FixtureRequest) -> float:
-    return float(request.param)
-
-
 @pytest.fixture(scope="module")
-def oracle(case: Case, balance: float) -> PlainResult:
-    return plain_step(plain_discriminator(tiny_config()), case, balance=balance)
+def oracle(case: Case) -> PlainResult:
+    return plain_step(plain_discriminator(tiny_config()), case)
 
 
+@pytest.mark.parametrize("pack", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_step_equals_plain_torch(
-    *, gloo: GlooWorld, case: Case, weights: StateSource, oracle: PlainResult, balance: float, layout: str
+    *, gloo: GlooWorld, case: Case, weights: StateSource, oracle: PlainResult, layout: str, pack: bool
 ) -> None:
-    """Scores, pair loss, gradient norm and every gradient of one step, with and without load balancing, within 1e-4.
+    """Scores, pair loss, gradient norm and every gradient of one step, load balancing included, within 1e-4.
 
-    Micro-batches and data-parallel ranks hold unequal numbers of pairs; dropout is on; images are shared between rows.
+    Micro-batches and data-parallel ranks hold unequal numbers of pairs; dropout is on; images are shared between
+    sequences; packed ones of both towers lie in one row, cut by tensor- and context-parallel ranks where it falls.
     """
     parallel, num_ranks = LAYOUTS[layout]
-    results = gloo.run(train_step, weights, case, balance, parallel=parallel, num_ranks=num_ranks)
+    results = gloo.run(train_step, weights, case, Options(pack=pack), parallel=parallel, num_ranks=num_ranks)
+    check_step(results, oracle, f"{layout} {'packed' if pack else 'padded'}")
+
+
+def test_without_weights_no_load_is_balanced(gloo: GlooWorld, case: Case, weights: StateSource) -> None:
+    """As above, the oracle's balance at 0 and no weights in the batch."""
+    parallel, num_ranks = LAYOUTS["TP2·SP·PP2"]
+    results = gloo.run(train_step, weights, case, Options(balance=0.0), parallel=parallel, num_ranks=num_ranks)
+    check_step(results, plain_step(plain_discriminator(tiny_config()), case, balance=0.0), "without balance")
+
+
+def check_step(results: Sequence[RankStep], oracle: PlainResult, name: str) -> None:
     by_prompt = {prompt: scores for result in results for prompt, scores in result.scores.items()}
     scores = torch.cat([by_prompt[prompt] for prompt in sorted(by_prompt)])
     oracle_norm = float(torch.stack([gradient.norm() for gradient in oracle.gradients.values()]).norm())
@@ -83,15 +91,15 @@ def test_step_equals_plain_torch(
         assert result.loss == pytest.approx(oracle.loss, rel=RELATIVE)
         assert result.grad_norm == pytest.approx(oracle_norm, rel=RELATIVE)
         assert result.gradients.keys() == oracle.gradients.keys()
-        for name, gradient in oracle.gradients.items():
-            difference = float((result.gradients[name] - gradient).norm())
-            assert difference <= RELATIVE * float(gradient.norm()), f"{name}: {difference} of {float(gradient.norm())}"
+        for tensor, gradient in oracle.gradients.items():
+            difference = float((result.gradients[tensor] - gradient).norm())
+            assert difference <= RELATIVE * float(gradient.norm()), f"{tensor}: {difference} of {gradient.norm()}"
     worst = max(
-        float((results[0].gradients[name] - gradient).norm() / gradient.norm())
-        for name, gradient in oracle.gradients.items()
+        float((results[0].gradients[tensor] - gradient).norm() / gradient.norm())
+        for tensor, gradient in oracle.gradients.items()
     )
     print(
-        f"{layout:16} loss {results[0].loss:.6f} ({oracle.loss:.6f}) "
+        f"{name:24} loss {results[0].loss:.6f} ({oracle.loss:.6f}) "
         f"norm {results[0].grad_norm:.6f} ({oracle_norm:.6f}) "
         f"worst score {float((scores - oracle.scores).abs().max()):.1e}, worst gradient {worst:.1e} relative"
     )
@@ -108,7 +116,7 @@ def test_recompute_changes_no_gradient(
     """Claim: to 1e-5 of each gradient's norm, load balancing included, whose loss is attached inside the layer."""
     parallel, num_ranks = LAYOUTS["TP2·SP·PP2"]
     (plain, *_), (again, *_) = (
-        gloo.run(train_step, weights, case, 0.1, chosen, parallel=parallel, num_ranks=num_ranks)
+        gloo.run(train_step, weights, case, Options(recompute=chosen), parallel=parallel, num_ranks=num_ranks)
         for chosen in (RecomputeConfig(), recompute)
     )
     for name, gradient in plain.gradients.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch, collate
-from prism_megatron.parity.samples import PAD, PATCH_DIM, image, row
+from prism_megatron.parity.samples import PAD, image, row
 from prism_megatron.types import TokenSequence
 
 
@@ -40,7 +40,6 @@ def tiny_batch(case: str, *, multiple_of: int = 1, pack: bool = False) -> Batch:
         pad_token_id=PAD,
         multiple_of=multiple_of,
         pack=pack,
-        patch_dim=PATCH_DIM,
         device=torch.device("cpu"),
     )
 

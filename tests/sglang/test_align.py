@@ -16,7 +16,7 @@ from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.rollout.sglang_server import PYTHON
 from tests.sglang.conftest import REPOSITORY
 
-FLAGS = "--tp 2 --pp 2 --dtype fp32 --steps 2 --prompts-per-step 4 --rollouts-per-prompt 4 --prompts-per-microbatch 1"
+FLAGS = "--tp 2 --pp 2 --dtype fp32 --steps 2 --prompts-per-step 4 --rollouts-per-prompt 4 --tokens-per-microbatch 512"
 
 
 def command_lines() -> list[str]:

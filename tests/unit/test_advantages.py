@@ -78,7 +78,7 @@ def test_all_invalid_group_is_zero_and_counted() -> None:
     nan = torch.full((3,), math.nan)
     result = per_expert_advantages(nan, nan, torch.zeros(3, dtype=torch.bool))
     assert result.all_invalid
-    assert result.num_invalid == 3
+    assert result.num_valid == 0
     assert result.mixed_N.tolist() == [0.0, 0.0, 0.0]
 
 
@@ -90,13 +90,14 @@ def test_towers_mix_linearly_and_penalty_stands_in_each() -> None:
         torch.tensor([True, True, False]),
         alpha=0.25,
     )
+    assert result.perception_N is not None
     assert result.reasoning_N is not None
     torch.testing.assert_close(result.mixed_N, 0.25 * result.perception_N + 0.75 * result.reasoning_N)
     # Perception is [1, 2, 0] after substitution: mean 1, std 1.
     torch.testing.assert_close(
         result.perception_N, torch.tensor([0.0, 1.0, -2.5], dtype=torch.float64), rtol=0, atol=1e-5
     )
-    assert result.num_invalid == 1
+    assert result.num_valid == 2
 
 
 def test_perception_alone() -> None:

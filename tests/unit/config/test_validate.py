@@ -16,6 +16,7 @@ from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.config.validate import check_align, check_layout, check_world, smallest_world
 from prism_megatron.errors import ConfigError
 
@@ -199,7 +200,16 @@ def test_value_out_of_range_names_flag_and_range(argv: list[str], complaint: str
         (AlignConfig(parallel=ParallelConfig(ep=8)), 8, "--ep 8 must divide the 4 experts of a tower"),
         (AlignConfig(), 3, "--prompts-per-step 4 must be a multiple of the 3 data-parallel ranks; use 3 or 6"),
         (AlignConfig(), 8, "--prompts-per-step 4 must be a multiple of the 8 data-parallel ranks; use 8"),
-        (AlignConfig(parallel=ParallelConfig(pp=2, vpp=2)), 8, "--vpp 2 needs a multiple of --pp 2 micro-batches"),
+        (
+            AlignConfig(parallel=ParallelConfig(pp=2, vpp=2), rollout=RolloutConfig(rollouts_per_prompt=3)),
+            8,
+            "--vpp 2 takes --pp 2 micro-batches at a time on each of 4 data-parallel ranks, but --prompts-per-step",
+        ),
+        (
+            AlignConfig(parallel=ParallelConfig(pp=2, vpp=2), data=DataConfig(data=Path(), format_sft=3)),
+            4,
+            "--vpp 2 needs a multiple of --pp 2 micro-batches, and --format-sft has one",
+        ),
         (AlignConfig(data=DataConfig(format_sft=3)), 1, "--format-sft trains on records"),
         (AlignConfig(parallel=ParallelConfig(tp=2)), 3, "--tp 2 --pp 1 takes a multiple of 2 processes, not 3"),
     ],

@@ -19,7 +19,7 @@ NUM_RECORDS = 20
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty usable records, one without a solution, one with a long question, one with a long caption."""
+    """Twenty usable records, the first without a solution; one without a caption, a long question, a long caption."""
     folder = tmp_path_factory.mktemp("set")
     (folder / "images").mkdir()
     lines = []
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record = {"id": f"r-{i}", "image": f"images/{i}.png", "question": f"Number {i}?", "choices": None}
         record |= {"answer": str(i), "answer_type": "integer", "solution": "s", "caption": "c", "source": "set"}
         lines.append(record)
-    lines[-3]["solution"] = None
+    lines[0]["solution"] = lines[-3]["caption"] = None
     lines[-2]["question"] = "many " * 100
     lines[-1]["caption"] = "many " * 100
     (folder / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
@@ -79,8 +79,13 @@ def test_record_epochs_are_permutations_keyed_by_the_seed(folder: Path, renderer
 
 def test_left_out_records_are_counted(folder: Path, renderer: Renderer) -> None:
     source = record_source(folder, renderer)
-    assert source.counts == RecordCounts(NUM_RECORDS, without_reference=1, long_prompt=1, long_response=1)
-    example = source.batch(0)[0]
+    assert source.counts == RecordCounts(
+        NUM_RECORDS, without_reasoning=1, without_reference=1, long_prompt=1, long_response=1
+    )
+    examples = [example for step in range(NUM_RECORDS // 4) for example in source.batch(step)]
+    alone = [one.prompt.id for one in examples if one.reference.segments.reasoning is None]
+    assert alone == ["r-0"], "a record without a solution is compared by its caption alone"
+    example = examples[0]
     assert example.record is not None and example.scene is None
     assert example.prompt.question == example.record.question_text
 

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from prism_megatron.data.records import Record, id_group, in_part, read_records
-from prism_megatron.data.teachers import Writing
 from prism_megatron.errors import DataError
 
 GOOD: dict[str, Any] = {
@@ -40,8 +39,8 @@ def test_a_good_record(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "set", GOOD, {**GOOD, **OPEN, "id": "set-2", "solution": None, "question": "a\u2028b"})
     first, second = read_records(folder, purpose="train")
     assert first.question_text == "Which?\nA. C\nB. two"
-    assert first.reference == Writing("A picture.", "It is two.", "B")
-    assert second.reference is None and second.question_text == "a\u2028b"
+    assert (first.caption, first.solution, first.answer) == ("A picture.", "It is two.", "B")
+    assert second.solution is None and second.question_text == "a\u2028b"
     assert first.image == (folder / "images" / "1.png").resolve()
 
 

@@ -63,6 +63,33 @@ def test_equal_text_gives_equal_ids(renderer: Renderer) -> None:
     assert renderer.segment_finder.find(again) == reference.segments
 
 
+def test_a_caption_alone_has_the_tokens_of_a_whole_response(renderer: Renderer) -> None:
+    """Claim: without reasoning a reference is the start of a whole one, to the token in which its caption ends.
+
+    The mini's tokenizer joins ``>`` and the line end after it, so a caption encoded by itself would differ there.
+    """
+    whole, alone = renderer.response("a", "b", "c"), renderer.caption_alone("a")
+    caption = whole.segments.perception
+    assert caption is not None
+    assert alone.token_ids == (*whole.token_ids[: caption.end], renderer.end_token_id)
+    assert (alone.segments.perception, alone.segments.reasoning, alone.segments.valid) == (caption, None, True)
+    assert renderer.written("<caption>\na\n</caption>", id="x") == alone
+    assert renderer.written("<caption>\na\n</caption>\n \n", id="x") == alone
+
+
+def test_a_written_response_is_taken_as_it_stands(renderer: Renderer) -> None:
+    """Claim: the text decodes again to itself, ``<thought>`` as ``<think>``; tokens hidden in bodies are refused."""
+    text = " <caption>a</caption><thought>b</thought>\n\n<answer> c</answer>\n"
+    response = renderer.written(text, id="x")
+    assert renderer.decode(response.token_ids[:-1]) == text.replace("thought", "think")
+    assert response.segments == renderer.segment_finder.find(response.token_ids)
+    for bad in ("", "a", "<caption></caption>", "<caption>a</caption><think>b</think>", text + "!"):
+        with pytest.raises(DataError, match="x: not a valid response"):
+            renderer.written(bad, id="x")
+    with pytest.raises(DataError, match="x: the text holds"):
+        renderer.written(text.replace("b", "<|im_end|>"), id="x")
+
+
 @pytest.mark.parametrize("token", [*CONTROL_TOKENS, *MARKUP_TOKENS])
 def test_added_tokens_in_text_are_refused_by_name(token: str, renderer: Renderer) -> None:
     with pytest.raises(DataError, match="record-7: the text holds"):

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from model_providers.moe_discriminator.folder import read_towers, write_config
-from model_providers.moe_discriminator.mapping import SCORE, router_name, weight_mappings
+from model_providers.moe_discriminator.folder import check_kind_of, read_variant, write_config
+from model_providers.moe_discriminator.mapping import SCORE, count_parameters, router_name, weight_mappings
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
+from model_providers.moe_discriminator.variant import Variant
 from model_providers.qwen3_vl.mapping import dense_mlp_mappings, expert_name
 from model_providers.qwen3_vl.mapping import weight_mappings as dense_mappings
+from prism_megatron.config.discriminator import Modality
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.presets import preset
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.errors import ConfigError, ConversionError
@@ -140,25 +143,81 @@ def test_a_model_without_dense_mlps_is_refused() -> None:
         UpcycledSource(DenseSource(leave_out=[missing]), SHAPE, TOWERS, seed=0)
 
 
-def test_folder_round_trip(tmp_path: Path) -> None:
-    """A provider built from a written folder has the dense sizes and the same towers."""
+VARIANTS = [
+    Variant(TOWERS),
+    Variant(Towers(num_towers=1, experts_per_tower=4, top_k=2)),
+    Variant(None),
+    Variant(TOWERS, "text"),
+    Variant(None, "text"),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=Variant.as_flags)
+def test_folder_round_trip(tmp_path: Path, variant: Variant) -> None:
+    """A provider built from a written folder has the dense sizes and is of the same kind; another kind is refused."""
     dense, saved = tmp_path / "dense", tmp_path / "saved"
     dense.mkdir()
     saved.mkdir()
     (dense / "config.json").write_text(json.dumps(config_dict()))
-    write_config(saved, dense_folder=dense, towers=TOWERS)
-    assert read_towers(saved) == TOWERS
+    write_config(saved, dense_folder=dense, variant=variant)
+    assert read_variant(saved) == variant
     provider = DiscriminatorProvider.from_folder(saved)
-    assert (provider.shape, provider.towers) == (SHAPE, TOWERS)
+    assert (provider.shape, provider.towers, provider.modality) == (SHAPE, variant.towers, variant.modality)
+    for other in VARIANTS:
+        if other != variant:
+            with pytest.raises(ConfigError, match=f"use {variant.as_flags()}, or another --discriminator"):
+                check_kind_of(saved, other, where="DIR")
     with pytest.raises(ConfigError, match="prism_discriminator"):
-        read_towers(dense)
+        read_variant(dense)
 
 
-def test_a_malformed_section_is_refused(tmp_path: Path) -> None:
-    """Unknown keys and wrong types in the section are named, not guessed around."""
-    (tmp_path / "config.json").write_text(json.dumps({"prism_discriminator": {"num_towers": "2", "top_k": 2}}))
-    with pytest.raises(ConfigError, match="expected integers"):
-        read_towers(tmp_path)
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"routing": "segment", "modality": "text", "experts_per_tower": "2", "top_k": 2},
+        {"routing": "segment", "modality": "text"},
+        {"routing": "dense", "modality": "text", "experts_per_tower": 2, "top_k": 2},
+        {"routing": "other", "modality": "text", "experts_per_tower": 2, "top_k": 2},
+        {"routing": "learned", "experts_per_tower": 2, "top_k": 2},
+        {"experts_per_tower": 2, "num_towers": 2, "top_k": 2},
+    ],
+)
+def test_a_malformed_section_is_refused(tmp_path: Path, section: dict[str, Any]) -> None:
+    """Unknown keys, values and types in the section are named, not guessed around."""
+    (tmp_path / "config.json").write_text(json.dumps({"prism_discriminator": section}))
+    with pytest.raises(ConfigError, match="expected a routing of"):
+        read_variant(tmp_path)
+
+
+def test_a_vision_tower_that_sees_nothing_is_frozen() -> None:
+    """AdamW would shrink weights without a gradient."""
+    for modality, frozen in (("text", True), ("multimodal", False)):
+        provider = DiscriminatorProvider(SHAPE, TOWERS, modality=cast(Modality, modality))
+        assert provider.is_frozen("vision_model.pos_embed.weight") is frozen
+        assert not provider.is_frozen("score_head.weight")
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:3], ids=Variant.as_flags)
+def test_counts_are_those_of_the_tensors(variant: Variant) -> None:
+    """Claim: every upcycled tensor's numbers, and for a token all of them but the experts it is not sent to."""
+    source = UpcycledSource(DenseSource(), SHAPE, variant.towers, seed=0)
+    total, per_token = count_parameters(SHAPE, variant.towers)
+    assert total == sum(source.get(name).numel() for name in source.names())
+    one_expert = sum(source.get(name).numel() for name in source.names() if ".experts.0." in name)
+    kept = variant.towers.num_experts - variant.towers.top_k if variant.towers else 0
+    assert total - per_token == kept * one_expert
+
+
+def test_eight_experts_on_the_2b_are_nine_and_a_half_billion_parameters() -> None:
+    """The sizes that the documentation states: with the vision tower, and for a token."""
+    assert [round(count / 1e9, 1) for count in count_parameters(preset("2B"), Towers())] == [9.5, 3.2]
+
+
+def test_dense_mlps_are_copied_and_only_the_head_is_fresh() -> None:
+    dense = DenseSource(torch.float32)
+    source = UpcycledSource(dense, SHAPE, None, seed=3)
+    assert set(source.names()) == ({*dense.names(), SCORE} - {"lm_head.weight"})
+    assert all(torch.equal(source.get(name), dense.get(name)) for name in source.names() if name != SCORE)
 
 
 @pytest.mark.parametrize(

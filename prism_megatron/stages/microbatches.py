@@ -1,0 +1,131 @@
+"""Which sequences share a micro-batch: a pure function of their lengths, so every rank makes the same plan.
+
+A micro-batch is filled up to a budget of token slots (a sequence's length, rounded up to what the layout divides).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+Bin = TypeVar("Bin")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rollouts of one group and the copy of its reference that they are judged beside.
+
+    Exactly one share of a group is not ``repeated``: what counts a reference once counts that one's.
+    Example: a group of 16 in two micro-batches is ``Share(0, (0, …, 8))`` and ``Share(0, (9, …, 15), repeated=True)``.
+    """
+
+    group: int
+    rollouts: tuple[int, ...]
+    repeated: bool = False
+
+
+MicroBatch = tuple[Share, ...]
+
+
+def plan_rows(costs: Sequence[int], *, budget: int, rounds_of: int) -> tuple[tuple[int, ...], ...]:
+    """Rows of each micro-batch: every row once, none above ``budget`` but a row that is so by itself.
+
+    Their number is a multiple of ``rounds_of``, and so must be that of the rows, or ValueError is raised: every row may
+    need a micro-batch of its own.
+    """
+    if len(costs) % rounds_of:
+        raise ValueError(f"{len(costs)} rows cannot fill whole rounds of {rounds_of} micro-batches")
+
+    def cost(rows: Sequence[int]) -> int:
+        return sum(costs[row] for row in rows)
+
+    def halves(rows: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        return (rows[::2], rows[1::2]) if len(rows) > 1 else None
+
+    bins = _split_to_rounds([tuple(rows) for rows in _first_fit(costs, budget)], rounds_of, cost, halves)
+    return tuple(sorted(tuple(sorted(rows)) for rows in bins))
+
+
+def plan_pairs(
+    references: Sequence[int], rollouts: Sequence[Mapping[int, int]], *, budget: int, rounds_of: int
+) -> tuple[MicroBatch, ...]:
+    """Shares of each micro-batch: every rollout once, beside its group's reference, and every group at least once.
+
+    ``references[g]`` and ``rollouts[g][r]`` are the slots of both segments of a reference and of its rollouts. A share
+    has as many rollouts as the budget holds beside the reference, and shares of several groups fill a micro-batch up.
+    No micro-batch is above ``budget`` but a reference with one rollout, or alone, that is so by itself: a run must not
+    end because one answer is long. Their number is a multiple of ``rounds_of``; where there are too few pairs for that,
+    references alone fill the rest. They come in the order of their groups, so that neighbours show the same images.
+    """
+
+    def cost(shares: Sequence[Share]) -> int:
+        return sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in shares)
+
+    shares: list[Share] = []
+    for group, costs in enumerate(rollouts):
+        numbers = list(costs)
+        parts = _first_fit([costs[r] for r in numbers], budget - references[group]) or [[]]
+        shares += [Share(group, tuple(numbers[i] for i in sorted(part))) for part in parts]
+    bins = [tuple(shares[i] for i in part) for part in _first_fit([cost([share]) for share in shares], budget)]
+    bins = _split_to_rounds(bins, rounds_of, cost, _halves)
+    bins += [(Share(0, ()),)] * (-len(bins) % rounds_of)
+
+    ordered = sorted((tuple(sorted(shares, key=_order)) for shares in bins), key=lambda shares: _order(shares[0]))
+    seen: set[int] = set()
+    plan = []
+    for shares_of_bin in ordered:
+        plan.append(tuple(replace(share, repeated=share.group in seen) for share in shares_of_bin))
+        seen |= {share.group for share in shares_of_bin}
+    return tuple(plan)
+
+
+def of_rank(plan: Sequence[Bin], *, dp_rank: int, dp_size: int) -> Sequence[Bin]:
+    """A data-parallel rank's micro-batches: as many as every other's, neighbours of one another."""
+    assert len(plan) % dp_size == 0, "plans are made for whole rounds"
+    count = len(plan) // dp_size
+    return plan[dp_rank * count : (dp_rank + 1) * count]
+
+
+def _order(share: Share) -> tuple[int, tuple[int, ...]]:
+    return share.group, share.rollouts
+
+
+def _halves(shares: MicroBatch) -> tuple[MicroBatch, MicroBatch] | None:
+    """A micro-batch in two: by shares, and where there is only one, by its rollouts, at the price of a reference."""
+    if len(shares) > 1:
+        return shares[::2], shares[1::2]
+    (share,) = shares
+    if len(share.rollouts) < 2:
+        return None
+    return (Share(share.group, share.rollouts[::2]),), (Share(share.group, share.rollouts[1::2]),)
+
+
+def _first_fit(costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Items of each bin, the costliest first, each in the first bin with room (first-fit decreasing, Johnson 1974)."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for item in sorted(range(len(costs)), key=lambda item: (-costs[item], item)):
+        index = next((i for i, left in enumerate(room) if costs[item] <= left), len(bins))
+        if index == len(bins):
+            bins.append([])
+            room.append(budget)
+        bins[index].append(item)
+        room[index] -= costs[item]
+    return bins
+
+
+def _split_to_rounds(
+    bins: Sequence[Bin], rounds_of: int, cost: Callable[[Bin], int], halves: Callable[[Bin], tuple[Bin, Bin] | None]
+) -> list[Bin]:
+    """Halve the costliest bin that can be, until their number is a multiple or none can be."""
+    bins = list(bins)
+    while len(bins) % rounds_of:
+        for index in sorted(range(len(bins)), key=lambda i: (-cost(bins[i]), i)):
+            parts = halves(bins[index])
+            if parts is not None:
+                bins[index : index + 1] = parts
+                break
+        else:
+            break
+    return bins
