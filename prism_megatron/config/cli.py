@@ -33,28 +33,36 @@ def parse(argv: Sequence[str]) -> AlignConfig:
     ``--help`` and unknown flags end the process as command-line tools do. Raises ConfigError for a bad YAML file,
     for a value out of range and for an input folder that does not exist.
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", type=Path)
-    early.add_argument("--model")
-    early.add_argument("--data")
-    known, _ = early.parse_known_args(argv)
-    yaml = merge.read_yaml(known.config) if known.config else {}
-
-    def names(section: str, flag: str | None) -> bool:
-        """Whether the flag, or else the YAML's field of the same name, names something."""
-        in_yaml = yaml.get(section)
-        field = in_yaml.get(section) if isinstance(in_yaml, Mapping) else None
-        return (field if flag is None else flag) not in {None, "None"}
-
-    mini = MINI_ALIGN_RECORDS if names("data", known.data) else MINI_ALIGN
+    named = inputs_named(argv, "model", "data")
+    mini = MINI_ALIGN_RECORDS if "data" in named else MINI_ALIGN
     config = parse_over(
-        AlignConfig() if names("model", known.model) else mini,
+        AlignConfig() if "model" in named else mini,
         argv,
         description="Align a policy against a discriminator, adversarially and on-policy (PRISM). Without --model and "
         "--data the built-in mini world runs.",
     )
     check_ranges(config)
     return config
+
+
+def inputs_named(argv: Sequence[str], *names: str) -> frozenset[str]:
+    """Which of these inputs a flag, or else the YAML's field of the same name in the section of that name, gives.
+
+    Raises ConfigError for a bad YAML file.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path)
+    for name in names:
+        early.add_argument(f"--{name}")
+    known, _ = early.parse_known_args(argv)
+    yaml = merge.read_yaml(known.config) if known.config else {}
+
+    def is_named(name: str) -> bool:
+        in_yaml, flag = yaml.get(name), getattr(known, name)
+        field = in_yaml.get(name) if isinstance(in_yaml, Mapping) else None
+        return (field if flag is None else flag) not in {None, "None"}
+
+    return frozenset(filter(is_named, names))
 
 
 def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str, prog: str | None = None) -> ConfigT:

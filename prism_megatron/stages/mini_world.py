@@ -30,24 +30,22 @@ from prism_megatron.config.mini_world import MakeMiniConfig, SupervisedPhase, mi
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.open_source import open_weights
-from prism_megatron.data.loader import Example, SceneSource
+from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
 from prism_megatron.data.teachers import Teacher
 from prism_megatron.data.tokenizer import CONTROL_TOKENS, MODEL_VOCAB_SIZE, save_mini_processing
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World, start, stop
-from prism_megatron.errors import PrismError
-from prism_megatron.evaluation.auc import AUC
 from prism_megatron.observability.metrics import write_atomically
+from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout, export_folder
 from prism_megatron.stages.batches import TOWER_NAMES
-from prism_megatron.stages.judge import Judgement
+from prism_megatron.stages.sampling import sample_groups
 from prism_megatron.stages.sft import Demonstration, SFTStep, train
-from prism_megatron.stages.truth import group_auc
-from prism_megatron.stages.warm_start import warm_start
-from prism_megatron.types import RolloutGroup
+from prism_megatron.stages.warm_start import StepPairs, WarmStartPlan, WarmStartStep, warm_start
+from prism_megatron.stages.warm_start_gate import check_gate, described, measure
 
 SHIPPED = ("policy", "discriminator")
 MAX_RESPONSE_TOKENS = 96
@@ -176,45 +174,38 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
     discriminator.load_hf(UpcycledSource(weights, shape, towers, seed=seed))
     rollout = build_rollout(policy_folder, renderer, world=world, dtype=torch.float32)
     rollout.update_weights(((name, weights.get(name)) for name in weights.names()), version=0)
-    play = partial(
-        warm_start,
-        discriminator,
-        rollout,
-        sampling=Sampling(max_new_tokens=MAX_RESPONSE_TOKENS),
-        world=world,
+    plan = WarmStartPlan(
+        game=GameConfig(),
         form=batch_format(renderer, world),
         tokens_per_microbatch=TOKENS_PER_MICROBATCH,
+        load_balance=phase.load_balance,
         seed=seed,
     )
+    sampling = Sampling(max_new_tokens=MAX_RESPONSE_TOKENS)
+    prompts = SceneSource(renderer, split="sft", seed=seed + 1, batch_size=phase.prompts_per_step)
 
-    def say(step: int, _examples: Sequence[Example], _groups: Sequence[RolloutGroup], judgement: Judgement) -> None:
-        if world.is_main and (step % 10 == 0 or step == phase.steps - 1):
-            sums = judgement.sums
+    def sampled(step: int) -> StepPairs:
+        examples = prompts.batch(step)
+        n = phase.rollouts_per_prompt
+        return StepPairs(examples, sample_groups(rollout, examples, sampling, n=n, seed=seed, step=step, world=world))
+
+    def say(step: WarmStartStep) -> None:
+        if world.is_main and (step.step % 10 == 0 or step.step == phase.steps - 1):
+            sums = step.judgement.sums
             accuracy = [sums[f"{name}/correct"] / max(sums[f"{name}/pairs"], 1.0) for name in TOWER_NAMES]
             loss = sums["discriminator_loss"]
             print(
-                f"warm-start step {step:5}  loss {loss:.4f}  accuracy {accuracy[0]:.2f} {accuracy[1]:.2f}", flush=True
+                f"warm-start step {step.step:5}  loss {loss:.4f}  accuracy {accuracy[0]:.2f} {accuracy[1]:.2f}",
+                flush=True,
             )
 
-    prompts = SceneSource(renderer, split="sft", seed=seed + 1, batch_size=phase.prompts_per_step)
-    play(prompts.batch, game=GameConfig(), rollouts_per_prompt=phase.rollouts_per_prompt,
-         load_balance=phase.load_balance, steps=range(phase.steps), on_step=say)  # fmt: skip
-    auc: list[AUC] = []
-
-    def measure(_step: int, examples: Sequence[Example], groups: Sequence[RolloutGroup], judgement: Judgement) -> None:
-        auc.extend(group_auc(examples, groups, judgement.scores, renderer))
-
-    prompts = SceneSource(renderer, split="heldout", seed=seed + 1, batch_size=AUC_PROMPTS)
-    play(prompts.batch, game=GameConfig(freeze_discriminator=True), rollouts_per_prompt=AUC_ROLLOUTS,
-         load_balance=0.0, steps=range(1), on_step=measure)  # fmt: skip
-    figures = ", ".join(
-        f"{name} {'none' if own.value is None else format(own.value, '.3f')} ({own.pairs} pairs)"
-        for name, own in zip(TOWER_NAMES, auc, strict=True)
-    )
+    warm_start(discriminator, sampled, plan, world=world, steps=range(phase.steps), timers=PhaseTimers(), on_step=say)
+    examples = SceneSource(renderer, split="heldout", seed=seed + 1, batch_size=AUC_PROMPTS).batch(0)
+    groups = sample_groups(rollout, examples, sampling, n=AUC_ROLLOUTS, seed=seed, step=0, world=world)
+    held_out = measure(discriminator, StepPairs(examples, groups), plan, renderer, world=world)
     if world.is_main:
-        print(f"held-out AUC: {figures}; gate {config.min_auc}", flush=True)
-    if config.min_auc > 0 and any(own.value is None or own.value < config.min_auc for own in auc):
-        raise PrismError(f"held-out AUC {figures} is below --min-auc {config.min_auc}; train longer or lower the gate")
+        print(f"held out: {described(held_out)}; gate {config.min_auc}", flush=True)
+    check_gate(held_out, min_auc=config.min_auc, min_accuracy=0.0)
     like = target.with_name("discriminator-files")
     if world.is_main:
         shutil.copytree(policy_folder, like, ignore=shutil.ignore_patterns("*.safetensors*"), dirs_exist_ok=True)

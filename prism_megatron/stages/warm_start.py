@@ -1,49 +1,82 @@
-"""The discriminator's warm-start: Bradley-Terry on references against fresh samples of a fixed policy."""
+"""The discriminator's warm-start: Bradley-Terry on preference pairs, before the game (method notes, section 4.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
-from prism_megatron.rollout.base import RolloutEngine, Sampling
+from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.stages.batches import BatchFormat
 from prism_megatron.stages.judge import Judgement, judge_and_train
-from prism_megatron.stages.sampling import sample_groups
-from prism_megatron.types import RolloutGroup
+from prism_megatron.types import PreferenceGroup
+
+
+@dataclass(frozen=True)
+class StepPairs:
+    """One step's pairs: a group's reference against each of its valid answers.
+
+    ``examples`` are those that the groups were sampled for, one each; there are none for pairs read from a file.
+    """
+
+    examples: Sequence[Example]
+    groups: Sequence[PreferenceGroup]
+
+
+@dataclass(frozen=True)
+class WarmStartPlan:
+    """What a warm-start keeps fixed from step to step. ``load_balance`` is per layer and tower."""
+
+    game: GameConfig
+    form: BatchFormat
+    tokens_per_microbatch: int
+    load_balance: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class WarmStartStep:
+    """Everything one step produced; observers read it and change nothing."""
+
+    step: int
+    pairs: StepPairs
+    judgement: Judgement
 
 
 def warm_start(
     discriminator: MegatronEngine,
-    rollout: RolloutEngine,
-    prompts: Callable[[int], Sequence[Example]],
-    sampling: Sampling,
-    game: GameConfig,
+    pairs: Callable[[int], StepPairs],
+    plan: WarmStartPlan,
     *,
     world: World,
-    form: BatchFormat,
-    rollouts_per_prompt: int,
-    tokens_per_microbatch: int,
-    load_balance: float,
     steps: range,
-    seed: int,
-    on_step: Callable[[int, Sequence[Example], Sequence[RolloutGroup], Judgement], None],
+    timers: PhaseTimers,
+    on_step: Callable[[WarmStartStep], None],
 ) -> None:
-    """Train the discriminator for ``steps``; with ``game.freeze_discriminator`` it only scores, as a measurement."""
+    """Take ``steps``; ``pairs(step)`` gives the same pairs on every rank, sampled or read. ``on_step`` on all ranks."""
     for step in steps:
-        examples = prompts(step)
-        groups = sample_groups(rollout, examples, sampling, n=rollouts_per_prompt, seed=seed, step=step, world=world)
-        judgement = judge_and_train(
-            discriminator,
-            groups,
-            game,
-            world=world,
-            form=form,
-            seed=seed,
-            step=step,
-            tokens_per_microbatch=tokens_per_microbatch,
-            load_balance=load_balance,
-        )
-        on_step(step, examples, groups, judgement)
+        with timers.phase("pairs"):
+            taken = pairs(step)
+        with timers.phase("discriminator"):
+            judgement = judge_pairs(discriminator, taken.groups, plan, world=world, step=step)
+        on_step(WarmStartStep(step, taken, judgement))
+
+
+def judge_pairs(
+    discriminator: MegatronEngine, groups: Sequence[PreferenceGroup], plan: WarmStartPlan, *, world: World, step: int
+) -> Judgement:
+    """One step on the pairs; with ``plan.game.freeze_discriminator`` they are only scored."""
+    return judge_and_train(
+        discriminator,
+        groups,
+        plan.game,
+        world=world,
+        form=plan.form,
+        seed=plan.seed,
+        step=step,
+        tokens_per_microbatch=plan.tokens_per_microbatch,
+        load_balance=plan.load_balance,
+    )

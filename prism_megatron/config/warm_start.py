@@ -1,0 +1,187 @@
+"""The whole configuration of a discriminator's warm-start. Field defaults are the paper's (method notes, 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.cli import inputs_named, parse_over
+from prism_megatron.config.data import DataConfig
+from prism_megatron.config.discriminator import DiscriminatorConfig
+from prism_megatron.config.game import GameConfig
+from prism_megatron.config.mini_world import policy_folder
+from prism_megatron.config.model import ModelConfig
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.precision import PrecisionConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.validate import check_align, check_ranges
+from prism_megatron.errors import ConfigError
+
+POOLED_LOAD_BALANCE = 0.01
+"""The paper's coefficient of a loss over all layers together, whose balanced value is top_k."""
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """Where preference pairs come from when they are not sampled, and where sampled ones go."""
+
+    pairs: Path | None = None
+    """file of preference pairs, JSON lines beside their images; without it the policy's samples against references"""
+    write_pairs: Path | None = None
+    """file to write the sampled pairs to, with the images beside it, for a later --pairs"""
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What the trained discriminator must show on prompts it has not seen; a run that does not get there fails."""
+
+    min_auc: float = 0.0
+    """least share of (right, wrong) answers to one prompt that it ranks so, in each tower where it is known which is
+    right; 0 asks for none"""
+    min_accuracy: float = 0.0
+    """least share of pairs in which the reference scores higher, in each tower; 0 asks for none"""
+    gate_prompts: int = 48
+    """held-out prompts to measure both on, or as many as there are"""
+    gate_rollouts: int = 8
+    """answers sampled for each of them"""
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Train a discriminator on preference pairs before the game: a reference should score above an answer."""
+
+    parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
+    recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
+    precision: tyro.conf.OmitArgPrefixes[PrecisionConfig] = field(default_factory=PrecisionConfig)
+    model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
+    data: tyro.conf.OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    pairs: tyro.conf.OmitArgPrefixes[PairsConfig] = field(default_factory=PairsConfig)
+    rollout: tyro.conf.OmitArgPrefixes[RolloutConfig] = field(
+        default_factory=lambda: RolloutConfig(prompts_per_step=128, rollouts_per_prompt=1)
+    )
+    discriminator: tyro.conf.OmitArgPrefixes[DiscriminatorConfig] = field(default_factory=DiscriminatorConfig)
+    gate: tyro.conf.OmitArgPrefixes[GateConfig] = field(default_factory=GateConfig)
+    checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
+    discriminator_optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="discriminator")] = field(
+        default_factory=lambda: OptimizerConfig(lr=1e-5, schedule="cosine", warmup_ratio=0.1)
+    )
+    score_regulariser: float = 0.0
+    """weight of the mean squared score in the loss"""
+    steps: int | None = None
+    """optimizer steps; by default one epoch of the pairs or records"""
+    seed: int = 42
+    """keys upcycling, sampling, dropout and the order of the data"""
+    tokens_per_microbatch: int = 16384
+    """tokens, padding included, that one forward and backward pass holds at most; an answer that is longer with its
+    reference runs alone"""
+
+    def load_balance(self, num_layers: int) -> float:
+        """The load-balancing coefficient per layer and tower; one that balances nothing is 0."""
+        given = self.discriminator.load_balance
+        if given is not None:
+            return given
+        top_k = self.discriminator.top_k
+        return 0.0 if top_k == self.discriminator.experts_per_tower else POOLED_LOAD_BALANCE * top_k / num_layers
+
+    def as_align(self, *, steps: int) -> AlignConfig:
+        """The alignment run made of the same parts, for the builders and checks that the two stages share.
+
+        Its model is named, so that its discriminator is upcycled also where the mini world ships one.
+        """
+        return AlignConfig(
+            parallel=self.parallel,
+            recompute=self.recompute,
+            precision=self.precision,
+            model=replace(self.model, model=str(policy_folder(self.model.model))),
+            data=self.data,
+            rollout=self.rollout,
+            discriminator=self.discriminator,
+            game=GameConfig(score_regulariser=self.score_regulariser),
+            checkpoint=self.checkpoint,
+            discriminator_optimizer=self.discriminator_optimizer,
+            steps=steps,
+            seed=self.seed,
+            tokens_per_microbatch=self.tokens_per_microbatch,
+        )
+
+
+MINI_WARM_START = WarmStartConfig(
+    data=DataConfig(system_prompt=None, max_response_tokens=96),
+    rollout=RolloutConfig(prompts_per_step=16, rollouts_per_prompt=2),
+    discriminator=DiscriminatorConfig(freeze_vision=True),
+    gate=GateConfig(min_auc=0.8),
+    checkpoint=CheckpointConfig(save_every=20),
+    discriminator_optimizer=OptimizerConfig(lr=1e-3, schedule="cosine", min_lr_ratio=0.1, warmup_ratio=0.1, beta2=0.95),
+    score_regulariser=0.001,
+    steps=40,
+    tokens_per_microbatch=4096,
+)
+
+MINI_WARM_START_RECORDS = replace(
+    MINI_WARM_START,
+    # The mini knows scenes only: it first learns to keep the format on the set's images and questions. Its text is
+    # spelled out byte by byte, hence longer answers.
+    data=DataConfig(system_prompt=None, max_response_tokens=320, format_sft=150, format_sft_lr=2e-3),
+    gate=GateConfig(),
+)
+
+MINI_WARM_START_PAIRS = replace(MINI_WARM_START, data=replace(MINI_WARM_START.data, max_response_tokens=320),
+                                gate=GateConfig(), steps=None)  # fmt: skip
+
+
+def parse(argv: Sequence[str]) -> WarmStartConfig:
+    """The configuration that ``tools/run_warm_start.py`` was asked for, as ``cli.parse`` makes that of an alignment."""
+    named = inputs_named(argv, "model", "data", "pairs")
+    defaults = MINI_WARM_START
+    if "model" in named:
+        defaults = WarmStartConfig()
+    elif "data" in named:
+        defaults = MINI_WARM_START_RECORDS
+    elif "pairs" in named:
+        defaults = MINI_WARM_START_PAIRS
+    return parse_over(
+        defaults,
+        argv,
+        description="Warm a discriminator up on preference pairs: references against samples of the policy, or --pairs "
+        "of a file. Without flags the built-in mini world's discriminator is made anew, in few steps.",
+    )
+
+
+def check_warm_start(config: WarmStartConfig, shape: Qwen3VLShape, *, world_size: int) -> None:
+    """All checks of a warm-start on ``world_size`` processes. Raises ConfigError."""
+    pairs, gate = config.pairs, config.gate
+    align = config.as_align(steps=1 if config.steps is None else config.steps)
+    check_ranges(align)
+    for flag, count in (("--gate-prompts", gate.gate_prompts), ("--gate-rollouts", gate.gate_rollouts)):
+        if count < 1:
+            raise ConfigError(f"{flag} {count} must be at least 1")
+    for flag, share in (("--min-auc", gate.min_auc), ("--min-accuracy", gate.min_accuracy)):
+        if not 0.0 <= share <= 1.0:
+            raise ConfigError(f"{flag} {share:g} must be at least 0 and at most 1")
+    if pairs.pairs is not None:
+        _check_pairs(config, pairs.pairs)
+    elif config.steps is None and config.data.data is None:
+        raise ConfigError("scenes have no end: say how many --steps to take, or name records with --data")
+    check_align(align, shape, world_size=world_size)
+
+
+def _check_pairs(config: WarmStartConfig, path: Path) -> None:
+    """What ``--pairs`` leaves no use for is refused."""
+    if not path.is_file():
+        raise ConfigError(f"--pairs {path} is not a file; give one that exists, or leave --pairs out")
+    if config.data.data is not None:
+        raise ConfigError("--pairs brings its own questions and images; leave --data out")
+    if config.pairs.write_pairs is not None:
+        raise ConfigError("--write-pairs writes what was sampled, and with --pairs nothing is; leave one of them out")
+    if config.gate.min_auc > 0:
+        raise ConfigError("--min-auc needs answers that are known to be right or wrong, and --pairs has none; "
+                          "leave it out, or ask for --min-accuracy")  # fmt: skip

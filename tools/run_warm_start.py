@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Warm a discriminator up on preference pairs before the game: ``python tools/run_warm_start.py``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from prism_megatron.config.mini_world import policy_folder
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.validate import smallest_world
+from prism_megatron.config.warm_start import WarmStartConfig, check_warm_start, parse
+from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.engine.launch import PRELOAD, launch, report_error
+from prism_megatron.errors import PrismError
+
+
+def run(config: WarmStartConfig) -> None:
+    """One rank's work."""
+    from prism_megatron.stages.warm_start_run import run_warm_start
+
+    run_warm_start(config)
+
+
+def main() -> int:
+    try:
+        config = parse(sys.argv[1:])
+        parallel = config.parallel
+        smallest, present = smallest_world(parallel), int(os.environ.get("WORLD_SIZE", "1"))
+        shape = Qwen3VLShape.from_folder(files_folder(policy_folder(config.model.model), "policy"))
+        check_warm_start(config, shape, world_size=present if present > 1 else smallest)
+    except PrismError as error:
+        return report_error(error)
+    return launch(
+        run,
+        config,
+        model_parallel_size=parallel.model_parallel_size,
+        world_size=smallest,
+        preload=(*PRELOAD, "prism_megatron.stages.warm_start_run"),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
