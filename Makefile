@@ -32,7 +32,7 @@ SGLANG_NEEDS := aiohttp apache-tvm-ffi compressed-tensors dill distro einops fas
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help align test sglang test-sglang lint types parity bench-model bench-convert bench-rollout te-check effect mini clean
+.PHONY: help align test sglang test-sglang lint types parity bench-model bench-convert bench-rollout te-check effect variants mini clean
 
 help:
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
@@ -47,6 +47,7 @@ help:
 	@echo "make bench-rollout      embedded rollouts beside transformers.generate: tokens per second, same greedy tokens"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
+	@echo "make variants           segment, learned, dense, text, joint and segment credit in one report (about ADD minutes)"
 	@echo "make mini               rebuild the mini world's weights"
 	@echo "make clean              remove environments, caches and runs"
 
@@ -86,6 +87,9 @@ te-check: $(TE_VENV)/.installed
 
 effect: $(VENV)/.installed
 	$(RUN) python tools/effect.py $(ARGS)
+
+variants: $(VENV)/.installed
+	$(RUN) python tools/variants.py $(ARGS)
 
 mini: $(VENV)/.installed
 	$(RUN) python tools/make_mini.py $(ARGS)

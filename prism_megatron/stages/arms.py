@@ -23,6 +23,7 @@ from prism_megatron.stages.align import AlignStep, align
 from prism_megatron.stages.align_build import build_run, discriminator_folder
 from prism_megatron.stages.align_metrics import Row, game_row, item_accuracy
 from prism_megatron.stages.evaluate import SceneResponse, answer_scenes
+from prism_megatron.stages.rollout_queue import RolloutQueue
 
 MODES = {"T=1": 1.0, "greedy": 0.0}
 """How held-out scenes are sampled: name and temperature."""
@@ -107,7 +108,9 @@ def play(
     def keep(step: AlignStep) -> None:
         last[0] = game_row(step.judgement.sums)
 
-    align(run.players, run.prompts.batch, run.plan, world=world, steps=range(steps), timers=PhaseTimers(), on_step=keep)
+    queue = RolloutQueue(rollout, run.prompts.batch, run.plan.sampling, n=run.plan.rollouts_per_prompt, seed=seed,
+                         world=world, steps=range(steps), ahead=0)  # fmt: skip
+    align(run.players, queue, run.plan, world=world, steps=range(steps), timers=PhaseTimers(), on_step=keep)
     after = answers()
     rollout.close()
     return Played(before, after, last[0])
