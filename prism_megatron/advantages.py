@@ -15,6 +15,9 @@ from torch import Tensor
 
 STD_EPSILON = 1e-6
 INVALID_MARGIN = 1.0
+ROUNDING = 1e-5
+"""Relative difference of scores that float32 does not tell apart: equal texts differ by less, by where in a micro-batch
+they stand, and dividing by their standard deviation would make advantages of it."""
 
 AllInvalid = Literal["zero", "release"]
 """What a group without a valid rollout gets: nothing, or the released code's format penalty on every rollout."""
@@ -44,9 +47,11 @@ class GroupAdvantages:
 
 
 def group_normalise(scores_N: Tensor) -> Tensor:
-    """``(s - mean) / (std + 1e-6)`` with the unbiased std; a group of one uses mean 0 and std 1."""
+    """``(s - mean) / (std + 1e-6)`` with the unbiased std; mean 0 and std 1 for a group of one; 0 for equals."""
     if scores_N.numel() == 1:
         return scores_N / (1.0 + STD_EPSILON)
+    if _all_equal(scores_N):
+        return torch.zeros_like(scores_N)
     return (scores_N - scores_N.mean()) / (scores_N.std(correction=1) + STD_EPSILON)
 
 
@@ -140,4 +145,9 @@ def _penalised(normalised_N: Tensor, valid_N: Tensor, *, penalty: float, all_inv
 
 
 def _is_flat(reward_N: Tensor, valid_N: Tensor) -> bool:
-    return reward_N.numel() > 1 and bool(valid_N.any()) and bool((reward_N == reward_N[0]).all())
+    return reward_N.numel() > 1 and bool(valid_N.any()) and _all_equal(reward_N)
+
+
+def _all_equal(scores_N: Tensor) -> bool:
+    """Whether the scores differ by no more than rounding."""
+    return float(scores_N.max() - scores_N.min()) <= ROUNDING * max(1.0, float(scores_N.abs().max()))

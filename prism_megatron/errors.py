@@ -38,3 +38,7 @@ class CheckpointError(PrismError):
 
 class RolloutError(PrismError):
     """A rollout server cannot be reached, refuses, or answers with what the protocol does not allow."""
+
+
+class GameError(PrismError):
+    """The game between policy and discriminator has broken down."""

@@ -40,9 +40,9 @@ class VersionSpan(NamedTuple):
 class Segments:
     """Where the two judged parts of a response lie, in token positions of the response.
 
-    ``problem`` is None for a valid response and otherwise says why it is not; both spans are then None.
-    ``perception`` covers the caption with its tags, ``reasoning`` covers think and answer with their tags; a valid
-    reference without a solution has no ``reasoning``.
+    ``problem`` is None for a valid response; otherwise it says why it is not, and both spans are None.
+    ``perception`` covers the caption with its tags, ``reasoning`` covers think and answer with their tags. A reference
+    that is a caption alone is valid and has no ``reasoning``; a valid rollout always has both.
     """
 
     perception: Span | None

@@ -37,7 +37,7 @@ class AlignConfig:
         default_factory=OptimizerConfig
     )
     steps: int = 500
-    """alignment steps; each updates the discriminator once and the policy once"""
+    """alignment steps; each updates the discriminator once and the policy once, unless told otherwise"""
     seed: int = 42
     """keys sampling, dropout and the order of the data"""
     tokens_per_microbatch: int = 16384

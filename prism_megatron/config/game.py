@@ -10,7 +10,10 @@ RELEASED_FORMAT_PENALTY = 1.5
 
 @dataclass(frozen=True)
 class GameConfig:
-    """From scores to advantages and losses, and the switches of control experiments."""
+    """From scores to advantages and losses, who moves when, and the switches of control experiments.
+
+    Steps are numbered from 0, as in ``metrics.jsonl``.
+    """
 
     advantage: Literal["per_expert", "joint"] = "per_expert"
     """per_expert: normalise each tower's scores in the group, then mix; joint: mix the scores, then normalise"""
@@ -32,6 +35,33 @@ class GameConfig:
     """control: the discriminator is never updated"""
     shuffle_scores: bool = False
     """control: scores are permuted among the rollouts of each group"""
+    freeze_policy_steps: tuple[int, ...] = ()
+    """steps in which the policy is not updated, as pairs: first step, first step after (0 20: steps 0 to 19)"""
+    freeze_discriminator_steps: tuple[int, ...] = ()
+    """the same for the discriminator"""
+    discriminator_updates_per_step: int = 1
+    """updates of the discriminator on a step's pairs; scores are those before the first"""
+    policy_update_every: int = 1
+    """the policy is updated in one step of so many only, the last of them"""
+    pause_discriminator_above: float | None = None
+    """leave the discriminator as it is while both towers ranked more than this share of the last step's pairs right"""
+    replay_prompts: int = 0
+    """prompts of earlier steps, with their rollouts, among a step's pairs for the discriminator; 0 for none"""
+    replay_steps: int = 10
+    """how many steps back the replayed prompts may come from"""
+    rollbacks: int = 0
+    """times that both players may go back to the last good checkpoint, after which a collapse ends the run; 0: off"""
+    collapse_valid_share: float = 0.1
+    """a collapse is a smaller share of valid rollouts than this, in --collapse-steps steps on end, or a number that is
+    not finite"""
+    collapse_steps: int = 5
+    """steps on end with too few valid rollouts that make a collapse"""
+    stop_gap_band: float | None = None
+    """end the run once every tower's reward gap has stayed within a band this wide for --stop-gap-steps steps"""
+    stop_gap_steps: int = 20
+    """length of that time in steps"""
+    probe_every: int = 0
+    """steps between scorings of one fixed set of held-out prompts and first rollouts, a step's size; 0 for none"""
 
     @property
     def penalty(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prism_megatron.config.game import GameConfig
 from prism_megatron.errors import ConfigError
 
@@ -13,3 +15,60 @@ def check_game(game: GameConfig) -> None:
             "--credit segment gives every segment its own tower's advantage, and --advantage joint has one advantage "
             "only; use --credit response or --advantage per_expert"
         )
+    counts = {
+        "--discriminator-updates-per-step": game.discriminator_updates_per_step,
+        "--policy-update-every": game.policy_update_every,
+        "--replay-steps": game.replay_steps,
+        "--collapse-steps": game.collapse_steps,
+    }
+    for flag, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"{flag} {count} must be at least 1")
+    if game.stop_gap_steps < 2:
+        raise ConfigError(f"--stop-gap-steps {game.stop_gap_steps} must be at least 2: one gap is always within a band")
+    for flag, count in {
+        "--replay-prompts": game.replay_prompts,
+        "--rollbacks": game.rollbacks,
+        "--probe-every": game.probe_every,
+    }.items():
+        if count < 0:
+            raise ConfigError(f"{flag} {count} must be at least 0, which turns it off")
+    if game.pause_discriminator_above is not None and not 0.0 <= game.pause_discriminator_above < 1.0:
+        raise ConfigError(
+            f"--pause-discriminator-above {game.pause_discriminator_above:g} must be at least 0 and below 1"
+        )
+    if not 0.0 < game.collapse_valid_share <= 1.0:
+        raise ConfigError(f"--collapse-valid-share {game.collapse_valid_share:g} must be above 0 and at most 1")
+    if game.stop_gap_band is not None and not game.stop_gap_band > 0.0:
+        raise ConfigError(f"--stop-gap-band {game.stop_gap_band:g} must be above 0")
+    _check_steps("--freeze-policy-steps", game.freeze_policy_steps)
+    _check_steps("--freeze-discriminator-steps", game.freeze_discriminator_steps)
+    _check_used(game)
+
+
+def _check_steps(flag: str, bounds: Sequence[int]) -> None:
+    if len(bounds) % 2 or list(bounds) != sorted(set(bounds)) or any(bound < 0 for bound in bounds):
+        raise ConfigError(
+            f"{flag} {' '.join(map(str, bounds))} must be pairs of a first step and the first step after, in rising "
+            "order, such as 0 20"
+        )
+
+
+def _check_used(game: GameConfig) -> None:
+    """A flag that tunes what is off is a mistake."""
+    default = GameConfig()
+    tuned = {
+        "replay_steps": ("--replay-prompts", game.replay_prompts > 0),
+        "collapse_valid_share": ("--rollbacks", game.rollbacks > 0),
+        "collapse_steps": ("--rollbacks", game.rollbacks > 0),
+        "stop_gap_steps": ("--stop-gap-band", game.stop_gap_band is not None),
+    }
+    for name, (flag, on) in tuned.items():
+        if not on and getattr(game, name) != getattr(default, name):
+            raise ConfigError(f"--{name.replace('_', '-')} needs {flag}")
+    if game.freeze_discriminator:
+        for name in ("discriminator_updates_per_step", "replay_prompts", "pause_discriminator_above"):
+            if getattr(game, name) != getattr(default, name):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is nothing to a discriminator under --freeze-discriminator"
+                )

@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_expert_advantages
+from prism_megatron.advantages import GroupAdvantages
 from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.batch import Batch, beside_logits
@@ -24,28 +22,39 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput, StepResult
 from prism_megatron.engine.runtime import World
+from prism_megatron.evaluation.health import tower_figures
 from prism_megatron.losses.importance import importance_weights
 from prism_megatron.losses.logprob_gap import logprob_gap
 from prism_megatron.losses.policy import policy_gradient_loss
 from prism_megatron.observability.timers import PhaseTimers
+from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.stages.batches import PERCEPTION, REASONING, TOWERS, BatchFormat, policy_batch
+from prism_megatron.stages.batches import TOWER_NAMES, TOWERS, BatchFormat, policy_batch
+from prism_megatron.stages.controls import Outcome, Verdict
+from prism_megatron.stages.game_memory import GameMemory
+from prism_megatron.stages.game_metrics import judged_groups
 from prism_megatron.stages.judge import Judgement, judge_and_train
 from prism_megatron.stages.microbatches import of_rank, plan_rows
+from prism_megatron.stages.rewards import GroupReward, group_rewards, token_advantages
 from prism_megatron.stages.rollout_queue import RolloutQueue, SampledStep
-from prism_megatron.types import Rollout, RolloutGroup
+from prism_megatron.types import PreferenceGroup, RolloutGroup
 
 
 @dataclass(frozen=True)
 class AlignStep:
-    """Everything one step produced; observers read it and change nothing. ``None`` results mean "not updated"."""
+    """Everything one step produced; observers read it and change nothing. ``None`` results mean "not updated".
+
+    After the verdict "roll back" both players are those of the last good checkpoint again.
+    """
 
     step: int
     sampled: SampledStep
+    replayed: Sequence[PreferenceGroup]
     judgement: Judgement
-    advantages: Sequence[GroupAdvantages]
+    rewards: Sequence[GroupReward]
     policy_sums: Mapping[str, float]
     policy_result: StepResult | None
+    verdict: Verdict
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -58,7 +67,12 @@ class AlignStep:
     @property
     def sampled_version(self) -> int:
         """Oldest version of the policy that sampled: the number of the last step that updated it."""
-        return min(rollout.policy_version for group in self.groups for rollout in group.rollouts)
+        return min(version for reward in self.rewards for version in reward.policy_versions)
+
+    @property
+    def discriminator_version(self) -> int:
+        """The discriminator that judged all groups of the step."""
+        return self.rewards[0].discriminator_version
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,72 +106,66 @@ def align(
     players: Players,
     queue: RolloutQueue,
     plan: AlignPlan,
+    memory: GameMemory,
     *,
     world: World,
     steps: range,
     timers: PhaseTimers,
     on_step: Callable[[AlignStep], None],
+    roll_back: Callable[[], None] | None = None,
 ) -> None:
-    """Play ``steps`` rounds, on the ``queue``'s rollouts of each. ``on_step`` runs on all ranks."""
+    """Play ``steps`` rounds, on the ``queue``'s rollouts of each, or fewer where the controls stop the game.
+
+    ``on_step`` runs on all ranks; so does ``roll_back``, which gives both players their last good weights back and is
+    needed where the rules allow rollbacks. Raises GameError as ``Controls.observe``.
+    """
+    controls, replay = memory.controls, memory.replay
     for step in steps:
+        decision = controls.decide(step)
         with timers.phase("rollout"):
             sampled = queue.take(step)
-        groups = sampled.groups
+        groups, replayed = sampled.groups, replay.draw(step)
         with timers.phase("discriminator"):
             judgement = judge_and_train(players.discriminator, groups, plan.game, world=world, form=plan.form,
-                                        seed=plan.seed, step=step,
-                                        tokens_per_microbatch=plan.tokens_per_microbatch,
-                                        load_balance=plan.load_balance)  # fmt: skip
-        advantages = [group_advantages(group, g, judgement, plan, step=step) for g, group in enumerate(groups)]
+                                        seed=plan.seed, step=step, updates=decision.discriminator_updates,
+                                        replayed=replayed, load_balance=plan.load_balance,
+                                        tokens_per_microbatch=plan.tokens_per_microbatch)  # fmt: skip
+        rewards = group_rewards(groups, judgement, plan.game, seed=plan.seed, step=step,
+                                version=controls.state.discriminator_version)  # fmt: skip
         with timers.phase("policy"):
-            sums, result = train_policy(players.policy, groups, advantages, plan, version=sampled.version, world=world)
-        if result is not None and result.updated:
+            sums, result = train_policy(players.policy, groups, [reward.advantages for reward in rewards], plan,
+                                        version=sampled.version, world=world,
+                                        update=decision.update_policy and judgement.finite)  # fmt: skip
+        verdict = controls.observe(step, outcome_of(groups, judgement, result))
+        if verdict == "roll back":
+            assert roll_back is not None, "--rollbacks needs somewhere to go back to"
+            roll_back()
+        if verdict == "roll back" or (result is not None and result.updated):
             with timers.phase("weight_sync"):
                 players.rollout.update_weights(players.policy.export_hf(), step + 1)
-        on_step(AlignStep(step, sampled, judgement, advantages, sums, result))
+        replay.add(step, groups)
+        on_step(AlignStep(step, sampled, replayed, judgement, rewards, sums, result, verdict))
+        if verdict == "stop":
+            break
 
 
-def group_advantages(
-    group: RolloutGroup, index: int, judgement: Judgement, plan: AlignPlan, *, step: int
-) -> GroupAdvantages:
-    """Advantages of one group from the scores of the discriminator before its update."""
-    game, valid_rollouts = plan.game, np.array(group.valid_rollouts, dtype=np.int64)
-    owners = valid_rollouts
-    if game.shuffle_scores:  # control: scores stay in the group but lose their owner
-        owners = np.random.default_rng([plan.seed, step, index]).permutation(valid_rollouts)
-    valid_N = torch.zeros(len(group.rollouts), dtype=torch.bool)
-    scores_T_N = torch.full((len(TOWERS), len(group.rollouts)), torch.nan, dtype=torch.float64)
-    for rollout, owner in zip(valid_rollouts.tolist(), owners.tolist(), strict=True):
-        valid_N[rollout] = True
-        for tower in group.towers:
-            scores_T_N[tower, rollout] = judgement.scores[index, tower, owner]
-    form = joint_advantages if game.advantage == "joint" else per_expert_advantages
-    return form(
-        scores_T_N[PERCEPTION],
-        scores_T_N[REASONING] if REASONING in group.towers else None,
-        valid_N,
-        alpha=game.alpha,
-        score_clip=game.score_clip,
-        format_penalty=game.penalty,
-        all_invalid=game.all_invalid_group,
+def outcome_of(groups: Sequence[RolloutGroup], judgement: Judgement, policy_result: StepResult | None) -> Outcome:
+    """What the controls look at, as rank 0 has it: ranks must not decide apart over the last digit of a float."""
+    rollouts = sum(len(group.rollouts) for group in groups)
+    results = [*judgement.results, *([] if policy_result is None else [policy_result])]
+    figures = {
+        name: tower_figures(judged_groups(groups, judgement.scores, [None] * len(groups), tower))
+        for tower, name in zip(TOWERS, TOWER_NAMES, strict=True)
+    }
+    outcome = Outcome(
+        accuracies={name: own["accuracy"] for name, own in figures.items()},
+        reward_gaps={name: own["reward_gap"] for name, own in figures.items()},
+        valid_share=sum(len(group.valid_rollouts) for group in groups) / rollouts,
+        discriminator_updated=any(result.updated for result in judgement.results),
+        finite_scores=judgement.finite,
+        finite_gradients=all(result.updated for result in results),
     )
-
-
-def token_advantages(rollout: Rollout, index: int, advantages: GroupAdvantages, game: GameConfig) -> list[float]:
-    """One advantage per response token.
-
-    ``response`` credit gives the mixed advantage to every token (the released way). ``segment`` credit gives the
-    tokens up to the caption's end the perception advantage and the rest the reasoning advantage, or 0 where reasoning
-    is not judged; a rollout without a caption has nothing to divide, and gets the mixed advantage.
-    """
-    length = len(rollout.token_ids)
-    span = rollout.segments.perception
-    if game.credit == "response" or span is None:
-        return [float(advantages.mixed_N[index])] * length
-    assert advantages.perception_N is not None, "credit per segment is refused with the joint form"
-    caption = float(advantages.perception_N[index])
-    rest = 0.0 if advantages.reasoning_N is None else float(advantages.reasoning_N[index])
-    return [caption] * span.end + [rest] * (length - span.end)
+    return broadcast_object(outcome, source=0)
 
 
 def train_policy(
@@ -168,16 +176,17 @@ def train_policy(
     *,
     version: int,
     world: World,
+    update: bool = True,
 ) -> tuple[Mapping[str, float], StepResult | None]:
     """One gradient step of policy ``version``, token-mean over all response tokens; on-policy if these are its own.
 
-    Without a valid rollout in the whole step there is no reward, and the policy is not updated, unless groups without
-    one are punished as the release does.
+    Without ``update`` its figures are measured and nothing else. Without a valid rollout in the whole step there is no
+    reward, and the policy is not updated, unless groups without one are punished as the release does.
     """
     tokens = sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
     loss = partial(policy_loss, world=world, plan=plan, token_count=float(tokens))
     batches = policy_batches(groups, advantages, plan, version=version, world=world)
-    if plan.game.freeze_policy:
+    if not update:
         output = policy.forward(batches, loss)
         return {**output.sums, **output.maxima}, None
     output = policy.forward_backward(batches, loss)

@@ -21,6 +21,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder
 from prism_megatron.data.loader import ExampleSource, RecordSource, SceneSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.scenes import Split
 from prism_megatron.engine.capabilities import check_adam, choose, installed
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.optimizer import inner_optimizers
@@ -55,6 +56,8 @@ class AlignRun:
     shape: Qwen3VLShape
     renderer: Renderer
     prompts: ExampleSource
+    probe_prompts: ExampleSource | None
+    """prompts that no step has, for --probe-every"""
     players: Players
     plan: AlignPlan
 
@@ -96,7 +99,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         world=world,
         dtype=dtype,
         optimizer=config.policy,
-        total_steps=config.steps,
+        total_steps=-(-config.steps // config.game.policy_update_every),
         recompute=config.recompute,
         precision=config.precision,
         layers=capabilities.layers,
@@ -127,17 +130,20 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         seed=config.seed,
         form=batch_format(renderer, world, config.precision, unseen=unseen_tokens(config.discriminator, shape)),
     )
-    return AlignRun(folder, models, shape, renderer, prompts, Players(policy, discriminator, rollout), plan)
+    probe_prompts = build_prompts(config, renderer, held_out=True) if config.game.probe_every else None
+    players = Players(policy, discriminator, rollout)
+    return AlignRun(folder, models, shape, renderer, prompts, probe_prompts, players, plan)
 
 
-def build_prompts(config: AlignConfig, renderer: Renderer) -> ExampleSource:
-    """Records of ``--data``, or scenes of the mini world."""
+def build_prompts(config: AlignConfig, renderer: Renderer, *, held_out: bool = False) -> ExampleSource:
+    """Records of ``--data``, or scenes of the mini world; ``held_out`` ones are in no batch of the others."""
     if config.data.data is None:
-        return SceneSource(renderer, split="align", seed=config.seed, batch_size=config.rollout.prompts_per_step)
+        split: Split = "heldout" if held_out else "align"
+        return SceneSource(renderer, split=split, seed=config.seed, batch_size=config.rollout.prompts_per_step)
     return RecordSource(
         config.data.data,
         renderer,
-        part="train",
+        part="validation" if held_out else "train",
         seed=config.seed,
         batch_size=config.rollout.prompts_per_step,
         max_prompt_tokens=config.data.max_prompt_tokens,
@@ -188,7 +194,7 @@ def build_discriminator(
         world=world,
         dtype=dtype,
         optimizer=config.discriminator_optimizer,
-        total_steps=config.steps,
+        total_steps=config.steps * config.game.discriminator_updates_per_step,
     )
     if folder is not None:
         load_weights(engine, folder)

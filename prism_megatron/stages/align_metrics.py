@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
+from prism_megatron.config.game import GameConfig
 from prism_megatron.data.images import open_image
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.evaluation.report import Sample
-from prism_megatron.evaluation.scenes import SceneJudgement, judge
+from prism_megatron.evaluation.scenes import SceneJudgement
 from prism_megatron.stages.align import AlignStep
 from prism_megatron.stages.batches import TOWER_NAMES, TOWERS
+from prism_megatron.stages.game_metrics import game_row, rights_of, truths_of
 from prism_megatron.stages.judge import TrunkCost
 
 Row = dict[str, float | int | None]
@@ -28,44 +30,55 @@ def share(total: float, count: float) -> float | None:
 def step_row(step: AlignStep, renderer: Renderer) -> Row:
     """Figures of the whole step, equal on every rank."""
     rollouts = [rollout for group in step.groups for rollout in group.rollouts]
-    num_valid = sum(rollout.segments.valid for rollout in rollouts)
+    num_valid = sum(len(group.valid_rollouts) for group in step.groups)
+    num_replayed = sum(len(group.valid_rollouts) for group in step.replayed)
+    truths = truths_of(step.examples, step.groups, renderer)
     row: Row = {
         "step": step.step,
-        "policy_version": step.step + 1 if step.policy_result and step.policy_result.updated else step.sampled.version,
+        "policy_version": policy_version(step),
         "sampled_version": step.sampled_version,
+        "discriminator_version": step.discriminator_version,
         "staleness/mean": step.sampled.staleness.mean_updates,
         "staleness/max": step.sampled.staleness.max_updates,
         "off_policy_share": step.sampled.staleness.off_policy_share,
         "rollouts": len(rollouts),
         "valid_rollouts": num_valid,
         "valid_share": share(num_valid, len(rollouts)),
+        "replayed_rollouts": num_replayed,
         "truncated_rollouts": sum(rollout.finish_reason == "length" for rollout in rollouts),
         "response_tokens": sum(len(rollout.token_ids) for rollout in rollouts),
-        "all_invalid_groups": sum(advantages.all_invalid for advantages in step.advantages),
         "unrewarded_step": int(num_valid == 0),
-        "clipped_scores": sum(advantages.num_clipped_scores for advantages in step.advantages),
+        "discriminator_updates": len(step.judgement.results),
+        "rolled_back": int(step.verdict == "roll back"),
+        "settled": int(step.verdict == "stop"),
     }
-    row |= game_row(step.judgement.sums) | cost_row(step.judgement.cost, pairs=num_valid)
+    row |= advantage_row(step)
+    row |= game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, renderer))
+    row |= cost_row(step.judgement.cost, pairs=num_valid + num_replayed)
     row |= {name: value for name, value in step.policy_sums.items() if not name.startswith(("gap/", "importance/"))}
     row |= gap_row(step.policy_sums) | importance_row(step.policy_sums)
     for role, result in (("discriminator", step.judgement.result), ("policy", step.policy_result)):
         row[f"{role}_grad_norm"] = None if result is None else result.grad_norm
         row[f"{role}_lr"] = None if result is None else result.lr
         row[f"{role}_updated"] = None if result is None else int(result.updated)
-    return row | scene_row(step, renderer)
+    return row | truth_row([one for group in truths if group is not None for one in group])
 
 
-def game_row(sums: Mapping[str, float]) -> Row:
-    """Per tower: pairs, accuracy (a tie is one half), reward gap and mean scores, from the discriminator's sums."""
-    row: Row = {"discriminator_loss": sums["discriminator_loss"]}
-    for tower in TOWER_NAMES:
-        pairs = sums[f"{tower}/pairs"]
-        row[f"{tower}/pairs"] = int(pairs)
-        row[f"{tower}/accuracy"] = share(sums[f"{tower}/correct"], pairs)
-        row[f"{tower}/reward_gap"] = share(sums[f"{tower}/margin"], pairs)
-        row[f"{tower}/reference_score"] = share(sums[f"{tower}/reference_score"], pairs)
-        row[f"{tower}/rollout_score"] = share(sums[f"{tower}/rollout_score"], pairs)
-    return row
+def policy_version(step: AlignStep) -> int:
+    """Version of the policy after the step: the number of steps played when it last changed."""
+    changed = step.verdict == "roll back" or (step.policy_result is not None and step.policy_result.updated)
+    return step.step + 1 if changed else step.sampled.version
+
+
+def advantage_row(step: AlignStep) -> Row:
+    """Groups whose advantages are a special case, and scores beyond the clip."""
+    groups = [reward.advantages for reward in step.rewards]
+    return {
+        "all_invalid_groups": sum(group.all_invalid for group in groups),
+        "one_valid_groups": sum(group.num_valid == 1 for group in groups),
+        "flat_rewards": sum(group.num_flat for group in groups),
+        "clipped_scores": sum(group.num_clipped_scores for group in groups),
+    }
 
 
 def cost_row(cost: TrunkCost, *, pairs: int) -> Row:
@@ -118,15 +131,15 @@ def gap_alarms(row: Row, threshold: float) -> list[str]:
     return lines
 
 
-def scene_row(step: AlignStep, renderer: Renderer) -> Row:
-    """How right the rollouts are, where the truth is known (scenes); nothing for records."""
-    judged = [
-        judge(example.scene, renderer.decode(rollout.token_ids))
-        for example, group in zip(step.examples, step.groups, strict=True)
-        if example.scene is not None
-        for rollout in group.rollouts
-    ]
-    return truth_row(judged)
+def verdict_lines(step: AlignStep, game: GameConfig) -> list[str]:
+    """What the controls did, in words."""
+    done = step.step + 1
+    if step.verdict == "roll back":
+        return [f"ALARM in step {done}: the game has collapsed; both players go back (--rollbacks)"]
+    if step.verdict == "stop":
+        moved = f"every tower's reward gap moved by at most {game.stop_gap_band:g} over {game.stop_gap_steps} steps"
+        return [f"{moved}: the run ends after step {done} (--stop-gap-band)"]
+    return []
 
 
 def truth_row(judged: Sequence[SceneJudgement]) -> Row:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,10 +20,13 @@ from prism_megatron.errors import CheckpointError
 from prism_megatron.evaluation.report import write_report
 from prism_megatron.observability.metrics import MetricsWriter, read_metrics
 from prism_megatron.observability.summary import RunFacts, summarise, write_summary
+from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.stages.align import AlignStep, align
 from prism_megatron.stages.align_build import AlignRun, build_run
-from prism_megatron.stages.align_metrics import gap_alarms, report_samples, step_row
+from prism_megatron.stages.align_metrics import gap_alarms, report_samples, step_row, verdict_lines
 from prism_megatron.stages.assembly import export_folder
+from prism_megatron.stages.game_memory import GameMemory
+from prism_megatron.stages.probe import Probe
 from prism_megatron.stages.rollout_queue import RolloutQueue
 from prism_megatron.stages.session import (
     CHECKPOINTS,
@@ -50,33 +55,65 @@ def run_alignment(config: AlignConfig) -> None:
     layout = " ".join(f"{axis}{size}" for axis, size in world.layout.items())
     with session.phase("build", f"building both players on {world.world_size} ranks ({layout}); run folder {output}"):
         run = build_run(config, world, fresh=restored is None, say=session.say)
-        first_step = 0 if restored is None else _restore(session, run, restored)
+        game = _Game(GameMemory.fresh(run.plan.game, seed=config.seed))
+        first_step = 0 if restored is None else _restore(session, run, game, restored)
     with session.phase("weight_sync", "handing the policy's weights to the rollout engine"):
         run.players.rollout.update_weights(run.players.policy.export_hf(), first_step)
-    last = _play(session, run, first_step) if first_step < config.steps else None
+    _prepare(session, run, game, first_step)
+    last = _play(session, run, game, first_step) if first_step < config.steps else None
     run.players.rollout.close()
     _finish(session, run, last)
     stop(world)
 
 
-def _play(session: Session[AlignConfig], run: AlignRun, first_step: int) -> AlignStep | None:
+@dataclass(eq=False)
+class _Game:
+    """What checkpoints keep of a run beside its players."""
+
+    memory: GameMemory
+    probe: Probe | None = None
+    good_step: int | None = None
+    """the newest checkpoint that was saved outside a collapse: what a rollback goes back to"""
+
+    def to_plain(self) -> dict[str, Any]:
+        probe = None if self.probe is None else self.probe.to_plain()
+        return {"memory": self.memory.to_plain(), "probe": probe, "good_step": self.good_step}
+
+
+def _prepare(session: Session[AlignConfig], run: AlignRun, game: _Game, first_step: int) -> None:
+    """What the rules need before the first step: a probe set, and a checkpoint to go back to."""
+    config, world = session.config, session.world
+    if run.probe_prompts is not None and game.probe is None:
+        with session.phase("probe", "sampling the probe set"):
+            game.probe = Probe.draw(run.probe_prompts, run.players.rollout, run.plan, draw=config.steps, world=world)
+    if config.game.rollbacks and game.good_step is None:
+        _save(session, run, game, first_step)
+
+
+def _play(session: Session[AlignConfig], run: AlignRun, game: _Game, first_step: int) -> AlignStep | None:
     """All steps from ``first_step``, with metrics, the live table and checkpoints; returns the last one."""
     config, world = session.config, session.world
+    if game.memory.controls.finished:
+        session.say("the reward gaps have settled: no step is left (--stop-gap-band)")
+        return None
     writer = MetricsWriter(session.output / METRICS, first_step=first_step) if world.is_main else None
     last: list[AlignStep] = []
 
     def on_step(step: AlignStep) -> None:
         row = step_row(step, run.renderer)
+        if game.probe is not None and step.step % config.game.probe_every == 0:
+            with session.timers.phase("probe"):
+                row |= game.probe.score(run.players, run.plan, run.renderer, world=world)
         row |= {f"seconds/{phase}": seconds for phase, seconds in session.timers.take().items()}
         if writer is not None:
             writer.write(row)
         session.show(row)
-        for alarm in gap_alarms(row, config.rollout.logprob_gap_alarm):
-            session.say(alarm)
+        for line in [*gap_alarms(row, config.rollout.logprob_gap_alarm), *verdict_lines(step, config.game)]:
+            session.say(line)
         last[:] = [step]
         done = step.step + 1
-        if done % config.checkpoint.save_every == 0 or done == config.steps:
-            _save(session, run, done)
+        if done % config.checkpoint.save_every == 0 or done == config.steps or step.verdict == "stop":
+            _save(session, run, game, done)
 
     session.say(f"aligning: steps {first_step + 1} to {config.steps}")
     steps = range(first_step, config.steps)
@@ -91,28 +128,62 @@ def _play(session: Session[AlignConfig], run: AlignRun, first_step: int) -> Alig
         ahead=config.rollout.rollout_ahead,
     )
     with closing(queue):
-        align(run.players, queue, run.plan, world=world, steps=steps, timers=session.timers, on_step=on_step)
+        align(
+            run.players,
+            queue,
+            run.plan,
+            game.memory,
+            world=world,
+            steps=steps,
+            timers=session.timers,
+            on_step=on_step,
+            roll_back=partial(_roll_back, session, run, game),
+        )
     if writer is not None:
         writer.close()
     return last[0] if last else None
 
 
-def _save(session: Session[AlignConfig], run: AlignRun, step: int) -> None:
+def _save(session: Session[AlignConfig], run: AlignRun, game: _Game, step: int) -> None:
     folder = checkpoint.step_folder(session.output / CHECKPOINTS, step)
     started = time.perf_counter()
-    state = {"step": step, "seed": session.config.seed}
+    if game.memory.controls.state.weak_steps == 0:
+        game.good_step = step
+    state = {"step": step, "seed": session.config.seed, "game": game.to_plain()}
     checkpoint.save(folder, run.players.engines(), state, models=run.models)
     seconds = time.perf_counter() - started
     session.other_seconds["checkpoint"] = session.other_seconds.get("checkpoint", 0.0) + seconds
     session.say(f"saved {folder} in {seconds:.1f} s")
 
 
-def _restore(session: Session[AlignConfig], run: AlignRun, folder: Path) -> int:
-    """Load both players; the step to go on with. Raises CheckpointError for another run's checkpoint."""
+def _roll_back(session: Session[AlignConfig], run: AlignRun, game: _Game) -> None:
+    """Both players as in the newest good checkpoint, which the run that this one goes on from may have saved."""
+    assert game.good_step is not None, "a run that may roll back saves its start"
+    load = session.config.checkpoint.load
+    roots = [session.output / CHECKPOINTS, *([] if load is None else [load / CHECKPOINTS, load.parent])]
+    folders = [checkpoint.step_folder(root, game.good_step) for root in roots]
+    found = broadcast_object([folder.is_dir() for folder in folders], source=0)
+    if not any(found):
+        raise CheckpointError(f"{folders[0]}, which a rollback goes back to, is gone; keep it or leave --rollbacks out")
+    folder = folders[found.index(True)]
+    checkpoint.load(folder, run.players.engines())
+    session.say(f"both players are those of {folder} again")
+
+
+def _restore(session: Session[AlignConfig], run: AlignRun, game: _Game, folder: Path) -> int:
+    """Load both players and the game's memory; the step to go on with.
+
+    Raises CheckpointError for another run's checkpoint.
+    """
     state = checkpoint.load(folder, run.players.engines())
-    if not {"step", "seed"} <= state.keys():
+    if not {"step", "seed", "game"} <= state.keys():
         raise CheckpointError(f"{folder} was not saved by an alignment run: it holds {sorted(state)}")
     step = step_of(state, folder, steps=session.config.steps, seed=session.config.seed)
+    kept = state["game"]
+    game.memory.restore(kept["memory"], run.prompts.batch)
+    game.good_step = kept["good_step"]
+    if run.probe_prompts is not None and kept["probe"] is not None:
+        game.probe = Probe.of_plain(kept["probe"], run.probe_prompts)
     session.say(f"restored both players from {folder}")
     return step
 

@@ -21,8 +21,10 @@ from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.stages.align import AlignStep, align
 from prism_megatron.stages.align_build import build_run, discriminator_folder
-from prism_megatron.stages.align_metrics import Row, game_row, item_accuracy
+from prism_megatron.stages.align_metrics import Row, item_accuracy
 from prism_megatron.stages.evaluate import SceneResponse, answer_scenes
+from prism_megatron.stages.game_memory import GameMemory
+from prism_megatron.stages.game_metrics import game_row, rights_of
 from prism_megatron.stages.rollout_queue import RolloutQueue
 
 MODES = {"T=1": 1.0, "greedy": 0.0}
@@ -106,11 +108,12 @@ def play(
     last: list[Row] = [{}]
 
     def keep(step: AlignStep) -> None:
-        last[0] = game_row(step.judgement.sums)
+        last[0] = game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, run.renderer))
 
     queue = RolloutQueue(rollout, run.prompts.batch, run.plan.sampling, n=run.plan.rollouts_per_prompt, seed=seed,
                          world=world, steps=range(steps), ahead=0)  # fmt: skip
-    align(run.players, queue, run.plan, world=world, steps=range(steps), timers=PhaseTimers(), on_step=keep)
+    memory = GameMemory.fresh(run.plan.game, seed=seed)
+    align(run.players, queue, run.plan, memory, world=world, steps=range(steps), timers=PhaseTimers(), on_step=keep)
     after = answers()
     rollout.close()
     return Played(before, after, last[0])

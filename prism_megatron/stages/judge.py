@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from prism_megatron.stages.batches import (
     TOWER_NAMES,
     TOWERS,
     BatchFormat,
+    ScoreRow,
     collect_scores,
     discriminator_batch,
     segment_slots,
@@ -29,12 +31,27 @@ from prism_megatron.types import PreferenceGroup
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores by (group, tower, rollout or None for the reference), of the discriminator *before* its update."""
+    """Scores by (group, tower, rollout or None for the reference), of the discriminator *before* its update.
+
+    ``sums`` and ``cost`` are those of the pass that gave them, over all pairs that were learnt from; ``results`` has
+    one entry for each update.
+    """
 
     scores: Mapping[tuple[int, int, int | None], float]
     sums: Mapping[str, float]
-    result: StepResult | None
+    results: Sequence[StepResult]
     cost: TrunkCost
+
+    @property
+    def finite(self) -> bool:
+        """Whether every score is a number."""
+        return all(math.isfinite(score) for score in self.scores.values())
+
+    @property
+    def result(self) -> StepResult | None:
+        """The last update, or the first whose gradient was not finite; None if there was none."""
+        dropped = [result for result in self.results if not result.updated]
+        return next(iter(dropped or self.results[-1:]), None)
 
 
 @dataclass(frozen=True)
@@ -60,46 +77,62 @@ def judge_and_train(
     step: int,
     tokens_per_microbatch: int,
     load_balance: float,
+    updates: int = 1,
+    replayed: Sequence[PreferenceGroup] = (),
 ) -> Judgement:
-    """Score every valid segment and, unless the discriminator is frozen, take one Bradley-Terry step on the pairs.
+    """Score every valid segment of ``groups`` and take ``updates`` Bradley-Terry steps on their pairs.
 
-    Without a valid pair in the whole step nothing is updated: AdamW would still decay weights and apply old momentum.
+    The pairs of ``replayed`` groups are learnt from beside them. ``game.freeze_discriminator`` allows no update, and
+    without a valid pair in the whole step nothing is updated: AdamW would still decay weights and apply old momentum.
 
     ``tokens_per_microbatch`` bounds the token slots of a micro-batch (see ``microbatches.plan_pairs``);
     ``load_balance`` is the coefficient of the load-balancing loss per layer, tower and sequence.
     """
-    pairs = [sum(len(group.valid_rollouts) for group in groups if tower in group.towers) for tower in TOWERS]
-    sequences = [sum(1 + len(group.valid_rollouts) for group in groups if tower in group.towers) for tower in TOWERS]
+    learnt = [*groups, *replayed]
+    pairs = [sum(len(group.valid_rollouts) for group in learnt if tower in group.towers) for tower in TOWERS]
+    sequences = [sum(1 + len(group.valid_rollouts) for group in learnt if tower in group.towers) for tower in TOWERS]
     loss = partial(
         game_loss,
         pair_counts=pairs,
         regulariser_coefficient=game.score_regulariser,
         cp_size=world.parallel.cp,
     )
-    plan, cost = plan_scoring(groups, form, tokens_per_microbatch, world)
-    batches, keys = [], []
-    for shares in of_rank(plan, dp_rank=world.dp_rank, dp_size=world.dp_size):
-        batch, batch_keys = discriminator_batch(
-            groups,
-            shares,
-            form=form,
-            seed=seed,
-            step=step,
-            load_balance=load_balance,
-            sequences_per_tower=sequences,
-        )
-        batches.append(batch)
-        keys.append(batch_keys)
-    if game.freeze_discriminator:
-        output, result = discriminator.forward(batches, loss), None
-    else:
-        output = discriminator.forward_backward(batches, loss)
-        result = discriminator.step() if any(pairs) else None
+    plan, cost = plan_scoring(learnt, form, tokens_per_microbatch, world)
+    mine = of_rank(plan, dp_rank=world.dp_rank, dp_size=world.dp_size)
+
+    def microbatches(update: int) -> tuple[list[Batch], list[Sequence[ScoreRow]]]:
+        """With dropout masks of their own for every update."""
+        made = [
+            discriminator_batch(
+                learnt,
+                shares,
+                form=form,
+                seed=seed,
+                step=step * game.discriminator_updates_per_step + update,
+                load_balance=load_balance,
+                sequences_per_tower=sequences,
+            )
+            for shares in mine
+        ]
+        return [batch for batch, _ in made], [keys for _, keys in made]
+
+    batches, keys = microbatches(0)
+    learns = updates > 0 and not game.freeze_discriminator
+    output = discriminator.forward_backward(batches, loss) if learns else discriminator.forward(batches, loss)
+    results: list[StepResult] = []
+    if learns and any(pairs):
+        results.append(discriminator.step())
+        for update in range(1, updates):
+            discriminator.forward_backward(microbatches(update)[0], loss)
+            results.append(discriminator.step())
     own = collect_scores([rows["scores"] for rows in output.rows], keys)
     scores = {
-        key: score for share in all_gather_objects(dict(own), group=world.groups.dp) for key, score in share.items()
+        key: score
+        for share in all_gather_objects(dict(own), group=world.groups.dp)
+        for key, score in share.items()
+        if key[0] < len(groups)
     }
-    return Judgement(scores=scores, sums=output.sums, result=result, cost=cost)
+    return Judgement(scores=scores, sums=output.sums, results=results, cost=cost)
 
 
 def plan_scoring(

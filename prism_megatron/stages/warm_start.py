@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
+from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.stages.batches import BatchFormat
+from prism_megatron.stages.game_metrics import Rights, rights_of
 from prism_megatron.stages.judge import Judgement, judge_and_train
 from prism_megatron.types import PreferenceGroup
 
@@ -24,6 +26,10 @@ class StepPairs:
 
     examples: Sequence[Example]
     groups: Sequence[PreferenceGroup]
+
+    def rights(self, renderer: Renderer) -> Rights:
+        """Which answers are known to be right."""
+        return rights_of(self.examples, self.groups, renderer) if self.examples else [None] * len(self.groups)
 
 
 @dataclass(frozen=True)

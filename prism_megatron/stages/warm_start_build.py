@@ -15,7 +15,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.warm_start import WarmStartConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder
 from prism_megatron.data.loader import RecordSource, SceneSource
-from prism_megatron.data.pairs import PairSource
+from prism_megatron.data.pairs import PairCounts, PairSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
@@ -45,6 +45,23 @@ class Sources:
     train: Source
     held_out: Source | None
     steps: int
+
+    @property
+    def train_text(self) -> str:
+        """What is trained on, and how much was left out, in words."""
+        if isinstance(self.train, SceneSource):
+            return "scenes"
+        counts = self.train.counts
+        if isinstance(counts, PairCounts):
+            return (
+                f"{counts.pairs} pairs in {counts.lines} lines (too long: {counts.long_prompts} prompts, "
+                f"{counts.long_responses} responses)"
+            )
+        return (
+            f"{counts.kept} records, {counts.without_reasoning} of them without reasoning (left out: "
+            f"{counts.without_reference} without a caption, {counts.long_prompt} prompts and {counts.long_response} "
+            "references that are too long)"
+        )
 
 
 @dataclass(frozen=True, eq=False)

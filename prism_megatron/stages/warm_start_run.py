@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 
 import torch
@@ -15,11 +15,12 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.errors import CheckpointError, ConfigError
+from prism_megatron.evaluation.health import Figures
 from prism_megatron.observability.metrics import MetricsWriter, read_metrics
 from prism_megatron.observability.summary import RunFacts, summarise, write_summary
-from prism_megatron.stages.align_metrics import Row, cost_row, game_row, share
+from prism_megatron.stages.align_metrics import Row, cost_row, share
 from prism_megatron.stages.assembly import export_folder
-from prism_megatron.stages.batches import TOWER_NAMES
+from prism_megatron.stages.game_metrics import game_row
 from prism_megatron.stages.pair_writer import PairWriter
 from prism_megatron.stages.session import (
     CHECKPOINTS,
@@ -32,7 +33,6 @@ from prism_megatron.stages.session import (
     claim_run_folder,
     step_of,
 )
-from prism_megatron.stages.truth import group_auc
 from prism_megatron.stages.warm_start import WarmStartStep, warm_start
 from prism_megatron.stages.warm_start_build import (
     Sources,
@@ -42,7 +42,7 @@ from prism_megatron.stages.warm_start_build import (
     held_out_pairs,
     step_pairs,
 )
-from prism_megatron.stages.warm_start_gate import HeldOut, check_gate, described, measure
+from prism_megatron.stages.warm_start_gate import check_gate, described, measure
 from prism_megatron.types import Rollout
 
 STAGE = "warm-start"
@@ -66,7 +66,7 @@ def warm_up(world: World, config: WarmStartConfig) -> None:
     sources = build_sources(config)
     session = Session(config, world, output, total_steps=sources.steps)
     layout = " ".join(f"{axis}{size}" for axis, size in world.layout.items())
-    session.say(f"run folder {output}; {_described(sources)}")
+    session.say(f"run folder {output}; {sources.steps} steps on {sources.train_text}")
     with session.phase("build", f"building the discriminator on {world.world_size} ranks ({layout})"):
         run = build_warm_start(config, sources, world, say=session.say)
         first_step = 0
@@ -80,7 +80,7 @@ def warm_up(world: World, config: WarmStartConfig) -> None:
             first_step = step_of(state, restored, steps=sources.steps, seed=config.seed)
             session.say(f"restored the discriminator from {restored}")
     _train(session, sources, run, range(first_step, sources.steps))
-    held_out: HeldOut | None = None
+    held_out: Figures | None = None
     if sources.held_out is not None:
         with session.phase("held_out", "scoring held-out pairs"):
             pairs = held_out_pairs(config, sources.held_out, run, world=world)
@@ -91,11 +91,6 @@ def warm_up(world: World, config: WarmStartConfig) -> None:
     _finish(session, run, held_out)
     if held_out is not None:
         check_gate(held_out, min_auc=config.gate.min_auc, min_accuracy=config.gate.min_accuracy)
-
-
-def _described(sources: Sources) -> str:
-    counts = getattr(sources.train, "counts", None)
-    return f"{sources.steps} steps on {'scenes' if counts is None else counts}"
 
 
 def _train(session: Session[WarmStartConfig], sources: Sources, run: WarmStartRun, steps: range) -> None:
@@ -146,11 +141,8 @@ def step_row(step: WarmStartStep, renderer: Renderer) -> Row:
         "truncated_rollouts": sum(isinstance(one, Rollout) and one.finish_reason == "length" for one in answers),
         "response_tokens": sum(len(answer.token_ids) for answer in answers),
     }
-    row |= game_row(judgement.sums) | cost_row(judgement.cost, pairs=num_valid)
-    if step.pairs.examples:
-        auc = group_auc(step.pairs.examples, groups, judgement.scores, renderer)
-        for name, own in zip(TOWER_NAMES, auc, strict=True):
-            row |= {f"{name}/auc": own.value, f"{name}/auc_pairs": own.pairs}
+    row |= game_row(groups, judgement, step.pairs.rights(renderer))
+    row |= cost_row(judgement.cost, pairs=num_valid)
     result = judgement.result
     row["discriminator_grad_norm"] = None if result is None else result.grad_norm
     row["discriminator_lr"] = None if result is None else result.lr
@@ -168,7 +160,7 @@ def _save(session: Session[WarmStartConfig], run: WarmStartRun, step: int) -> No
     session.say(f"saved {folder} in {seconds:.1f} s")
 
 
-def _finish(session: Session[WarmStartConfig], run: WarmStartRun, held_out: HeldOut | None) -> None:
+def _finish(session: Session[WarmStartConfig], run: WarmStartRun, held_out: Figures | None) -> None:
     """Export the discriminator, then write the summary, whether the gate is passed or not."""
     output, world = session.output, session.world
     with session.phase("export", f"exporting the discriminator to {output / EXPORT}"):
@@ -188,6 +180,6 @@ def _finish(session: Session[WarmStartConfig], run: WarmStartRun, held_out: Held
         other_seconds=session.other_seconds,
     )
     summary = summarise(read_metrics(output / METRICS), facts)
-    summary["held_out"] = None if held_out is None else {name: asdict(own) for name, own in held_out.items()}
+    summary["held_out"] = held_out
     write_summary(output / SUMMARY, summary)
     session.say(f"done: {output / SUMMARY}, {facts.checkpoint}, {facts.hf_export}")

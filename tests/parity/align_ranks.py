@@ -15,10 +15,11 @@ from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.align import AlignPlan, group_advantages, train_policy
+from prism_megatron.stages.align import AlignPlan, train_policy
 from prism_megatron.stages.align_build import build_discriminator
 from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout
 from prism_megatron.stages.judge import judge_and_train
+from prism_megatron.stages.rewards import group_advantages
 from prism_megatron.stages.sampling import sample_groups
 from prism_megatron.types import RolloutGroup
 
@@ -73,7 +74,7 @@ def one_round(world: World, groups: Sequence[RolloutGroup], tokens_per_microbatc
         seed=SEED,
         form=form,
     )
-    advantages = [group_advantages(group, g, judgement, plan, step=0) for g, group in enumerate(groups)]
+    advantages = [group_advantages(group, g, judgement, plan.game, seed=SEED, step=0) for g, group in enumerate(groups)]
     sums, policy_result = train_policy(policy, groups, advantages, plan, version=0, world=world)
     assert judgement.result is not None
     assert policy_result is not None

@@ -6,20 +6,14 @@ and to servers that hold several GPUs.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
-import pytest
 import torch
 
-from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.rollout.sglang_server import PYTHON
 from prism_megatron.types import Rollout
-from tests.sglang.conftest import REPOSITORY, World
+from tests.sglang.conftest import World
 from tests.sglang.test_real_server import TOLERANCE, hand_over, moved
 from tests.unit.rollout.oracle import forced_logprobs
 
