@@ -33,7 +33,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: help align test sglang test-sglang lint types parity bench-model bench-convert bench-scoring bench-rollout \
-    bench-weight-sync te-check effect mini clean
+    bench-weight-sync te-check effect variants mini clean
 
 help:
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
@@ -49,6 +49,7 @@ help:
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
+	@echo "make variants           segment, learned, dense, text, joint and segment credit in one report (about ADD minutes)"
 	@echo "make mini               rebuild the mini world's weights"
 	@echo "make clean              remove environments, caches and runs"
 
@@ -94,6 +95,9 @@ te-check: $(TE_VENV)/.installed
 
 effect: $(VENV)/.installed
 	$(RUN) python tools/effect.py $(ARGS)
+
+variants: $(VENV)/.installed
+	$(RUN) python tools/variants.py $(ARGS)
 
 mini: $(VENV)/.installed
 	$(RUN) python tools/make_mini.py $(ARGS)

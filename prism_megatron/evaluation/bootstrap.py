@@ -1,8 +1,8 @@
-"""How sure a mean over scenes is."""
+"""How sure a mean, or another statistic, over scenes is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 _NUM_RESAMPLES = 4000
 _RESAMPLES_AT_ONCE = 250
+_NUM_STATISTIC_RESAMPLES = 1000
 
 
 class Interval(NamedTuple):
-    """A mean and the ends of its 95 % interval."""
+    """A mean (or other statistic) and the ends of its 95 % interval."""
 
     mean: float
     low: float
@@ -40,3 +41,22 @@ def mean_interval(values: Sequence[float] | npt.NDArray[np.float64], *, seed: in
     )
     low, high = np.quantile(means, (0.025, 0.975))
     return Interval(float(array.mean()), float(low), float(high))
+
+
+def statistic_interval(
+    values_by_scene: Sequence[Sequence[float]], statistic: Callable[[npt.NDArray[np.float64]], float], *, seed: int
+) -> Interval:
+    """A statistic of all values with its percentile bootstrap; whole scenes are resampled, with all their values.
+
+    A scene may have no value. Raises ValueError where none has.
+    """
+    scenes = [np.asarray(values, dtype=np.float64) for values in values_by_scene if len(values)]
+    if not scenes:
+        raise ValueError("an interval needs at least one value")
+    generator = np.random.default_rng(seed)
+    draws = [
+        statistic(np.concatenate([scenes[i] for i in generator.integers(0, len(scenes), size=len(scenes))]))
+        for _ in range(_NUM_STATISTIC_RESAMPLES)
+    ]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Interval(float(statistic(np.concatenate(scenes))), float(low), float(high))

@@ -79,18 +79,24 @@ def write_report(
         f"{summary['megatron_core']}, torch {summary['torch']}. Figures are means over the last "
         f"{summary['window_steps']} steps unless a step is named."
     )
+    body = (
+        f"<section class='tables'>{_game_table(summary)}{_time_table(summary)}</section>"
+        f"<h2>Curves</h2><section class='charts'>{_charts(rows)}</section>"
+        f"<h2>Sample rollouts</h2>{''.join(_article(sample) for sample in samples)}"
+        f"<h2>Files</h2>{_files_table(summary)}"
+    )
+    write_page(path, title=title, lead=lead, body=body)
+
+
+def write_page(path: Path, *, title: str, lead: str, body: str) -> None:
+    """Write a page that stands alone around ``body``, which is HTML; ``title`` and ``lead`` are text."""
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta http-equiv='Content-Security-Policy' "
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{_text(title)}</h1><p class='lead'>{_text(lead)}</p>"
-        f"<section class='tables'>{_game_table(summary)}{_time_table(summary)}</section>"
-        f"<h2>Curves</h2><section class='charts'>{_charts(rows)}</section>"
-        f"<h2>Sample rollouts</h2>{''.join(_article(sample) for sample in samples)}"
-        f"<h2>Files</h2>{_files_table(summary)}"
-        "</body></html>\n"
+        f"<h1>{_text(title)}</h1><p class='lead'>{_text(lead)}</p>{body}</body></html>\n"
     )
     write_atomically(path, page)
 
