@@ -49,7 +49,7 @@ help:
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
-	@echo "make variants           segment, learned, dense, text, joint and segment credit in one report (about ADD minutes)"
+	@echo "make variants           segment, learned, dense, text, joint and segment credit in one report"
 	@echo "make mini               rebuild the mini world's weights"
 	@echo "make clean              remove environments, caches and runs"
 
