@@ -154,9 +154,9 @@ def discriminator_batch(
     """One packed micro-batch, and what each of its scores belongs to; None for a shared prompt's, which means nothing.
 
     ``groups`` are all of the step. Extras by sequence: ``reference_row`` place of its reference (its own for a prompt),
-    ``is_rollout`` 1 for rollouts, ``dropout_key`` (see :func:`dropout_key`), all int64; ``sequence_share`` is 1 over the
-    step's ``sequences_per_tower``, 0 for a reference that another micro-batch counts, and ``load_balance_weight`` that
-    times a ``load_balance`` coefficient above 0, with which prompts cannot be shared.
+    ``is_rollout`` 1 for rollouts, ``dropout_key`` (see :func:`dropout_key`), all int64; ``sequence_share`` is 1 over
+    the step's ``sequences_per_tower``, 0 for a reference that another micro-batch counts, and ``load_balance_weight``
+    that times a ``load_balance`` coefficient above 0, with which prompts cannot be shared.
     """
     sequences = judged_sequences(groups, shares, form)
     keys = [sequence.key for sequence in sequences]
