@@ -29,7 +29,7 @@ from prism_megatron.stages.align_build import AlignRun, build_run
 from prism_megatron.stages.align_metrics import gap_alarms, report_samples, step_row, verdict_lines
 from prism_megatron.stages.assembly import export_folder
 from prism_megatron.stages.game_memory import GameMemory
-from prism_megatron.stages.probe import Probe
+from prism_megatron.stages.probe_set import ProbeSet
 from prism_megatron.stages.rollout_queue import RolloutQueue
 from prism_megatron.stages.session import (
     CHECKPOINTS,
@@ -79,7 +79,7 @@ class _Game:
     """What checkpoints keep of a run beside its players."""
 
     memory: GameMemory
-    probe: Probe | None = None
+    probe: ProbeSet | None = None
     good_step: int | None = None
     """the newest checkpoint that was saved outside a collapse: what a rollback goes back to"""
 
@@ -93,7 +93,7 @@ def _prepare(session: Session[AlignConfig], run: AlignRun, game: _Game, first_st
     config, world = session.config, session.world
     if run.probe_prompts is not None and game.probe is None:
         with session.phase("probe", "sampling the probe set"):
-            game.probe = Probe.draw(run.probe_prompts, run.players.rollout, run.plan, draw=config.steps, world=world)
+            game.probe = ProbeSet.draw(run.probe_prompts, run.players.rollout, run.plan, draw=config.steps, world=world)
     if config.game.rollbacks and game.good_step is None:
         _save(session, run, game, first_step)
 
@@ -193,7 +193,7 @@ def _restore(session: Session[AlignConfig], run: AlignRun, game: _Game, folder: 
     game.memory.restore(kept["memory"], run.prompts.batch)
     game.good_step = kept["good_step"]
     if run.probe_prompts is not None and kept["probe"] is not None:
-        game.probe = Probe.of_plain(kept["probe"], run.probe_prompts)
+        game.probe = ProbeSet.of_plain(kept["probe"], run.probe_prompts)
     session.say(f"restored both players from {folder}")
     return step
 

@@ -18,15 +18,15 @@ def renderer() -> Renderer:
     return Renderer.from_folder(MINI_FOLDER / "policy")
 
 
+def form(renderer: Renderer) -> BatchFormat:
+    return BatchFormat(renderer.pad_token_id, renderer.end_token_id, length_multiple=1, device=torch.device("cpu"))
+
+
 def sampled(renderer: Renderer, token_ids: tuple[int, ...]) -> Rollout:
     """A rollout with these tokens, as an engine hands it over."""
     span = VersionSpan(0, 0, len(token_ids))
     segments = renderer.segment_finder.find(token_ids)
     return Rollout(token_ids, (-1.0,) * len(token_ids), "stop", (span,), segments)
-
-
-def form_of(renderer: Renderer) -> BatchFormat:
-    return BatchFormat(renderer.pad_token_id, renderer.end_token_id, length_multiple=1, device=torch.device("cpu"))
 
 
 def test_equal_text_gives_equal_ids(renderer: Renderer) -> None:
@@ -43,7 +43,7 @@ def test_equal_text_gives_equal_ids(renderer: Renderer) -> None:
         assert group.towers == towers
         assert group.valid_rollouts == (0,)
         for tower in towers:
-            theirs, ours = (segment_row(group, one, tower, form_of(renderer)) for one in (own, rollout))
+            theirs, ours = (segment_row(group, one, tower, form(renderer)) for one in (own, rollout))
             assert theirs.token_ids == ours.token_ids
 
 
@@ -52,6 +52,6 @@ def test_every_row_ends_in_the_same_token(renderer: Renderer) -> None:
     other = renderer.response("- green star: 4", "green star: 4", "4")
     answers: list[Response | Rollout] = [renderer.response(*WRITING), sampled(renderer, other.token_ids)]
     group = PreferenceGroup(Prompt(id="p", token_ids=(5, 6), images=(), question=""), other, tuple(answers))
-    rows = [segment_row(group, one, tower, form_of(renderer)) for one in answers for tower in group.towers]
+    rows = [segment_row(group, one, tower, form(renderer)) for one in answers for tower in group.towers]
     assert {row.token_ids[-1] for row in rows} == {renderer.end_token_id}
     assert renderer.end_token_id != renderer.pad_token_id

@@ -20,14 +20,16 @@ from prism_megatron.types import PreferenceGroup
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class ProbeSet:
     """One step's worth of prompts that the game never sees, and the valid answers that the first policy gave them."""
 
     examples: Sequence[Example]
     groups: Sequence[PreferenceGroup]
 
     @classmethod
-    def draw(cls, source: ExampleSource, rollout: RolloutEngine, plan: AlignPlan, *, draw: int, world: World) -> Probe:
+    def draw(
+        cls, source: ExampleSource, rollout: RolloutEngine, plan: AlignPlan, *, draw: int, world: World
+    ) -> ProbeSet:
         """Sample the answers; all ranks together. ``draw`` is a step number that no step of the run has."""
         examples = source.batch(0)
         groups = sample_groups(
@@ -36,7 +38,7 @@ class Probe:
         return cls(examples, [for_judging(group) for group in groups])
 
     @classmethod
-    def of_plain(cls, plain: Sequence[Sequence[dict[str, Any]]], source: ExampleSource) -> Probe:
+    def of_plain(cls, plain: Sequence[Sequence[dict[str, Any]]], source: ExampleSource) -> ProbeSet:
         """The inverse of ``to_plain``."""
         examples = source.batch(0)
         return cls(examples, [group_of(example, kept) for example, kept in zip(examples, plain, strict=True)])
