@@ -167,8 +167,12 @@ def check_warm_start(config: WarmStartConfig, shape: Qwen3VLShape, *, world_size
     for flag, share in (("--min-auc", gate.min_auc), ("--min-accuracy", gate.min_accuracy)):
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"{flag} {share:g} must be at least 0 and at most 1")
-    if config.rollout.logprob_gap_alarm != RolloutConfig().logprob_gap_alarm:
-        raise ConfigError("--logprob-gap-alarm compares with a policy that trains, and here none does; leave it out")
+    for name in ("logprob_gap_alarm", "rollout_probe_every", "rollout_probe_bound"):
+        if getattr(config.rollout, name) != getattr(RolloutConfig(), name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} compares with a policy that trains, and here none does; leave it out")
+    if config.model.freeze_policy_vision:
+        raise ConfigError("--freeze-policy-vision is for a policy that trains, and here none does; leave it out")
     if pairs.pairs is not None:
         _check_pairs(config, pairs.pairs)
     elif config.steps is None and config.data.data is None:
@@ -188,6 +192,8 @@ def _check_pairs(config: WarmStartConfig, path: Path) -> None:
     for name in ("rollout", "temperature", "top_p"):
         if getattr(config.rollout, name) != getattr(default, name):
             raise ConfigError(f"--{name.replace('_', '-')} is for sampling, and with --pairs nothing is; leave it out")
+    if config.gate.gate_rollouts != GateConfig().gate_rollouts:
+        raise ConfigError("--gate-rollouts is for sampling, and with --pairs nothing is; leave it out")
     if config.gate.min_auc > 0:
         raise ConfigError("--min-auc needs answers that are known to be right or wrong, and --pairs has none; "
                           "leave it out, or ask for --min-accuracy")  # fmt: skip

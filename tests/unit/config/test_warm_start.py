@@ -81,6 +81,8 @@ def test_the_mini_recipes_pass_their_own_checks(tmp_path: Path) -> None:
         (["--tp", "3"], "--tp 3"),
         (["--prompts-per-step", "3"], "--prompts-per-step 3 must be a multiple of the 2"),
         (["--logprob-gap-alarm", "0.1"], "--logprob-gap-alarm compares with a policy that trains"),
+        (["--rollout-probe-every", "3"], "--rollout-probe-every compares with a policy that trains"),
+        (["--freeze-policy-vision"], "--freeze-policy-vision is for a policy that trains"),
         (["--pairs", "FILE", "--temperature", "0.5"], "--temperature is for sampling"),
         (["--format-sft", "3"], "--format-sft trains on records"),
         (["--pairs", "nowhere.jsonl"], "--pairs nowhere.jsonl is not a file"),
