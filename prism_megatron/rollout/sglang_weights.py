@@ -17,7 +17,7 @@ from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.errors import PrismError, RolloutError, WeightSyncError
 from prism_megatron.rollout.sglang_http import ServerClient, ServerLostError, ServerRefusedError
 from prism_megatron.rollout.weight_buckets import Payload, Piece, pieces
-from prism_megatron.rollout.weight_group import WeightGroups
+from prism_megatron.rollout.weight_group import Parcel, WeightGroups
 
 Transport = Literal["tensor", "disk", "group"]
 """How weights reach a server: over HTTP, as the path of a folder that it can read too, or through a process group."""
@@ -187,7 +187,7 @@ class WeightSync:
     def _sender(self, piece: Piece, fields: dict[str, Any]) -> Callable[[ServerClient], object]:
         """The call that gives a server the piece."""
         if self._groups is not None:
-            return partial(self._groups.send, piece=piece, fields=fields, seconds=_UPDATE_SECONDS)
+            return partial(self._groups.send, parcel=Parcel(piece), fields=fields, seconds=_UPDATE_SECONDS)
         return partial(_post_payload, payload=Payload(piece), fields=fields)
 
     def _open(self, client: ServerClient) -> None:

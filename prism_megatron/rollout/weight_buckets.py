@@ -68,7 +68,7 @@ class Payload:
         sink = SimpleNamespace(write=lambda part: self._parts.append(bytes(part)))
         # Plain pickle: SGLang's own serialiser passes file descriptors, which an unrelated process cannot open. The
         # entries of ``metadata`` need only these attributes; all indices count bytes.
-        pickle.Pickler(sink, protocol=5).dump({"metadata": _metadata(piece), "flattened_tensor": _flat(piece)})
+        pickle.Pickler(sink, protocol=5).dump({"metadata": _metadata(piece), "flattened_tensor": flat(piece).cpu()})
         self.num_bytes = sum(map(len, self._parts))
 
     def body(self, fields: Mapping[str, Any]) -> tuple[Iterator[bytes], int]:
@@ -91,11 +91,11 @@ class Payload:
         yield tail
 
 
-def _flat(piece: Piece) -> Tensor:
-    """All bytes of a piece one after another, in memory of the CPU."""
+def flat(piece: Piece) -> Tensor:
+    """All bytes of a piece one after another, ``[bytes]``."""
     raw = [tensor.detach().contiguous().flatten().view(torch.uint8) for _, tensor in piece.tensors]
     alone = len(raw) == 1 and raw[0].untyped_storage().nbytes() == raw[0].nbytes  # pickle takes the whole storage
-    return (raw[0] if alone else torch.cat(raw)).cpu()
+    return raw[0] if alone else torch.cat(raw)
 
 
 def _metadata(piece: Piece) -> list[SimpleNamespace]:

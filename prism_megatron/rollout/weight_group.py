@@ -24,11 +24,24 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from prism_megatron.errors import RolloutError
 from prism_megatron.rollout.sglang_http import ServerClient
-from prism_megatron.rollout.weight_buckets import Piece
+from prism_megatron.rollout.weight_buckets import Piece, flat
 
 _JOIN_SECONDS = 60.0
 _POLL_SECONDS = 0.02
-_LIMIT = timedelta(minutes=5)  # a worker that lives but takes nothing ends a broadcast after this
+_LIMIT = timedelta(minutes=2)  # a worker that lives but takes nothing ends a broadcast after this
+
+
+class Parcel:
+    """A piece as one broadcast, and what a server must know to take it apart."""
+
+    def __init__(self, piece: Piece) -> None:
+        self.raw = flat(piece)
+        self.layout: dict[str, Any] = {
+            "names": [name for name, _ in piece.tensors],
+            "dtypes": [str(tensor.dtype).removeprefix("torch.") for _, tensor in piece.tensors],
+            "shapes": [list(tensor.shape) for _, tensor in piece.tensors],
+            "load_format": "flattened_bucket",
+        }
 
 
 class WeightGroups:
@@ -39,6 +52,7 @@ class WeightGroups:
         self._address = address
         self._join_seconds = join_seconds
         self._groups: dict[str, tuple[str, Any]] = {}
+        self._left: list[Any] = []  # kept: the end of a group waits for what is under way in it, up to _LIMIT
 
     def join(self, client: ServerClient) -> None:
         """Make the server's group unless there is one.
@@ -80,29 +94,21 @@ class WeightGroups:
         answer.result()
         self._groups[client.url] = name, group
 
-    def send(self, client: ServerClient, piece: Piece, fields: dict[str, Any], *, seconds: float) -> None:
+    def send(self, client: ServerClient, parcel: Parcel, fields: dict[str, Any], *, seconds: float) -> None:
         """Broadcast a piece to the server's workers, which load it. Raises as ``ServerClient.post``."""
         name, group = self._groups[client.url]
-        tensors = [tensor.detach().contiguous() for _, tensor in piece.tensors]
-        options = dist.BroadcastOptions()
-        works = [group.broadcast([tensor], options) for tensor in tensors]
-        request = {
-            "names": [key for key, _ in piece.tensors],
-            "dtypes": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors],
-            "shapes": [list(tensor.shape) for tensor in tensors],
-            "group_name": name,
-            **fields,
-        }
-        client.post("/update_weights_from_distributed", request, seconds=seconds)
-        for work in works:
-            work.wait()
+        work = group.broadcast([parcel.raw], dist.BroadcastOptions())
+        client.post(
+            "/update_weights_from_distributed", {**parcel.layout, "group_name": name, **fields}, seconds=seconds
+        )
+        work.wait()
 
     def leave(self, client: ServerClient) -> None:
         """Forget the server's group, of which nothing is known after a failure; the next ``join`` makes another."""
         found = self._groups.pop(client.url, None)
         if found is not None:
             name, group = found
-            group.abort()
+            self._left.append(group)
             with suppress(RolloutError):  # it may be gone, and the group with it
                 client.post("/destroy_weights_update_group", {"group_name": name})
 

@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import BroadcastOptions, PrefixStore  # type: ignore[attr-defined]  # offered, not in __all__
-from torch.distributed.distributed_c10d import Backend, _new_process_group_helper
+from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, destroy_process_group
 from torch.distributed.rendezvous import rendezvous
 
 from prism_megatron.config.mini_world import MINI_FOLDER
@@ -85,6 +85,12 @@ class FakeSGLang:
         self.version, self.session_open, self.paused = "default", False, False
         self.die_at, self.dead, self.released = None, False, False
 
+    def leave_groups(self) -> None:
+        """As the end of a process does, which closes its connections."""
+        for group in self.groups.values():
+            destroy_process_group(group)
+        self.groups.clear()
+
     def checksum(self) -> str:
         digest = hashlib.sha256()
         for name in sorted(self.weights):
@@ -106,6 +112,7 @@ class FakeSGLang:
             self.calls.append((path, body))
             self.dead = self.dead or path == self.die_at
             if self.dead:
+                self.leave_groups()
                 raise ConnectionAbortedError
             if self.refuse.get(path, 0) > 0:
                 self.refuse[path] -= 1
@@ -135,8 +142,7 @@ class FakeSGLang:
         if path == "/init_weights_update_group":
             self.groups[body["group_name"]] = joined_group(body)
         elif path == "/destroy_weights_update_group":
-            if self.groups.pop(body["group_name"], None) is None:
-                return 400, {"success": False, "message": "The group to be destroyed does not exist."}
+            destroy_process_group(self.groups.pop(body["group_name"]))
         elif path not in UPDATES:
             return 404, {"detail": "Not Found"}
         elif path != "/update_weights_from_disk" and not self.session_open:
@@ -225,12 +231,14 @@ def joined_group(body: dict[str, Any]) -> Any:
 
 
 def received(group: Any, body: dict[str, Any]) -> dict[str, Tensor]:
-    tensors = [
-        torch.empty(shape, dtype=getattr(torch, dtype))
-        for shape, dtype in zip(body["shapes"], body["dtypes"], strict=True)
-    ]
-    for tensor in tensors:
-        group.broadcast([tensor], BroadcastOptions()).wait()
+    """One broadcast of all bytes, taken apart by names, dtypes and shapes."""
+    assert body["load_format"] == "flattened_bucket"
+    dtypes, shapes = [getattr(torch, dtype) for dtype in body["dtypes"]], map(torch.Size, body["shapes"])
+    sizes = [(dtype, shape, shape.numel() * dtype.itemsize) for dtype, shape in zip(dtypes, shapes, strict=True)]
+    raw = torch.empty(sum(size for _, _, size in sizes), dtype=torch.uint8)
+    group.broadcast([raw], BroadcastOptions()).wait()
+    parts = raw.split([size for _, _, size in sizes])
+    tensors = [part.view(dtype).reshape(shape) for part, (dtype, shape, _) in zip(parts, sizes, strict=True)]
     return dict(zip(body["names"], tensors, strict=True))
 
 
