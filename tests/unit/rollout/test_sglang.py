@@ -146,6 +146,19 @@ def test_logprobs_are_those_of_the_whole_softmax(
     assert served[0] - whole[0] > 0.01, "blind: the barred tokens have no weight"
 
 
+def test_scores_of_a_given_response_are_those_of_its_tokens(engine: SGLangRollout) -> None:
+    """SGLang scores the last id of the vocabulary, and reports it as 0; other ids must be the response's."""
+    prompt, response = Prompt("p", (5, 6), (), ""), (7, 511)
+
+    def answer(*tokens: int) -> list[dict[str, Any]]:
+        scored = [[-0.5 * i, token, None] for i, token in enumerate((5, 6, *tokens))]
+        return [{"meta_info": {"prompt_tokens": 4, "input_token_logprobs": scored}}]
+
+    assert engine._format.scores(prompt, response, answer(7, 0)) == (-1.0, -1.5)
+    with pytest.raises(RolloutError, match="has 4 tokens and the server read 4"):
+        engine._format.scores(prompt, response, answer(8, 0))
+
+
 def test_requests_are_bounded_and_shared_by_load(fakes: list[FakeSGLang], renderer: Renderer, tmp_path: Path) -> None:
     engine = engine_on(fakes, renderer, tmp_path, max_in_flight=4)
     engine.update_weights(mini_weights(), version=0)
