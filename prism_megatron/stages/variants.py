@@ -30,6 +30,7 @@ from prism_megatron.observability.metrics import write_atomically
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.stages.align_metrics import Row
 from prism_megatron.stages.arms import MEASURES, MODES, Arm, Responses, Table, change, level, play, tabulate
+from prism_megatron.stages.batches import TOWER_NAMES
 from prism_megatron.stages.evaluate import heldout_scenes, reference_forms
 from prism_megatron.stages.session import CONFIG, EXPORT, SUMMARY
 from prism_megatron.stages.warm_start_run import warm_up_on
@@ -157,6 +158,6 @@ def _interval(values: list[list[float]], statistic: Callable[[np.ndarray], float
 
 
 def _auc(held_out: Mapping[str, Any]) -> str:
-    """How well the warm discriminator told right from wrong inside held-out groups, before the game."""
-    figures = ((name, own["auc"]["value"]) for name, own in held_out.items())
+    """How well the warm discriminator told right from wrong inside held-out groups (``game_row``), before the game."""
+    figures = ((name, held_out[f"{name}/auc"]) for name in TOWER_NAMES)
     return "warm-start AUC " + ", ".join(f"{name} {'–' if auc is None else f'{auc:.3f}'}" for name, auc in figures)

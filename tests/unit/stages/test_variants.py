@@ -14,6 +14,8 @@ from prism_megatron.evaluation.proxies import ResponseForm
 from prism_megatron.evaluation.scenes import SceneJudgement
 from prism_megatron.stages.arms import MODES, Responses
 from prism_megatron.stages.evaluate import SceneResponse
+from prism_megatron.stages.game_metrics import game_row
+from prism_megatron.stages.judge import Judgement, TrunkCost
 from prism_megatron.stages.variants import BEFORE, compare
 
 
@@ -59,7 +61,8 @@ def test_figures_come_from_the_variant_s_own_responses() -> None:
         **{name: [responses(response(right=True, items=4), response(right=True, items=4))] for name in VARIANTS},
         "dense": [responses(response(right=False, items=None), response(right=False, items=None))],
     }
-    held_out = {name: {"perception": {"auc": {"value": None}}} for name in VARIANTS}
+    judged = game_row([], Judgement({}, {"discriminator_loss": 0.0}, (), TrunkCost(0, 0, 0)), [])
+    held_out = {name: {**judged, "reasoning/auc": 0.75} for name in VARIANTS}
     supervision = [ResponseForm(4, 2, 40)]
     comparison = compare(VariantsConfig(output=Path("unused"), scenes=2), runs, supervision, held_out)
     sections = comparison.as_document()["sections"]
@@ -72,4 +75,4 @@ def test_figures_come_from_the_variant_s_own_responses() -> None:
     assert distances["T=1/caption items"][BEFORE]["mean"] == 2.0
     assert distances["T=1/caption items"]["joint"]["mean"] == 0.0
     assert means["greedy/tokens"]["dense"] is None
-    assert comparison.columns["text"] == "--modality text; warm-start AUC perception –"
+    assert comparison.columns["text"] == "--modality text; warm-start AUC perception –, reasoning 0.750"
