@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -209,12 +210,16 @@ def step_pairs(
     queue = RolloutQueue(run.rollout, train.batch, run.sampling, n=config.rollout.rollouts_per_prompt,
                          seed=config.seed, world=world, steps=steps, ahead=config.rollout.rollout_ahead)  # fmt: skip
 
-    def take(step: int) -> StepPairs:
-        sampled = queue.take(step)
-        return StepPairs(sampled.examples, sampled.groups)
-
     with closing(queue):
-        yield take
+        yield partial(_taken, run.rollout, queue)
+
+
+def _taken(rollout: RolloutEngine, queue: RolloutQueue, step: int) -> StepPairs:
+    """Colocated servers hold memory only while they sample: the discriminator trains next."""
+    rollout.wake()
+    sampled = queue.take(step)
+    rollout.sleep()
+    return StepPairs(sampled.examples, sampled.groups)
 
 
 def held_out_pairs(config: WarmStartConfig, held_out: Source, run: WarmStartRun, *, world: World) -> StepPairs:
@@ -226,6 +231,8 @@ def held_out_pairs(config: WarmStartConfig, held_out: Source, run: WarmStartRun,
         count = min(count, held_out.counts.kept)
     examples = [held_out.example(i) for i in range(count)]
     assert run.rollout is not None
+    run.rollout.wake()
     groups = sample_groups(run.rollout, examples, run.sampling, n=config.gate.gate_rollouts, seed=config.seed + 1,
                            step=0, world=world)  # fmt: skip
+    run.rollout.sleep()
     return StepPairs(examples, groups)
