@@ -14,7 +14,7 @@ from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.cli import parse
 from prism_megatron.errors import ConfigError, RolloutError
 from prism_megatron.stages import serving
-from prism_megatron.stages.serving import build_served_rollout, first_server_gpu
+from prism_megatron.stages.serving import SharedRollout, build_served_rollout, first_server_gpu
 
 
 @pytest.fixture
@@ -59,3 +59,15 @@ def test_servers_take_the_gpus_behind_the_trainers_or_share_them(
     assert first_server_gpu(config, ranks=ranks, num_gpus=num_gpus) == first
     with pytest.raises(ConfigError, match=f"take {num_gpus} GPUs, and this host has {num_gpus - 1}"):
         first_server_gpu(config, ranks=ranks, num_gpus=num_gpus - 1)
+
+
+def test_a_run_that_stops_early_closes_its_servers_twice(tmp_path: Path) -> None:
+    """The queue of rollouts ahead closes what still draws, and the run's end all there is."""
+    exported = tmp_path / "model"
+    exported.mkdir()
+    engine: Any = SimpleNamespace(close=lambda: None)
+    world: Any = SimpleNamespace(is_main=True)
+    shared = SharedRollout(engine, world, exported=exported)
+    shared.close()
+    assert not exported.exists()
+    shared.close()
