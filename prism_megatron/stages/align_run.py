@@ -169,7 +169,7 @@ def _roll_back(session: Session[AlignConfig], run: AlignRun, game: _Game) -> Non
     """Both players as in the newest good checkpoint, which the run that this one goes on from may have saved."""
     assert game.good_step is not None, "a run that may roll back saves its start"
     load = session.config.checkpoint.load
-    roots = [session.output / CHECKPOINTS, *([] if load is None else [load / CHECKPOINTS, load.parent])]
+    roots = [session.output / CHECKPOINTS, *([] if load is None else [load / CHECKPOINTS, load, load.parent])]
     folders = [checkpoint.step_folder(root, game.good_step) for root in roots]
     found = broadcast_object([folder.is_dir() for folder in folders], source=0)
     if not any(found):
