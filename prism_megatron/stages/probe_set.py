@@ -38,12 +38,12 @@ class ProbeSet:
         return cls(examples, [for_judging(group) for group in groups])
 
     @classmethod
-    def of_plain(cls, plain: Sequence[Sequence[dict[str, Any]]], source: ExampleSource) -> ProbeSet:
-        """The inverse of ``to_plain``."""
-        examples = source.batch(0)
-        return cls(examples, [group_of(example, kept) for example, kept in zip(examples, plain, strict=True)])
+    def of_plain(cls, plain: Sequence[dict[str, Any]], source: ExampleSource) -> ProbeSet:
+        """The inverse of ``to_plain``. Raises CheckpointError as ``group_of``."""
+        examples = source.batch(0)[: len(plain)]
+        return cls(examples, [group_of(examples, g, kept) for g, kept in enumerate(plain)])
 
-    def to_plain(self) -> list[list[dict[str, Any]]]:
+    def to_plain(self) -> list[dict[str, Any]]:
         """The answers as JSON."""
         return [answers_to_plain(group) for group in self.groups]
 

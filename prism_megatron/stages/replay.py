@@ -13,6 +13,7 @@ import numpy as np
 
 from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
+from prism_megatron.errors import CheckpointError
 from prism_megatron.types import PreferenceGroup, Response, Segments, Span
 
 _DRAW = 0x5EED
@@ -48,11 +49,14 @@ class ReplayBuffer:
         ]
 
     def restore(self, plain: Sequence[Mapping[str, Any]], prompts: Callable[[int], Sequence[Example]]) -> None:
-        """Take back what ``to_plain`` gave; ``prompts(step)`` gives the examples of an earlier step again."""
+        """Take back what ``to_plain`` gave; ``prompts(step)`` gives the examples of an earlier step again.
+
+        Raises CheckpointError where those are others (see ``group_of``).
+        """
         self._steps.clear()
         for entry in plain if self._prompts else ():
             examples = prompts(entry["step"])
-            self._steps.append((entry["step"], [(g, group_of(examples[g], kept)) for g, kept in entry["groups"]]))
+            self._steps.append((entry["step"], [(g, group_of(examples, g, kept)) for g, kept in entry["groups"]]))
 
 
 def for_judging(group: PreferenceGroup) -> PreferenceGroup:
@@ -63,9 +67,9 @@ def for_judging(group: PreferenceGroup) -> PreferenceGroup:
     )
 
 
-def answers_to_plain(group: PreferenceGroup) -> list[dict[str, Any]]:
+def answers_to_plain(group: PreferenceGroup) -> dict[str, Any]:
     """The answers of a group ``for_judging`` as JSON; token ids as one text, so that they take one line of it."""
-    return [
+    answers = [
         {
             "token_ids": " ".join(map(str, answer.token_ids)),
             "perception": answer.segments.perception,
@@ -73,18 +77,28 @@ def answers_to_plain(group: PreferenceGroup) -> list[dict[str, Any]]:
         }
         for answer in group.rollouts
     ]
+    return {"prompt": group.prompt.id, "answers": answers}
 
 
-def group_of(example: Example, plain: Sequence[Mapping[str, Any]]) -> PreferenceGroup:
-    """The inverse of ``answers_to_plain``, for the group of ``example``."""
+def group_of(examples: Sequence[Example], number: int, plain: Mapping[str, Any]) -> PreferenceGroup:
+    """The inverse of ``answers_to_plain``, for the group of ``examples[number]``.
+
+    Raises CheckpointError where that is another prompt than the answers are to.
+    """
+    found = examples[number].prompt.id if number < len(examples) else None
+    if found != plain["prompt"]:
+        raise CheckpointError(
+            f"the checkpoint keeps answers to prompt {plain['prompt']!r}, where this run has {found or 'none'!r}; go on "
+            "with the --data, --prompts-per-step and lengths that it was saved with"
+        )
     answers = tuple(
         Response(
             tuple(map(int, kept["token_ids"].split())),
             Segments(_span(kept["perception"]), _span(kept["reasoning"]), None),
         )
-        for kept in plain
+        for kept in plain["answers"]
     )
-    return PreferenceGroup(example.prompt, example.reference, answers)
+    return PreferenceGroup(examples[number].prompt, examples[number].reference, answers)
 
 
 def _span(plain: Sequence[int] | None) -> Span | None:

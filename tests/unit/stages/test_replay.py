@@ -6,8 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from prism_megatron.config.game import GameConfig
 from prism_megatron.data.loader import Example
+from prism_megatron.errors import CheckpointError
 from prism_megatron.stages.replay import ReplayBuffer
 from prism_megatron.types import PreferenceGroup, Prompt, Response, Segments, Span
 
@@ -69,3 +72,13 @@ def test_a_restored_buffer_draws_what_the_saved_one_would() -> None:
         assert seen(restored.draw(step)) == seen(buffer.draw(step))
         for one in (buffer, restored):
             one.add(step, played(step))
+
+
+def test_answers_are_not_put_to_other_prompts() -> None:
+    """Claim: a run that goes on with other data, or fewer prompts a step, ends instead of training on wrong pairs."""
+    buffer = ReplayBuffer(GAME, seed=1)
+    buffer.add(0, played(0))
+    plain = json.loads(json.dumps(buffer.to_plain()))
+    for others in (lambda step: prompts(step + 1), lambda step: prompts(step)[:1]):
+        with pytest.raises(CheckpointError, match=r"answers to prompt '0/[01]'.*--prompts-per-step"):
+            ReplayBuffer(GAME, seed=1).restore(plain, others)
