@@ -84,6 +84,8 @@ def save(
     shards = {name: engine.sharded_state_dict(is_loading=False) for name, engine in engines.items()}
     with quiet_checkpointing():
         dist_checkpointing.save(shards, str(hidden), sharded_strategy=_InProcessSave("torch_dist", 1))
+    for engine in engines.values():
+        engine.release()
     if dist.get_rank() == 0:
         progress = {name: engine.progress() for name, engine in engines.items()}
         for role, model in models.items():

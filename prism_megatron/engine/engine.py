@@ -109,7 +109,7 @@ class MegatronEngine:
         self.weights.load(source, self.expert_layout)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
-        self._release()
+        self.release()
 
     def export_hf(
         self,
@@ -199,17 +199,18 @@ class MegatronEngine:
         updated = norm != float("inf")
         if updated:
             self.optimizer.step()
-        self._release()
+        self.release()
         return StepResult(grad_norm=norm, lr=lr, updated=updated)
+
+    def release(self) -> None:
+        """With ``offload``, put gradients and optimizer state away again, after ``sharded_state_dict`` was read."""
+        if self._offload is not None:
+            self._offload.release()
 
     def _restore(self) -> None:
         if self._offload is not None:
             self._offload.restore()
             self._offload.wait()
-
-    def _release(self) -> None:
-        if self._offload is not None:
-            self._offload.release()
 
     def progress(self) -> dict[str, int]:
         """What a checkpoint keeps of this engine beside its tensors."""
@@ -221,7 +222,7 @@ class MegatronEngine:
     def sharded_state_dict(self, *, is_loading: bool) -> dict[str, Any]:
         """Sharded tensors of weights, masters and moments, under names that are the same in every layout.
 
-        They are views to save from, or (``is_loading``) to load into; see ``engine/checkpoint.py``.
+        They are views to save from, until ``release``, or (``is_loading``) to load into; see ``engine/checkpoint.py``.
         """
         self._restore()
         model = self._model_shards(self.name)
@@ -244,7 +245,7 @@ class MegatronEngine:
                 step=progress["adam_step"],
             )
         self.steps_taken = progress["steps_taken"]
-        self._release()
+        self.release()
 
     def sharded_weights(self, role: str) -> Any:
         """Sharded tensors of the weights alone, to load into, under the names that ``role`` has in a checkpoint."""
@@ -256,7 +257,7 @@ class MegatronEngine:
         self._load_model(loaded, role)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
-        self._release()
+        self.release()
 
     def _load_model(self, loaded: Mapping[str, Any], role: str) -> None:
         weights = {key.removeprefix(f"{role}."): value for key, value in loaded.items()}

@@ -209,6 +209,8 @@ def offloaded_rounds(world: World, groups: Sequence[RolloutGroup], dtype: torch.
             if step == 1:
                 engine.sharded_state_dict(is_loading=False)
                 assert _held_bytes(engine) > 0
+                engine.release()
+                assert (_held_bytes(engine) == 0) == offload
         engine.sharded_state_dict(is_loading=False)
         assert engine.optimizer is not None
         tensors = [p.detach() for module in engine.modules for p in module.parameters()]
