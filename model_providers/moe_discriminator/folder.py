@@ -29,7 +29,7 @@ def read_variant(folder: str | Path) -> Variant:
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}; give a discriminator folder") from error
     section = config.get(SECTION) if isinstance(config, dict) else None
     if not isinstance(section, dict):

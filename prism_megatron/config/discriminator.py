@@ -79,6 +79,18 @@ def check_kind(flags: KindFlags) -> None:
         )
 
 
+def check_upcycling(config: DiscriminatorConfig) -> None:
+    """Raise ConfigError for flags of a fresh discriminator where none is made, or where it has no experts."""
+    default = DiscriminatorConfig()
+    if config.discriminator is not None:
+        for name in ("upcycle_noise", "router_std"):
+            if getattr(config, name) != getattr(default, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} is for a discriminator made anew; leave {flag} or --discriminator out")
+    elif config.routing == "dense" and config.upcycle_noise != default.upcycle_noise:
+        raise ConfigError("--upcycle-noise is for experts, and --routing dense has none; leave it out")
+
+
 def check_router_losses(config: DiscriminatorConfig, *, load_balance: float) -> None:
     """Raise ConfigError for a router's loss that nothing could learn from; ``load_balance`` is the stage's own."""
     if config.routing == "dense":

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.discriminator import check_kind, check_router_losses
+from prism_megatron.config.discriminator import check_kind, check_router_losses, check_upcycling
 from prism_megatron.config.experts import ExpertSizes, divisors
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import check_precision
@@ -73,6 +73,7 @@ def check_ranges(config: AlignConfig) -> None:
     for flag, value in not_negative.items():
         _check_interval(flag, value, at_least=0.0)
     check_kind(discriminator)
+    check_upcycling(discriminator)
     check_router_losses(discriminator, load_balance=discriminator.load_balance or 0.0)
     for flag, folder in (
         ("--model", config.model.model),

@@ -76,6 +76,8 @@ def test_the_mini_recipes_pass_their_own_checks(tmp_path: Path) -> None:
         (["--steps", "0"], "--steps 0 must be at least 1"),
         (["--steps", "None"], "scenes have no end: say how many --steps"),
         (["--load-balance", "-1"], "--load-balance -1 must be"),
+        (["--discriminator", "FOLDER", "--router-std", "0.1"], "--router-std is for a discriminator made anew"),
+        (["--routing", "dense", "--upcycle-noise", "0.1"], "--upcycle-noise is for experts"),
         (["--score-regulariser", "-1"], "--score-regulariser -1 must be"),
         (["--discriminator.warmup-ratio", "2"], "--discriminator.warmup-ratio 2 must be"),
         (["--tp", "3"], "--tp 3"),
