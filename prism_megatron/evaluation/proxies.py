@@ -30,18 +30,6 @@ class ResponseForm:
     tokens: int
 
 
-@dataclass(frozen=True)
-class Drift:
-    """One count over a set of responses beside that of the supervision.
-
-    ``distance`` is the 1-Wasserstein distance of the two distributions, in items, steps or tokens.
-    """
-
-    mean: float
-    std: float
-    distance: float
-
-
 def count_items(caption: str) -> int:
     """Lines of a caption that open with a bullet."""
     return sum(_BULLET.match(line) is not None for line in caption.splitlines())
@@ -81,15 +69,3 @@ def wasserstein_1(values: Sequence[float], reference: Sequence[float]) -> float:
     below_a = np.searchsorted(a, points[:-1], side="right") / a.size
     below_b = np.searchsorted(b, points[:-1], side="right") / b.size
     return float(np.abs(below_a - below_b) @ np.diff(points))
-
-
-def drift(forms: Sequence[ResponseForm], supervision: Sequence[ResponseForm]) -> dict[str, Drift | None]:
-    """Every proxy of a set of responses beside the supervision's; None where either set is empty."""
-    if not forms or not supervision:
-        return dict.fromkeys(PROXIES)
-    drifts: dict[str, Drift | None] = {}
-    for proxy in PROXIES:
-        values = [getattr(form, proxy) for form in forms]
-        references = [getattr(form, proxy) for form in supervision]
-        drifts[proxy] = Drift(float(np.mean(values)), float(np.std(values)), wasserstein_1(values, references))
-    return drifts

@@ -114,7 +114,7 @@ def compare(
         Line(mode, measure, {name: _change(name, tables, mode, measure) for name in tables})
         for mode, measure in modes_and_measures
     ]
-    means, distances = [], []
+    means, spreads, distances = [], [], []
     for mode in MODES:
         for proxy in PROXIES:
             references = [float(getattr(form, proxy)) for form in supervision]
@@ -122,6 +122,7 @@ def compare(
             values = {name: proxy_values(of_run, mode, proxy) for name, of_run in runs.items()}
             label = proxy.replace("_", " ")
             means.append(Line(mode, label, {name: _interval(own, np.mean) for name, own in values.items()}))
+            spreads.append(Line(mode, label, {name: _interval(own, np.std) for name, own in values.items()}))
             distances.append(Line(mode, label, {name: _interval(own, away) for name, own in values.items()}))
     supervised = ", ".join(
         f"{np.mean([getattr(form, proxy) for form in supervision]):.2f} {proxy.replace('_', ' ')}" for proxy in PROXIES
@@ -136,6 +137,7 @@ def compare(
             "Right against the known truth": levels,
             "Change from before, paired by scene": changes,
             "Form of valid responses, a response": means,
+            "Spread of the form: standard deviation over responses": spreads,
             "Distance of the form from the supervision (1-Wasserstein)": distances,
         },
     )

@@ -12,7 +12,6 @@ from prism_megatron.evaluation.proxies import (
     ResponseForm,
     count_items,
     count_steps,
-    drift,
     response_form,
     wasserstein_1,
 )
@@ -66,13 +65,6 @@ def test_distance_is_the_cost_of_the_best_matching(a: list[int], b: list[int]) -
     assert wasserstein_1(a, [x + 3 for x in a]) == pytest.approx(3.0, abs=1e-12)
 
 
-def test_drift_has_no_figure_without_data() -> None:
-    forms = [ResponseForm(2, 3, 30), ResponseForm(4, 3, 34)]
-    nothing = drift([], forms)
-    assert set(nothing) == {"caption_items", "reasoning_steps", "tokens"}
-    assert set(nothing.values()) == {None}
+def test_there_is_no_distance_without_data() -> None:
     with pytest.raises(ValueError, match="at least one value"):
         wasserstein_1([], [1.0])
-    items = drift(forms, [ResponseForm(3, 3, 32)])["caption_items"]
-    assert items is not None
-    assert (items.mean, items.std, items.distance) == (3.0, 1.0, 1.0)

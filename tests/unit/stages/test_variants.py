@@ -66,12 +66,13 @@ def test_figures_come_from_the_variant_s_own_responses() -> None:
     supervision = [ResponseForm(4, 2, 40)]
     comparison = compare(VariantsConfig(output=Path("unused"), scenes=2), runs, supervision, held_out)
     sections = comparison.as_document()["sections"]
-    levels, changes, means, distances = sections.values()
+    levels, changes, means, spreads, distances = sections.values()
     right = levels["greedy/answer right"]
     assert [right[name]["mean"] for name in (BEFORE, "joint", "dense")] == [0.5, 1.0, 0.0]
     assert changes["T=1/answer right"][BEFORE] is None
     assert changes["T=1/answer right"]["dense"]["mean"] == -0.5
     assert means["T=1/caption items"][BEFORE]["mean"] == 2.0
+    assert spreads["T=1/caption items"][BEFORE]["mean"] == 1.0
     assert distances["T=1/caption items"][BEFORE]["mean"] == 2.0
     assert distances["T=1/caption items"]["joint"]["mean"] == 0.0
     assert means["greedy/tokens"]["dense"] is None
