@@ -88,8 +88,8 @@ def group_of(examples: Sequence[Example], number: int, plain: Mapping[str, Any])
     found = examples[number].prompt.id if number < len(examples) else None
     if found != plain["prompt"]:
         raise CheckpointError(
-            f"the checkpoint keeps answers to prompt {plain['prompt']!r}, where this run has {found or 'none'!r}; go on "
-            "with the --data, --prompts-per-step and lengths that it was saved with"
+            f"the checkpoint keeps answers to prompt {plain['prompt']!r}, where this run has {found!r}; go on with the "
+            "--data, --prompts-per-step and lengths that it was saved with"
         )
     answers = tuple(
         Response(
