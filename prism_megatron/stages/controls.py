@@ -96,7 +96,7 @@ class Controls:
     @property
     def finished(self) -> bool:
         """Whether the rule that ends the run has been met, and still holds."""
-        return self.state.settled and self._game.stop_gap_band is not None
+        return self.state.settled and self._has_settled()
 
     def to_plain(self) -> dict[str, Any]:
         """The state as JSON."""

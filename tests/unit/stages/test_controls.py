@@ -89,6 +89,10 @@ def test_the_run_ends_when_every_gap_has_stayed_in_its_band() -> None:
     controls, verdicts = play(game, *outcomes)
     assert verdicts == ["go on", "go on", "go on", "stop"]
     assert controls.finished
+    for rules, finished in ((GameConfig(), False), (replace(game, stop_gap_band=0.1), False), (game, True)):
+        resumed = Controls(rules)
+        resumed.restore(controls.to_plain())
+        assert resumed.finished == finished, "a run that goes on with a narrower band, or none, is not over"
     assert play(game, *[gaps(1.0, 2.0)] * 2, gaps(1.0, None), gaps(1.0, None))[1] == ["go on"] * 4
     assert play(game, *[gaps(1.0, 2.0)] * 2, NOTHING_VALID, *[gaps(1.0, 2.0)] * 2)[1] == ["go on"] * 5
     assert play(game, *[gaps(1.0, None)] * 3)[1][-1] == "stop"
