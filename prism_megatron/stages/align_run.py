@@ -191,10 +191,15 @@ def _restore(session: Session[AlignConfig], run: AlignRun, game: _Game, folder: 
         raise CheckpointError(f"{folder} was not saved by an alignment run: it holds {sorted(state)}")
     step = step_of(state, folder, steps=session.config.steps, seed=session.config.seed)
     kept = state["game"]
-    game.memory.restore(kept["memory"], run.prompts.batch)
-    game.good_step = kept["good_step"]
-    if run.probe_prompts is not None and kept["probe"] is not None:
-        game.probe = ProbeSet.of_plain(kept["probe"], run.probe_prompts)
+    try:
+        game.memory.restore(kept["memory"], run.prompts.batch)
+        game.good_step = kept["good_step"]
+        if run.probe_prompts is not None and kept["probe"] is not None:
+            game.probe = ProbeSet.of_plain(kept["probe"], run.probe_prompts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the game that {folder} keeps is damaged, or of another version ({error!r}); load another step"
+        ) from error
     session.say(f"restored both players from {folder}")
     return step
 
