@@ -23,6 +23,7 @@ LAYOUTS = {
     "TP4·PP2": (8, ParallelConfig(tp=4, pp=2), SOME),
     "PP2·VPP2": (2, ParallelConfig(pp=2, vpp=2), FEW),
     "CP2": (2, ParallelConfig(cp=2), FEW),
+    "CP2, a2a": (2, ParallelConfig(cp=2, cp_comm="a2a"), FEW),
     "TP2·SP·CP2·PP2": (8, ParallelConfig(tp=2, cp=2, pp=2), SOME),
     "DP2, unequal valid counts": (2, ParallelConfig(), SOME),
     "EP2": (2, ParallelConfig(ep=2), FEW),
