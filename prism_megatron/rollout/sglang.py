@@ -45,7 +45,7 @@ from prism_megatron.rollout.sglang_server import SGLangServers
 from prism_megatron.rollout.sglang_weights import LostVersionError, Transport, WeightSync
 from prism_megatron.rollout.weight_buckets import Piece, pieces
 from prism_megatron.rollout.weight_checks import WeightCheck
-from prism_megatron.rollout.weight_spool import Spool
+from prism_megatron.rollout.weight_spool import Spool, spool_folder
 from prism_megatron.types import Prompt, Rollout
 
 _MAX_FAILURES = 5
@@ -160,7 +160,7 @@ class SGLangRollout:
             left_out = left_out_of(tensors)
             if left_out and self._held is None:
                 raise WeightSyncError(f"{len(left_out)} weights are left out and the servers have none; send all first")
-            spool = Spool(self._spool / f"weights-{self._num_updates}", like=self._folder)
+            spool = Spool(spool_folder(self._spool, self._num_updates), like=self._folder)
             self._num_updates += 1
             self.expect(version)
             try:

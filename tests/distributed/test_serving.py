@@ -177,9 +177,15 @@ def serve_checkpoint(world: World, checkpoint: Path, urls: Sequence[str], output
 def test_a_checkpoint_is_served_as_a_folder_of_its_policy(
     gloo: GlooWorld, fakes: list[FakeSGLang], tmp_path: Path
 ) -> None:
-    """Oracle: the folder that the checkpoint was converted from. The folder goes when the run ends."""
+    """Oracle: the folder that the checkpoint was converted from. The folder goes when the run ends.
+
+    The run goes on with one that was killed, which left weights behind: they are in nobody's way, and go too.
+    """
     checkpoint = tmp_path / "checkpoint"
     to_megatron(ToMegatronConfig(hf=str(FOLDER), save=str(checkpoint)), say=lambda _: None)
+    killed = tmp_path / "run" / "rollout" / "weights-0"
+    killed.mkdir(parents=True)
+    (killed / "weights-00001.safetensors").touch()
     urls = [fake.url for fake in fakes]
     for names, version in gloo.run(serve_checkpoint, checkpoint, urls, tmp_path / "run", parallel=ParallelConfig(tp=2)):
         assert set(names) == {name for name, _ in mini_weights()} and version == 4
