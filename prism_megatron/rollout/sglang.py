@@ -276,8 +276,10 @@ class SGLangRollout:
     def close(self) -> None:
         """End what is being generated, close the connections, stop own servers and remove the spooled weights.
 
-        A ``generate`` that another thread is in raises RolloutError there, or CancelledError.
+        A ``generate`` that another thread is in raises RolloutError there, or CancelledError. May be called again.
         """
+        if self._closing.is_set():
+            return
         self._closing.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
         deadline = time.monotonic() + _ABORT_SECONDS

@@ -125,10 +125,11 @@ class SharedRollout:
             raise WeightSyncError(problem)
 
     def close(self) -> None:
-        """Close this rank's connections; the main rank also stops the servers that it started."""
+        """Close this rank's connections; the main rank also stops the servers that it started. May be called again."""
         self._engine.close()
-        if self._exported is not None and self._world.is_main:
-            shutil.rmtree(self._exported)
+        exported, self._exported = self._exported, None
+        if exported is not None and self._world.is_main:
+            shutil.rmtree(exported)
 
 
 def build_served_rollout(

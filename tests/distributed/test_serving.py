@@ -170,6 +170,7 @@ def serve_checkpoint(world: World, checkpoint: Path, urls: Sequence[str], output
     shared.update_weights(policy.export_hf(), 4)
     version = shared.policy_version
     shared.close()
+    shared.close()  # as the queue of a run that ends early does, and then the run
     assert version is not None
     return list(names), version
 

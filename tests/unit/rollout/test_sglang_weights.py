@@ -60,6 +60,7 @@ def attach(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[Attach]:
     yield build
     for engine in engines:
         engine.close()
+        engine.close()  # as the queue of a run that ends early does, and then the run
     assert not list(tmp_path.iterdir()), "spooled weights were left behind"
 
 
