@@ -97,7 +97,7 @@ class RolloutQueue:
         return SampledStep(examples, groups, samplers.version, staleness(groups, self._versions))
 
     def close(self) -> None:
-        """End the threads, and with them the engine if it still draws, as it may in a run that ends before its last step.
+        """End the threads, and with them an engine that still draws, as in a run that ends before its last step.
 
         Whoever owns the engine closes it again; servers, which alone draw ahead, do not mind.
         """
