@@ -205,12 +205,15 @@ def step_pairs(
     if isinstance(train, PairSource):
         yield lambda step: StepPairs((), train.batch(step))
         return
-    assert run.rollout is not None
-    queue = RolloutQueue(run.rollout, train.batch, run.sampling, n=config.rollout.rollouts_per_prompt,
+    rollout = run.rollout
+    assert rollout is not None
+    queue = RolloutQueue(rollout, train.batch, run.sampling, n=config.rollout.rollouts_per_prompt,
                          seed=config.seed, world=world, steps=steps, ahead=config.rollout.rollout_ahead)  # fmt: skip
 
     def take(step: int) -> StepPairs:
+        rollout.wake()
         sampled = queue.take(step)
+        rollout.sleep()
         return StepPairs(sampled.examples, sampled.groups)
 
     with closing(queue):
@@ -226,6 +229,8 @@ def held_out_pairs(config: WarmStartConfig, held_out: Source, run: WarmStartRun,
         count = min(count, held_out.counts.kept)
     examples = [held_out.example(i) for i in range(count)]
     assert run.rollout is not None
+    run.rollout.wake()
     groups = sample_groups(run.rollout, examples, run.sampling, n=config.gate.gate_rollouts, seed=config.seed + 1,
                            step=0, world=world)  # fmt: skip
+    run.rollout.sleep()
     return StepPairs(examples, groups)
