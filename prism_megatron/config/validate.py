@@ -161,6 +161,8 @@ def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
     if rollout.rollout_probe_every < 0:
         raise ConfigError(f"--rollout-probe-every {rollout.rollout_probe_every} must be at least 0, which turns it off")
     _check_interval("--rollout-probe-bound", rollout.rollout_probe_bound, above=0.0)
+    if rollout.rollout_probe_every == 0 and "rollout_probe_bound" in given:
+        raise ConfigError("--rollout-probe-bound is for the probe, which --rollout-probe-every 0 turns off")
 
 
 def _check_rollout_pairs(rollout: RolloutConfig) -> None:

@@ -34,6 +34,7 @@ from prism_megatron.rollout import sglang_memory
 from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.sglang_attach import ServedModel, attach, attach_router
 from prism_megatron.rollout.sglang_http import (
+    CONNECT_SECONDS,
     FIRST_PAUSE_SECONDS,
     ServerClient,
     ServerLostError,
@@ -45,7 +46,7 @@ from prism_megatron.rollout.sglang_server import SGLangServers
 from prism_megatron.rollout.sglang_weights import LostVersionError, Transport, WeightSync
 from prism_megatron.rollout.weight_buckets import Piece, pieces
 from prism_megatron.rollout.weight_checks import WeightCheck
-from prism_megatron.rollout.weight_spool import Spool
+from prism_megatron.rollout.weight_spool import Spool, spool_folder
 from prism_megatron.types import Prompt, Rollout
 
 _MAX_FAILURES = 5
@@ -119,7 +120,10 @@ class SGLangRollout:
         self._model = WeightCheck(HFFolder(model_folder).shapes(), tied=bool(config.get("tie_word_embeddings", False)))
         self._clients = tuple(ServerClient(url, api_key=api_key) for url in urls)
         model = ServedModel(model_folder, config["model_type"], tuple(self._model.shapes))
-        self._context_length = min(attach(c, model, colocated=self._options.colocated) for c in self._clients)
+        over_http = self._options.transport == "tensor"
+        self._context_length = min(
+            attach(client, model, colocated=self._options.colocated, over_http=over_http) for client in self._clients
+        )
         self._routed = self._clients
         if self._options.router is not None:
             self._routed = (ServerClient(self._options.router, api_key=api_key),)
@@ -160,7 +164,7 @@ class SGLangRollout:
             left_out = left_out_of(tensors)
             if left_out and self._held is None:
                 raise WeightSyncError(f"{len(left_out)} weights are left out and the servers have none; send all first")
-            spool = Spool(self._spool / f"weights-{self._num_updates}", like=self._folder)
+            spool = Spool(spool_folder(self._spool, self._num_updates), like=self._folder)
             self._num_updates += 1
             self.expect(version)
             try:
@@ -276,7 +280,7 @@ class SGLangRollout:
     def close(self) -> None:
         """End what is being generated, close the connections, stop own servers and remove the spooled weights.
 
-        A ``generate`` that another thread is in raises RolloutError there, or CancelledError. Again: nothing.
+        A ``generate`` that another thread is in raises RolloutError there, or CancelledError. May be called again.
         """
         if self._closing.is_set():
             return
@@ -303,12 +307,22 @@ class SGLangRollout:
             count = len(tensors.shapes)
         checked = self._model.passed(tensors, left_out=left_out)
         passing = self._spooled(pieces(checked, self._options.bucket_bytes, count=count), spool, left_out)
-        refilling = self._asleep and bool(left_out)  # servers that slept hold nothing of what is left out
+        refilling = bool(left_out) and not self._hold_the_rest()
         if count is None or refilling or self._options.transport == "disk":
             deque(passing, maxlen=0)
             self._push(spool.folder, version)
         else:
             self._push(spool.folder, version, passing)
+
+    def _hold_the_rest(self) -> bool:
+        """Whether all servers have what an update leaves out: not if they slept, or were started again unnoticed."""
+        if self._asleep:
+            return False
+        try:
+            held = [client.get("/model_info", seconds=CONNECT_SECONDS)["weight_version"] for client in self._clients]
+        except RolloutError:
+            return False
+        return held == [str(self._version)] * len(held)
 
     def _spooled(self, passing: Iterator[Piece], spool: Spool, left_out: AbstractSet[str]) -> Iterator[Piece]:
         """The same pieces, each written on its way; the spool is a whole model folder once all have passed."""

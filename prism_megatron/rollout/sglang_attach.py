@@ -25,11 +25,11 @@ class ServedModel:
     names: tuple[str, ...]
 
 
-def attach(client: ServerClient, model: ServedModel, *, colocated: bool) -> int:
+def attach(client: ServerClient, model: ServedModel, *, colocated: bool, over_http: bool) -> int:
     """Most tokens that the server takes, prompt and response together.
 
     Raises RolloutError for a server that cannot be reached, refuses the key or serves another model, and for a
-    ``colocated`` one that was not started to release its memory.
+    ``colocated`` one that was not started to release its memory. Weights ``over_http`` reach one worker a server.
     """
     info = client.get("/model_info", seconds=_ATTACH_SECONDS)
     names = client.post_again("/weights_checker", {"action": "checksum"})["ranks"][0]["checksums"]
@@ -45,6 +45,11 @@ def attach(client: ServerClient, model: ServedModel, *, colocated: bool) -> int:
         raise RolloutError(
             f"{client.url} cannot release its memory; start it with --enable-memory-saver, or leave "
             "--rollout-colocated out"
+        )
+    if over_http and int(server["tp_size"]) > 1:
+        raise RolloutError(
+            f"{client.url} has {server['tp_size']} workers, and --rollout-sync tensor would send all weights to each; "
+            "use --rollout-sync disk or group"
         )
     return int(server["context_length"])
 

@@ -149,6 +149,7 @@ def align(
         if verdict == "roll back":
             assert roll_back is not None, "--rollbacks needs somewhere to go back to"
             roll_back()
+            queue.begin_again()
         if verdict == "roll back" or (result is not None and result.updated):
             with timers.phase("weight_sync"):
                 weights = players.policy.export_hf(plan.gather_bytes, changed_only=True)

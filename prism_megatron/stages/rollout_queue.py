@@ -77,7 +77,8 @@ class RolloutQueue:
         self._ahead = ahead
         self._begun: dict[int, _Begun] = {}
         self._versions: deque[int] = deque(maxlen=ahead + 1)
-        self._threads = ThreadPoolExecutor(ahead + 1, thread_name_prefix="rollouts ahead")
+        # Twice as many as draw at once: those of before ``begin_again`` may still be at it.
+        self._threads = ThreadPoolExecutor(2 * (ahead + 1), thread_name_prefix="rollouts ahead")
 
     def take(self, step: int) -> SampledStep:
         """The rollouts of ``step``, after the queue has begun those of the steps ahead.
@@ -96,8 +97,19 @@ class RolloutQueue:
         del self._begun[step]
         return SampledStep(examples, groups, samplers.version, staleness(groups, self._versions))
 
+    def begin_again(self) -> None:
+        """Leave what is drawn ahead to nobody; the next ``take`` begins it again, by the policy of that moment.
+
+        For a policy that was replaced: answers of one that collapsed would stand in the steps after. All ranks call it.
+        """
+        self._to_begin.extendleft(sorted(self._begun, reverse=True))
+        self._begun.clear()
+
     def close(self) -> None:
-        """End the threads, and with them the engine if it still draws: for a run that failed, or stopped early."""
+        """End the threads, and with them an engine that still draws, as in a run that ends before its last step.
+
+        Whoever owns the engine closes it again; servers, which alone draw ahead, do not mind.
+        """
         if self._begun:
             self._rollout.close()
         self._threads.shutdown(cancel_futures=True)

@@ -25,6 +25,7 @@ from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_arguments import ServerOptions
 from prism_megatron.rollout.sglang_server import SGLangServers
+from prism_megatron.rollout.weight_spool import remove_leftovers
 from prism_megatron.stages.assembly import end_token_ids, hf_tensors
 from prism_megatron.types import Prompt, Rollout
 
@@ -124,7 +125,7 @@ class SharedRollout:
             raise WeightSyncError(problem)
 
     def close(self) -> None:
-        """Close this rank's connections; the main rank also stops the servers that it started. Again: nothing."""
+        """Close this rank's connections; the main rank also stops the servers that it started. May be called again."""
         self._engine.close()
         exported, self._exported = self._exported, None
         if exported is not None and self._world.is_main:
@@ -142,6 +143,8 @@ def build_served_rollout(
     wanted, output = config.rollout, config.checkpoint.output
     assert output is not None
     _check_devices(config, cuda=torch.cuda.is_available())
+    if world.is_main:
+        remove_leftovers(output / _FOLDER)
     exported: Path | None = None
     if is_checkpoint(source):
         exported = output / _FOLDER / _MODEL

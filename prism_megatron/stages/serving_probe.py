@@ -43,9 +43,14 @@ class ServingProbe:
         form: BatchFormat,
         world: World,
     ) -> None:
-        """``bound`` is in nats, on the mean absolute difference a token; every ``every``-th version is probed."""
+        """``bound`` is in nats, on the mean absolute difference a token.
+
+        The first version is probed, and then the first that is ``every`` or more after the last probed one: versions
+        are numbers of steps, of which not each one updates the policy.
+        """
         self._example = next((one for one in examples if one.prompt.images), examples[0])
         self._every = every
+        self._due: int | None = None
         self._bound = bound
         self._vocab_size = vocab_size
         self._form = form
@@ -53,8 +58,9 @@ class ServingProbe:
 
     def check(self, servers: Scorer, policy: MegatronEngine, version: int) -> None:
         """Compare if it is ``version``'s turn; all ranks call it. Raises WeightSyncError for a server that differs."""
-        if version % self._every:
+        if self._due is not None and version < self._due:
             return
+        self._due = version + self._every
         prompt, response = self._example.prompt, self._example.reference.token_ids
         scores = servers.score(prompt, response)
         for url, (mean, largest) in zip(scores, self._gaps(policy, list(scores.values())), strict=True):

@@ -206,12 +206,13 @@ def step_pairs(
     if isinstance(train, PairSource):
         yield lambda step: StepPairs((), train.batch(step))
         return
-    assert run.rollout is not None
-    queue = RolloutQueue(run.rollout, train.batch, run.sampling, n=config.rollout.rollouts_per_prompt,
+    rollout = run.rollout
+    assert rollout is not None
+    queue = RolloutQueue(rollout, train.batch, run.sampling, n=config.rollout.rollouts_per_prompt,
                          seed=config.seed, world=world, steps=steps, ahead=config.rollout.rollout_ahead)  # fmt: skip
 
     with closing(queue):
-        yield partial(_taken, run.rollout, queue)
+        yield partial(_taken, rollout, queue)
 
 
 def _taken(rollout: RolloutEngine, queue: RolloutQueue, step: int) -> StepPairs:

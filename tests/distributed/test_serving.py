@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration
 
 from prism_megatron.config.cli import parse
 from prism_megatron.config.convert import ToMegatronConfig
@@ -23,26 +24,30 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.data.loader import Example
+from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError, WeightSyncError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangRollout
 from prism_megatron.rollout.sglang_http import ServerClient
-from prism_megatron.stages.assembly import build_policy
+from prism_megatron.stages.assembly import batch_format, build_policy
 from prism_megatron.stages.convert import to_megatron
 from prism_megatron.stages.rollout_queue import RolloutQueue
 from prism_megatron.stages.serving import API_KEY, SharedRollout, build_served_rollout
+from prism_megatron.stages.serving_probe import ServingProbe
 from prism_megatron.testing import GlooWorld
-from prism_megatron.types import Prompt, Response, Segments, VersionSpan
+from prism_megatron.types import Prompt, Response, Rollout, Segments, VersionSpan
 from tests.unit.rollout.fake_sglang import CONTEXT, FOLDER, KEY, FakeSGLang, running
+from tests.unit.rollout.oracle import forced_logprobs
 from tests.unit.rollout.tiny_qwen import NoSegments
 from tests.unit.rollout.weights import mini_weights
 
 RANKS = 2
 LONG = 77
 """Token of the prompts whose answers take until the second version."""
+PROBE_BOUND = 1e-4
+"""In nats a token: what fp32 on both sides keeps to."""
 
 
 @pytest.fixture
@@ -170,6 +175,7 @@ def serve_checkpoint(world: World, checkpoint: Path, urls: Sequence[str], output
     shared.update_weights(policy.export_hf(), 4)
     version = shared.policy_version
     shared.close()
+    shared.close()  # as the queue of a run that ends early does, and then the run
     assert version is not None
     return list(names), version
 
@@ -177,12 +183,69 @@ def serve_checkpoint(world: World, checkpoint: Path, urls: Sequence[str], output
 def test_a_checkpoint_is_served_as_a_folder_of_its_policy(
     gloo: GlooWorld, fakes: list[FakeSGLang], tmp_path: Path
 ) -> None:
-    """Oracle: the folder that the checkpoint was converted from. The folder goes when the run ends."""
+    """Oracle: the folder that the checkpoint was converted from. The folder goes when the run ends.
+
+    The run goes on with one that was killed, which left weights behind: they are in nobody's way, and go too.
+    """
     checkpoint = tmp_path / "checkpoint"
     to_megatron(ToMegatronConfig(hf=str(FOLDER), save=str(checkpoint)), say=lambda _: None)
+    killed = tmp_path / "run" / "rollout" / "weights-0"
+    killed.mkdir(parents=True)
+    (killed / "weights-00001.safetensors").touch()
     urls = [fake.url for fake in fakes]
     for names, version in gloo.run(serve_checkpoint, checkpoint, urls, tmp_path / "run", parallel=ParallelConfig(tp=2)):
         assert set(names) == {name for name, _ in mini_weights()} and version == 4
     for fake in fakes:
         assert fake.version == "4" and all(torch.equal(fake.weights[name], tensor) for name, tensor in mini_weights())
     assert not list((tmp_path / "run" / "rollout").iterdir())
+
+
+class Scores:
+    """Servers that score the probe as they are told to."""
+
+    def __init__(self, scores: dict[str, tuple[float, ...]]) -> None:
+        self.scores = scores
+        self.num_asked = 0
+
+    def score(self, _prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
+        self.num_asked += 1
+        return {url: logprobs[: len(response)] for url, logprobs in self.scores.items()}
+
+
+def probe_policy(world: World) -> tuple[list[int], str]:
+    """Of versions 0, 3, 6, 9 and 12, those at which a probe every 5 asked; what it says of a server that is off."""
+    shape, renderer = Qwen3VLShape.from_folder(FOLDER), Renderer.from_folder(FOLDER)
+    policy = build_policy(FOLDER, shape, world=world, dtype=torch.float32, optimizer=OptimizerConfig(), total_steps=1)
+    examples = SceneSource(renderer, split="align", seed=0, batch_size=8).batch(0)
+    shown = next(example for example in examples if example.prompt.images)
+    ids = shown.reference.token_ids
+    answer = Rollout(ids, (0.0,) * len(ids), "stop", (VersionSpan(0, 0, len(ids)),), shown.reference.segments)
+    oracle = Qwen3VLForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    right = tuple(forced_logprobs(oracle, shown.prompt, answer, 1.0).tolist())
+    probe = ServingProbe(
+        examples,
+        every=5,
+        bound=PROBE_BOUND,
+        vocab_size=shape.text.vocab,
+        form=batch_format(renderer, world),
+        world=world,
+    )
+    servers, asked = Scores({"http://a": right, "http://b": right}), []
+    for version in (0, 3, 6, 9, 12):
+        before = servers.num_asked
+        probe.check(servers, policy, version)
+        asked += [version] * (servers.num_asked - before)
+    servers.scores["http://b"] = tuple(logprob - 2 * PROBE_BOUND for logprob in right)
+    message = ""
+    try:
+        probe.check(servers, policy, 20)
+    except WeightSyncError as error:
+        message = str(error)
+    return asked, message
+
+
+def test_the_probe_finds_a_server_that_scores_otherwise_than_the_trainer(gloo: GlooWorld) -> None:
+    """On two pipeline stages, with an image. Oracle of right scores: transformers. Blind to real servers."""
+    for asked, message in gloo.run(probe_policy, parallel=ParallelConfig(pp=2)):
+        assert asked == [0, 6, 12]
+        assert message.startswith("http://b gives the probe") and "differ by 0.0002 a token" in message

@@ -342,6 +342,10 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
         ),
         ("--rollout sglang --rollout-probe-bound 0", "--rollout-probe-bound 0 must be above 0"),
         (
+            "--rollout sglang --rollout-probe-every 0 --rollout-probe-bound 0.5",
+            "--rollout-probe-bound is for the probe, which --rollout-probe-every 0 turns off",
+        ),
+        (
             "--rollout sglang --rollout-memory-fraction 1.5",
             "--rollout-memory-fraction 1.5 must be above 0 and below 1",
         ),

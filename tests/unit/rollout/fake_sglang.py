@@ -49,6 +49,7 @@ class FakeSGLang:
     session_open: bool = False
     paused: bool = False
     num_layers: int = 4
+    tp_size: int = 1
     delay: float = 0.0
     """seconds that a generation takes"""
     extra_prompt_tokens: int = 0
@@ -110,7 +111,7 @@ class FakeSGLang:
             return 200, {
                 "running": self.running,
                 "context_length": CONTEXT,
-                "tp_size": 1,
+                "tp_size": self.tp_size,
                 "enable_memory_saver": self.saves_memory,
             }
         return 404, {"detail": "Not Found"}

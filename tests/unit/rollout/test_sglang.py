@@ -291,6 +291,9 @@ def test_set_up_refuses_what_cannot_serve(fakes: list[FakeSGLang], renderer: Ren
 
     with pytest.raises(RolloutError, match="refuses the API key"):
         attach(fakes[0].url, "a wrong key")
+    fakes[0].tp_size = 2
+    with pytest.raises(RolloutError, match=r"has 2 workers.*--rollout-sync disk or group"):
+        attach(fakes[0].url, KEY)
     fakes[0].num_layers = 28
     with pytest.raises(RolloutError, match=r"another model.*28 layers and 3 vision blocks.*4 layers and 3"):
         attach(fakes[0].url, KEY)

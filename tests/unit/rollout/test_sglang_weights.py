@@ -60,6 +60,7 @@ def attach(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[Attach]:
     yield build
     for engine in engines:
         engine.close()
+        engine.close()  # as the queue of a run that ends early does, and then the run
     assert not list(tmp_path.iterdir()), "spooled weights were left behind"
 
 
@@ -198,6 +199,20 @@ def test_what_does_not_change_is_sent_once(transport: Transport, attach: Attach,
         engine.update_weights(announced(5.0, left_out=VISION), 4)
     for fake in fakes:
         assert_mixed(fake, 4.0, 3)
+
+
+def test_a_server_that_was_started_again_unnoticed_gets_what_does_not_change_too(
+    attach: Attach, fakes: list[FakeSGLang]
+) -> None:
+    """One that somebody else runs, or our own before its weights are back. Its folder's vision tower is another one."""
+    engine = attach()
+    engine.update_weights(announced(2.0), 1)
+    for fake in fakes:
+        fake.restart()
+    engine.update_weights(announced(3.0, left_out=VISION), 2)
+    expected = dict(mini_weights(2.0)) | {n: t for n, t in mini_weights(3.0) if n not in VISION}
+    for fake in fakes:
+        assert fake.version == "2" and all(torch.equal(fake.weights[n], t) for n, t in expected.items())
 
 
 def assert_mixed(fake: FakeSGLang, factor: float, version: int) -> None:

@@ -155,6 +155,22 @@ def test_what_fails_in_the_background_is_raised_by_the_step_that_needs_it(
         queue.take(1)
 
 
+def test_what_a_replaced_policy_drew_ahead_is_drawn_again(queue_on: Callable[..., RolloutQueue]) -> None:
+    """Each step once more, in order, by the new policy; what the old one had is trained on by no step."""
+    engine = GatedEngine()
+    queue = queue_on(engine, ahead=2, steps=4)
+    queue.take(0)
+    for step in (1, 2):
+        assert engine.started[step].wait(PATIENCE_SECONDS)
+    engine.policy_version = 1
+    queue.begin_again()
+    for step in (1, 2, 3):
+        taken = queue.take(step)
+        assert {r.policy_version for group in taken.groups for r in group.rollouts} == {1}
+        assert [example.prompt.id for example in taken.examples] == [f"{step}-0", f"{step}-1"]
+    assert sorted(step for step, _ in engine.asked) == [0, 1, 1, 2, 2, 3]
+
+
 def test_closing_ends_what_nobody_will_take(queue_on: Callable[..., RolloutQueue]) -> None:
     """A run that fails between two steps: the engine is closed, which ends its drawing, and the threads are joined."""
     engine = GatedEngine(gated=True)

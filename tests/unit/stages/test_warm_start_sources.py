@@ -1,18 +1,24 @@
-"""What a warm-start trains on and holds out (blind spot: sampling from it)."""
+"""What a warm-start trains on and holds out (blind spot: what is sampled for it)."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 from PIL import Image
 
 from prism_megatron.config.warm_start import MINI_WARM_START, MINI_WARM_START_RECORDS, GateConfig, WarmStartConfig
+from prism_megatron.data.loader import Example
 from prism_megatron.data.records import Record, in_part
 from prism_megatron.errors import ConfigError, DataError
-from prism_megatron.stages.warm_start_build import build_sources
+from prism_megatron.rollout.base import Sampling
+from prism_megatron.stages.warm_start_build import build_sources, step_pairs
+from prism_megatron.types import Prompt, Response, Rollout, Segments, VersionSpan
 
 BATCH = 4
 
@@ -62,3 +68,40 @@ def test_a_gate_that_nothing_can_be_measured_for_is_refused_before_training(tmp_
     with pytest.raises(ConfigError, match=r"--min-auc 0\.8 needs answers that are known to be right or wrong"):
         build_sources(config(captions, GateConfig(min_auc=0.8)))
     assert build_sources(config(captions, GateConfig(min_accuracy=0.5))).held_out is not None
+
+
+class Napping:
+    """An engine that writes down what it is asked for."""
+
+    policy_version = 0
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def generate(self, prompts: list[Prompt], n: int, *_: Any, **__: Any) -> list[tuple[Rollout, ...]]:
+        self.calls.append("generate")
+        answer = Rollout((5,), (-0.1,), "stop", (VersionSpan(0, 0, 1),), Segments(None, None, "not judged"))
+        return [(answer,) * n for _ in prompts]
+
+    def wake(self) -> None:
+        self.calls.append("wake")
+
+    def sleep(self) -> None:
+        self.calls.append("sleep")
+
+
+def test_servers_on_the_trainers_gpus_sleep_while_a_step_trains() -> None:
+    """They have released their memory whenever the discriminator learns, and are back before the next samples."""
+    engine, example = Napping(), Example(Prompt("p", (5,), (), ""), Response((6,), Segments(None, None, "-")))
+    sources: Any = SimpleNamespace(train=SimpleNamespace(batch=lambda _: [example]))
+    run: Any = SimpleNamespace(rollout=engine, sampling=Sampling())
+    world: Any = SimpleNamespace(rank=0)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        with step_pairs(MINI_WARM_START, sources, run, world=world, steps=range(2)) as pairs:
+            for step in range(2):
+                pairs(step)
+                engine.calls.append("train")
+    finally:
+        dist.destroy_process_group()
+    assert engine.calls == ["wake", "generate", "sleep", "train"] * 2
