@@ -25,7 +25,8 @@ class Box(NamedTuple):
 class Op(Protocol):
     """An exact, lossless rearrangement; no arithmetic. A value: equal ops are interchangeable, and hash alike.
 
-    ``split`` and ``merge`` raise ValueError for sizes that do not divide, and so does ``pieces``.
+    What they give may be views of what they are given. ``split`` and ``merge`` raise ValueError for sizes that do not
+    divide, and so does ``pieces``.
     """
 
     def split(self, tensors: Sequence[Tensor], tp_size: int) -> list[Tensor]: ...
@@ -73,7 +74,7 @@ class Column:
         return _shards(tensor, tp_size, dim=0)
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.cat(list(shards))[: self.rows]]
+        return [_joined(shards)[: self.rows]]
 
     def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
         return _slabs(global_shape, tp_size, dim=0)
@@ -97,7 +98,7 @@ class Row:
         return _shards(tensor, tp_size, dim=1)
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.cat(list(shards), dim=1)]
+        return [_joined(shards, dim=1)]
 
     def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
         return _slabs(global_shape, tp_size, dim=1)
@@ -115,7 +116,7 @@ class GroupedQKV:
         return _shards(grouped.flatten(0, 1), tp_size, dim=0)
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
-        grouped = _split_rows(torch.cat(list(shards)), self.kv_heads, -1)
+        grouped = _split_rows(_joined(shards), self.kv_heads, -1)
         queries = grouped.shape[1] - 2 * self.head_dim
         return [part.flatten(0, 1) for part in grouped.split([queries, self.head_dim, self.head_dim], dim=1)]
 
@@ -133,7 +134,7 @@ class GateUp:
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
         halves = [shard.chunk(2) for shard in shards]
-        return [torch.cat([half[which] for half in halves]) for which in (0, 1)]
+        return [_joined([half[which] for half in halves]) for which in (0, 1)]
 
     def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
         slabs = _slabs(global_shape, 2 * tp_size, dim=0)
@@ -167,7 +168,7 @@ class VisionQKV:
         return _shards(by_head.flatten(0, 2), tp_size, dim=0)
 
     def merge(self, shards: Sequence[Tensor]) -> list[Tensor]:
-        by_head = _split_rows(torch.cat(list(shards)), self.heads, 3, -1)
+        by_head = _split_rows(_joined(shards), self.heads, 3, -1)
         return [by_head.transpose(0, 1).flatten(0, 2)]
 
     def pieces(self, global_shape: tuple[int, ...], tp_size: int) -> list[list[Box]]:
@@ -215,6 +216,11 @@ def _split_rows(tensor: Tensor, *sizes: int) -> Tensor:
 def _shards(tensor: Tensor, tp_size: int, *, dim: int) -> list[Tensor]:
     _check_divides(tuple(tensor.shape), tp_size, dim)
     return [shard.contiguous() for shard in tensor.chunk(tp_size, dim)]
+
+
+def _joined(shards: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """The shards side by side; a single one as it is, uncopied."""
+    return shards[0] if len(shards) == 1 else torch.cat(list(shards), dim=dim)
 
 
 def _whole(shape: tuple[int, ...]) -> Box:
