@@ -82,7 +82,10 @@ def test_logprobs_are_those_of_transformers(world: World, temperature: float) ->
         assert len(group) == 8
         assert world.gap(prompt, group, temperature or 1.0) <= TOLERANCE, prompt.id
         for rollout in group:
-            ended = rollout.token_ids[-1] == world.renderer.end_token_id
+            watch = world.renderer.segment_finder.watch()
+            goes_on = [watch.add(token) for token in rollout.token_ids]
+            ended = rollout.token_ids[-1] == world.renderer.end_token_id or goes_on[-1]
+            assert not any(goes_on[:-1]), "sampled on after the answer"
             assert rollout.finish_reason == ("stop" if ended else "length")
             assert ended or len(rollout.token_ids) == 40
 
