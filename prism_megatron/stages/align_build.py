@@ -121,19 +121,29 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     for engine in (policy, discriminator):
         assert engine.optimizer is not None
         check_adam(capabilities, inner_optimizers(engine.optimizer))
+    players = Players(policy, discriminator, rollout)
     form = build_format(config, shape, renderer, world=world, layers=capabilities.layers)
+    plan = _plan(config, players, prompts, shape.text.vocab, form, world=world)
+    probe_prompts = build_prompts(config, renderer, held_out=True) if config.game.probe_every else None
+    return AlignRun(folder, models, shape, renderer, prompts, probe_prompts, players, plan)
+
+
+def _plan(
+    config: AlignConfig, players: Players, prompts: ExampleSource, vocab_size: int, form: BatchFormat, *, world: World
+) -> AlignPlan:
+    """What the loop keeps fixed; servers' weights are probed where that is asked for."""
     check_served = trust
-    if isinstance(rollout, SharedRollout) and config.rollout.rollout_probe_every:
+    if isinstance(players.rollout, SharedRollout) and config.rollout.rollout_probe_every:
         probe = ServingProbe(
             prompts.batch(0),
             every=config.rollout.rollout_probe_every,
             bound=config.rollout.rollout_probe_bound,
-            vocab_size=shape.text.vocab,
+            vocab_size=vocab_size,
             form=form,
             world=world,
         )
-        check_served = partial(probe.check, rollout, policy)
-    plan = AlignPlan(
+        check_served = partial(probe.check, players.rollout, players.policy)
+    return AlignPlan(
         game=config.game,
         sampling=Sampling(
             temperature=config.rollout.temperature,
@@ -143,15 +153,12 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
         rollouts_per_prompt=config.rollout.rollouts_per_prompt,
         tokens_per_microbatch=config.tokens_per_microbatch,
         load_balance=config.discriminator.load_balance or 0.0,
-        vocab_size=shape.text.vocab,
+        vocab_size=vocab_size,
         seed=config.seed,
         form=form,
         check_served=check_served,
         gather_bytes=config.rollout.rollout_bucket_mib * 2**20 // GATHERED_SHARE,
     )
-    probe_prompts = build_prompts(config, renderer, held_out=True) if config.game.probe_every else None
-    players = Players(policy, discriminator, rollout)
-    return AlignRun(folder, models, shape, renderer, prompts, probe_prompts, players, plan)
 
 
 def build_format(
