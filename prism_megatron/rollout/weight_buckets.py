@@ -7,8 +7,10 @@ next one being filled or packed, and what the engine gathers it from (see ``GATH
 from __future__ import annotations
 
 import base64
+import io
 import json
 import pickle
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -24,6 +26,10 @@ GATHERED_SHARE = 8
 """An engine that feeds a hand-over gathers a bucket divided by this at a time."""
 
 _MARK = "the tensors"
+_PLACE = b"where the bytes of a storage stand, which are too many to be copied for it"
+_UNFRAMED = 3
+"""The last protocol of pickle without frames, whose lengths would have to count what is put in later."""
+_FEW_BYTES, _MANY_BYTES = b"C", b"\x8e"  # pickle's opcodes; one and eight bytes of length follow
 _CHUNK_BYTES = 2**18
 
 
@@ -60,15 +66,44 @@ def pieces(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int, *, count: i
         yield Piece(tuple(held), is_last=True)
 
 
+class _Parts:
+    """A file that keeps what is written to it, and of what is large only where it lies."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes | memoryview] = []
+        self.num_bytes = 0
+
+    def write(self, part: bytes | memoryview) -> int:
+        # What is large is a tensor's memory, which its owner keeps; torch reuses that of lengths and headers at once.
+        self.parts.append(part if len(part) > _CHUNK_BYTES else bytes(part))
+        self.num_bytes += len(part)
+        return len(part)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+
 class Payload:
-    """A piece in SGLang's ``flattened_bucket`` form: bytes of which every server gets a body of its own."""
+    """A piece in SGLang's ``flattened_bucket`` form: bytes of which every server gets a body of its own.
+
+    Those of the tensors are never copied: they are read where they lie when a body is.
+    """
 
     def __init__(self, piece: Piece) -> None:
-        self._parts: list[bytes] = []
-        sink = SimpleNamespace(write=lambda part: self._parts.append(bytes(part)))
+        self._flat = flat(piece).cpu()
+        stored = _Parts()
+        typed: Any = torch.storage.TypedStorage(
+            wrap_storage=self._flat.untyped_storage(), dtype=torch.uint8, _internal=True
+        )
+        torch.save(typed, stored, _use_new_zipfile_serialization=False)
         # Plain pickle: SGLang's own serialiser passes file descriptors, which an unrelated process cannot open. The
         # entries of ``metadata`` need only these attributes; all indices count bytes.
-        pickle.Pickler(sink, protocol=5).dump({"metadata": _metadata(piece), "flattened_tensor": flat(piece).cpu()})
+        frame = io.BytesIO()
+        pickler = pickle.Pickler(frame, protocol=_UNFRAMED)
+        pickler.dispatch_table = {torch.storage.TypedStorage: lambda _: (torch.storage._load_from_bytes, (_PLACE,))}
+        pickler.dump({"metadata": _metadata(piece), "flattened_tensor": self._flat})
+        head, tail = frame.getvalue().split(_FEW_BYTES + bytes([len(_PLACE)]) + _PLACE)
+        self._parts = [head, _MANY_BYTES + struct.pack("<Q", stored.num_bytes), *stored.parts, tail]
         self.num_bytes = sum(map(len, self._parts))
 
     def body(self, fields: Mapping[str, Any]) -> tuple[Iterator[bytes], int]:
