@@ -46,7 +46,7 @@ class RequestFormat:
     ) -> None:
         self._preprocessor = preprocessor
         self._image_token_id = image_token_id
-        self._end_token_ids = list(end_token_ids)
+        self.end_token_ids = list(end_token_ids)
         self._never_sampled = list(never_sampled)
 
     def request(self, prompt: Prompt, n: int, sampling: Sampling) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class RequestFormat:
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
                 "max_new_tokens": sampling.max_new_tokens,
-                "stop_token_ids": self._end_token_ids,
+                "stop_token_ids": self.end_token_ids,
                 "stop_regex": GOES_ON,
                 "logit_bias": {str(token): bias for token in self._never_sampled},
                 "skip_special_tokens": False,
