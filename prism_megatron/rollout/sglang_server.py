@@ -206,6 +206,13 @@ class SGLangServers:
             server.stop()
 
     def _supervise(self) -> None:
+        """The supervisor's thread: what ends it is what the next caller of ``supervises`` is told."""
+        try:
+            self._watch()
+        except Exception as error:  # noqa: BLE001 - a thread that dies unheard leaves callers waiting for its servers
+            self._failure = RolloutError(f"SGLang servers are no longer watched: {error!r}")
+
+    def _watch(self) -> None:
         while not self._stopping.wait(_POLL_SECONDS):
             for server in self.servers:
                 if server.is_running():

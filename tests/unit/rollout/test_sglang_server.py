@@ -92,6 +92,24 @@ def test_restarts_are_counted(options: Callable[..., ServerOptions]) -> None:
     servers.stop()
 
 
+def test_a_supervisor_that_dies_is_heard_of(options: Callable[..., ServerOptions]) -> None:
+    """Restarting meets an error that is none of ours, as a log on a full disk would be."""
+    servers = SGLangServers(options(), count=1)
+    servers.on_restart(lambda url: Path(f"/nowhere/{url}").write_text("x"))
+    servers.start()
+    (server,) = servers.servers
+    server.kill()
+
+    def heard() -> bool:
+        try:
+            return not servers.supervises(server.url)
+        except RolloutError as error:
+            return "no longer watched: FileNotFoundError" in str(error)
+
+    assert eventually(heard)
+    servers.stop()
+
+
 def test_a_server_that_cannot_start_shows_the_end_of_its_log(options: Callable[..., ServerOptions]) -> None:
     with pytest.raises(RolloutError, match=r"server 0 ended while it started; .*server-0\.log ends:.*cannot be served"):
         SGLangServers(options("broken"), count=1).start()
