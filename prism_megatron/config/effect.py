@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from prism_megatron.config.variants import VariantsConfig
+from prism_megatron.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,3 +23,10 @@ class EffectConfig:
     """held-out scenes, the same for every arm and seed"""
     data_parallel: int = 2
     """processes to start"""
+
+
+def check_experiment(config: EffectConfig | VariantsConfig) -> None:
+    """Raise ConfigError for a count below 1."""
+    for name, value in asdict(config).items():
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")

@@ -134,8 +134,13 @@ MINI_WARM_START_RECORDS = replace(
     gate=GateConfig(),
 )
 
-MINI_WARM_START_PAIRS = replace(MINI_WARM_START, data=replace(MINI_WARM_START.data, max_response_tokens=320),
-                                gate=GateConfig(), steps=None)  # fmt: skip
+MINI_WARM_START_PAIRS = replace(
+    MINI_WARM_START,
+    data=replace(MINI_WARM_START.data, max_response_tokens=320),
+    rollout=RolloutConfig(prompts_per_step=16, rollouts_per_prompt=1),
+    gate=GateConfig(),
+    steps=None,
+)
 
 
 def parse(argv: Sequence[str]) -> WarmStartConfig:
@@ -175,9 +180,18 @@ def check_warm_start(config: WarmStartConfig, shape: Qwen3VLShape, *, world_size
         raise ConfigError("--freeze-policy-vision is for a policy that trains, and here none does; leave it out")
     if pairs.pairs is not None:
         _check_pairs(config, pairs.pairs)
-    elif config.steps is None and config.data.data is None:
+    else:
+        _check_new_file(config)
+    if pairs.pairs is None and config.steps is None and config.data.data is None:
         raise ConfigError("scenes have no end: say how many --steps to take, or name records with --data")
     check_align(align, shape, world_size=world_size)
+
+
+def _check_new_file(config: WarmStartConfig) -> None:
+    """What ``--write-pairs`` names must not be there; a run that goes on is asked when it has steps left."""
+    path = config.pairs.write_pairs
+    if path is not None and config.checkpoint.load is None and path.exists():
+        raise ConfigError(f"--write-pairs {path} exists; remove it, or give another file")
 
 
 def _check_pairs(config: WarmStartConfig, path: Path) -> None:
@@ -188,8 +202,8 @@ def _check_pairs(config: WarmStartConfig, path: Path) -> None:
         raise ConfigError("--pairs brings its own questions and images; leave --data out")
     if config.pairs.write_pairs is not None:
         raise ConfigError("--write-pairs writes what was sampled, and with --pairs nothing is; leave one of them out")
-    default = RolloutConfig()
-    for name in ("rollout", "temperature", "top_p"):
+    default = WarmStartConfig().rollout
+    for name in ("rollout", "rollouts_per_prompt", "temperature", "top_p"):
         if getattr(config.rollout, name) != getattr(default, name):
             raise ConfigError(f"--{name.replace('_', '-')} is for sampling, and with --pairs nothing is; leave it out")
     if config.gate.gate_rollouts != GateConfig().gate_rollouts:

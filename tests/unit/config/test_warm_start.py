@@ -86,6 +86,8 @@ def test_the_mini_recipes_pass_their_own_checks(tmp_path: Path) -> None:
         (["--rollout-probe-every", "3"], "--rollout-probe-every compares with a policy that trains"),
         (["--freeze-policy-vision"], "--freeze-policy-vision is for a policy that trains"),
         (["--pairs", "FILE", "--temperature", "0.5"], "--temperature is for sampling"),
+        (["--pairs", "FILE", "--rollouts-per-prompt", "4"], "--rollouts-per-prompt is for sampling"),
+        (["--write-pairs", "FILE"], "p.jsonl exists; remove it"),
         (["--format-sft", "3"], "--format-sft trains on records"),
         (["--pairs", "nowhere.jsonl"], "--pairs nowhere.jsonl is not a file"),
         (["--pairs", "FILE", "--data", "FOLDER"], "leave --data out"),

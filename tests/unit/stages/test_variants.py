@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prism_megatron.config.cli import parse
+from prism_megatron.config.effect import EffectConfig, check_experiment
 from prism_megatron.config.variants import VARIANTS, VariantsConfig
+from prism_megatron.errors import ConfigError
 from prism_megatron.evaluation.proxies import ResponseForm
 from prism_megatron.evaluation.scenes import SceneJudgement
 from prism_megatron.stages.arms import MODES, Responses
@@ -77,3 +79,10 @@ def test_figures_come_from_the_variant_s_own_responses() -> None:
     assert distances["T=1/caption items"]["joint"]["mean"] == 0.0
     assert means["greedy/tokens"]["dense"] is None
     assert comparison.columns["text"] == "--modality text; warm-start AUC perception –, reasoning 0.750"
+
+
+@pytest.mark.parametrize("name", ["seeds", "steps", "scenes", "data_parallel", "warm_start_steps"])
+def test_an_experiment_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--{name.replace('_', '-')} 0 must be at least 1"):
+        check_experiment(replace(VariantsConfig(output=Path("unused")), **{name: 0}))
+    check_experiment(EffectConfig(output=Path("unused")))
