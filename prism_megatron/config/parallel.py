@@ -34,6 +34,8 @@ class ParallelConfig:
     """language layers of the last pipeline stage, where they do not divide evenly"""
     distributed_optimizer: bool = True
     """shard optimizer state over data-parallel ranks"""
+    distributed_timeout_minutes: int = 30
+    """how long ranks wait for one another, as while another one samples or hands weights over, before all give up"""
 
     @property
     def model_parallel_size(self) -> int:

@@ -53,6 +53,8 @@ class RolloutConfig:
     """after every so many steps each server and the trainer score the same answer, and must agree; 0 never asks"""
     rollout_probe_bound: float = 0.1
     """by how much the probe's log-probs may differ, on average a token"""
+    rollout_timeout_minutes: int = 10
+    """how long servers may take for one step's samples of a rank, restarts included, before the run ends"""
     rollout_python: Path = Path(".venv-sglang/bin/python")
     """interpreter that has sglang; make sglang sets this one up"""
     rollout_embedded_ranks: int | None = None

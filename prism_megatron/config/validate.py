@@ -26,6 +26,7 @@ def check_ranges(config: AlignConfig) -> None:
         "--cp": config.parallel.cp,
         "--ep": config.parallel.ep,
         "--etp": config.parallel.expert_tp,
+        "--distributed-timeout-minutes": config.parallel.distributed_timeout_minutes,
         "--steps": config.steps,
         "--prompts-per-step": config.rollout.prompts_per_step,
         "--rollouts-per-prompt": config.rollout.rollouts_per_prompt,
@@ -36,6 +37,7 @@ def check_ranges(config: AlignConfig) -> None:
         "--rollout-servers": config.rollout.rollout_servers,
         "--rollout-tp": config.rollout.rollout_tp,
         "--rollout-bucket-mib": config.rollout.rollout_bucket_mib,
+        "--rollout-timeout-minutes": config.rollout.rollout_timeout_minutes,
     }
     if config.rollout.rollout_embedded_ranks is not None:
         at_least_one["--rollout-embedded-ranks"] = config.rollout.rollout_embedded_ranks
@@ -119,6 +121,7 @@ def check_rollout(rollout: RolloutConfig) -> None:
         "rollout_master_address",
         "rollout_probe_every",
         "rollout_probe_bound",
+        "rollout_timeout_minutes",
     }
     names = started | attached | sync | {"rollout_colocated"}
     given = {name for name in names if getattr(rollout, name) != getattr(default, name)}
@@ -135,6 +138,16 @@ def check_rollout(rollout: RolloutConfig) -> None:
     _check_sync(rollout, given)
     if rollout.rollout_memory_fraction is not None:
         _check_interval("--rollout-memory-fraction", rollout.rollout_memory_fraction, above=0.0, below=1.0)
+
+
+def _check_timeouts(config: AlignConfig) -> None:
+    """Ranks that wait for one that samples must not give up first: the error would then name a collective."""
+    of_rollout, of_ranks = config.rollout.rollout_timeout_minutes, config.parallel.distributed_timeout_minutes
+    if config.rollout.rollout == "sglang" and of_ranks <= of_rollout:
+        raise ConfigError(
+            f"--distributed-timeout-minutes {of_ranks} must be more than --rollout-timeout-minutes {of_rollout}, or "
+            "ranks give up on one that is still sampling"
+        )
 
 
 def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
@@ -222,6 +235,7 @@ def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) ->
     check_ranges(config)
     check_recompute(config.recompute)
     check_rollout(config.rollout)
+    _check_timeouts(config)
     if shape.text.num_experts:
         raise ConfigError(
             f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "

@@ -71,16 +71,17 @@ def start(
     rank: int | None = None,
     world_size: int | None = None,
     store: Store | None = None,
-    timeout: timedelta = timedelta(minutes=10),
+    timeout: timedelta | None = None,
 ) -> World:
     """Join the world and build the groups of ``parallel``.
 
     Rank, size and rendezvous come from torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); a process
     without one is a world of one. ``store`` with ``rank`` and ``world_size`` is a rendezvous made by the caller.
-    The backend is NCCL where CUDA is present and gloo elsewhere.
+    The backend is NCCL where CUDA is present and gloo elsewhere. ``timeout`` replaces ``parallel``'s own.
     Raises ConfigError when the world does not fit ``parallel``.
     """
     on_cpu = open_cpu_door()
+    timeout = timeout or timedelta(minutes=parallel.distributed_timeout_minutes)
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
     if world_size % parallel.model_parallel_size:

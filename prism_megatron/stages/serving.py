@@ -179,6 +179,7 @@ def build_served_rollout(
             transport=wanted.rollout_sync,
             bucket_bytes=wanted.rollout_bucket_mib * 2**20,
             master_address=wanted.rollout_master_address,
+            seconds=60.0 * wanted.rollout_timeout_minutes,
             router=wanted.rollout_router,
             colocated=wanted.rollout_colocated,
         ),
