@@ -91,7 +91,7 @@ class Payload:
 
     def __init__(self, piece: Piece) -> None:
         self._flat = flat(piece).cpu()
-        stored = _Parts()
+        stored: Any = _Parts()
         typed: Any = torch.storage.TypedStorage(
             wrap_storage=self._flat.untyped_storage(), dtype=torch.uint8, _internal=True
         )

@@ -33,6 +33,8 @@ class World:
     engine: SGLangRollout
     renderer: Renderer
     oracle: Any
+    folder: Path
+    """for spools and the servers' logs"""
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
         """Give the oracle the weights that the engine is given."""
@@ -86,18 +88,18 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServers]
 
 @pytest.fixture(scope="session")
 def world(servers: SGLangServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    renderer = Renderer.from_folder(FOLDER)
+    renderer, folder = Renderer.from_folder(FOLDER), tmp_path_factory.mktemp("spool")
     engine = SGLangRollout(
         FOLDER,
         renderer.segment_finder,
         urls=servers.urls,
         api_key=servers.api_key,
         end_token_ids=[renderer.end_token_id],
-        spool=tmp_path_factory.mktemp("spool"),
+        spool=folder,
         servers=servers,
         options=SGLangOptions(bucket_bytes=200_000),
     )
     model_class: Any = Qwen3VLForConditionalGeneration
     oracle = model_class.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    yield World(servers, engine, renderer, oracle)
+    yield World(servers, engine, renderer, oracle, folder)
     engine.close()

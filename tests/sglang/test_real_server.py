@@ -144,7 +144,7 @@ def sharing(world: World, transport: Transport) -> Iterator[SGLangRollout]:
         urls=world.servers.urls,
         api_key=world.servers.api_key,
         end_token_ids=[world.renderer.end_token_id],
-        spool=engine._spool / transport,
+        spool=world.folder / transport,
         servers=world.servers,
         options=SGLangOptions(transport=transport, bucket_bytes=400_000),
     )
@@ -153,7 +153,7 @@ def sharing(world: World, transport: Transport) -> Iterator[SGLangRollout]:
         yield shared
     finally:
         world.engine = engine
-        world.servers.on_restart(engine._restore)
+        world.servers.on_restart(engine._weights.restore)
         shared._servers = None  # they are not its own to stop
         shared.close()
 
@@ -174,7 +174,7 @@ def test_both_transports_leave_the_same_weights(world: World) -> None:
     weights = moved(5)
     hand_over(world, weights, 1)
     by_tensor = held(world)[0][1]
-    folder = world.engine._spool / "by disk"
+    folder = world.folder / "by disk"
     write_hf_folder(folder, iter(weights.items()), like=FOLDER)
     client = world.servers.servers[0].client
     client.post("/update_weights_from_disk", {"model_path": str(folder), "weight_version": "1"})

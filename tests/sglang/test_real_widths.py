@@ -81,7 +81,7 @@ def test_logprobs_and_an_update_at_the_widths_of_2b(shared_dir: Path, tmp_path: 
         servers=servers,
         options=SGLangOptions(transport="disk"),
     )
-    world = World(servers, engine, renderer, oracle)
+    world = World(servers, engine, renderer, oracle, tmp_path)
     prompts, sampling = world.prompts(), Sampling(max_new_tokens=8)
     drawn: list[list[tuple[Rollout, ...]]] = []
     try:

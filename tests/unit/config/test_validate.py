@@ -286,8 +286,10 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
         ("--rollout-timeout-minutes 20", "--rollout-timeout-minutes needs --rollout sglang"),
         (
             "--rollout sglang --rollout-timeout-minutes 30",
-            "--distributed-timeout-minutes 30 must be more than --rollout-timeout-minutes 30, or ranks give up on one that is "
-            "still sampling",
+            (
+                "--distributed-timeout-minutes 30 must be more than --rollout-timeout-minutes 30, or ranks give up on "
+                "one that is still sampling"
+            ),
         ),
         ("--distributed-timeout-minutes 0", "--distributed-timeout-minutes 0 must be at least 1"),
         ("--rollout sglang --rollout-ahead -1", "--rollout-ahead -1 must be at least 0"),

@@ -94,8 +94,12 @@ def test_restarts_are_counted(options: Callable[..., ServerOptions]) -> None:
 
 def test_a_supervisor_that_dies_is_heard_of(options: Callable[..., ServerOptions]) -> None:
     """Restarting meets an error that is none of ours, as a log on a full disk would be."""
+
+    def note(url: str) -> None:
+        Path("/nowhere/note").write_text(url)
+
     servers = SGLangServers(options(), count=1)
-    servers.on_restart(lambda url: Path(f"/nowhere/{url}").write_text("x"))
+    servers.on_restart(note)
     servers.start()
     (server,) = servers.servers
     server.kill()

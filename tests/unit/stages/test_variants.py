@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,5 +84,5 @@ def test_figures_come_from_the_variant_s_own_responses() -> None:
 @pytest.mark.parametrize("name", ["seeds", "steps", "scenes", "data_parallel", "warm_start_steps"])
 def test_an_experiment_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"--{name.replace('_', '-')} 0 must be at least 1"):
-        check_experiment(replace(VariantsConfig(output=Path("unused")), **{name: 0}))
-    check_experiment(EffectConfig(output=Path("unused")))
+        check_experiment(VariantsConfig(Path("unused"), **{name: 0}))
+    check_experiment(EffectConfig(Path("unused")))
