@@ -30,7 +30,8 @@ from prism_megatron.testing import GlooWorld
 from tests.integration.align_ranks import checkpoint_logprobs
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "run_align.py"
-SMALL = ("--prompts-per-step", "2", "--rollouts-per-prompt", "4", "--tokens-per-microbatch", "512", "--save-every", "2")
+SMALL = ("--prompts-per-step", "2", "--rollouts-per-prompt", "4", "--tokens-per-microbatch", "512", "--save-every", "2",
+         "--temperature", "0.8")  # fmt: skip  # at 1, nobody would notice who left it out of the log-probs
 STEPS = 4
 # What must not depend on how often a run was interrupted, or on its layout.
 LOSSES = ("discriminator_loss", "policy_loss", "discriminator_grad_norm", "policy_grad_norm", "response_tokens")

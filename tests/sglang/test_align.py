@@ -17,6 +17,8 @@ from prism_megatron.rollout.sglang_arguments import PYTHON
 from tests.sglang.conftest import REPOSITORY
 
 FLAGS = "--tp 2 --pp 2 --dtype fp32 --steps 2 --prompts-per-step 4 --rollouts-per-prompt 4 --tokens-per-microbatch 512"
+# At 1, nobody would notice who left it out of the log-probs.
+FLAGS += " --temperature 0.8"
 
 
 def command_lines() -> list[str]:
