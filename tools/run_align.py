@@ -32,7 +32,9 @@ def main() -> int:
         parallel = config.parallel
         smallest, present = smallest_world(parallel), int(os.environ.get("WORLD_SIZE", "1"))
         shape = Qwen3VLShape.from_folder(files_folder(policy_folder(config.model.model), "policy"))
-        check_align(config, shape, world_size=present if present > 1 else smallest)
+        saved = config.discriminator.discriminator
+        judge = None if saved is None else Qwen3VLShape.from_folder(files_folder(Path(saved), "discriminator"))
+        check_align(config, shape, world_size=present if present > 1 else smallest, discriminator=judge)
     except PrismError as error:
         return report_error(error)
     return launch(

@@ -84,13 +84,25 @@ def check_ranges(config: AlignConfig) -> None:
         _check_folder(flag, folder)
 
 
-def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_tower: int) -> None:
+def check_layout(
+    parallel: ParallelConfig,
+    shape: Qwen3VLShape,
+    *,
+    experts_per_tower: int,
+    discriminator: Qwen3VLShape | None = None,
+) -> None:
     """Raise ConfigError for a layout that the models' sizes rule out, before any process starts.
 
-    ``shape`` is the policy's, with experts or dense. ``experts_per_tower`` is that of the discriminator's layers; 0
-    where the run has none.
+    ``shape`` is the policy's, with experts or dense; ``discriminator`` that of the dense model which the discriminator
+    was made of, where it is not the policy's own. ``experts_per_tower`` is that of the discriminator's layers; 0 where
+    the run has none.
     """
     shape.check_layout(parallel)
+    if discriminator is not None:
+        try:
+            discriminator.check_layout(parallel)
+        except ConfigError as error:
+            raise ConfigError(f"--discriminator: {error}") from error
     if parallel.vpp > 1 and parallel.pp == 1:
         raise ConfigError(f"--vpp {parallel.vpp} interleaves pipeline stages and needs --pp of at least 2; use --vpp 1")
     if not experts_per_tower:
@@ -104,7 +116,8 @@ def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_t
             f"--ep {parallel.ep} must divide the {experts_per_tower} experts of a tower, so that every rank holds its "
             f"share of both; use {listed(divisors(experts_per_tower))}"
         )
-    ExpertSizes(experts_per_tower, per_token=1, width=shape.text.ffn).check_layout(parallel)
+    width = (discriminator or shape).text.ffn
+    ExpertSizes(experts_per_tower, per_token=1, width=width).check_layout(parallel)
 
 
 def check_rollout(rollout: RolloutConfig) -> None:
@@ -217,18 +230,25 @@ def smallest_world(parallel: ParallelConfig) -> int:
     return parallel.pp * math.lcm(parallel.tp * parallel.cp, parallel.ep * parallel.expert_tp)
 
 
-def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) -> None:
-    """All checks of an alignment run on ``world_size`` processes. Raises ConfigError."""
+def check_align(
+    config: AlignConfig, shape: Qwen3VLShape, *, world_size: int, discriminator: Qwen3VLShape | None = None
+) -> None:
+    """All checks of an alignment run on ``world_size`` processes. Raises ConfigError.
+
+    ``shape`` is the policy's, ``discriminator`` that of the model in ``--discriminator``.
+    """
     check_ranges(config)
     check_recompute(config.recompute)
     check_rollout(config.rollout)
-    if shape.text.num_experts:
+    if shape.text.num_experts and discriminator is None:
         raise ConfigError(
-            f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "
-            "only; use a dense Qwen3-VL (2B, 4B, 8B or 32B)"
+            f"--model has {shape.text.num_experts} experts, and a discriminator is upcycled from a dense model only; "
+            "make one of a dense Qwen3-VL with the same tokenizer by `python tools/convert.py to-megatron --as "
+            "discriminator`, and name it with --discriminator"
         )
     routed = config.discriminator.routing != "dense"
-    check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower if routed else 0)
+    experts_per_tower = config.discriminator.experts_per_tower if routed else 0
+    check_layout(config.parallel, shape, experts_per_tower=experts_per_tower, discriminator=discriminator)
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype)
     if config.data.format_sft and config.data.data is None:
