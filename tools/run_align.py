@@ -13,7 +13,8 @@ from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.cli import parse
 from prism_megatron.config.mini_world import policy_folder
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.validate import check_align, smallest_world
+from prism_megatron.config.validate import check_align
+from prism_megatron.config.validate_layout import smallest_world
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prism_megatron.config.mini_world import policy_folder
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.validate import smallest_world
+from prism_megatron.config.validate_layout import smallest_world
 from prism_megatron.config.warm_start import WarmStartConfig, check_warm_start, parse
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.engine.launch import PRELOAD, launch, report_error

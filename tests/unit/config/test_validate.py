@@ -18,7 +18,8 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
-from prism_megatron.config.validate import check_align, check_layout, check_world, smallest_world
+from prism_megatron.config.validate import check_align
+from prism_megatron.config.validate_layout import check_layout, check_world, smallest_world
 from prism_megatron.errors import ConfigError
 
 TOKENS = ("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
