@@ -13,7 +13,8 @@ from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.cli import parse
 from prism_megatron.config.mini_world import policy_folder
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.validate import check_align, smallest_world
+from prism_megatron.config.validate import check_align
+from prism_megatron.config.validate_layout import smallest_world
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
@@ -32,7 +33,9 @@ def main() -> int:
         parallel = config.parallel
         smallest, present = smallest_world(parallel), int(os.environ.get("WORLD_SIZE", "1"))
         shape = Qwen3VLShape.from_folder(files_folder(policy_folder(config.model.model), "policy"))
-        check_align(config, shape, world_size=present if present > 1 else smallest)
+        saved = config.discriminator.discriminator
+        judge = None if saved is None else Qwen3VLShape.from_folder(files_folder(Path(saved), "discriminator"))
+        check_align(config, shape, world_size=present if present > 1 else smallest, discriminator=judge)
     except PrismError as error:
         return report_error(error)
     return launch(

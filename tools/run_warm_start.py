@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prism_megatron.config.mini_world import policy_folder
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.validate import smallest_world
+from prism_megatron.config.validate_layout import smallest_world
 from prism_megatron.config.warm_start import WarmStartConfig, check_warm_start, parse
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
@@ -31,7 +31,9 @@ def main() -> int:
         parallel = config.parallel
         smallest, present = smallest_world(parallel), int(os.environ.get("WORLD_SIZE", "1"))
         shape = Qwen3VLShape.from_folder(files_folder(policy_folder(config.model.model), "policy"))
-        check_warm_start(config, shape, world_size=present if present > 1 else smallest)
+        saved = config.discriminator.discriminator
+        judge = None if saved is None else Qwen3VLShape.from_folder(files_folder(Path(saved), "discriminator"))
+        check_warm_start(config, shape, world_size=present if present > 1 else smallest, discriminator=judge)
     except PrismError as error:
         return report_error(error)
     return launch(

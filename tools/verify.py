@@ -14,7 +14,7 @@ from model_providers.moe_discriminator.folder import is_discriminator, read_vari
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.validate import smallest_world
+from prism_megatron.config.validate_layout import smallest_world
 from prism_megatron.config.verify import VerifyConfig, check_by_layer, check_verify, model_folder
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import ConfigError, PrismError

@@ -20,8 +20,9 @@ class DiscriminatorConfig:
     """A Qwen3-VL whose MLPs are towers of experts, with a scalar head."""
 
     discriminator: str | None = None
-    """folder of a saved discriminator, or a checkpoint with one; without it the policy's weights are upcycled (mini
-    world: its shipped one, if the flags ask for that kind)"""
+    """folder of a saved discriminator, or a checkpoint with one, that reads the policy's tokens and images; without it
+    the policy's weights are upcycled, if they are dense (mini world: its shipped one, if the flags ask for that
+    kind)"""
     routing: Routing = "segment"
     """segment: one tower of experts for perception, one for reasoning, and a token goes to that of the segment being
     judged; learned: one pool for both, as the paper's authors released it; dense: the MLPs stay as they are"""

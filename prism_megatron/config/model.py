@@ -11,7 +11,8 @@ class ModelConfig:
     """The policy's weights and the number format it trains in."""
 
     model: str | None = None
-    """Hugging Face folder of a dense Qwen3-VL, or a checkpoint of one; without it the built-in mini world runs"""
+    """Hugging Face folder of a Qwen3-VL, dense or with experts, or a checkpoint of one; without it the built-in mini
+    world runs"""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """compute type of the parameters (masters are always fp32); auto takes the folder's own"""
     freeze_policy_vision: bool = False

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.discriminator import check_kind, check_router_losses, check_upcycling
-from prism_megatron.config.experts import ExpertSizes, divisors
-from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.config.validate_game import check_game
+from prism_megatron.config.validate_layout import check_layout, check_world
 from prism_megatron.errors import ConfigError, listed
 
 
@@ -84,29 +82,6 @@ def check_ranges(config: AlignConfig) -> None:
         ("--load", config.checkpoint.load),
     ):
         _check_folder(flag, folder)
-
-
-def check_layout(parallel: ParallelConfig, shape: Qwen3VLShape, *, experts_per_tower: int) -> None:
-    """Raise ConfigError for a layout that the models' sizes rule out, before any process starts.
-
-    ``shape`` is the policy's, with experts or dense. ``experts_per_tower`` is that of the discriminator's layers; 0
-    where the run has none.
-    """
-    shape.check_layout(parallel)
-    if parallel.vpp > 1 and parallel.pp == 1:
-        raise ConfigError(f"--vpp {parallel.vpp} interleaves pipeline stages and needs --pp of at least 2; use --vpp 1")
-    if not experts_per_tower:
-        if parallel.ep > 1 and shape.text.experts is None:
-            raise ConfigError(f"--ep {parallel.ep} needs a model with experts; use --ep 1")
-        if parallel.etp is not None and shape.text.experts is None:
-            raise ConfigError(f"--etp {parallel.etp} needs a model with experts; leave it out")
-        return
-    if experts_per_tower % parallel.ep:
-        raise ConfigError(
-            f"--ep {parallel.ep} must divide the {experts_per_tower} experts of a tower, so that every rank holds its "
-            f"share of both; use {listed(divisors(experts_per_tower))}"
-        )
-    ExpertSizes(experts_per_tower, per_token=1, width=shape.text.ffn).check_layout(parallel)
 
 
 def check_rollout(rollout: RolloutConfig) -> None:
@@ -202,47 +177,26 @@ def check_recompute(recompute: RecomputeConfig) -> None:
         )
 
 
-def check_world(parallel: ParallelConfig, world_size: int) -> int:
-    """The data-parallel size of ``world_size`` ranks. Raises ConfigError when the layout does not fit them."""
-    size = parallel.model_parallel_size
-    if world_size % size:
-        near = sorted({max(size, world_size // size * size), (world_size // size + 1) * size})
-        raise ConfigError(
-            f"{_sizes(parallel)} takes a multiple of {size} processes, not {world_size}; start {listed(near)}"
-        )
-    stage_size = world_size // parallel.pp
-    experts = parallel.ep * parallel.expert_tp
-    if stage_size % experts:
-        fitting = [ep for ep in divisors(stage_size) if stage_size % (ep * parallel.expert_tp) == 0]
-        raise ConfigError(
-            f"--ep {parallel.ep} --etp {parallel.expert_tp} must divide the {stage_size} processes of a pipeline stage "
-            f"({world_size} processes over --pp {parallel.pp}); "
-            + (f"use --ep {listed(fitting)}" if fitting else f"use --etp {listed(divisors(stage_size))}")
-        )
-    return world_size // size
+def check_align(
+    config: AlignConfig, shape: Qwen3VLShape, *, world_size: int, discriminator: Qwen3VLShape | None = None
+) -> None:
+    """All checks of an alignment run on ``world_size`` processes. Raises ConfigError.
 
-
-def smallest_world(parallel: ParallelConfig) -> int:
-    """The fewest processes that hold the layout: each pipeline stage is a multiple of tp · cp and of ep · etp ranks.
-
-    Expert parallelism may share the ranks of tensor, context and data parallelism.
+    ``shape`` is the policy's, ``discriminator`` that of the model in ``--discriminator``.
     """
-    return parallel.pp * math.lcm(parallel.tp * parallel.cp, parallel.ep * parallel.expert_tp)
-
-
-def check_align(config: AlignConfig, shape: Qwen3VLShape, *, world_size: int) -> None:
-    """All checks of an alignment run on ``world_size`` processes. Raises ConfigError."""
     check_ranges(config)
     check_recompute(config.recompute)
     check_rollout(config.rollout)
     _check_timeouts(config)
-    if shape.text.num_experts:
+    if shape.text.num_experts and discriminator is None:
         raise ConfigError(
-            f"--model has {shape.text.num_experts} experts, but the rollouts of an alignment run decode dense models "
-            "only; use a dense Qwen3-VL (2B, 4B, 8B or 32B)"
+            f"--model has {shape.text.num_experts} experts, and a discriminator is upcycled from a dense model only; "
+            "make one of a dense Qwen3-VL with the same tokenizer by `python tools/convert.py to-megatron --as "
+            "discriminator`, and name it with --discriminator"
         )
     routed = config.discriminator.routing != "dense"
-    check_layout(config.parallel, shape, experts_per_tower=config.discriminator.experts_per_tower if routed else 0)
+    experts_per_tower = config.discriminator.experts_per_tower if routed else 0
+    check_layout(config.parallel, shape, experts_per_tower=experts_per_tower, discriminator=discriminator)
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype)
     if config.data.format_sft and config.data.data is None:
@@ -301,8 +255,3 @@ def _check_interval(
 def _check_folder(flag: str, folder: object) -> None:
     if folder is not None and not Path(str(folder)).is_dir():
         raise ConfigError(f"{flag} {folder} is not a folder; give one that exists, or leave {flag} out")
-
-
-def _sizes(parallel: ParallelConfig) -> str:
-    context = f" --cp {parallel.cp}" if parallel.cp > 1 else ""
-    return f"--tp {parallel.tp}{context} --pp {parallel.pp}"

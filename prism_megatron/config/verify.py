@@ -11,7 +11,8 @@ import tyro
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.validate import check_layout, check_recompute, check_world
+from prism_megatron.config.validate import check_recompute
+from prism_megatron.config.validate_layout import check_layout, check_world
 from prism_megatron.errors import ConfigError
 
 

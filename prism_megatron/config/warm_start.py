@@ -85,7 +85,10 @@ class WarmStartConfig:
     reference runs alone"""
 
     def load_balance(self, num_layers: int) -> float:
-        """The load-balancing coefficient per layer and tower; one that balances nothing is 0."""
+        """The load-balancing coefficient per layer and tower of a discriminator of ``num_layers``.
+
+        One that balances nothing is 0.
+        """
         flags = self.discriminator
         if flags.load_balance is not None:
             return flags.load_balance
@@ -161,8 +164,10 @@ def parse(argv: Sequence[str]) -> WarmStartConfig:
     )
 
 
-def check_warm_start(config: WarmStartConfig, shape: Qwen3VLShape, *, world_size: int) -> None:
-    """All checks of a warm-start on ``world_size`` processes. Raises ConfigError."""
+def check_warm_start(
+    config: WarmStartConfig, shape: Qwen3VLShape, *, world_size: int, discriminator: Qwen3VLShape | None = None
+) -> None:
+    """All checks of a warm-start on ``world_size`` processes; shapes as in ``check_align``. Raises ConfigError."""
     pairs, gate = config.pairs, config.gate
     align = config.as_align(steps=1 if config.steps is None else config.steps)
     check_ranges(align)
@@ -184,7 +189,7 @@ def check_warm_start(config: WarmStartConfig, shape: Qwen3VLShape, *, world_size
         _check_new_file(config)
     if pairs.pairs is None and config.steps is None and config.data.data is None:
         raise ConfigError("scenes have no end: say how many --steps to take, or name records with --data")
-    check_align(align, shape, world_size=world_size)
+    check_align(align, shape, world_size=world_size, discriminator=discriminator)
 
 
 def _check_new_file(config: WarmStartConfig) -> None:

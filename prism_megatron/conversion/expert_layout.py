@@ -3,6 +3,7 @@
 ``transformers``  fused, as transformers 5 keeps them: ``experts.gate_up_proj`` ``[experts, 2 · width, hidden]`` and
                   ``experts.down_proj`` ``[experts, hidden, width]``.
 ``hub``           fused under the same names, both transposed: as transformers 4 kept them, and as they are published.
+                  Of the fused layouts it is the one that SGLang reads (0.5.23, ``models/qwen3_vl_moe.py``).
 ``per_expert``    ``experts.{e}.{gate,up,down}_proj.weight``, as quantised folders and our discriminators have them.
 
 Each is a variant of the mapping list (``weight_mappings(shape, layout)``); nothing else knows of layouts.
@@ -55,6 +56,22 @@ def detect_expert_layout(source: TensorSource, shape: Qwen3VLShape) -> ExpertLay
             "output) and no other tensor tells which one the folder has; save the model with one tensor per expert"
         )
     return next(iter(told), None)
+
+
+def per_expert_shapes(source: TensorSource, shape: Qwen3VLShape) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that the tensors of ``source``, in whichever layout, have as ``per_expert``."""
+    experts = shape.text.experts
+    found: dict[str, tuple[int, ...]] = {}
+    for name, held in source.shapes().items():
+        fused = _FUSED.search(name)
+        if fused is None or experts is None:
+            found[name] = held
+            continue
+        inward, outward = (experts.width, shape.text.hidden), (shape.text.hidden, experts.width)
+        parts = {"down": outward} if fused[1] == "down_proj" else {"gate": inward, "up": inward}
+        stem = name.removesuffix(f".{fused[1]}")
+        found |= {f"{stem}.{e}.{part}_proj.weight": size for e in range(experts.count) for part, size in parts.items()}
+    return found
 
 
 def _layouts_of(name: str, held: tuple[int, ...], hidden: int, experts: ExpertSizes) -> tuple[ExpertLayout, ...]:

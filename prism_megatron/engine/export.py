@@ -8,7 +8,6 @@ Each expert layout has its list; the parameters that they name are the same (``c
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.ops import Column, PatchEmbed, Replicated
+from prism_megatron.conversion.relaid import FusedExperts
 from prism_megatron.conversion.verify import check_names
 from prism_megatron.errors import ConversionError
 from prism_megatron.parallel.collectives import all_gather_objects
@@ -55,25 +55,6 @@ class _Entry:
 def canonical_name(name: str) -> str:
     """The name a parameter has where the experts of a rank are one MLP after another, whatever module holds them."""
     return _GROUPED_EXPERT.sub(r".experts.local_experts.\2.\1.weight", name)
-
-
-class _FusedExperts:
-    """Puts tensors together from the slices of a layer's experts, which come one by one."""
-
-    def __init__(self, mappings: Sequence[WeightMapping]) -> None:
-        self._num_slices = Counter(name for m in mappings if m.expert is not None for name in m.hf_names)
-        self._open: dict[str, Tensor] = {}
-        self._added: Counter[str] = Counter()
-
-    def add(self, mapping: WeightMapping, slices: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Keep one expert's slices; yields the tensors that they complete."""
-        assert mapping.expert is not None
-        for name, part in zip(mapping.hf_names, slices, strict=True):
-            count = self._num_slices[name]
-            self._open.setdefault(name, part.new_empty((count, *part.shape)))[mapping.expert] = part
-            self._added[name] += 1
-            if self._added[name] == count:
-                yield name, self._open.pop(name)
 
 
 class WeightTable:
@@ -148,7 +129,7 @@ class WeightTable:
         """
         mappings = self._mappings_of(layout)
         by_parameter = {mapping.parameter: mapping for mapping in mappings}
-        fused = _FusedExperts(mappings)
+        fused = FusedExperts(mappings)
         entries = [entry for entry in self._entries if leave_out is None or not leave_out(entry.local_name)]
         for bucket in self._buckets(entries, bucket_bytes, dtype):
             gathered = self._gather(bucket, of, dtype or bucket[0].dtype)

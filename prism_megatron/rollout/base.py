@@ -12,6 +12,8 @@ from prism_megatron.types import Prompt, Rollout, Segments
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prism_megatron.conversion.expert_layout import ExpertLayout
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -59,6 +61,10 @@ class RolloutEngine(Protocol):
     @property
     def policy_version(self) -> int | None:
         """Version of the weights in use; None until a first complete update."""
+
+    @property
+    def expert_layout(self) -> ExpertLayout:
+        """How ``update_weights`` takes the experts of a policy that has them; the same on every rank."""
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take every weight of the policy, under its Hugging Face name.

@@ -4,13 +4,15 @@ Shape suffixes: P prompts, R rows (samples still running), S prompt positions (p
 key/value heads, D head size, C channels of the hidden state, V vocabulary.
 
 The prompt goes through transformers' own model once. A decode step is written out here: transformers spends over
-1,200 small tensor calls on one, this about 80. ``tests/unit/rollout`` holds the two against each other.
+1,200 small tensor calls on one of the mini, this about 80. Experts are the exception: a layer that has them calls
+transformers' own block. ``tests/unit/rollout`` holds the two against each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,8 @@ from prism_megatron.types import Prompt
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """Weights of one decoder layer as a decode step uses them; ``qkv`` and ``gate_up`` are one matrix each."""
+    """One decoder layer as a decode step uses it: its weights (``qkv`` is one matrix), and ``mlp``, ``[R, C]`` to the
+    same."""
 
     input_norm: Tensor
     qkv: Tensor
@@ -32,14 +35,14 @@ class _Layer:
     key_norm: Tensor
     output: Tensor
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    mlp: Callable[[Tensor], Tensor]
 
 
 class Decoder:
     """Reads the live weights of ``model``: what is copied into the model in place is used by the next step.
 
-    Query, key and value projections (and gate and up) become slices of one buffer, so that a step multiplies once.
+    Query, key and value projections (and gate and up of a dense MLP) become slices of one buffer, so that a step
+    multiplies once.
     """
 
     def __init__(self, model: Any) -> None:
@@ -49,12 +52,12 @@ class Decoder:
         self.num_kv_heads: int = text.num_key_value_heads
         self.head_dim: int = text.head_dim
         self.eps: float = text.rms_norm_eps
-        self.act = model.model.language_model.layers[0].mlp.act_fn
         self._layers = [self._gather(layer) for layer in model.model.language_model.layers]
 
     @staticmethod
     def _gather(layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
+        has_experts = hasattr(mlp, "experts")
         return _Layer(
             input_norm=layer.input_layernorm.weight,
             qkv=_fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
@@ -62,8 +65,7 @@ class Decoder:
             key_norm=attention.k_norm.weight,
             output=attention.o_proj.weight,
             post_norm=layer.post_attention_layernorm.weight,
-            gate_up=_fuse([mlp.gate_proj, mlp.up_proj]),
-            down=mlp.down_proj.weight,
+            mlp=partial(_expert_mlp, block=mlp) if has_experts else _dense_mlp(mlp),
         )
 
     def prefill(self, prompts: Sequence[Prompt], counts: Sequence[int], num_new: int) -> tuple[Tensor, DecodeState]:
@@ -143,8 +145,7 @@ class Decoder:
                 index, rotated[:, : self.num_heads], rotated[:, self.num_heads :], fused[:, num_rotated:]
             )
             x = x + F.linear(attended.to(x.dtype), layer.output)
-            gate, up = F.linear(self._norm(x, layer.post_norm), layer.gate_up).chunk(2, dim=-1)
-            x = x + F.linear(self.act(gate) * up, layer.down)
+            x = x + layer.mlp(self._norm(x, layer.post_norm))
         state.store.advance()
         state.next_position_R = state.next_position_R + 1
         logits: Tensor = self.model.lm_head(self.model.model.language_model.norm(x))
@@ -168,6 +169,21 @@ class DecodeState:
         """Drop every row whose index is not in ``rows``, which ascend."""
         self.store.keep(rows)
         self.next_position_R = self.next_position_R[rows]
+
+
+def _dense_mlp(mlp: Any) -> Callable[[Tensor], Tensor]:
+    return partial(_gated, gate_up=_fuse([mlp.gate_proj, mlp.up_proj]), down=mlp.down_proj.weight, act=mlp.act_fn)
+
+
+def _gated(x: Tensor, *, gate_up: Tensor, down: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+    return F.linear(act(gate) * up, down)
+
+
+def _expert_mlp(x: Tensor, *, block: Any) -> Tensor:
+    """transformers' router and experts on the rows as one sequence: what a row gets does not depend on the others."""
+    routed: Tensor = block(x[None])[0]
+    return routed
 
 
 def _fuse(linears: Sequence[Any]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prism_megatron.conversion.announced import left_out_of
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
 from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.decode import Decoder
@@ -31,6 +32,8 @@ class EmbeddedRollout:
     Image and video placeholder tokens are never sampled: no model could read them back without their image. A response
     ends with an end token, or with what makes it invalid after ``</answer>``: sampling on could not mend it.
     """
+
+    expert_layout: ExpertLayout = "transformers"
 
     def __init__(
         self,

@@ -1,19 +1,23 @@
-"""A transformers Qwen3-VL whose weights are overwritten in place, under their Hugging Face names."""
+"""A transformers Qwen3-VL, dense or with experts, whose weights are overwritten in place, under its own names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from prism_megatron.errors import ConfigError, WeightSyncError
 
+_MODEL_CLASSES: Mapping[str, Any] = {
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
+    "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
+}
 _TIED_NAME = "lm_head.weight"
 _NUM_NAMES_SHOWN = 4
 
@@ -24,14 +28,16 @@ def build_replica(model_folder: Path, *, device: torch.device, dtype: torch.dtyp
     Raises ConfigError for another architecture, and for projections with biases, which the decode step leaves out.
     """
     config = AutoConfig.from_pretrained(model_folder)
-    if config.model_type != "qwen3_vl":
-        raise ConfigError(f"embedded rollouts of {model_folder}: model_type {config.model_type!r} is not 'qwen3_vl'")
+    if config.model_type not in _MODEL_CLASSES:
+        raise ConfigError(
+            f"embedded rollouts of {model_folder}: model_type {config.model_type!r} is none of "
+            f"{', '.join(_MODEL_CLASSES)}"
+        )
     if config.text_config.attention_bias:
         raise ConfigError(f"embedded rollouts of {model_folder}: attention_bias must be false, as in Qwen3-VL")
     config._attn_implementation = "sdpa"
-    model_class: Any = Qwen3VLForConditionalGeneration
     with no_init_weights():
-        model = model_class._from_config(config, dtype=dtype)
+        model = _MODEL_CLASSES[config.model_type]._from_config(config, dtype=dtype)
     model.tie_weights()
     return model.to(device).eval().requires_grad_(False)
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.expert_layout import ExpertLayout, per_expert_shapes
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.errors import DataError, RolloutError, WeightSyncError
@@ -55,7 +57,14 @@ class SGLangOptions:
 
 
 class SGLangRollout:
-    """A RolloutEngine on running servers, which it started itself or which are given by URL."""
+    """A RolloutEngine on running servers, which it started itself or which are given by URL.
+
+    Experts travel one by one, so that no tensor has to be put together whole. SGLang 0.5.23 loads their names from a
+    folder and from an update by the same code, each into its slice of a layer's stacked ``experts.w13_weight`` or
+    ``w2_weight``; these are what its checksum covers.
+    """
+
+    expert_layout: ExpertLayout = "per_expert"
 
     def __init__(
         self,
@@ -88,7 +97,8 @@ class SGLangRollout:
             end_token_ids=end_token_ids,
             never_sampled=[config["image_token_id"], config["video_token_id"]],
         )
-        check = WeightCheck(HFFolder(model_folder).shapes(), tied=bool(config.get("tie_word_embeddings", False)))
+        shapes = per_expert_shapes(HFFolder(model_folder), Qwen3VLShape.from_folder(model_folder))
+        check = WeightCheck(shapes, tied=bool(config.get("tie_word_embeddings", False)))
         self._clients = tuple(ServerClient(url, api_key=api_key) for url in urls)
         model = ServedModel(model_folder, config["model_type"], tuple(check.shapes))
         over_http = self._options.transport == "tensor"

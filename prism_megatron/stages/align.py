@@ -152,7 +152,8 @@ def align(
             queue.begin_again()
         if verdict == "roll back" or (result is not None and result.updated):
             with timers.phase("weight_sync"):
-                weights = players.policy.export_hf(plan.gather_bytes, changed_only=True)
+                weights = players.policy.export_hf(plan.gather_bytes, layout=players.rollout.expert_layout,
+                                                   changed_only=True)  # fmt: skip
                 players.rollout.update_weights(weights, step + 1)
                 plan.check_served(step + 1)
         players.rollout.wake()

@@ -41,6 +41,7 @@ from prism_megatron.stages.assembly import (
 from prism_megatron.stages.batches import BatchFormat
 from prism_megatron.stages.format_sft import teach_format
 from prism_megatron.stages.replicas import build_replicas
+from prism_megatron.stages.same_inputs import check_same_inputs
 from prism_megatron.stages.serving import SharedRollout, build_served_rollout
 from prism_megatron.stages.serving_probe import ServingProbe
 
@@ -218,6 +219,7 @@ def build_discriminator(
     else:
         files = files_folder(folder, "discriminator")
         check_kind_of(files, variant, where=folder)
+        check_same_inputs(files_folder(policy, "policy"), files, where=folder)
         provider = DiscriminatorProvider.from_folder(
             files,
             head_dropout=wanted.head_dropout,
@@ -279,9 +281,12 @@ def unseen_tokens(flags: DiscriminatorConfig, shape: Qwen3VLShape) -> frozenset[
 
 
 def _size_line(config: AlignConfig, shape: Qwen3VLShape) -> str:
+    """``shape`` is that of the policy."""
     variant = Variant.of(config.discriminator)
-    total, per_token = (count / 1e6 for count in count_parameters(shape, variant.towers))
     start = discriminator_folder(config)
+    if start is not None:
+        shape = Qwen3VLShape.from_folder(files_folder(start, "discriminator"))
+    total, per_token = (count / 1e6 for count in count_parameters(shape, variant.towers))
     return (
         f"discriminator: {'upcycled from the policy' if start is None else f'from {start}'}, {variant.as_flags()}; "
         f"{total:,.1f} M parameters, {per_token:,.1f} M of them without the experts that a token skips"

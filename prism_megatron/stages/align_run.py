@@ -67,7 +67,9 @@ def align_on(world: World, config: AlignConfig) -> None:
         game = _Game(GameMemory.fresh(run.plan.game, seed=config.seed))
         first_step = 0 if restored is None else _restore(session, run, game, restored)
     with session.phase("weight_sync", "handing the policy's weights to the rollout engine"):
-        run.players.rollout.update_weights(run.players.policy.export_hf(run.plan.gather_bytes), first_step)
+        rollout = run.players.rollout
+        weights = run.players.policy.export_hf(run.plan.gather_bytes, layout=rollout.expert_layout)
+        rollout.update_weights(weights, first_step)
         run.plan.check_served(first_step)
     _prepare(session, run, game, first_step)
     last = _play(session, run, game, first_step) if first_step < config.steps else None

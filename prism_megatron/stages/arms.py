@@ -96,7 +96,7 @@ def play(
         assert folder is not None, "a random discriminator takes the shape of a saved one"
         run.players.discriminator.load_hf(RandomSource(open_weights(folder), seed))
     rollout = run.players.rollout
-    rollout.update_weights(run.players.policy.export_hf(), version=0)
+    rollout.update_weights(run.players.policy.export_hf(layout=rollout.expert_layout), version=0)
 
     def answers() -> Responses:
         return answer_in_all_modes(

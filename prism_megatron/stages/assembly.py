@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import LM_HEAD, weight_mappings
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
@@ -18,9 +20,11 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
+from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
 from prism_megatron.conversion.hf_writer import CONFIG, read_companions, stating, write_hf_folder
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.relaid import relaid
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
@@ -111,6 +115,19 @@ def hf_tensors(folder: Path, shape: Qwen3VLShape) -> TensorSource:
     if not is_checkpoint(folder):
         return open_weights(folder)
     return CheckpointSource(TorchDistFolder(folder), "policy", weight_mappings(shape))
+
+
+def weights_in_layout(folder: Path, shape: Qwen3VLShape, layout: ExpertLayout) -> Iterator[tuple[str, Tensor]]:
+    """A policy's weights, of a model folder or of a checkpoint, with experts stored as ``layout``."""
+    if is_checkpoint(folder):
+        source: TensorSource = CheckpointSource(TorchDistFolder(folder), "policy", weight_mappings(shape, layout))
+        held = None
+    else:
+        source = open_weights(folder)
+        held = detect_expert_layout(source, shape)
+    if held in (None, layout):
+        return ((name, source.get(name)) for name in source.names())
+    return relaid(source, weight_mappings(shape, held), weight_mappings(shape, layout))
 
 
 def model_files(folder: Path, role: str, *, dtype: torch.dtype) -> ModelFiles:

@@ -30,7 +30,7 @@ from prism_megatron.config.convert import (
 from prism_megatron.config.merge import to_plain
 from prism_megatron.config.quant import QuantConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.validate import check_layout
+from prism_megatron.config.validate_layout import check_layout
 from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint, write_state
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout

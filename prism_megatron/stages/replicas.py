@@ -16,12 +16,13 @@ from torch import Tensor
 from model_providers.qwen3_vl.mapping import weight_mappings
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, WeightSyncError
 from prism_megatron.parallel.collectives import all_gather_objects
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.rollout.embedded import ROWS_PER_BATCH
+from prism_megatron.rollout.embedded import ROWS_PER_BATCH, EmbeddedRollout
 from prism_megatron.stages.assembly import build_rollout
 from prism_megatron.types import Prompt, Rollout
 
@@ -31,6 +32,8 @@ EVERY_RANK_BELOW = 10**9
 
 class NoReplica:
     """The RolloutEngine of a rank that samples nothing: it takes part in gathering the weights and keeps none."""
+
+    expert_layout: ExpertLayout = EmbeddedRollout.expert_layout
 
     @property
     def policy_version(self) -> int | None:
@@ -84,7 +87,8 @@ def plan_replicas(
     config: AlignConfig, shape: Qwen3VLShape, *, dtype: torch.dtype, world_size: int, ranks_per_node: int
 ) -> ReplicaPlan:
     """Replicas spread evenly over the ranks. Raises ConfigError for more of them than ranks."""
-    elements = sum(math.prod(size) for mapping in weight_mappings(shape) for size in mapping.hf_shapes or ())
+    mappings = weight_mappings(shape, "per_expert")  # in which each name stands once
+    elements = sum(math.prod(size) for mapping in mappings for size in mapping.hf_shapes or ())
     weight_bytes = elements * dtype.itemsize
     wanted = config.rollout.rollout_embedded_ranks
     if wanted is None:

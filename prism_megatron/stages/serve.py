@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -18,7 +19,9 @@ from model_providers.moe_discriminator.folder import is_discriminator
 from prism_megatron.config.convert import ToHFConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.serve import ServeConfig, check_serve
-from prism_megatron.conversion.checkpoint_folder import is_checkpoint
+from prism_megatron.conversion.checkpoint_folder import is_checkpoint, read_state
+from prism_megatron.conversion.expert_layout import detect_expert_layout
+from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.sglang_arguments import HOST, ServerOptions
 from prism_megatron.rollout.sglang_server import SGLangServers
@@ -46,6 +49,11 @@ def serve(config: ServeConfig, *, say: Say, stop: threading.Event) -> None:
         if is_discriminator(folder):
             raise ConfigError(f"--load {load} is a discriminator, which gives scores and no text; name a policy")
         shape = Qwen3VLShape.from_folder(folder)
+        if detect_expert_layout(HFFolder(folder), shape) == "transformers":
+            raise ConfigError(
+                f"--load {load} fuses experts as transformers 5 does, which SGLang misreads; write it with experts one "
+                "by one (tools/convert.py to-megatron, then to-hf --expert-layout per_expert)"
+            )
         total = config.max_total_tokens
         if total is None and not torch.cuda.is_available():
             total = _CONTEXTS_WITHOUT_CUDA * config.context_length
@@ -75,7 +83,10 @@ def serve(config: ServeConfig, *, say: Say, stop: threading.Event) -> None:
 
 @contextmanager
 def _model_folder(load: Path, logs: Path, say: Say) -> Iterator[Path]:
-    """``load`` itself, or the Hugging Face folder of a checkpoint's policy for as long as it is needed."""
+    """``load`` itself, or the Hugging Face folder of a checkpoint's policy for as long as it is needed.
+
+    Its experts are written one by one, which SGLang reads from whatever layout they came in.
+    """
     if not is_checkpoint(load):
         yield load
         return
@@ -83,7 +94,9 @@ def _model_folder(load: Path, logs: Path, say: Say) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(prefix="model-", dir=logs))
     try:
         folder = aside / load.resolve().name
-        to_hf(ToHFConfig(load=str(load), save=str(folder), role="policy"), say=say)
+        held = read_state(load)["models"].get("policy", {}).get("expert_layout")
+        layout: Literal["as-it-came", "per_expert"] = "as-it-came" if held is None else "per_expert"
+        to_hf(ToHFConfig(load=str(load), save=str(folder), role="policy", expert_layout=layout), say=say)
         yield folder
     finally:
         shutil.rmtree(aside)

@@ -16,6 +16,8 @@ from torch import Tensor
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder, is_checkpoint
+from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
+from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
@@ -26,7 +28,7 @@ from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_arguments import ServerOptions
 from prism_megatron.rollout.sglang_server import SGLangServers
 from prism_megatron.rollout.weight_spool import remove_leftovers
-from prism_megatron.stages.assembly import end_token_ids, hf_tensors
+from prism_megatron.stages.assembly import end_token_ids, weights_in_layout
 from prism_megatron.types import Prompt, Rollout
 
 API_KEY = "PRISM_ROLLOUT_API_KEY"
@@ -44,6 +46,11 @@ class SharedRollout:
         self._engine = engine
         self._world = world
         self._exported = exported
+
+    @property
+    def expert_layout(self) -> ExpertLayout:
+        """As of ``SGLangRollout``."""
+        return self._engine.expert_layout
 
     @property
     def policy_version(self) -> int | None:
@@ -137,8 +144,9 @@ def build_served_rollout(
 ) -> SharedRollout:
     """Servers of the policy, started by the main rank or given by URL, and a client on every rank.
 
-    ``source`` is what the policy is loaded from: servers read a Hugging Face folder as it is, and of a checkpoint one
-    is made, in the run's folder. Raises ConfigError or RolloutError on every rank if servers cannot be started or used.
+    ``source`` is what the policy is loaded from: servers read a Hugging Face folder as it is. One is made, in the run's
+    folder, of a checkpoint, and of a folder whose experts are fused as SGLang does not read them. Raises ConfigError or
+    RolloutError on every rank if servers cannot be started or used.
     """
     wanted, output = config.rollout, config.checkpoint.output
     assert output is not None
@@ -146,11 +154,11 @@ def build_served_rollout(
     if world.is_main:
         remove_leftovers(output / _FOLDER)
     exported: Path | None = None
-    if is_checkpoint(source):
+    if is_checkpoint(source) or detect_expert_layout(HFFolder(source), shape) == "transformers":
         exported = output / _FOLDER / _MODEL
         if world.is_main:
-            tensors = hf_tensors(source, shape)
-            named = ((name, tensors.get(name).to(dtype)) for name in tensors.names())
+            tensors = weights_in_layout(source, shape, SGLangRollout.expert_layout)
+            named = ((name, tensor.to(dtype)) for name, tensor in tensors)
             write_hf_folder(exported, named, like=files_folder(source, "policy"), dtype=dtype)
         dist.barrier()
     folder = exported or source

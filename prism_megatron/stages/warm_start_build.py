@@ -27,7 +27,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.stages.align_build import FORMAT_SFT, build_discriminator, build_format, discriminator_files
-from prism_megatron.stages.assembly import hf_tensors, model_files, resolve_dtype
+from prism_megatron.stages.assembly import model_files, resolve_dtype, weights_in_layout
 from prism_megatron.stages.format_sft import teach_format
 from prism_megatron.stages.replicas import build_replicas
 from prism_megatron.stages.rollout_queue import RolloutQueue
@@ -167,7 +167,7 @@ def build_warm_start(
             game=GameConfig(score_regulariser=config.score_regulariser),
             form=build_format(align, shape, sources.renderer, world=world, layers=capabilities.layers),
             tokens_per_microbatch=config.tokens_per_microbatch,
-            load_balance=config.load_balance(shape.text.num_layers),
+            load_balance=config.load_balance(discriminator.config.num_layers),
             seed=config.seed,
         ),
         rollout=None
@@ -192,8 +192,7 @@ def _sampler(
     else:
         folder = files_folder(policy, "policy")
         rollout = build_replicas(align, folder, shape, sources.renderer, world=world, dtype=dtype)
-    tensors = hf_tensors(policy, shape)
-    rollout.update_weights(((name, tensors.get(name)) for name in tensors.names()), version=0)
+    rollout.update_weights(weights_in_layout(policy, shape, rollout.expert_layout), version=0)
     return rollout
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
@@ -38,6 +39,7 @@ from prism_megatron.stages.serving import API_KEY, SharedRollout, build_served_r
 from prism_megatron.stages.serving_probe import ServingProbe
 from prism_megatron.testing import GlooWorld
 from prism_megatron.types import Prompt, Response, Rollout, Segments, VersionSpan
+from tests.mini_experts import write_mini_with_experts
 from tests.unit.rollout.fake_sglang import CONTEXT, FOLDER, KEY, FakeSGLang, running
 from tests.unit.rollout.oracle import forced_logprobs
 from tests.unit.rollout.tiny_qwen import NoSegments
@@ -155,13 +157,13 @@ def test_ranks_draw_ahead_while_weights_are_handed_over(
     assert sum(fake.paths().count("/generate") for fake in fakes) == 5
 
 
-def serve_checkpoint(world: World, checkpoint: Path, urls: Sequence[str], output: Path) -> tuple[list[str], int]:
-    """Names in the folder that servers are given, and the version after the first hand-over."""
+def serve(world: World, source: Path, urls: Sequence[str], output: Path) -> tuple[list[str], int]:
+    """Names in the folder that is made of ``source`` for servers, and the version after the first hand-over."""
     os.environ[API_KEY] = KEY
-    companions = files_folder(checkpoint, "policy")
+    companions = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(companions)
     policy = build_policy(
-        checkpoint,
+        source,
         shape,
         world=world,
         dtype=torch.float32,
@@ -170,9 +172,9 @@ def serve_checkpoint(world: World, checkpoint: Path, urls: Sequence[str], output
     )
     config = parse(["--rollout", "sglang", "--rollout-urls", *urls, "--output", str(output)])
     renderer = Renderer.from_folder(companions)
-    shared = build_served_rollout(config, checkpoint, shape, renderer, world=world, dtype=torch.float32)
+    shared = build_served_rollout(config, source, shape, renderer, world=world, dtype=torch.float32)
     names = HFFolder(output / "rollout" / "model").names()
-    shared.update_weights(policy.export_hf(), 4)
+    shared.update_weights(policy.export_hf(layout=shared.expert_layout), 4)
     version = shared.policy_version
     shared.close()
     shared.close()  # as the queue of a run that ends early does, and then the run
@@ -193,11 +195,25 @@ def test_a_checkpoint_is_served_as_a_folder_of_its_policy(
     killed.mkdir(parents=True)
     (killed / "weights-00001.safetensors").touch()
     urls = [fake.url for fake in fakes]
-    for names, version in gloo.run(serve_checkpoint, checkpoint, urls, tmp_path / "run", parallel=ParallelConfig(tp=2)):
+    for names, version in gloo.run(serve, checkpoint, urls, tmp_path / "run", parallel=ParallelConfig(tp=2)):
         assert set(names) == {name for name, _ in mini_weights()} and version == 4
     for fake in fakes:
         assert fake.version == "4" and all(torch.equal(fake.weights[name], tensor) for name, tensor in mini_weights())
     assert not list((tmp_path / "run" / "rollout").iterdir())
+
+
+def test_experts_reach_servers_one_by_one(gloo: GlooWorld, tmp_path: Path) -> None:
+    """Claim: of a folder that SGLang would misread servers are given one that it reads; a hand-over from two
+    expert-parallel ranks brings them, bit for bit, what that folder holds. Blind to real servers."""
+    source = write_mini_with_experts(tmp_path / "policy", "transformers")
+    expected = load_file(write_mini_with_experts(tmp_path / "served", "per_expert") / "model.safetensors")
+    with running(image_token_id=498, folder=tmp_path / "served") as fake:
+        fake.weights = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+        layout = ParallelConfig(ep=2)
+        for names, version in gloo.run(serve, source, [fake.url], tmp_path / "run", parallel=layout):
+            assert set(names) == expected.keys() and version == 4
+        assert fake.loaded == expected.keys()
+        assert all(torch.equal(fake.weights[name], tensor) for name, tensor in expected.items())
 
 
 class Scores:

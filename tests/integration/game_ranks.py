@@ -16,6 +16,7 @@ from prism_megatron.config.mini import MINI_ALIGN
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import ModelFiles
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.teachers import write
@@ -45,6 +46,7 @@ class Script:
         self._valid_steps = valid_steps
         self._answers = SceneSource(renderer, split="sft", seed=SEED, batch_size=ROLLOUTS)
         self.policy_version: int | None = None
+        self.expert_layout: ExpertLayout = "transformers"
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         for _ in tensors:  # every rank takes part in the export

@@ -8,15 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from safetensors.torch import load_file
 
+from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.game import GameConfig
+from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.model import ModelConfig
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.validate import check_align
+from prism_megatron.observability.metrics import read_metrics
+from prism_megatron.stages.align_run import align_on
 from prism_megatron.testing import GlooWorld
 from tests.integration.game_ranks import PROMPTS, ROLLOUTS, Row, play
+from tests.mini_experts import write_mini_with_experts
 
 TOWER_FIGURES = (
     "accuracy",
@@ -138,3 +152,33 @@ def test_a_collapse_goes_back_to_the_saved_pair(game: Callable[..., Played]) -> 
     assert digests[4] == digests[1]
     assert rows[3]["policy_version"] == 4 == rows[4]["sampled_version"] == rows[4]["discriminator_version"]
     assert rows[4]["policy_updated"] == 1
+
+
+def test_a_policy_with_experts_plays_against_a_dense_models_discriminator(gloo: GlooWorld, tmp_path: Path) -> None:
+    """Claim: two steps at TP2·EP2 train both players, and the embedded engine samples from the policy that is trained.
+
+    Rollout and trainer log-probs of a token differ by 1e-5 at most, before and after an update. The policy has three
+    DeepStack taps and the discriminator two. Experts are exported as they came.
+    """
+    folder, judge = write_mini_with_experts(tmp_path / "policy"), MINI_FOLDER / "discriminator"
+    config = replace(
+        MINI_ALIGN,
+        parallel=ParallelConfig(tp=2, ep=2),
+        model=ModelConfig(str(folder), dtype="fp32"),
+        discriminator=DiscriminatorConfig(str(judge)),
+        rollout=RolloutConfig(prompts_per_step=PROMPTS, rollouts_per_prompt=ROLLOUTS),
+        checkpoint=CheckpointConfig(output=tmp_path / "run"),
+        steps=2,
+    )
+    shapes = [Qwen3VLShape.from_folder(one) for one in (folder, judge)]
+    check_align(config, shapes[0], world_size=2, discriminator=shapes[1])
+    gloo.run(align_on, config, parallel=config.parallel)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["policy_updated"] for row in rows] == [1, 1]
+    for row in rows:
+        assert row["perception/pairs"] == row["reasoning/pairs"] == row["valid_rollouts"] > 0
+        assert row["discriminator_grad_norm"] > 0
+        assert 0 < row["logprob_gap/image/max"] <= 1e-5
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "run" / "hf"))
+    assert {name: one.shape for name, one in before.items()} == {name: one.shape for name, one in after.items()}
+    assert all((before[name] != after[name]).any() for name in before if ".mlp." in name and "visual" not in name)

@@ -18,7 +18,8 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
-from prism_megatron.config.validate import check_align, check_layout, check_world, smallest_world
+from prism_megatron.config.validate import check_align
+from prism_megatron.config.validate_layout import check_layout, check_world, smallest_world
 from prism_megatron.errors import ConfigError
 
 TOKENS = ("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
@@ -244,6 +245,57 @@ def test_a_run_that_cannot_work_is_refused_before_it_starts(
     with pytest.raises(ConfigError) as caught:
         check_align(config, mini, world_size=world_size)
     assert str(caught.value).startswith(complaint)
+
+
+def with_experts(shape: Qwen3VLShape, count: int = 8, width: int = 40) -> Qwen3VLShape:
+    text = dataclasses.replace(shape.text, num_experts=count, experts_per_token=2, expert_ffn=width)
+    return dataclasses.replace(shape, text=text)
+
+
+def test_a_policy_with_experts_needs_a_saved_discriminator(mini: Qwen3VLShape) -> None:
+    policy = with_experts(mini)
+    with pytest.raises(ConfigError) as caught:
+        check_align(AlignConfig(), policy, world_size=1)
+    assert str(caught.value) == (
+        "--model has 8 experts, and a discriminator is upcycled from a dense model only; make one of a dense Qwen3-VL "
+        "with the same tokenizer by `python tools/convert.py to-megatron --as discriminator`, and name it with "
+        "--discriminator"
+    )
+    check_align(AlignConfig(parallel=ParallelConfig(tp=2, ep=2)), policy, world_size=2, discriminator=mini)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "count", "complaint"),
+    [
+        (ParallelConfig(ep=4), 6, "--ep 4 does not divide the 6 experts of a layer; use --ep 1, 2, 3 or 6"),
+        (ParallelConfig(ep=8), 8, "--ep 8 must divide the 4 experts of a tower"),
+        (ParallelConfig(tp=8), 8, "--discriminator: --tp 8 does not divide the model (4 key/value heads, 8 attention"),
+        (ParallelConfig(etp=5), 8, "--etp 5 cuts every expert over 5 ranks, which does not divide its width of 156"),
+    ],
+    ids=["policy's experts", "towers", "discriminator's heads", "discriminator's width"],
+)
+def test_a_layout_must_fit_both_players(
+    parallel: ParallelConfig, count: int, complaint: str, mini: Qwen3VLShape
+) -> None:
+    """A policy of twice the mini's heads, whose experts are 40 wide, beside a discriminator of the mini's other sizes;
+    each layout fits one of them."""
+    policy = with_experts(mini, count)
+    policy = dataclasses.replace(
+        policy,
+        text=dataclasses.replace(policy.text, heads=16, kv_heads=8),
+        vision=dataclasses.replace(policy.vision, heads=8),
+    )
+    judge = dataclasses.replace(mini, text=dataclasses.replace(mini.text, ffn=156))
+    with pytest.raises(ConfigError) as caught:
+        check_align(AlignConfig(parallel=parallel), policy, world_size=8, discriminator=judge)
+    assert str(caught.value).startswith(complaint)
+
+
+def test_experts_of_the_policy_alone_may_be_spread(mini: Qwen3VLShape) -> None:
+    """A dense discriminator lets --ep be what the policy takes."""
+    config = AlignConfig(parallel=ParallelConfig(ep=8), discriminator=DiscriminatorConfig(routing="dense"),
+                         rollout=RolloutConfig(prompts_per_step=8))  # fmt: skip
+    check_align(config, with_experts(mini), world_size=8, discriminator=mini)
 
 
 def test_modules_to_recompute_need_selective_recompute(mini: Qwen3VLShape) -> None:

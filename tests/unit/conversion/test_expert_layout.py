@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model_providers.qwen3_vl.mapping import expert_mappings
+from model_providers.qwen3_vl.mapping import expert_mappings, router_mapping
 from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.presets import preset
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
+from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout, per_expert_shapes
 from prism_megatron.conversion.hf_reader import SINGLE, HFFolder
+from prism_megatron.conversion.relaid import relaid
 from prism_megatron.errors import ConversionError
 from tests.unit.conversion.held import Held
 
@@ -72,6 +73,27 @@ def test_every_layout_gives_the_same_parameters(layout: ExpertLayout) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert (stored.read_whole == []) == (layout != "per_expert")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("wanted", LAYOUTS)
+def test_any_layout_becomes_any_other(layout: ExpertLayout, wanted: ExpertLayout) -> None:
+    """Claim: every tensor comes once, bit for bit as the other layout has it; fused ones are read by slices only."""
+    stored = Held(tensors(layout))
+    sizes = ExpertSizes(EXPERTS, per_token=1, width=3)
+    held, others = ([router_mapping(8, EXPERTS, 0), *expert_mappings(8, sizes, 0, one)] for one in (layout, wanted))
+    found = list(relaid(stored, held, others))
+    expected = tensors(wanted)
+    assert sorted(name for name, _ in found) == sorted(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found)
+    assert not any(name.endswith(("gate_up_proj", "down_proj")) for name in stored.read_whole)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_shapes_of_single_experts_are_known_in_every_layout(layout: ExpertLayout) -> None:
+    """No tensor is read: a fused one says how many experts there are, and the config how each is cut."""
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors("per_expert").items()}
+    assert per_expert_shapes(Held(tensors(layout)), shape()) == expected
 
 
 def test_mixtures_name_two_offenders() -> None:

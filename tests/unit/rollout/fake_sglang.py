@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class FakeSGLang:
     """State of one fake server. Tests set the fields of failures and read what was received."""
 
     image_token_id: int
+    folder: Path = FOLDER
     url: str = ""
     weights: dict[str, Tensor] = field(default_factory=dict)
     version: str = "default"
@@ -85,7 +87,7 @@ class FakeSGLang:
 
     def restart(self) -> None:
         """What a new process has: the weights of its folder, and no session."""
-        self.weights = load_file(FOLDER / "model.safetensors")
+        self.weights = load_file(self.folder / "model.safetensors")
         self.version, self.session_open, self.paused = "default", False, False
         self.die_at, self.dead, self.released = None, False, False
 
@@ -106,7 +108,8 @@ class FakeSGLang:
         if path == "/health":
             return 200, {}
         if path == "/model_info":
-            return 200, {"model_type": "qwen3_vl", "model_path": "/elsewhere", "weight_version": self.version}
+            model_type = json.loads((self.folder / "config.json").read_text())["model_type"]
+            return 200, {"model_type": model_type, "model_path": "/elsewhere", "weight_version": self.version}
         if path == "/server_info":
             return 200, {
                 "running": self.running,
@@ -281,9 +284,9 @@ def unpack(payload: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def running(image_token_id: int) -> Iterator[FakeSGLang]:
+def running(image_token_id: int, folder: Path = FOLDER) -> Iterator[FakeSGLang]:
     """A fake server on a loopback port of its own."""
-    fake = FakeSGLang(image_token_id)
+    fake = FakeSGLang(image_token_id, folder)
     fake.restart()
 
     class Handler(BaseHTTPRequestHandler):

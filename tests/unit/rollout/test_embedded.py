@@ -15,7 +15,7 @@ from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.types import Segments
 from tests.unit.rollout.oracle import forced_logprobs, model_inputs
-from tests.unit.rollout.tiny_qwen import END, IMAGE, VIDEO, NoSegments, prompt, tiny_model, unequal_prompts
+from tests.unit.rollout.tiny_qwen import END, EXPERTS, IMAGE, VIDEO, NoSegments, prompt, tiny_model, unequal_prompts
 
 CPU = torch.device("cpu")
 GREEDY = Sampling(temperature=0.0, max_new_tokens=24)
@@ -32,16 +32,28 @@ def policy_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, EmbeddedRollout]:
-    folder = tmp_path_factory.mktemp("model")
-    model = tiny_model(folder)
-    engine = engine_for(folder)
-    engine.update_weights(policy_weights(model), version=3)
-    return model, engine
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, EmbeddedRollout]]:
+    """A dense model and one with experts, and an engine with the weights of each."""
+    built = {}
+    for kind, text in (("dense", {}), ("experts", EXPERTS)):
+        folder = tmp_path_factory.mktemp(kind)
+        model = tiny_model(folder, **text)
+        engine = engine_for(folder)
+        engine.update_weights(policy_weights(model), version=3)
+        built[kind] = (model, engine)
+    return built
 
 
-def test_greedy_tokens_are_those_of_transformers_generate(world: tuple[Any, EmbeddedRollout]) -> None:
-    model, engine = world
+@pytest.fixture(scope="module")
+def world(worlds: dict[str, tuple[Any, EmbeddedRollout]]) -> tuple[Any, EmbeddedRollout]:
+    return worlds["dense"]
+
+
+@pytest.mark.parametrize("kind", ["dense", "experts"])
+def test_greedy_tokens_are_those_of_transformers_generate(
+    worlds: dict[str, tuple[Any, EmbeddedRollout]], kind: str
+) -> None:
+    model, engine = worlds[kind]
     prompts = unequal_prompts()
     for prompt_, (rollout,) in zip(prompts, engine.generate(prompts, 1, GREEDY, seed=0, step=0), strict=True):
         expected = model.generate(
@@ -55,9 +67,12 @@ def test_greedy_tokens_are_those_of_transformers_generate(world: tuple[Any, Embe
         assert rollout.token_ids == tuple(expected.tolist())
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_are_those_of_a_teacher_forced_forward(world: tuple[Any, EmbeddedRollout], temperature: float) -> None:
-    model, engine = world
+@pytest.mark.parametrize(("kind", "temperature"), [("dense", 1.0), ("dense", 0.7), ("experts", 0.7)])
+def test_logprobs_are_those_of_a_teacher_forced_forward(
+    worlds: dict[str, tuple[Any, EmbeddedRollout]], kind: str, temperature: float
+) -> None:
+    """Rows leave the batch as they end, so a row's experts are those of its own state, whoever stands beside it."""
+    model, engine = worlds[kind]
     prompts = unequal_prompts()
     groups = engine.generate(prompts, 5, Sampling(temperature=temperature, max_new_tokens=40), seed=1, step=2)
     for prompt_, group in zip(prompts, groups, strict=True):
@@ -173,12 +188,14 @@ def test_placeholders_are_never_sampled(tmp_path: Path) -> None:
             assert all(not {IMAGE, VIDEO} & set(rollout.token_ids) for rollout in group)
 
 
-def test_updated_weights_are_used(world: tuple[Any, EmbeddedRollout], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "text"), [("dense", {}), ("experts", EXPERTS)])
+def test_updated_weights_are_used(
+    worlds: dict[str, tuple[Any, EmbeddedRollout]], kind: str, text: dict[str, Any], tmp_path: Path
+) -> None:
     """Every weight counts: the second model's log-probs come out, in the same engine."""
-    tiny_model(tmp_path)
-    other = tiny_model(tmp_path, seed=1)
+    other = tiny_model(tmp_path, seed=1, **text)
     engine = engine_for(tmp_path)
-    for version, model in ((0, world[0]), (1, other)):
+    for version, model in ((0, worlds[kind][0]), (1, other)):
         engine.update_weights(policy_weights(model), version)
         (rollout,) = engine.generate([prompt(2, (4, 4))], 1, Sampling(max_new_tokens=12), seed=0, step=0)[0]
         forced = forced_logprobs(model, prompt(2, (4, 4)), rollout, 1.0)

@@ -1,4 +1,4 @@
-"""A two-layer Qwen3-VL with random weights, prompts for it, and a finder that judges nothing."""
+"""A three-layer Qwen3-VL, dense or with experts, random weights, prompts for it, and a finder that judges nothing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 from prism_megatron.types import ImageInput, Prompt, Segments
 
 VOCAB = 96
 END, IMAGE, VIDEO = 90, 92, 93
 PATCH_DIM = 3 * 2 * 16 * 16
+EXPERTS: dict[str, Any] = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+}
+"""Settings of ``tiny_config`` for a model with experts in every layer."""
 
 
 class GoOn:
@@ -35,8 +47,8 @@ class NoSegments:
         return GoOn()
 
 
-def tiny_config(**text: Any) -> Qwen3VLConfig:
-    return Qwen3VLConfig(
+def tiny_config(**text: Any) -> Any:
+    return (Qwen3VLMoeConfig if "num_experts" in text else Qwen3VLConfig)(
         text_config={
             "vocab_size": VOCAB,
             "hidden_size": 32,
@@ -74,7 +86,8 @@ def tiny_config(**text: Any) -> Qwen3VLConfig:
 def tiny_model(folder: Path, seed: int = 0, **text: Any) -> Any:
     """A model whose config is saved in ``folder``. Weights are wide enough that tokens differ in probability."""
     torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(tiny_config(**text)).eval()
+    model_class: Any = Qwen3VLMoeForConditionalGeneration if "num_experts" in text else Qwen3VLForConditionalGeneration
+    model = model_class(tiny_config(**text)).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)

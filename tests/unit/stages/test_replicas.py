@@ -16,6 +16,7 @@ from prism_megatron.config.validate import check_ranges
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.shared_prompt import SharedPrompts
 from prism_megatron.stages.replicas import ReplicaPlan, check_fits, plan_replicas
+from tests.mini_experts import write_mini_with_experts
 
 MINI = Qwen3VLShape.from_folder(MINI_FOLDER / "policy")
 
@@ -43,6 +44,13 @@ def test_planned_weights_are_those_of_the_folder() -> None:
     with safe_open(Path(MINI_FOLDER) / "policy" / "model.safetensors", framework="pt") as file:
         elements = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  # not a dict
     assert plan().weight_bytes == 2 * elements
+
+
+def test_planned_weights_count_each_expert_once(tmp_path: Path) -> None:
+    folder = write_mini_with_experts(tmp_path / "policy", "transformers")
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        elements = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  # not a dict
+    assert plan(shape=Qwen3VLShape.from_folder(folder)).weight_bytes == 2 * elements
 
 
 def test_the_planned_store_is_what_decoding_allocates() -> None:

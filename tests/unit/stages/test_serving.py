@@ -12,9 +12,14 @@ import torch
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.cli import parse
+from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError, RolloutError
 from prism_megatron.stages import serving
 from prism_megatron.stages.serving import SharedRollout, build_served_rollout, first_server_gpu
+
+POLICY = MINI_FOLDER / "policy"
+MINI = Qwen3VLShape.from_folder(POLICY)
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def test_servers_are_not_started_for_ranks_that_cannot_reach_them(
     nothing: Any = None
     monkeypatch.setattr(serving, "broadcast_object", lambda value, source: value)  # noqa: ARG005
     with pytest.raises(RolloutError, match="the run spans several; start servers yourself"):
-        build_served_rollout(config, tmp_path, nothing, nothing, world=one_rank_of_two_hosts, dtype=torch.float32)
+        build_served_rollout(config, POLICY, MINI, nothing, world=one_rank_of_two_hosts, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("flag", ["--rollout-colocated", "--rollout-memory-fraction 0.4"])
