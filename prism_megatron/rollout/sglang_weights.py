@@ -223,8 +223,11 @@ class WeightSync:
                 continue
             if self._groups is not None:
                 self._groups.leave(client)
-            if not (isinstance(error, ServerLostError) and self._replace(client.url)):
-                return worked, error
+            try:
+                if not (isinstance(error, ServerLostError) and self._replace(client.url)):
+                    return worked, error
+            except RolloutError as unwatched:  # nobody starts it again any more
+                return worked, unwatched
         return worked, None
 
     def _each(self, clients: Sequence[ServerClient], call: Callable[[ServerClient], object]) -> None:

@@ -304,6 +304,26 @@ def test_a_server_of_nobodys_that_dies_in_an_update_is_a_failure(attach: Attach,
         assert_holds(fake, 3.0, 3)
 
 
+@pytest.mark.parametrize(("path", "version"), [("/pause_generation", 1), (BY_TENSOR, None)])
+def test_a_server_that_is_restarted_no_more_is_a_failure_like_any_other(
+    path: str, version: int | None, attach: Attach, fakes: list[FakeSGLang], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: what its supervisor says is told, and the other server is neither left paused nor used half updated."""
+    supervision = FakeSupervision(fakes)
+
+    def unwatched(url: str) -> bool:
+        raise RolloutError(f"{url} died once more than it is restarted")
+
+    monkeypatch.setattr(supervision, "replace", unwatched)
+    engine = attach(servers=supervision)
+    engine.update_weights(announced(2.0), 1)
+    fakes[1].die_at = path
+    with pytest.raises(WeightSyncError, match="died once more"):
+        engine.update_weights(announced(3.0), 2)
+    assert engine.policy_version == version
+    assert fakes[0].paths()[-1] == "/continue_generation"
+
+
 def renamed(weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in weights:
         yield name.replace("visual.blocks.1.mlp", "visual.block.1.mlp"), tensor
