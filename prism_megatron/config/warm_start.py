@@ -147,7 +147,10 @@ MINI_WARM_START_PAIRS = replace(
 
 
 def parse(argv: Sequence[str]) -> WarmStartConfig:
-    """The configuration that ``tools/run_warm_start.py`` was asked for, as ``cli.parse`` makes that of an alignment."""
+    """The configuration that ``tools/run_warm_start.py`` was asked for, as ``cli.parse`` makes that of an alignment.
+
+    Raises ConfigError as that does.
+    """
     named = inputs_named(argv, "model", "data", "pairs")
     defaults = MINI_WARM_START
     if "model" in named:
@@ -156,12 +159,14 @@ def parse(argv: Sequence[str]) -> WarmStartConfig:
         defaults = MINI_WARM_START_RECORDS
     elif "pairs" in named:
         defaults = MINI_WARM_START_PAIRS
-    return parse_over(
+    config = parse_over(
         defaults,
         argv,
         description="Warm a discriminator up on preference pairs: references against samples of the policy, or --pairs "
         "of a file. Without flags the built-in mini world's discriminator is made anew, in few steps.",
     )
+    check_ranges(config.as_align(steps=1 if config.steps is None else config.steps))
+    return config
 
 
 def check_warm_start(
@@ -169,8 +174,6 @@ def check_warm_start(
 ) -> None:
     """All checks of a warm-start on ``world_size`` processes; shapes as in ``check_align``. Raises ConfigError."""
     pairs, gate = config.pairs, config.gate
-    align = config.as_align(steps=1 if config.steps is None else config.steps)
-    check_ranges(align)
     for flag, count in (("--gate-prompts", gate.gate_prompts), ("--gate-rollouts", gate.gate_rollouts)):
         if count < 1:
             raise ConfigError(f"{flag} {count} must be at least 1")
@@ -189,6 +192,7 @@ def check_warm_start(
         _check_new_file(config)
     if pairs.pairs is None and config.steps is None and config.data.data is None:
         raise ConfigError("scenes have no end: say how many --steps to take, or name records with --data")
+    align = config.as_align(steps=1 if config.steps is None else config.steps)
     check_align(align, shape, world_size=world_size, discriminator=discriminator)
 
 
@@ -208,7 +212,7 @@ def _check_pairs(config: WarmStartConfig, path: Path) -> None:
     if config.pairs.write_pairs is not None:
         raise ConfigError("--write-pairs writes what was sampled, and with --pairs nothing is; leave one of them out")
     default = WarmStartConfig().rollout
-    for name in ("rollout", "rollouts_per_prompt", "temperature", "top_p"):
+    for name in ("rollout", "rollout_embedded_ranks", "rollouts_per_prompt", "temperature", "top_p"):
         if getattr(config.rollout, name) != getattr(default, name):
             raise ConfigError(f"--{name.replace('_', '-')} is for sampling, and with --pairs nothing is; leave it out")
     if config.gate.gate_rollouts != GateConfig().gate_rollouts:

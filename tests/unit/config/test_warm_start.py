@@ -48,12 +48,12 @@ def test_load_balance_is_the_papers_spread_over_layers() -> None:
 
 def test_the_recipe_fits_what_is_named(tmp_path: Path) -> None:
     assert parse([]) == MINI_WARM_START
-    assert parse(["--data", "x"]) == replace(
-        MINI_WARM_START_RECORDS, data=replace(MINI_WARM_START_RECORDS.data, data=Path("x"))
+    assert parse(["--data", str(tmp_path)]) == replace(
+        MINI_WARM_START_RECORDS, data=replace(MINI_WARM_START_RECORDS.data, data=tmp_path)
     )
     assert parse(["--pairs", "x", "--steps", "3"]).steps == 3
     assert parse(["--pairs", "x"]).gate == MINI_WARM_START_PAIRS.gate
-    assert parse(["--model", "x"]).discriminator_optimizer == WarmStartConfig().discriminator_optimizer
+    assert parse(["--model", str(tmp_path)]).discriminator_optimizer == WarmStartConfig().discriminator_optimizer
     (tmp_path / "run.yaml").write_text(json.dumps({"pairs": {"pairs": "x"}, "seed": 7}))
     config = parse(["--config", str(tmp_path / "run.yaml"), "--min-accuracy", "0.9"])
     assert (config.pairs.pairs, config.seed, config.gate.min_accuracy, config.steps) == (Path("x"), 7, 0.9, None)
@@ -87,6 +87,7 @@ def test_the_mini_recipes_pass_their_own_checks(tmp_path: Path) -> None:
         (["--freeze-policy-vision"], "--freeze-policy-vision is for a policy that trains"),
         (["--pairs", "FILE", "--temperature", "0.5"], "--temperature is for sampling"),
         (["--pairs", "FILE", "--rollouts-per-prompt", "4"], "--rollouts-per-prompt is for sampling"),
+        (["--pairs", "FILE", "--rollout-embedded-ranks", "1"], "--rollout-embedded-ranks is for sampling"),
         (["--write-pairs", "FILE"], "p.jsonl exists; remove it"),
         (["--format-sft", "3"], "--format-sft trains on records"),
         (["--pairs", "nowhere.jsonl"], "--pairs nowhere.jsonl is not a file"),
@@ -101,3 +102,10 @@ def test_what_cannot_work_is_refused_by_flag(flags: list[str], message: str, tmp
     with pytest.raises(ConfigError) as error:
         check_warm_start(parse([places.get(flag, flag) for flag in flags]), MINI, world_size=2)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("flag", ["--model", "--discriminator"])
+def test_a_folder_that_is_not_there_is_named_with_its_flag(flag: str) -> None:
+    """When the flags are read: the tool opens both folders before it checks the rest."""
+    with pytest.raises(ConfigError, match=f"{flag} nowhere is not a folder"):
+        parse([flag, "nowhere"])
