@@ -199,6 +199,11 @@ def check_align(
     check_layout(config.parallel, shape, experts_per_tower=experts_per_tower, discriminator=discriminator)
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype)
+    if discriminator is not None:
+        try:
+            check_precision(config.precision, config.parallel, discriminator, dtype=dtype)
+        except ConfigError as error:
+            raise ConfigError(f"--discriminator: {error}") from error
     if config.data.format_sft and config.data.data is None:
         raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
     data_parallel = check_world(config.parallel, world_size)

@@ -65,6 +65,7 @@ def check_verify(
         "--cp": parallel.cp,
         "--ep": parallel.ep,
         "--etp": parallel.expert_tp,
+        "--distributed-timeout-minutes": parallel.distributed_timeout_minutes,
     }
     for flag, size in sizes.items():
         if size < 1:

@@ -13,13 +13,16 @@ from prism_megatron.config.cli import parse
 from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.mini_world import mini_model_config
+from prism_megatron.config.model import ModelConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.config.validate import check_align
 from prism_megatron.config.validate_layout import check_layout, check_world, smallest_world
+from prism_megatron.config.verify import VerifyConfig, check_verify
 from prism_megatron.errors import ConfigError
 
 TOKENS = ("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
@@ -291,11 +294,28 @@ def test_a_layout_must_fit_both_players(
     assert str(caught.value).startswith(complaint)
 
 
+def test_fp8_must_fit_the_discriminator_too(mini: Qwen3VLShape) -> None:
+    """It has fewer layers than the policy, none of which would be left in FP8."""
+    deep = dataclasses.replace(mini, text=dataclasses.replace(mini.text, num_layers=8))
+    config = AlignConfig(
+        model=ModelConfig(dtype="bf16"), precision=PrecisionConfig(fp8="hybrid", fp8_first_layers_bf16=4)
+    )
+    with pytest.raises(ConfigError, match="--discriminator: --fp8-first-layers-bf16 4 leaves none of the 4 layers"):
+        check_align(config, deep, world_size=1, discriminator=mini)
+    check_align(config, deep, world_size=1, discriminator=deep)
+
+
 def test_experts_of_the_policy_alone_may_be_spread(mini: Qwen3VLShape) -> None:
     """A dense discriminator lets --ep be what the policy takes."""
     config = AlignConfig(parallel=ParallelConfig(ep=8), discriminator=DiscriminatorConfig(routing="dense"),
                          rollout=RolloutConfig(prompts_per_step=8))  # fmt: skip
     check_align(config, with_experts(mini), world_size=8, discriminator=mini)
+
+
+def test_a_comparison_of_ranks_that_do_not_wait_is_refused(mini: Qwen3VLShape) -> None:
+    config = VerifyConfig(ParallelConfig(distributed_timeout_minutes=0))
+    with pytest.raises(ConfigError, match="--distributed-timeout-minutes 0 must be at least 1"):
+        check_verify(config, mini, world_size=1)
 
 
 def test_modules_to_recompute_need_selective_recompute(mini: Qwen3VLShape) -> None:
