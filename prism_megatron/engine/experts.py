@@ -16,7 +16,8 @@ from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from torch import Tensor, nn
 
 from prism_megatron.engine.norms import parameter_device
-from prism_megatron.engine.specs import TORCH_PARTS, LayerParts
+from prism_megatron.engine.parts import LayerParts
+from prism_megatron.engine.specs import TORCH_PARTS
 
 
 class ExpertRouter(MegatronModule):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -25,20 +24,8 @@ from torch import Tensor, nn
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.engine.attention import RotaryAttention, SDPACoreAttention, Sequences
 from prism_megatron.engine.norms import RMSNorm
+from prism_megatron.engine.parts import LayerParts
 from prism_megatron.engine.recompute import checkpointed
-
-
-@dataclass(frozen=True)
-class LayerParts:
-    """The modules that decoder layers are built of, as Megatron's specs call them."""
-
-    column: Any
-    row: Any
-    norm: Any
-    core_attention: Any
-    experts: Any
-    """what a MoE layer takes for the experts of a rank"""
-
 
 TORCH_PARTS = LayerParts(
     column=ColumnParallelLinear,

@@ -75,6 +75,7 @@ def build_run(config: AlignConfig, world: World, *, fresh: bool, say: Callable[[
     source = policy_folder(config.model.model)
     folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
+    check_discriminator(config, folder)
     dtype = resolve_dtype(config.model.dtype, shape)
     capabilities = choose(installed(), config.precision)
     for line in capabilities.lines():
@@ -217,11 +218,8 @@ def build_discriminator(
             layers=layers,
         )
     else:
-        files = files_folder(folder, "discriminator")
-        check_kind_of(files, variant, where=folder)
-        check_same_inputs(files_folder(policy, "policy"), files, where=folder)
         provider = DiscriminatorProvider.from_folder(
-            files,
+            files_folder(folder, "discriminator"),
             head_dropout=wanted.head_dropout,
             load_balance_scope=wanted.load_balance_scope,
             router_z_loss=wanted.router_z_loss,
@@ -252,6 +250,18 @@ def build_discriminator(
             )
         )
     return engine
+
+
+def check_discriminator(config: AlignConfig, policy: Path) -> None:
+    """Raise ConfigError for a saved discriminator of another kind than flags ask for, or that reads other inputs.
+
+    ``policy`` has the policy's config, tokenizer and preprocessor.
+    """
+    folder = discriminator_folder(config)
+    if folder is not None:
+        files = files_folder(folder, "discriminator")
+        check_kind_of(files, Variant.of(config.discriminator), where=folder)
+        check_same_inputs(policy, files, where=folder)
 
 
 def discriminator_folder(config: AlignConfig) -> Path | None:

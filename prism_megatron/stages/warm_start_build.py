@@ -26,7 +26,13 @@ from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.stages.align_build import FORMAT_SFT, build_discriminator, build_format, discriminator_files
+from prism_megatron.stages.align_build import (
+    FORMAT_SFT,
+    build_discriminator,
+    build_format,
+    check_discriminator,
+    discriminator_files,
+)
 from prism_megatron.stages.assembly import model_files, resolve_dtype, weights_in_layout
 from prism_megatron.stages.format_sft import teach_format
 from prism_megatron.stages.replicas import build_replicas
@@ -142,12 +148,14 @@ def build_warm_start(
     Raises ConfigError, DataError or ConversionError before anything is trained.
     """
     policy = policy_folder(config.model.model)
-    shape = Qwen3VLShape.from_folder(files_folder(policy, "policy"))
+    files = files_folder(policy, "policy")
+    shape = Qwen3VLShape.from_folder(files)
     dtype = resolve_dtype(config.model.dtype, shape)
     capabilities = choose(installed(), config.precision)
     for line in capabilities.lines():
         say(line)
     align = config.as_align(steps=sources.steps)
+    check_discriminator(align, files)
     output = config.checkpoint.output
     if config.data.format_sft and output is not None:
         taught = output / FORMAT_SFT

@@ -18,19 +18,23 @@ import pytest
 from model_providers.moe_discriminator.folder import read_variant
 from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.model import ModelConfig
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.warm_start import (
     MINI_WARM_START,
     MINI_WARM_START_PAIRS,
     GateConfig,
     PairsConfig,
     WarmStartConfig,
+    check_warm_start,
 )
 from prism_megatron.data.pairs import read_pairs
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.testing import GlooWorld
 from tests.integration.test_align import kill_when
 from tests.integration.warm_start_ranks import discriminator_hash, warm_up
+from tests.mini_experts import write_mini_with_experts
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "run_warm_start.py"
 STEPS, PROMPTS, ROLLOUTS = 4, 4, 2
@@ -123,6 +127,30 @@ def test_another_layout_takes_the_same_steps_and_a_gate_fails_at_the_end(
         json.loads((folder / "summary.json").read_text())["held_out"] for folder in (tmp_path / "run", finished)
     ]
     assert held_out[0]["reasoning/reward_gap"] == pytest.approx(held_out[1]["reasoning/reward_gap"], rel=1e-3)
+
+
+def test_a_policy_with_experts_warms_up_a_dense_models_discriminator(
+    finished: Path, gloo: GlooWorld, tmp_path: Path
+) -> None:
+    """Claim: it samples at EP2 with weights that its folder stores in another layout than the embedded engine takes.
+
+    The discriminator is one that an earlier warm-start left. Blind to the samples' log-probs, which ``test_game.py``
+    compares.
+    """
+    folder, judge = write_mini_with_experts(tmp_path / "policy", "hub"), finished / "hf"
+    asked = config(
+        tmp_path / "run",
+        parallel=ParallelConfig(ep=2),
+        model=ModelConfig(str(folder), dtype="fp32"),
+        discriminator=replace(MINI_WARM_START.discriminator, discriminator=str(judge)),
+        steps=1,
+    )
+    shapes = [Qwen3VLShape.from_folder(one) for one in (folder, judge)]
+    check_warm_start(asked, shapes[0], world_size=2, discriminator=shapes[1])
+    assert gloo.run(warm_up, asked, parallel=asked.parallel, num_ranks=2) == ["", ""]
+    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert row["perception/pairs"] == row["valid_rollouts"] > 0
+    assert row["discriminator_grad_norm"] > 0
 
 
 def test_written_pairs_are_read_again(finished: Path, gloo: GlooWorld, tmp_path: Path) -> None:

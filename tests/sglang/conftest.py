@@ -51,12 +51,16 @@ class World:
         )
 
     def prompts(self) -> list[Prompt]:
-        """Text; one image; two images of different sizes, which the processor resizes."""
-        return [
-            self.renderer.prompt("text", "How many circles are there?", []),
-            self.renderer.prompt("one", "How many red circles?", [picture(0, 96, 96)]),
-            self.renderer.prompt("two", "Which one shows more?", [picture(1, 333, 100), picture(2, 50, 61)]),
-        ]
+        return some_prompts(self.renderer)
+
+
+def some_prompts(renderer: Renderer) -> list[Prompt]:
+    """Text; one image; two images of different sizes, which the processor resizes."""
+    return [
+        renderer.prompt("text", "How many circles are there?", []),
+        renderer.prompt("one", "How many red circles?", [picture(0, 96, 96)]),
+        renderer.prompt("two", "Which one shows more?", [picture(1, 333, 100), picture(2, 50, 61)]),
+    ]
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:

@@ -95,7 +95,7 @@ def train_on_servers(
             options=SGLangOptions(transport=transport),
         )
         rollout = SharedRollout(engine, world)
-        rollout.update_weights(policy.export_hf(), version)
+        rollout.update_weights(policy.export_hf(layout=rollout.expert_layout), version)
         drawn: list[tuple[Rollout, ...]] | None = None
         if world.is_main:
             drawn = rollout.generate(prompts, 2, sampling, seed=0, step=0)
