@@ -24,7 +24,10 @@ class VerifyConfig:
     every gradient.
     """
 
-    parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
+    # All ranks wait for the first, which runs transformers' model alone.
+    parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(
+        default_factory=lambda: ParallelConfig(distributed_timeout_minutes=240)
+    )
     recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
     hf: str | None = None
     """Hugging Face folder of a Qwen3-VL or of a discriminator, with its tokenizer, chat template and preprocessor"""
