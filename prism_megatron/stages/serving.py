@@ -15,8 +15,10 @@ from torch import Tensor
 
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.block_fp8 import CONFIG_KEY
 from prism_megatron.conversion.checkpoint_folder import files_folder, is_checkpoint
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
+from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.data.render import Renderer
@@ -145,7 +147,7 @@ def build_served_rollout(
     """Servers of the policy, started by the main rank or given by URL, and a client on every rank.
 
     ``source`` is what the policy is loaded from: servers read a Hugging Face folder as it is. One is made, in the run's
-    folder, of a checkpoint, and of a folder whose experts are fused as SGLang does not read them. Raises ConfigError or
+    folder, of a checkpoint and of a folder that servers would not hold as the policy does. Raises ConfigError or
     RolloutError on every rank if servers cannot be started or used.
     """
     wanted, output = config.rollout, config.checkpoint.output
@@ -154,7 +156,7 @@ def build_served_rollout(
     if world.is_main:
         remove_leftovers(output / _FOLDER)
     exported: Path | None = None
-    if is_checkpoint(source) or detect_expert_layout(HFFolder(source), shape) == "transformers":
+    if is_checkpoint(source) or not _is_served_as_it_is(source, shape):
         exported = output / _FOLDER / _MODEL
         if world.is_main:
             tensors = weights_in_layout(source, shape, SGLangRollout.expert_layout)
@@ -195,6 +197,12 @@ def build_served_rollout(
     shared = SharedRollout(engine, world, exported=exported)
     shared.sleep()  # colocated servers make room for the players until the first weights
     return shared
+
+
+def _is_served_as_it_is(folder: Path, shape: Qwen3VLShape) -> bool:
+    """Servers would keep quantised weights quantised, and take fused experts for those of the published order."""
+    is_quantised = CONFIG_KEY in read_object(member(folder, "config.json"))
+    return not is_quantised and detect_expert_layout(HFFolder(folder), shape) != "transformers"
 
 
 def _start(config: AlignConfig, folder: Path, *, world: World, dtype: torch.dtype, logs: Path) -> SGLangServers:

@@ -5,7 +5,9 @@ The servers are fakes in the test's process; the ranks, their collectives and th
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -25,6 +27,7 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
@@ -39,6 +42,7 @@ from prism_megatron.stages.serving import API_KEY, SharedRollout, build_served_r
 from prism_megatron.stages.serving_probe import ServingProbe
 from prism_megatron.testing import GlooWorld
 from prism_megatron.types import Prompt, Response, Rollout, Segments, VersionSpan
+from tests.block_fp8 import write_block_fp8
 from tests.mini_experts import write_mini_with_experts
 from tests.unit.rollout.fake_sglang import CONTEXT, FOLDER, KEY, FakeSGLang, running
 from tests.unit.rollout.oracle import forced_logprobs
@@ -200,6 +204,20 @@ def test_a_checkpoint_is_served_as_a_folder_of_its_policy(
     for fake in fakes:
         assert fake.version == "4" and all(torch.equal(fake.weights[name], tensor) for name, tensor in mini_weights())
     assert not list((tmp_path / "run" / "rollout").iterdir())
+
+
+def test_an_fp8_folder_is_served_as_the_policy_holds_it(
+    gloo: GlooWorld, fakes: list[FakeSGLang], tmp_path: Path
+) -> None:
+    """Claim: servers get the names and numbers that the policy was loaded with, none of them quantised."""
+    source = tmp_path / "policy"
+    shutil.copytree(FOLDER, source)
+    write_block_fp8(source, dict(mini_weights()), json.loads((FOLDER / "config.json").read_text()))
+    expected = open_weights(source)
+    urls = [fake.url for fake in fakes]
+    for names, _ in gloo.run(serve, source, urls, tmp_path / "run", parallel=ParallelConfig(tp=2)):
+        assert set(names) == set(expected.names()) == {name for name, _ in mini_weights()}
+    assert all(torch.equal(fakes[0].weights[name], expected.get(name).float()) for name in expected.names())
 
 
 def test_experts_reach_servers_one_by_one(gloo: GlooWorld, tmp_path: Path) -> None:

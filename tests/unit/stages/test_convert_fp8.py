@@ -12,27 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import weight_mappings
 from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.conversion.block_fp8 import CONFIG_KEY, SCALE_SUFFIX, BlockSize
+from prism_megatron.conversion.block_fp8 import CONFIG_KEY
 from prism_megatron.conversion.expert_layout import ExpertLayout
-from prism_megatron.conversion.hf_reader import SINGLE, HFFolder
+from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.parity.tiny import MODELS, tiny_config
 from prism_megatron.stages.convert import to_hf, to_megatron
-
-BLOCK = BlockSize(16, 24)
-QUANTISED = ("_proj.weight", "_proj")
-SETTINGS = {
-    "quant_method": "fp8",
-    "fmt": "e4m3",
-    "activation_scheme": "dynamic",
-    "weight_block_size": [BLOCK.rows, BLOCK.columns],
-}
+from tests.block_fp8 import write_block_fp8
 
 
 def write_fp8(folder: Path, config: dict[str, Any], layout: ExpertLayout) -> None:
@@ -41,12 +32,8 @@ def write_fp8(folder: Path, config: dict[str, Any], layout: ExpertLayout) -> Non
     for mapping in weight_mappings(Qwen3VLShape.from_dict(config), layout):
         for name, shape in zip(mapping.hf_names, mapping.hf_shapes or (), strict=True):
             held[name] = torch.randn(shape).to(torch.bfloat16)
-    for name in [name for name in held if "language_model.layers" in name and name.endswith(QUANTISED)]:
-        held[name + SCALE_SUFFIX] = torch.rand(BLOCK.grid(tuple(held[name].shape))) + 0.1
-        held[name] = held[name].to(torch.float8_e4m3fn)
     folder.mkdir()
-    save_file(held, folder / SINGLE)
-    (folder / "config.json").write_text(json.dumps({**config, CONFIG_KEY: SETTINGS}))
+    write_block_fp8(folder, held, config)
 
 
 @pytest.mark.parametrize(
