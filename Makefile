@@ -45,6 +45,7 @@ help:
 	@echo "make parity             is ours the model that transformers has? every layout, fp32 and bf16 (up to 15 minutes)"
 	@echo "make bench-model        one 2B layer beside its bare arithmetic; attention and log-probs beside the plain ones"
 	@echo "make bench-convert      a 4B model to Megatron and back beside cp: time, memory, equality (45 GB of disk)"
+	@echo "make bench-scoring      the discriminator's pass beside padded ways of doing it: time and memory (24 minutes)"
 	@echo "make bench-rollout      embedded rollouts beside transformers.generate: tokens per second, same greedy tokens"
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
