@@ -80,10 +80,15 @@ def mini_options(logs: Path) -> ServerOptions:
     )
 
 
-@pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServers]:
+@pytest.fixture(scope="session", autouse=True)
+def installed() -> None:
+    """SGLang is 2.7 GB that not every machine wants; ``make test-sglang`` sets it up before it asks for these tests."""
     if not (REPOSITORY / PYTHON).exists():
         pytest.skip(f"no SGLang: `make sglang` sets up {PYTHON.parts[0]}")
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServers]:
     servers = SGLangServers(mini_options(tmp_path_factory.mktemp("logs")), count=2, max_restarts=4)
     servers.start()
     yield servers

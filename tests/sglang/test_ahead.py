@@ -59,8 +59,6 @@ def test_unfinished_answers_go_on_under_the_new_weights(world: World) -> None:
 
 def test_a_run_with_rollouts_ahead_reports_how_far_off_policy_it_is(tmp_path: Path) -> None:
     """Both ranks draw ahead. Log-probs of the policy that trains agree; those of older ones show in the weights."""
-    if not (REPOSITORY / PYTHON).exists():
-        pytest.skip(f"no SGLang: `make sglang` sets up {PYTHON.parts[0]}")
     output = tmp_path / "run"
     result = subprocess.run(
         [sys.executable, REPOSITORY / "tools" / "run_align.py", *FLAGS.split(),

@@ -34,8 +34,6 @@ def command_lines() -> list[str]:
 
 @pytest.mark.parametrize("transport", ["disk", "group"])
 def test_two_servers_sample_for_four_ranks(transport: str, tmp_path: Path) -> None:
-    if not (REPOSITORY / PYTHON).exists():
-        pytest.skip(f"no SGLang: `make sglang` sets up {PYTHON.parts[0]}")
     output = tmp_path / "run"
     servers = f"--rollout sglang --rollout-servers 2 --rollout-sync {transport} --rollout-python {REPOSITORY / PYTHON}"
     servers += " --rollout-probe-every 1 --rollout-probe-bound 1e-4"

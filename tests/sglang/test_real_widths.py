@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -54,8 +53,6 @@ def build(folder: Path, source: Path) -> Any:
 
 
 def test_logprobs_and_an_update_at_the_widths_of_2b(shared_dir: Path, tmp_path: Path) -> None:
-    if not (REPOSITORY / PYTHON).exists():
-        pytest.skip(f"no SGLang: `make sglang` sets up {PYTHON.parts[0]}")
     folder = tmp_path / "model"
     oracle = build(folder, shared_dir / "qwen3_vl")
     renderer = Renderer.from_folder(folder)

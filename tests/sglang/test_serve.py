@@ -41,8 +41,6 @@ def test_a_checkpoint_answers_about_an_image(tmp_path: Path, monkeypatch: pytest
 
     Blind to whether the answer is any good: log-probs of the same servers are held to ours in ``test_real_server``.
     """
-    if not (REPOSITORY / PYTHON).exists():
-        pytest.skip(f"no SGLang: `make sglang` sets up {PYTHON.parts[0]}")
     monkeypatch.setenv(API_KEY, KEY)
     checkpoint, port = tmp_path / "checkpoint", free_port()
     to_megatron(
