@@ -50,8 +50,13 @@ def check_same_inputs(policy: Path, discriminator: Path, *, where: str | Path) -
 def _tokens(path: Path) -> dict[int, str]:
     """Every token by its id."""
     document = _read(path)
-    found = {token_id: token for token, token_id in document["model"]["vocab"].items()}
-    return found | {token["id"]: token["content"] for token in document["added_tokens"]}
+    try:
+        found = {token_id: token for token, token_id in document["model"]["vocab"].items()}
+        return found | {token["id"]: token["content"] for token in document["added_tokens"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is no tokenizer of a Qwen3-VL ({error!r}); copy it from the model's Hugging Face folder"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -78,6 +78,13 @@ def test_a_missing_tokenizer_is_named(discriminator: Path) -> None:
         check_same_inputs(POLICY, discriminator, where="judge")
 
 
+@pytest.mark.parametrize("content", ["{}", '{"model": {"vocab": [1]}, "added_tokens": []}', "[]"])
+def test_a_file_that_is_no_tokenizer_is_named(content: str, discriminator: Path) -> None:
+    (discriminator / "tokenizer.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is no tokenizer of a Qwen3-VL .* copy it from the model's"):
+        check_same_inputs(POLICY, discriminator, where="judge")
+
+
 def test_sizes_may_differ(discriminator: Path) -> None:
     """Layers, widths, heads, rotary base and DeepStack taps are the model's own."""
     document = json.loads((discriminator / "config.json").read_text())
