@@ -1,5 +1,8 @@
-"""Claim: every wrong edit of ``tests/defects`` still applies to today's code and names tests that exist, so ``make
-defects`` can run; moved code keeps its guards. Blind spot: whether those tests notice is what ``make defects`` shows."""
+"""Claim: every wrong edit of ``tests/defects`` still applies to today's code and names tests that exist, so that ``make
+defects`` can run: moved code keeps its guards.
+
+Blind spot: whether those tests notice is what ``make defects`` shows.
+"""
 
 from __future__ import annotations
 
