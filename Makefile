@@ -32,7 +32,7 @@ SGLANG_NEEDS := aiohttp apache-tvm-ffi compressed-tensors dill distro einops fas
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help align test sglang test-sglang lint types defects parity bench-model bench-convert bench-scoring bench-rollout \
+.PHONY: help align test sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
     bench-weight-sync te-check effect variants mini clean
 
 help:
@@ -43,6 +43,7 @@ help:
 	@echo "make lint               ruff and import-linter"
 	@echo "make types              mypy --strict"
 	@echo "make defects            put known wrong edits into a copy of the code: do the tests notice? (ARGS=losses narrows)"
+	@echo "make golden             write the rows that short runs must give (tests/golden) anew"
 	@echo "make parity             is ours the model that transformers has? every layout, fp32 and bf16 (up to 15 minutes)"
 	@echo "make bench-model        one 2B layer beside its bare arithmetic; attention and log-probs beside the plain ones"
 	@echo "make bench-convert      a 4B model to Megatron and back beside cp: time, memory, equality (45 GB of disk)"
@@ -76,6 +77,9 @@ types: $(VENV)/.installed-dev
 
 defects: $(VENV)/.installed-dev
 	$(RUN) OMP_NUM_THREADS=1 python -m tests.defects $(ARGS)
+
+golden: $(VENV)/.installed-dev
+	$(RUN) OMP_NUM_THREADS=1 python -m tests.golden $(ARGS)
 
 parity: $(VENV)/.installed
 	$(RUN) python tools/parity.py $(ARGS)
