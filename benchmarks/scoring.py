@@ -58,10 +58,10 @@ from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.images import SharedImages
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.assembly import batch_format, build_rollout
-from prism_megatron.stages.batches import BatchFormat, ScoreRow, discriminator_batch, segment_row
-from prism_megatron.stages.microbatches import Share
-from prism_megatron.stages.sampling import sample_groups
+from prism_megatron.sampling.shares import sample_groups
+from prism_megatron.training.batches import BatchFormat, ScoreRow, discriminator_batch, segment_row
+from prism_megatron.training.microbatches import Share
+from prism_megatron.training.roles import batch_format, build_rollout
 from prism_megatron.types import ImageInput, Prompt, Response, Rollout, RolloutGroup, Segments, Span, TokenSequence
 
 OURS = "ours"

@@ -36,6 +36,7 @@ from prism_megatron.config.presets import hf_config, preset
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import start, stop
+from prism_megatron.jobs.random_model import make_random
 from prism_megatron.observability.transfer import format_bytes
 from prism_megatron.rollout.replica import build_replica, copy_weights
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
@@ -43,8 +44,7 @@ from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
 from prism_megatron.rollout.sglang_server import SGLangServers
 from prism_megatron.rollout.sglang_weights import Transport
 from prism_megatron.rollout.weight_buckets import GATHERED_SHARE, pieces
-from prism_megatron.stages.assembly import load_weights
-from prism_megatron.stages.random_model import make_random
+from prism_megatron.training.roles import load_weights
 from prism_megatron.types import Segments
 
 ROOT = Path(__file__).resolve().parent.parent

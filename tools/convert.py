@@ -24,21 +24,21 @@ def say(text: str) -> None:
 
 
 def to_megatron(config: ToMegatronConfig) -> int:
-    from prism_megatron.stages.convert import to_megatron as run
+    from prism_megatron.jobs.convert import to_megatron as run
 
     run(config, say=say)
     return 0
 
 
 def to_hf(config: ToHFConfig) -> int:
-    from prism_megatron.stages.convert import to_hf as run
+    from prism_megatron.jobs.convert import to_hf as run
 
     run(config, say=say)
     return 0
 
 
 def check(config: CheckConfig) -> int:
-    from prism_megatron.stages.check_weights import check_weights
+    from prism_megatron.jobs.check_weights import check_weights
 
     found = check_weights(config)
     print(found.as_json() if config.json else found.text(), flush=True)
@@ -46,7 +46,7 @@ def check(config: CheckConfig) -> int:
 
 
 def inspect(config: InspectConfig) -> int:
-    from prism_megatron.stages.inspect_folder import inspect_folder, text
+    from prism_megatron.jobs.inspect_folder import inspect_folder, text
 
     facts = inspect_folder(config)
     print(json.dumps(facts, indent=2) if config.json else text(facts), flush=True)

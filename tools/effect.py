@@ -17,7 +17,7 @@ from prism_megatron.errors import PrismError
 
 def run(config: EffectConfig) -> None:
     """One rank's work."""
-    from prism_megatron.stages.effect import measure_effect
+    from prism_megatron.experiments.effect import measure_effect
 
     measure_effect(config, MINI_ALIGN)
 
@@ -33,7 +33,7 @@ def main() -> int:
         config,
         model_parallel_size=1,
         world_size=config.data_parallel,
-        preload=(*PRELOAD, "prism_megatron.stages.effect"),
+        preload=(*PRELOAD, "prism_megatron.experiments.effect"),
     )
 
 

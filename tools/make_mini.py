@@ -16,7 +16,7 @@ from prism_megatron.errors import PrismError
 
 def run(config: MakeMiniConfig) -> None:
     """One rank's work."""
-    from prism_megatron.stages.mini_world import make_mini
+    from prism_megatron.experiments.make_mini import make_mini
 
     make_mini(config)
 
@@ -31,7 +31,7 @@ def main() -> int:
         config,
         model_parallel_size=1,
         world_size=config.data_parallel,
-        preload=(*PRELOAD, "prism_megatron.stages.mini_world"),
+        preload=(*PRELOAD, "prism_megatron.experiments.make_mini"),
     )
 
 

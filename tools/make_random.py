@@ -17,7 +17,7 @@ from prism_megatron.errors import PrismError
 
 def main() -> int:
     config = tyro.cli(MakeRandomConfig, description=__doc__)
-    from prism_megatron.stages.random_model import make_random
+    from prism_megatron.jobs.random_model import make_random
 
     try:
         make_random(config)

@@ -22,7 +22,7 @@ from prism_megatron.errors import PrismError
 
 def run(config: AlignConfig) -> None:
     """One rank's work."""
-    from prism_megatron.stages.align_run import run_alignment
+    from prism_megatron.stages.align.run import run_alignment
 
     run_alignment(config)
 
@@ -43,7 +43,7 @@ def main() -> int:
         config,
         model_parallel_size=parallel.model_parallel_size,
         world_size=smallest,
-        preload=(*PRELOAD, "prism_megatron.stages.align_run"),
+        preload=(*PRELOAD, "prism_megatron.stages.align.run"),
     )
 
 

@@ -20,7 +20,7 @@ from prism_megatron.errors import PrismError
 
 def run(config: WarmStartConfig) -> None:
     """One rank's work."""
-    from prism_megatron.stages.warm_start_run import run_warm_start
+    from prism_megatron.stages.warm_start.run import run_warm_start
 
     run_warm_start(config)
 
@@ -41,7 +41,7 @@ def main() -> int:
         config,
         model_parallel_size=parallel.model_parallel_size,
         world_size=smallest,
-        preload=(*PRELOAD, "prism_megatron.stages.warm_start_run"),
+        preload=(*PRELOAD, "prism_megatron.stages.warm_start.run"),
     )
 
 

@@ -22,7 +22,7 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         config = parse_over(ServeConfig(), sys.argv[1:], description=ServeConfig.__doc__ or "")
-        from prism_megatron.stages.serve import serve
+        from prism_megatron.jobs.serve import serve
 
         serve(config, say=lambda text: print(text, flush=True), stop=stop)
     except PrismError as error:

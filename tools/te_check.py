@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def main() -> int:
-    from prism_megatron.stages.te_check import check_signatures
+    from prism_megatron.jobs.te_check import check_signatures
 
     return 0 if check_signatures() else 1
 

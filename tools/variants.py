@@ -17,7 +17,7 @@ from prism_megatron.errors import PrismError
 
 def run(config: VariantsConfig) -> None:
     """One rank's work."""
-    from prism_megatron.stages.variants import measure_variants
+    from prism_megatron.experiments.variants import measure_variants
 
     measure_variants(config)
 
@@ -33,7 +33,7 @@ def main() -> int:
         config,
         model_parallel_size=1,
         world_size=config.data_parallel,
-        preload=(*PRELOAD, "prism_megatron.stages.variants"),
+        preload=(*PRELOAD, "prism_megatron.experiments.variants"),
     )
 
 

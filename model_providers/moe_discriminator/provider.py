@@ -12,8 +12,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor
 
+from model_providers.moe_discriminator.expert_load import expert_load, take_loads
 from model_providers.moe_discriminator.folder import read_variant
-from model_providers.moe_discriminator.load import expert_load, take_loads
 from model_providers.moe_discriminator.mapping import expert_layout, weight_mappings
 from model_providers.moe_discriminator.model import Discriminator
 from model_providers.moe_discriminator.routing import TowerRouter

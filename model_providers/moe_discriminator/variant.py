@@ -14,7 +14,7 @@ NUM_TOWERS = {"segment": 2, "learned": 1}
 class Variant:
     """``towers`` is None for a discriminator whose MLPs stay dense.
 
-    With ``modality`` text the prompt is judged without its image tokens (see ``stages.batches.segment_row``), and the
+    With ``modality`` text the prompt is judged without its image tokens (see ``training.batches.segment_row``), and the
     vision tower, which never sees a picture, stays as loaded.
     """
 

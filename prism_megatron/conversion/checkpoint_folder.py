@@ -96,7 +96,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Metadata]:
     {role: {"expert_layout", "aliases"}}, "state"}``. Raises CheckpointError for a folder that is incomplete or damaged,
     that reaches for files outside of it, or whose pickled parts name anything but tensor metadata.
     """
-    from prism_megatron.conversion.index import check_index
+    from prism_megatron.conversion.checkpoint_index import check_index
     from prism_megatron.conversion.pickles import check_objects, read_index
 
     for name in (STATE_FILE, INDEX_FILE, OBJECTS_FILE, BACKEND_FILE):

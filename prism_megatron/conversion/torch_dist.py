@@ -47,7 +47,7 @@ class _Entry:
 class TorchDistFolder:
     """The tensors of a checkpoint, of training or converted. ``document`` is its ``state.json``.
 
-    Opening holds the index to the files (``conversion/index.py``). Safe to use from several threads.
+    Opening holds the index to the files (``conversion/checkpoint_index.py``). Safe to use from several threads.
     """
 
     def __init__(self, folder: str | Path) -> None:

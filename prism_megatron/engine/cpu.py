@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_megatron.engine.unequal import gather_unequal, reduce_scatter_unequal
+from prism_megatron.engine.unequal_collectives import gather_unequal, reduce_scatter_unequal
 
 _CPU = torch.device("cpu")
 

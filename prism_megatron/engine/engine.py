@@ -23,7 +23,7 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor
 
 from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.conversion.announced import AnnouncedWeights
+from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch

@@ -15,8 +15,8 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from torch import Tensor, nn
 
+from prism_megatron.engine.layer_parts import LayerParts
 from prism_megatron.engine.norms import parameter_device
-from prism_megatron.engine.parts import LayerParts
 from prism_megatron.engine.specs import TORCH_PARTS
 
 

@@ -18,9 +18,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from prism_megatron.conversion.expert_layout import ExpertLayout
+from prism_megatron.conversion.expert_relayout import FusedExperts
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.ops import Column, PatchEmbed, Replicated
-from prism_megatron.conversion.relaid import FusedExperts
 from prism_megatron.conversion.verify import check_names
 from prism_megatron.errors import ConversionError
 from prism_megatron.parallel.collectives import all_gather_objects

@@ -14,7 +14,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import Tensor
 from torch.nn import functional
 
-from prism_megatron.engine.parts import LayerParts
+from prism_megatron.engine.layer_parts import LayerParts
 from prism_megatron.engine.specs import TORCH_PARTS
 
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.engine.attention import RotaryAttention, SDPACoreAttention, Sequences
+from prism_megatron.engine.layer_parts import LayerParts
 from prism_megatron.engine.norms import RMSNorm
-from prism_megatron.engine.parts import LayerParts
 from prism_megatron.engine.recompute import checkpointed
 
 TORCH_PARTS = LayerParts(

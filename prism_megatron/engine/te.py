@@ -29,7 +29,7 @@ from megatron.core.utils import is_te_min_version
 from torch import Tensor, nn
 
 from prism_megatron.engine.attention import Sequences
-from prism_megatron.engine.parts import LayerParts
+from prism_megatron.engine.layer_parts import LayerParts
 from prism_megatron.errors import ConfigError
 
 PACKED_ALL_GATHER = "2.20.0"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prism_megatron.conversion.announced import left_out_of
+from prism_megatron.conversion.announced_weights import left_out_of
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
 from prism_megatron.rollout.base import Sampling, SegmentFinder

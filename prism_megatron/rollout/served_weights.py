@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from prism_megatron.conversion.announced import AnnouncedWeights, left_out_of
+from prism_megatron.conversion.announced_weights import AnnouncedWeights, left_out_of
 from prism_megatron.errors import PrismError, RolloutError, WeightSyncError
 from prism_megatron.rollout import sglang_memory
 from prism_megatron.rollout.sglang_http import CONNECT_SECONDS, ServerClient

@@ -24,7 +24,7 @@ from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
-from prism_megatron.stages.convert import Role
+from prism_megatron.jobs.convert import Role
 from tests.distributed import tiny
 
 Kind = Literal["dense", "experts", "discriminator", "dense discriminator"]

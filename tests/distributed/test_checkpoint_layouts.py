@@ -25,8 +25,8 @@ from prism_megatron.engine import checkpoint
 from prism_megatron.engine.provider import ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import CheckpointError
-from prism_megatron.stages.check_weights import check_weights
-from prism_megatron.stages.convert import Role, to_hf, to_megatron
+from prism_megatron.jobs.check_weights import check_weights
+from prism_megatron.jobs.convert import Role, to_hf, to_megatron
 from prism_megatron.testing import GlooWorld
 from tests.distributed import tiny
 from tests.distributed.checkpoint_ranks import (

@@ -19,8 +19,8 @@ from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.engine.compat import quiet_checkpointing
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
-from prism_megatron.stages.convert import to_megatron
-from prism_megatron.stages.random_model import make_random
+from prism_megatron.jobs.convert import to_megatron
+from prism_megatron.jobs.random_model import make_random
 from prism_megatron.testing import GlooWorld
 from tests.distributed import tiny
 

@@ -13,8 +13,8 @@ from prism_megatron.data.loader import Example
 from prism_megatron.engine.runtime import World
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
-from prism_megatron.stages.replicas import NoReplica
-from prism_megatron.stages.sampling import sample_groups
+from prism_megatron.sampling.replicas import NoReplica
+from prism_megatron.sampling.shares import sample_groups
 from prism_megatron.testing import GlooWorld, RankError
 from prism_megatron.types import Response, Rollout, Segments
 from tests.unit.rollout.tiny_qwen import END, NoSegments, prompt, tiny_model

@@ -32,15 +32,15 @@ from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError, WeightSyncError
+from prism_megatron.jobs.convert import to_megatron
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangRollout
 from prism_megatron.rollout.sglang_http import ServerClient
-from prism_megatron.stages.assembly import batch_format, build_policy
-from prism_megatron.stages.convert import to_megatron
-from prism_megatron.stages.rollout_queue import RolloutQueue
-from prism_megatron.stages.serving import API_KEY, SharedRollout, build_served_rollout
-from prism_megatron.stages.serving_probe import ServingProbe
+from prism_megatron.sampling.probe import ServingProbe
+from prism_megatron.sampling.queue import RolloutQueue
+from prism_megatron.sampling.servers import API_KEY, SharedRollout, build_served_rollout
 from prism_megatron.testing import GlooWorld
+from prism_megatron.training.roles import batch_format, build_policy
 from prism_megatron.types import Prompt, Response, Rollout, Segments, VersionSpan
 from tests.block_fp8 import write_block_fp8
 from tests.mini_experts import write_mini_with_experts

@@ -18,8 +18,8 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
-from prism_megatron.stages.assembly import batch_format
-from prism_megatron.stages.batches import supervised_batch
+from prism_megatron.training.batches import supervised_batch
+from prism_megatron.training.roles import batch_format
 
 
 def checkpoint_logprobs(world: World, folder: Path, num_scenes: int) -> list[list[float]]:

@@ -23,14 +23,14 @@ from prism_megatron.data.teachers import write
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
+from prism_megatron.game.memory import GameMemory
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.align import AlignPlan, AlignStep, Players, align
-from prism_megatron.stages.align_build import build_discriminator
-from prism_megatron.stages.align_metrics import step_row
-from prism_megatron.stages.assembly import batch_format, build_policy
-from prism_megatron.stages.game_memory import GameMemory
-from prism_megatron.stages.rollout_queue import RolloutQueue
+from prism_megatron.sampling.queue import RolloutQueue
+from prism_megatron.stages.align.build import build_discriminator
+from prism_megatron.stages.align.rows import step_row
+from prism_megatron.stages.align.stage import AlignPlan, AlignStep, Players, align
+from prism_megatron.training.roles import batch_format, build_policy
 from prism_megatron.types import Prompt, Rollout, VersionSpan
 
 PROMPTS, ROLLOUTS, SEED = 2, 3, 5

@@ -23,9 +23,9 @@ from prism_megatron.config.convert import ToHFConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.jobs.check_weights import check_weights
+from prism_megatron.jobs.convert import Role, to_hf
 from prism_megatron.observability.metrics import read_metrics
-from prism_megatron.stages.check_weights import check_weights
-from prism_megatron.stages.convert import Role, to_hf
 from prism_megatron.testing import GlooWorld
 from tests.integration.align_ranks import checkpoint_logprobs
 

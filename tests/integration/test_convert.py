@@ -28,10 +28,10 @@ from prism_megatron.conversion.to_hf import ShardPart
 from prism_megatron.conversion.to_megatron import DataFile
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.errors import ConversionError, PrismError
-from prism_megatron.stages.check_weights import check_weights
-from prism_megatron.stages.convert import to_hf, to_megatron
-from prism_megatron.stages.inspect_folder import inspect_folder
-from prism_megatron.stages.random_model import make_random
+from prism_megatron.jobs.check_weights import check_weights
+from prism_megatron.jobs.convert import to_hf, to_megatron
+from prism_megatron.jobs.inspect_folder import inspect_folder
+from prism_megatron.jobs.random_model import make_random
 from tests.distributed import tiny
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -289,7 +289,7 @@ def test_a_killed_conversion_ends_in_the_same_bytes(tmp_path: Path, workers: int
     hf = random_folder(tmp_path / "hf", "MoE", dtype="fp32")
     flags: dict[str, Any] = {"layout": TargetLayout(tp=2, pp=2, ep=2), "bucket_mb": 1}
     (tmp_path / "whole").mkdir()
-    with mock.patch("prism_megatron.stages.convert.MB", 100_000):
+    with mock.patch("prism_megatron.jobs.convert.MB", 100_000):
         round_trip(hf, tmp_path / "whole", workers=1, shard_mb=4, **flags)
         for kind, name in ((DataFile, "megatron"), (ShardPart, "back")):
             for k in (0, 2):

@@ -16,9 +16,9 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.warm_start import WarmStartConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
-from prism_megatron.stages.align_build import build_discriminator
-from prism_megatron.stages.align_run import align_on
-from prism_megatron.stages.warm_start_run import warm_up_on
+from prism_megatron.stages.align.build import build_discriminator
+from prism_megatron.stages.align.run import align_on
+from prism_megatron.stages.warm_start.run import warm_up_on
 
 
 def warm_up(world: World, config: WarmStartConfig) -> str:

@@ -64,7 +64,7 @@ def test_the_converter_loads_no_megatron() -> None:
             f"model_providers.moe_discriminator.{name}"
             for name in ("mapping", "towers", "variant", "folder", "upcycle")
         ),
-        "prism_megatron.stages.convert",
+        "prism_megatron.jobs.convert",
     ]
     code = f"import importlib, sys; [importlib.import_module(name) for name in {modules!r}]"
     assert python(f"{code}; print('torch' in sys.modules, 'megatron' in sys.modules)").split() == ["True", "False"]

@@ -14,13 +14,13 @@ from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
+from prism_megatron.game.credit import group_advantages
+from prism_megatron.game.judge import judge_and_train
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.align import AlignPlan, train_policy
-from prism_megatron.stages.align_build import build_discriminator
-from prism_megatron.stages.assembly import batch_format, build_policy, build_rollout
-from prism_megatron.stages.judge import judge_and_train
-from prism_megatron.stages.rewards import group_advantages
-from prism_megatron.stages.sampling import sample_groups
+from prism_megatron.sampling.shares import sample_groups
+from prism_megatron.stages.align.build import build_discriminator
+from prism_megatron.stages.align.stage import AlignPlan, train_policy
+from prism_megatron.training.roles import batch_format, build_policy, build_rollout
 from prism_megatron.types import RolloutGroup
 
 NUM_PROMPTS, NUM_ROLLOUTS = 4, 3

@@ -25,14 +25,14 @@ from prism_megatron.engine.offload import own_state
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
+from prism_megatron.game.credit import group_advantages
+from prism_megatron.game.judge import Judgement, TrunkCost, judge_and_train
 from prism_megatron.losses.policy import policy_gradient_loss
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.align import AlignPlan, policy_batches, policy_loss, train_policy
-from prism_megatron.stages.align_build import build_discriminator
-from prism_megatron.stages.assembly import batch_format, build_policy
-from prism_megatron.stages.batches import BatchFormat
-from prism_megatron.stages.judge import Judgement, TrunkCost, judge_and_train
-from prism_megatron.stages.rewards import group_advantages
+from prism_megatron.stages.align.build import build_discriminator
+from prism_megatron.stages.align.stage import AlignPlan, policy_batches, policy_loss, train_policy
+from prism_megatron.training.batches import BatchFormat
+from prism_megatron.training.roles import batch_format, build_policy
 from prism_megatron.types import RolloutGroup
 
 SEED = 7

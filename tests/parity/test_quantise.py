@@ -32,10 +32,10 @@ from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.model_inputs import transformers_inputs
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import DataError, PrismError
+from prism_megatron.jobs import quantise
+from prism_megatron.jobs.quantise import calibration_rows, quantise_folder, quantise_from
 from prism_megatron.parity.samples import sample_sets
 from prism_megatron.parity.tiny import tiny_config, tiny_model
-from prism_megatron.stages import quantise
-from prism_megatron.stages.quantise import calibration_rows, quantise_folder, quantise_from
 from prism_megatron.types import TokenSequence
 
 CPU = torch.device("cpu")

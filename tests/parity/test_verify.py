@@ -19,6 +19,7 @@ from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.verify import VerifyConfig
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.engine.runtime import World
+from prism_megatron.jobs.convert import to_hf, to_megatron
 from prism_megatron.parity import ranks
 from prism_megatron.parity.by_layer import compare_by_layer
 from prism_megatron.parity.compare import FP32, Difference
@@ -27,7 +28,6 @@ from prism_megatron.parity.report import Report
 from prism_megatron.parity.samples import sample_sets
 from prism_megatron.parity.tiny import MODELS, tiny_config, tiny_model
 from prism_megatron.parity.verify import verify
-from prism_megatron.stages.convert import to_hf, to_megatron
 from prism_megatron.testing import GlooWorld
 from tests.conftest import REPOSITORY
 

@@ -20,10 +20,10 @@ from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_weights import Transport
-from prism_megatron.stages.align import AlignPlan, policy_loss
-from prism_megatron.stages.assembly import batch_format, build_policy, load_weights
-from prism_megatron.stages.batches import policy_batch
-from prism_megatron.stages.serving import SharedRollout
+from prism_megatron.sampling.servers import SharedRollout
+from prism_megatron.stages.align.stage import AlignPlan, policy_loss
+from prism_megatron.training.batches import policy_batch
+from prism_megatron.training.roles import batch_format, build_policy, load_weights
 from prism_megatron.types import Prompt, Response, Rollout, RolloutGroup, Segments
 
 NO_REFERENCE = Response((), Segments(None, None, "these tests judge nothing"))

@@ -20,13 +20,13 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World as Ranks
+from prism_megatron.game.judge import judge_and_train
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
-from prism_megatron.stages.align_build import build_discriminator
-from prism_megatron.stages.assembly import batch_format
-from prism_megatron.stages.batches import TOWERS
-from prism_megatron.stages.judge import judge_and_train
+from prism_megatron.stages.align.build import build_discriminator
 from prism_megatron.testing import GlooWorld
+from prism_megatron.training.batches import TOWERS
+from prism_megatron.training.roles import batch_format
 from prism_megatron.types import Prompt, Rollout, RolloutGroup
 from tests.sglang.conftest import FOLDER, World
 from tests.unit.rollout.weights import mini_weights

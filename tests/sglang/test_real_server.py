@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.conversion.announced import AnnouncedWeights
+from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.errors import RolloutError, WeightSyncError
 from prism_megatron.rollout.base import Sampling

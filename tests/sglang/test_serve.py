@@ -12,12 +12,12 @@ import pytest
 
 from prism_megatron.config.convert import ToMegatronConfig
 from prism_megatron.config.serve import ServeConfig
+from prism_megatron.jobs.convert import to_megatron
+from prism_megatron.jobs.serve import API_KEY, serve
 from prism_megatron.rollout.sglang_arguments import PYTHON
 from prism_megatron.rollout.sglang_http import ServerClient
-from prism_megatron.stages.convert import to_megatron
-from prism_megatron.stages.serve import API_KEY, serve
 from tests.sglang.conftest import FOLDER, REPOSITORY, picture
-from tests.unit.stages.test_serve import free_port
+from tests.unit.jobs.test_serve import free_port
 
 KEY = "a key of this test"
 

@@ -19,8 +19,8 @@ from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.presets import preset
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout, per_expert_shapes
+from prism_megatron.conversion.expert_relayout import relaid
 from prism_megatron.conversion.hf_reader import SINGLE, HFFolder
-from prism_megatron.conversion.relaid import relaid
 from prism_megatron.errors import ConversionError
 from tests.unit.conversion.held import Held
 

@@ -30,9 +30,9 @@ from prism_megatron.conversion import checkpoint_folder
 from prism_megatron.conversion.checkpoint_folder import read_checkpoint
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.errors import CheckpointError
-from prism_megatron.stages.check_weights import check_weights
-from prism_megatron.stages.convert import to_hf, to_megatron
-from prism_megatron.stages.inspect_folder import inspect_folder
+from prism_megatron.jobs.check_weights import check_weights
+from prism_megatron.jobs.convert import to_hf, to_megatron
+from prism_megatron.jobs.inspect_folder import inspect_folder
 
 POLICY = str(MINI_FOLDER / "policy")
 KEY = "policy.decoder.final_layernorm.weight"

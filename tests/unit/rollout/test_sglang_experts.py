@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prism_megatron.conversion.announced import AnnouncedWeights
+from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.errors import WeightSyncError
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout

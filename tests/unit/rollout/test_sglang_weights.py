@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.conversion.announced import AnnouncedWeights
+from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.errors import RolloutError, WeightSyncError
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_http import ServerClient

@@ -21,9 +21,10 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.capabilities import Installed
 from prism_megatron.errors import ConfigError
-from prism_megatron.stages import align_build, assembly
-from prism_megatron.stages.align_build import build_run
-from prism_megatron.stages.batches import PERCEPTION, segment_row
+from prism_megatron.stages.align import build
+from prism_megatron.stages.align.build import build_run
+from prism_megatron.training import roles
+from prism_megatron.training.batches import PERCEPTION, segment_row
 from prism_megatron.types import ImageInput, Prompt, Response, RolloutGroup, Segments, Span
 
 FLAGS = "--dtype bf16 --fp8 e4m3 --fp8-recipe blockwise --recompute full --recompute-vision"
@@ -42,14 +43,14 @@ class FakeEngine:
 
 @pytest.fixture
 def run_on(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for module in (assembly, align_build):
+    for module in (roles, build):
         monkeypatch.setattr(module, "MegatronEngine", FakeEngine)
-    monkeypatch.setattr(align_build, "build_replicas", lambda *_args, **_keywords: None)
-    monkeypatch.setattr(align_build, "inner_optimizers", lambda _optimizer: [])
+    monkeypatch.setattr(build, "build_replicas", lambda *_args, **_keywords: None)
+    monkeypatch.setattr(build, "inner_optimizers", lambda _optimizer: [])
     world: Any = SimpleNamespace(parallel=ParallelConfig(), device=torch.device("cpu"))
 
     def run(machine: Installed, flags: str) -> tuple[Any, list[str]]:
-        monkeypatch.setattr(align_build, "installed", lambda: machine)
+        monkeypatch.setattr(build, "installed", lambda: machine)
         said: list[str] = []
         return build_run(parse(flags.split()), world, fresh=True, say=said.append), said
 

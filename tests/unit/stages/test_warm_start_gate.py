@@ -6,7 +6,7 @@ import pytest
 
 from prism_megatron.errors import PrismError
 from prism_megatron.evaluation.health import Figures
-from prism_megatron.stages.warm_start_gate import check_gate
+from prism_megatron.stages.warm_start.gate import check_gate
 
 
 def figures(*, auc: tuple[float | None, float | None], accuracy: tuple[float | None, float | None]) -> Figures:

@@ -17,7 +17,7 @@ from prism_megatron.data.loader import Example
 from prism_megatron.data.records import Record, in_part
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.warm_start_build import build_sources, step_pairs
+from prism_megatron.stages.warm_start.build import build_sources, step_pairs
 from prism_megatron.types import Prompt, Response, Rollout, Segments, VersionSpan
 
 BATCH = 4

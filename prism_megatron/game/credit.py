@@ -1,0 +1,87 @@
+"""From the discriminator's scores to what every token of the policy's answers is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_expert_advantages
+from prism_megatron.config.game import GameConfig
+from prism_megatron.game.judge import Judgement
+from prism_megatron.training.batches import PERCEPTION, REASONING, TOWERS
+from prism_megatron.types import Rollout, RolloutGroup
+
+
+@dataclass(frozen=True, eq=False)
+class GroupReward:
+    """A group's advantages, and of which versions they are (a version is the steps played when a player last changed).
+
+    ``discriminator_version`` judged; ``policy_versions[r]`` is the oldest policy that drew a token of rollout r.
+    """
+
+    advantages: GroupAdvantages
+    discriminator_version: int
+    policy_versions: tuple[int, ...]
+
+
+def group_rewards(
+    groups: Sequence[RolloutGroup], judgement: Judgement, game: GameConfig, *, seed: int, step: int, version: int
+) -> list[GroupReward]:
+    """Advantages of every group, with the versions of who judged and who sampled."""
+    return [
+        GroupReward(
+            advantages=group_advantages(group, g, judgement, game, seed=seed, step=step),
+            discriminator_version=version,
+            policy_versions=tuple(rollout.policy_version for rollout in group.rollouts),
+        )
+        for g, group in enumerate(groups)
+    ]
+
+
+def group_advantages(
+    group: RolloutGroup, index: int, judgement: Judgement, game: GameConfig, *, seed: int, step: int
+) -> GroupAdvantages:
+    """Advantages of one group from the scores of the discriminator before its update.
+
+    A discriminator whose scores are not finite rewards nothing: no rollout counts as valid then.
+    """
+    valid_rollouts = np.array(group.valid_rollouts if judgement.finite else (), dtype=np.int64)
+    owners = valid_rollouts
+    if game.shuffle_scores:  # control: scores stay in the group but lose their owner
+        owners = np.random.default_rng([seed, step, index]).permutation(valid_rollouts)
+    valid_N = torch.zeros(len(group.rollouts), dtype=torch.bool)
+    scores_T_N = torch.full((len(TOWERS), len(group.rollouts)), torch.nan, dtype=torch.float64)
+    for rollout, owner in zip(valid_rollouts.tolist(), owners.tolist(), strict=True):
+        valid_N[rollout] = True
+        for tower in group.towers:
+            scores_T_N[tower, rollout] = judgement.scores[index, tower, owner]
+    form = joint_advantages if game.advantage == "joint" else per_expert_advantages
+    return form(
+        scores_T_N[PERCEPTION],
+        scores_T_N[REASONING] if REASONING in group.towers else None,
+        valid_N,
+        alpha=game.alpha,
+        score_clip=game.score_clip,
+        format_penalty=game.penalty,
+        all_invalid=game.all_invalid_group,
+    )
+
+
+def token_advantages(rollout: Rollout, index: int, advantages: GroupAdvantages, game: GameConfig) -> list[float]:
+    """One advantage per response token.
+
+    ``response`` credit gives the mixed advantage to every token (the released way). ``segment`` credit gives the
+    tokens up to the caption's end the perception advantage and the rest the reasoning advantage, or 0 where reasoning
+    is not judged; a rollout without a caption has nothing to divide, and gets the mixed advantage.
+    """
+    length = len(rollout.token_ids)
+    span = rollout.segments.perception
+    if game.credit == "response" or span is None:
+        return [float(advantages.mixed_N[index])] * length
+    assert advantages.perception_N is not None, "credit per segment is refused with the joint form"
+    caption = float(advantages.perception_N[index])
+    rest = 0.0 if advantages.reasoning_N is None else float(advantages.reasoning_N[index])
+    return [caption] * span.end + [rest] * (length - span.end)

@@ -1,0 +1,111 @@
+"""Serves a checkpoint or a model folder with SGLang, as an OpenAI-compatible endpoint on loopback."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from model_providers.moe_discriminator.folder import is_discriminator
+from prism_megatron.config.convert import ToHFConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.serve import ServeConfig, check_serve
+from prism_megatron.conversion.checkpoint_folder import is_checkpoint, read_state
+from prism_megatron.conversion.expert_layout import detect_expert_layout
+from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.errors import ConfigError
+from prism_megatron.jobs.convert import to_hf
+from prism_megatron.rollout.sglang_arguments import HOST, ServerOptions
+from prism_megatron.rollout.sglang_server import SGLangServers
+
+API_KEY = "PRISM_SERVE_API_KEY"
+"""Variable with the endpoint's key; without it a random one is made and printed."""
+
+_CONTEXTS_WITHOUT_CUDA = 2
+_POLL_SECONDS = 1.0
+
+Say = Callable[[str], None]
+
+
+def serve(config: ServeConfig, *, say: Say, stop: threading.Event) -> None:
+    """Serve until ``stop`` is set. A checkpoint's policy is converted first, and that folder removed at the end.
+
+    A server that dies is started again, a few times. Raises ConfigError for a port that is taken, a discriminator, or
+    where SGLang is missing; ConversionError or CheckpointError for a damaged folder; RolloutError when the server
+    fails.
+    """
+    load = check_serve(config)
+    _check_port(config.port)
+    with _model_folder(load, config.logs, say) as folder:
+        if is_discriminator(folder):
+            raise ConfigError(f"--load {load} is a discriminator, which gives scores and no text; name a policy")
+        shape = Qwen3VLShape.from_folder(folder)
+        if detect_expert_layout(HFFolder(folder), shape) == "transformers":
+            raise ConfigError(
+                f"--load {load} fuses experts as transformers 5 does, which SGLang misreads; write it with experts one "
+                "by one (tools/convert.py to-megatron, then to-hf --expert-layout per_expert)"
+            )
+        total = config.max_total_tokens
+        if total is None and not torch.cuda.is_available():
+            total = _CONTEXTS_WITHOUT_CUDA * config.context_length
+        options = ServerOptions(
+            model=folder,
+            logs=config.logs,
+            python=config.sglang_python,
+            dtype=shape.dtype,
+            tp=config.tp,
+            context_length=config.context_length,
+            max_total_tokens=total,
+            port=config.port,
+            name=config.name or load.resolve().name,
+        )
+        key = os.environ.get(API_KEY) or secrets.token_hex(32)
+        servers = SGLangServers(options, count=1, api_key=key)
+        say(f"starting SGLang on {load}; its log is {servers.servers[0].log}")
+        servers.start()
+        try:
+            say(f"serving {options.name!r} at {servers.urls[0]}/v1")
+            say(f"API key: {f'that of {API_KEY}' if API_KEY in os.environ else key}")
+            while not stop.wait(_POLL_SECONDS):
+                servers.supervises(servers.urls[0])  # raises once it is started no more
+        finally:
+            servers.stop()
+
+
+@contextmanager
+def _model_folder(load: Path, logs: Path, say: Say) -> Iterator[Path]:
+    """``load`` itself, or the Hugging Face folder of a checkpoint's policy for as long as it is needed.
+
+    Its experts are written one by one, which SGLang reads from whatever layout they came in.
+    """
+    if not is_checkpoint(load):
+        yield load
+        return
+    logs.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix="model-", dir=logs))
+    try:
+        folder = aside / load.resolve().name
+        held = read_state(load)["models"].get("policy", {}).get("expert_layout")
+        layout: Literal["as-it-came", "per_expert"] = "as-it-came" if held is None else "per_expert"
+        to_hf(ToHFConfig(load=str(load), save=str(folder), role="policy", expert_layout=layout), say=say)
+        yield folder
+    finally:
+        shutil.rmtree(aside)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, after one that has just ended
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ConfigError(f"--port {port} cannot be used on {HOST} ({error.strerror}); choose another") from error

@@ -1,0 +1,270 @@
+"""SGLang servers for a whole world of ranks: the main rank starts them and hands weights over, all ranks sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.block_fp8 import CONFIG_KEY
+from prism_megatron.conversion.checkpoint_folder import files_folder, is_checkpoint
+from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
+from prism_megatron.conversion.hf_files import member, read_object
+from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf_writer import write_hf_folder
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.runtime import World
+from prism_megatron.errors import ConfigError, PrismError, RolloutError, WeightSyncError
+from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object
+from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang_arguments import ServerOptions
+from prism_megatron.rollout.sglang_server import SGLangServers
+from prism_megatron.rollout.weight_spool import remove_leftovers
+from prism_megatron.training.roles import end_token_ids, weights_in_layout
+from prism_megatron.types import Prompt, Rollout
+
+API_KEY = "PRISM_ROLLOUT_API_KEY"
+"""Variable with the key of servers given by URL."""
+
+_FOLDER, _MODEL = "rollout", "model"
+_SPARE_TOKENS = 16  # SGLang keeps a few of a context to itself
+
+
+class SharedRollout:
+    """A RolloutEngine on every rank of a world, all on the same servers."""
+
+    def __init__(self, engine: SGLangRollout, world: World, *, exported: Path | None = None) -> None:
+        """``exported`` is a folder that was made for the servers and goes with them."""
+        self._engine = engine
+        self._world = world
+        self._exported = exported
+
+    @property
+    def expert_layout(self) -> ExpertLayout:
+        """As of ``SGLangRollout``."""
+        return self._engine.expert_layout
+
+    @property
+    def policy_version(self) -> int | None:
+        """As of ``SGLangRollout``; the same on every rank."""
+        return self._engine.policy_version
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """The main rank hands the weights over; the others take part in gathering them and wait.
+
+        All ranks call it together. Raises WeightSyncError on every rank if the main rank could not.
+        """
+        self._engine.expect(version)
+        all_gather_objects(None)  # a rank still unaware of the version would refuse answers that come with it
+        remaining = iter(tensors)
+        problem: str | None = None
+        if self._world.is_main:
+            try:
+                self._engine.update_weights(remaining, version)
+            except PrismError as error:
+                problem = str(error)
+        deque(remaining, maxlen=0)  # the other ranks would wait for ever in a gather that one left early
+        problem, held = broadcast_object((problem, self._engine.policy_version), source=0)
+        if not self._world.is_main:
+            self._engine.follow(held)
+        if problem is not None:
+            raise WeightSyncError(problem)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        prompt_offset: int = 0,
+        samples: Sequence[range] | None = None,
+    ) -> list[tuple[Rollout, ...]]:
+        """As of ``SGLangRollout``; every rank asks for its own samples."""
+        return self._engine.generate(
+            prompts, n, sampling, seed=seed, step=step, prompt_offset=prompt_offset, samples=samples
+        )
+
+    def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
+        """As of ``SGLangRollout``, asked by the main rank and known to all, which call it together.
+
+        Raises RolloutError on every rank.
+        """
+        scores: dict[str, tuple[float, ...]] = {}
+        problem: str | None = None
+        if self._world.is_main:
+            try:
+                scores = self._engine.score(prompt, response)
+            except PrismError as error:
+                problem = str(error)
+        scores, problem = broadcast_object((scores, problem), source=0)
+        if problem is not None:
+            raise RolloutError(problem)
+        return scores
+
+    def sleep(self) -> None:
+        """As of ``SGLangRollout``, by the main rank; all ranks have their samples when they call it together."""
+        self._on_main(self._engine.sleep)
+
+    def wake(self) -> None:
+        """As of ``SGLangRollout``, by the main rank; all ranks call it together and leave it together."""
+        self._on_main(self._engine.wake)
+
+    def _on_main(self, call: Callable[[], None]) -> None:
+        """Raises WeightSyncError on every rank where ``call`` fails on the main one."""
+        problem: str | None = None
+        if self._world.is_main:
+            try:
+                call()
+            except PrismError as error:
+                problem = str(error)
+        problem = broadcast_object(problem, source=0)
+        if problem is not None:
+            raise WeightSyncError(problem)
+
+    def close(self) -> None:
+        """Close this rank's connections; the main rank also stops the servers that it started. May be called again."""
+        self._engine.close()
+        exported, self._exported = self._exported, None
+        if exported is not None and self._world.is_main:
+            shutil.rmtree(exported)
+
+
+def build_served_rollout(
+    config: AlignConfig, source: Path, shape: Qwen3VLShape, renderer: Renderer, *, world: World, dtype: torch.dtype
+) -> SharedRollout:
+    """Servers of the policy, started by the main rank or given by URL, and a client on every rank.
+
+    ``source`` is what the policy is loaded from: servers read a Hugging Face folder as it is. One is made, in the run's
+    folder, of a checkpoint and of a folder that servers would not hold as the policy does. Raises ConfigError or
+    RolloutError on every rank if servers cannot be started or used.
+    """
+    wanted, output = config.rollout, config.checkpoint.output
+    assert output is not None
+    _check_devices(config, cuda=torch.cuda.is_available())
+    if world.is_main:
+        remove_leftovers(output / _FOLDER)
+    exported: Path | None = None
+    if is_checkpoint(source) or not _is_served_as_it_is(source, shape):
+        exported = output / _FOLDER / _MODEL
+        if world.is_main:
+            tensors = weights_in_layout(source, shape, SGLangRollout.expert_layout)
+            named = ((name, tensor.to(dtype)) for name, tensor in tensors)
+            write_hf_folder(exported, named, like=files_folder(source, "policy"), dtype=dtype)
+        dist.barrier()
+    folder = exported or source
+    servers: SGLangServers | None = None
+    problem: str | None = None
+    if world.is_main and not wanted.rollout_urls:
+        try:
+            servers = _start(config, folder, world=world, dtype=dtype, logs=output / _FOLDER)
+        except PrismError as error:
+            problem = str(error)
+    found = (servers.urls, servers.api_key) if servers is not None else (wanted.rollout_urls, os.environ.get(API_KEY))
+    (urls, api_key), problem = broadcast_object((found, problem), source=0)
+    if problem is not None:
+        raise RolloutError(problem)
+    first = world.rank % len(urls)  # ranks with one request each should not all ask the same server
+    engine = SGLangRollout(
+        folder,
+        renderer.segment_finder,
+        urls=(*urls[first:], *urls[:first]),
+        api_key=api_key,
+        end_token_ids=end_token_ids(folder, renderer),
+        spool=output / _FOLDER,
+        servers=servers,
+        supervised_elsewhere=not world.is_main and not wanted.rollout_urls,
+        options=SGLangOptions(
+            transport=wanted.rollout_sync,
+            bucket_bytes=wanted.rollout_bucket_mib * 2**20,
+            master_address=wanted.rollout_master_address,
+            seconds=60.0 * wanted.rollout_timeout_minutes,
+            router=wanted.rollout_router,
+            colocated=wanted.rollout_colocated,
+        ),
+    )
+    shared = SharedRollout(engine, world, exported=exported)
+    shared.sleep()  # colocated servers make room for the players until the first weights
+    return shared
+
+
+def _is_served_as_it_is(folder: Path, shape: Qwen3VLShape) -> bool:
+    """Servers would keep quantised weights quantised, and take fused experts for those of the published order."""
+    is_quantised = CONFIG_KEY in read_object(member(folder, "config.json"))
+    return not is_quantised and detect_expert_layout(HFFolder(folder), shape) != "transformers"
+
+
+def _start(config: AlignConfig, folder: Path, *, world: World, dtype: torch.dtype, logs: Path) -> SGLangServers:
+    """Servers with room for the rollouts of all steps under way, shared evenly among them."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
+    if ranks_here != world.world_size:
+        raise ConfigError(
+            "--rollout sglang starts servers that only this host can reach, and the run spans several; start servers "
+            "yourself and name them with --rollout-urls"
+        )
+    wanted, data, cuda = config.rollout, config.data, torch.cuda.is_available()
+    first_gpu = 0
+    if cuda:
+        first_gpu = first_server_gpu(config, ranks=ranks_here, num_gpus=torch.cuda.device_count())
+    model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    positions = int(model["text_config"]["max_position_embeddings"])
+    context = min(positions, data.max_prompt_tokens + data.max_response_tokens + _SPARE_TOKENS)
+    prompts = wanted.prompts_per_step * (1 + wanted.rollout_ahead)
+    requests = -(-prompts // wanted.rollout_servers) * wanted.rollouts_per_prompt
+    options = ServerOptions(
+        model=folder,
+        logs=logs,
+        python=wanted.rollout_python,
+        dtype=str(dtype).removeprefix("torch."),
+        tp=wanted.rollout_tp,
+        first_gpu=first_gpu,
+        memory_fraction=wanted.rollout_memory_fraction,
+        releases_memory=wanted.rollout_colocated,
+        context_length=context,
+        # With CUDA, SGLang fills what the memory holds; without, it would take most of the machine's.
+        max_total_tokens=None if cuda else requests * context,
+        max_running_requests=requests,
+    )
+    servers = SGLangServers(options, count=wanted.rollout_servers)
+    servers.start()
+    return servers
+
+
+def first_server_gpu(config: AlignConfig, *, ranks: int, num_gpus: int) -> int:
+    """Device number of the first GPU for servers: behind the trainer's ``ranks``, or the first one if colocated.
+
+    Raises ConfigError where this host has too few.
+    """
+    wanted = config.rollout
+    first = 0 if wanted.rollout_colocated else ranks
+    needed = first + wanted.rollout_servers * wanted.rollout_tp
+    if needed > num_gpus:
+        training = "" if wanted.rollout_colocated else f", behind the {ranks} of the trainer,"
+        raise ConfigError(
+            f"--rollout-servers {wanted.rollout_servers} --rollout-tp {wanted.rollout_tp}{training} take {needed} "
+            f"GPUs, and this host has {num_gpus}; use fewer, or share the trainer's with --rollout-colocated"
+        )
+    return first
+
+
+def _check_devices(config: AlignConfig, *, cuda: bool) -> None:
+    """Raise ConfigError for what only servers on GPUs can do."""
+    wanted = config.rollout
+    flags = {
+        "--rollout-colocated": wanted.rollout_colocated,
+        "--rollout-memory-fraction": wanted.rollout_memory_fraction is not None,
+    }
+    for flag, given in flags.items():
+        if given and not cuda:
+            raise ConfigError(f"{flag} needs CUDA, which this machine does not have; leave it out")

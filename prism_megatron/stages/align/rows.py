@@ -1,0 +1,189 @@
+"""What one alignment step reports, as one flat row. A share without data is None beside a count of 0."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+
+from prism_megatron.config.game import GameConfig
+from prism_megatron.data.images import open_image
+from prism_megatron.data.loader import Example
+from prism_megatron.data.render import Renderer
+from prism_megatron.evaluation.report import Sample
+from prism_megatron.evaluation.scenes import SceneJudgement
+from prism_megatron.game.figures import game_row, rights_of, truths_of
+from prism_megatron.game.judge import TrunkCost
+from prism_megatron.stages.align.stage import AlignStep
+from prism_megatron.training.batches import TOWER_NAMES, TOWERS
+
+Row = dict[str, float | int | None]
+PROMPT_KINDS = ("text", "image")
+
+
+def share(total: float, count: float) -> float | None:
+    """``total / count``, or None where there is nothing to divide."""
+    return total / count if count else None
+
+
+def step_row(step: AlignStep, renderer: Renderer) -> Row:
+    """Figures of the whole step, equal on every rank."""
+    rollouts = [rollout for group in step.groups for rollout in group.rollouts]
+    num_valid = sum(len(group.valid_rollouts) for group in step.groups)
+    num_replayed = sum(len(group.valid_rollouts) for group in step.replayed)
+    truths = truths_of(step.examples, step.groups, renderer)
+    row: Row = {
+        "step": step.step,
+        "policy_version": policy_version(step),
+        "sampled_version": step.sampled_version,
+        "discriminator_version": step.discriminator_version,
+        "staleness/mean": step.sampled.staleness.mean_updates,
+        "staleness/max": step.sampled.staleness.max_updates,
+        "off_policy_share": step.sampled.staleness.off_policy_share,
+        "rollouts": len(rollouts),
+        "valid_rollouts": num_valid,
+        "valid_share": share(num_valid, len(rollouts)),
+        "replayed_rollouts": num_replayed,
+        "truncated_rollouts": sum(rollout.finish_reason == "length" for rollout in rollouts),
+        "response_tokens": sum(len(rollout.token_ids) for rollout in rollouts),
+        "unrewarded_step": int(num_valid == 0),
+        "discriminator_updates": len(step.judgement.results),
+        "rolled_back": int(step.verdict == "roll back"),
+        "settled": int(step.verdict == "stop"),
+    }
+    row |= advantage_row(step)
+    row |= game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, renderer))
+    row |= cost_row(step.judgement.cost, pairs=num_valid + num_replayed)
+    row |= {name: value for name, value in step.policy_sums.items() if not name.startswith(("gap/", "importance/"))}
+    row |= gap_row(step.policy_sums) | importance_row(step.policy_sums)
+    for role, result in (("discriminator", step.judgement.result), ("policy", step.policy_result)):
+        row[f"{role}_grad_norm"] = None if result is None else result.grad_norm
+        row[f"{role}_lr"] = None if result is None else result.lr
+        row[f"{role}_updated"] = None if result is None else int(result.updated)
+    return row | truth_row([one for group in truths if group is not None for one in group])
+
+
+def policy_version(step: AlignStep) -> int:
+    """Version of the policy after the step: the number of steps played when it last changed."""
+    changed = step.verdict == "roll back" or (step.policy_result is not None and step.policy_result.updated)
+    return step.step + 1 if changed else step.sampled.version
+
+
+def advantage_row(step: AlignStep) -> Row:
+    """Groups whose advantages are a special case, and scores beyond the clip."""
+    groups = [reward.advantages for reward in step.rewards]
+    return {
+        "all_invalid_groups": sum(group.all_invalid for group in groups),
+        "one_valid_groups": sum(group.num_valid == 1 for group in groups),
+        "flat_rewards": sum(group.num_flat for group in groups),
+        "clipped_scores": sum(group.num_clipped_scores for group in groups),
+    }
+
+
+def cost_row(cost: TrunkCost, *, pairs: int) -> Row:
+    """What the discriminator's pass ran: tokens through the trunk, tokens judged, and rollouts to a reference."""
+    return {
+        "discriminator/trunk_tokens": cost.trunk_tokens,
+        "discriminator/unique_tokens": cost.unique_tokens,
+        "discriminator/rollouts_per_reference": pairs / cost.references,
+    }
+
+
+def gap_row(sums: Mapping[str, float]) -> Row:
+    """|Rollout - trainer| log-prob a token drawn by the policy that trains: mean, then by kind of prompt."""
+    tokens = {kind: sums[f"gap/{kind}/tokens"] for kind in PROMPT_KINDS}
+    row: Row = {"logprob_gap": share(sum(sums[f"gap/{kind}/sum"] for kind in PROMPT_KINDS), sum(tokens.values()))}
+    for kind, count in tokens.items():
+        row[f"logprob_gap/{kind}/tokens"] = int(count)
+        row[f"logprob_gap/{kind}/mean"] = share(sums[f"gap/{kind}/sum"], count)
+        row[f"logprob_gap/{kind}/max"] = sums[f"gap/{kind}/max"] if count else None
+        row[f"logprob_gap/{kind}/kl"] = share(sums[f"gap/{kind}/kl"], count)
+    return row
+
+
+def importance_row(sums: Mapping[str, float]) -> Row:
+    """Importance weights of the step's tokens; all 1 but for rounding where the policy that trains drew them.
+
+    ``effective_share`` is the effective sample size as a share of the tokens: (sum w)² / (tokens · sum w²).
+    """
+    tokens, total = sums["importance/tokens"], sums["importance/sum"]
+    return {
+        "importance/mean": share(total, tokens),
+        "importance/max": sums["importance/max"] if tokens else None,
+        "importance/truncated_share": share(sums["importance/truncated"], tokens),
+        "importance/effective_share": share(total**2, tokens * sums["importance/squares"]),
+    }
+
+
+def gap_alarms(row: Row, threshold: float) -> list[str]:
+    """One line for each kind of prompt whose mean gap is above ``threshold``, or is not a number."""
+    lines = []
+    for kind in PROMPT_KINDS:
+        mean, largest, kl = (row[f"logprob_gap/{kind}/{figure}"] for figure in ("mean", "max", "kl"))
+        if mean is not None and not mean <= threshold:
+            lines.append(
+                f"ALARM in step {int(row['step'] or 0) + 1}: "
+                f"log-probs of rollouts and trainer differ by {mean:.3g} a token for "
+                f"{kind} prompts (largest {largest:.3g}, KL {kl:.3g}), above --logprob-gap-alarm {threshold:g}: the "
+                "rollout engine may not run the trainer's policy"
+            )
+    return lines
+
+
+def verdict_lines(step: AlignStep, game: GameConfig) -> list[str]:
+    """What the controls did, in words."""
+    done = step.step + 1
+    if step.verdict == "roll back":
+        return [f"ALARM in step {done}: the game has collapsed; both players go back (--rollbacks)"]
+    if step.verdict == "stop":
+        moved = f"every tower's reward gap moved by at most {game.stop_gap_band:g} over {game.stop_gap_steps} steps"
+        return [f"{moved}: the run ends after step {done} (--stop-gap-band)"]
+    return []
+
+
+def truth_row(judged: Sequence[SceneJudgement]) -> Row:
+    """Means over responses; empty where none was judged."""
+    if not judged:
+        return {}
+    return {
+        "truth/responses": len(judged),
+        "truth/item_accuracy": statistics.fmean(item_accuracy(one) for one in judged),
+        "truth/caption_exact": statistics.fmean(one.caption_exact for one in judged),
+        "truth/step_validity": statistics.fmean(one.step_validity for one in judged),
+        "truth/reasoning_exact": statistics.fmean(one.reasoning_exact for one in judged),
+        "truth/answer_right": statistics.fmean(one.answer_right for one in judged),
+        "truth/items": statistics.fmean(one.num_items for one in judged),
+    }
+
+
+def item_accuracy(judgement: SceneJudgement) -> float:
+    """Right caption items over the larger of items written and items in the scene: omitting and padding both cost."""
+    return judgement.items_right / max(judgement.num_items, judgement.items_in_scene)
+
+
+def report_samples(step: AlignStep, renderer: Renderer, *, count: int = 3) -> list[Sample]:
+    """The first rollout of the first ``count`` groups, with the scores that trained the policy."""
+    samples = []
+    for g, (example, group) in enumerate(zip(step.examples[:count], step.groups, strict=False)):
+        rollout, scores = group.rollouts[0], step.judgement.scores
+        samples.append(
+            Sample(
+                images=[image_of(example)],
+                prompt=group.prompt.question,
+                response=renderer.decode(rollout.token_ids),
+                reference=renderer.decode(group.reference.token_ids),
+                problem=rollout.segments.problem,
+                scores={name: scores.get((g, t, 0)) for t, name in zip(TOWERS, TOWER_NAMES, strict=True)},
+                reference_scores={name: scores.get((g, t, None)) for t, name in zip(TOWERS, TOWER_NAMES, strict=True)},
+            )
+        )
+    return samples
+
+
+def image_of(example: Example) -> Image.Image:
+    """The picture a prompt shows, as its source has it."""
+    if example.scene is not None:
+        return example.scene.image()
+    assert example.record is not None, "an example comes from a scene or from a record"
+    return open_image(example.record.image)

@@ -1,0 +1,88 @@
+"""A short supervised phase on a record set's training part, so that answers about its images have the asked format.
+
+It teaches the format and little else: references are abridged to the first line of the caption and the last line of
+the reasoning, because a small model cannot learn a new domain's text in a few steps, and need not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.data.loader import Example, ExampleSource
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.runtime import World
+from prism_megatron.training.roles import batch_format, build_policy, export_folder
+from prism_megatron.training.supervised_update import Demonstration, SFTStep, train
+from prism_megatron.types import Response
+
+
+def teach_format(
+    config: AlignConfig,
+    *,
+    source: Path,
+    target: Path,
+    shape: Qwen3VLShape,
+    renderer: Renderer,
+    prompts: ExampleSource,
+    world: World,
+    dtype: torch.dtype,
+    layers: Literal["te", "torch"],
+    say: Callable[[str], None],
+) -> None:
+    """Train for ``--format-sft`` steps from ``source`` and write the policy to ``target``.
+
+    The vision tower and projector stay frozen. Steps take as many records as the game takes prompts. The schedule is
+    cosine to zero with the paper's warm-up ratio of 0.1.
+    """
+    steps = config.data.format_sft
+    optimizer = OptimizerConfig(
+        lr=config.data.format_sft_lr, schedule="cosine", min_lr_ratio=0.0, warmup_steps=steps // 10, beta2=0.95
+    )
+    policy = build_policy(
+        source,
+        shape,
+        world=world,
+        dtype=dtype,
+        optimizer=optimizer,
+        total_steps=steps,
+        freeze_vision=True,
+        recompute=config.recompute,
+        precision=config.precision,
+        layers=layers,
+    )
+
+    def my_rows(step: int) -> Sequence[Demonstration]:
+        examples = prompts.batch(step)[world.dp_rank :: world.dp_size]
+        return [renderer.training_row(example.prompt, abridged(example, renderer)) for example in examples]
+
+    def report(result: SFTStep) -> None:
+        if result.step % 10 == 0 or result.step == steps - 1:
+            say(f"format SFT step {result.step + 1}/{steps}: loss {result.loss:.4f} on {result.label_tokens} tokens")
+
+    train(
+        policy,
+        my_rows,
+        world=world,
+        form=batch_format(renderer, world, config.precision),
+        vocab_size=shape.text.vocab,
+        rows_per_microbatch=max(1, config.rollout.prompts_per_step // world.dp_size),
+        steps=steps,
+        on_step=report,
+    )
+    export_folder(policy, target, like=files_folder(source, "policy"), world=world)
+
+
+def abridged(example: Example, renderer: Renderer) -> Response:
+    """The record's reference cut to one line of caption and one of reasoning; its answer stands in for no reasoning."""
+    record = example.record
+    assert record is not None and record.caption is not None, "format SFT takes records with references"
+    reasoning = record.answer if record.solution is None else record.solution.strip().splitlines()[-1]
+    return renderer.response(record.caption.strip().splitlines()[0], reasoning, record.answer, id=record.id)

@@ -1,0 +1,181 @@
+"""Builds what a stage runs on: formats, roles and the rollout replica, from folders and configs."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model_providers.qwen3_vl.mapping import LM_HEAD, weight_mappings
+from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.precision import PrecisionConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
+from prism_megatron.conversion.checkpoint_source import CheckpointSource
+from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
+from prism_megatron.conversion.expert_relayout import relaid
+from prism_megatron.conversion.hf_writer import CONFIG, read_companions, stating, write_hf_folder
+from prism_megatron.conversion.mapping import TensorSource
+from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.torch_dist import TorchDistFolder
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine import checkpoint
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.runtime import World
+from prism_megatron.errors import ConfigError
+from prism_megatron.rollout.embedded import EmbeddedRollout
+from prism_megatron.training.batches import BatchFormat
+
+DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
+
+
+def resolve_dtype(requested: str, shape: Qwen3VLShape) -> torch.dtype:
+    """``auto`` takes the dtype that the model folder states. Raises ConfigError for fp16 and others."""
+    name = shape.dtype if requested == "auto" else requested
+    if name not in DTYPES:
+        raise ConfigError(f"--dtype {requested}: the model folder states {name!r}; use --dtype bf16 or --dtype fp32")
+    return DTYPES[name]
+
+
+_KEEP_ALL = RecomputeConfig()
+_PLAIN = PrecisionConfig()
+
+
+def batch_format(
+    renderer: Renderer,
+    world: World,
+    precision: PrecisionConfig = _PLAIN,
+    *,
+    unseen: frozenset[int] = frozenset(),
+    share_prompts: bool = False,
+) -> BatchFormat:
+    """Sequences are padded to what sequence and context parallelism divide, and FP8 multiplies.
+
+    ``unseen`` and ``share_prompts`` are those of ``BatchFormat``.
+    """
+    return BatchFormat(
+        pad_token_id=renderer.pad_token_id,
+        end_token_id=renderer.end_token_id,
+        length_multiple=precision.length_multiple(world.parallel),
+        device=world.device,
+        unseen_token_ids=unseen,
+        share_prompts=share_prompts,
+    )
+
+
+def build_policy(
+    folder: Path,
+    shape: Qwen3VLShape,
+    *,
+    world: World,
+    dtype: torch.dtype,
+    optimizer: OptimizerConfig,
+    total_steps: int,
+    freeze_vision: bool = False,
+    recompute: RecomputeConfig = _KEEP_ALL,
+    precision: PrecisionConfig = _PLAIN,
+    layers: Literal["te", "torch"] = "torch",
+) -> MegatronEngine:
+    """The policy with the weights of ``folder`` (see ``load_weights``); ``layers`` is ``Capabilities.layers``."""
+    engine = MegatronEngine(
+        name="policy",
+        provider=Qwen3VLProvider(
+            shape, freeze_vision=freeze_vision, recompute=recompute, precision=precision, layers=layers
+        ),
+        world=world,
+        dtype=dtype,
+        optimizer=optimizer,
+        total_steps=total_steps,
+    )
+    load_weights(engine, folder)
+    return engine
+
+
+def load_weights(engine: MegatronEngine, folder: Path) -> None:
+    """Take the weights of a Hugging Face folder, or those that a checkpoint, converted or of training, has of the role.
+
+    On all ranks together. Raises ConversionError or CheckpointError where they do not fit.
+    """
+    if is_checkpoint(folder):
+        checkpoint.load_weights(folder, engine, engine.name)
+    else:
+        engine.load_hf(open_weights(folder))
+
+
+def hf_tensors(folder: Path, shape: Qwen3VLShape) -> TensorSource:
+    """A policy's tensors under their Hugging Face names, of a model folder or of a checkpoint."""
+    if not is_checkpoint(folder):
+        return open_weights(folder)
+    return CheckpointSource(TorchDistFolder(folder), "policy", weight_mappings(shape))
+
+
+def weights_in_layout(folder: Path, shape: Qwen3VLShape, layout: ExpertLayout) -> Iterator[tuple[str, Tensor]]:
+    """A policy's weights, of a model folder or of a checkpoint, with experts stored as ``layout``."""
+    if is_checkpoint(folder):
+        source: TensorSource = CheckpointSource(TorchDistFolder(folder), "policy", weight_mappings(shape, layout))
+        held = None
+    else:
+        source = open_weights(folder)
+        held = detect_expert_layout(source, shape)
+    if held in (None, layout):
+        return ((name, source.get(name)) for name in source.names())
+    return relaid(source, weight_mappings(shape, held), weight_mappings(shape, layout))
+
+
+def model_files(folder: Path, role: str, *, dtype: torch.dtype) -> ModelFiles:
+    """What checkpoints keep of a role that starts from ``folder``, whose own account counts if it is a checkpoint.
+
+    The config says ``dtype``, the engine's, which is that of the weights in the checkpoint.
+    """
+    files = read_companions(files_folder(folder, role))
+    files[CONFIG] = stating(files[CONFIG], dtype)
+    if is_checkpoint(folder):
+        return ModelFiles(files, tuple(read_state(folder)["models"][role]["aliases"]))
+    tied = Qwen3VLShape.from_folder(folder).text.tied
+    repeats_embedding = tied and LM_HEAD in open_weights(folder).names()
+    return ModelFiles(files, (LM_HEAD,) if repeats_embedding else ())
+
+
+def export_folder(
+    engine: MegatronEngine, target: Path, *, like: Path, world: World, dtype: torch.dtype | None = None
+) -> None:
+    """Write an engine's weights as a Hugging Face folder beside the files of ``like``; all ranks take part.
+
+    ``dtype`` is what is stored, while the config says what to compute in; by default both are the engine's own.
+    """
+    tensors = ((name, tensor.to(dtype or engine.dtype)) for name, tensor in engine.export_hf())
+    if world.is_main:
+        write_hf_folder(target, tensors, like=like, dtype=engine.dtype if dtype is None else None)
+    else:
+        deque(tensors, maxlen=0)
+    dist.barrier()
+
+
+def build_rollout(folder: Path, renderer: Renderer, *, world: World, dtype: torch.dtype) -> EmbeddedRollout:
+    """A replica on every rank; it has no weights until the policy's first hand-over."""
+    return EmbeddedRollout(
+        folder,
+        renderer.segment_finder,
+        end_token_ids=end_token_ids(folder, renderer),
+        device=world.device,
+        dtype=dtype,
+    )
+
+
+def end_token_ids(folder: Path, renderer: Renderer) -> list[int]:
+    """What ends a response: the end token of turns, and those that the folder's ``generation_config.json`` adds.
+
+    SGLang ends with the latter on its own. A response is valid only with the former.
+    """
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    also = named if isinstance(named, list) else [] if named is None else [named]
+    return sorted({renderer.end_token_id, *map(int, also)})

@@ -1,0 +1,77 @@
+"""Plans of micro-batches: what they must hold for any lengths (blind spot: how near to the fewest bins they come)."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prism_megatron.training.microbatches import Share, of_rank, plan_pairs, plan_rows
+
+COSTS = st.integers(1, 60)
+GROUPS = st.lists(st.tuples(COSTS, st.dictionaries(st.integers(0, 15), COSTS, max_size=8)), min_size=1, max_size=6)
+BUDGETS = st.integers(1, 300)
+ROUNDS = st.integers(1, 8)
+
+
+@given(groups=GROUPS, budget=BUDGETS, rounds_of=ROUNDS)
+def test_every_pair_once_within_the_budget(
+    groups: list[tuple[int, dict[int, int]]], budget: int, rounds_of: int
+) -> None:
+    """Every rollout stands in one micro-batch beside its own reference; every group's reference counts once.
+
+    None is above the budget but one of a single reference with at most one rollout; their number fills whole rounds.
+    """
+    references, rollouts = [reference for reference, _ in groups], [costs for _, costs in groups]
+    plan = plan_pairs(references, rollouts, budget=budget, rounds_of=rounds_of)
+
+    judged = Counter((share.group, r) for shares in plan for share in shares for r in share.rollouts)
+    assert judged == Counter((g, r) for g, costs in enumerate(rollouts) for r in costs)
+    counted = Counter(share.group for shares in plan for share in shares if not share.repeated)
+    assert counted == Counter(range(len(groups)))
+    assert len(plan) % rounds_of == 0
+    for shares in plan:
+        cost = sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in shares)
+        assert cost <= budget or (len(shares) == 1 and len(shares[0].rollouts) <= 1)
+
+
+@given(groups=GROUPS, budget=BUDGETS)
+def test_a_reference_is_repeated_only_where_the_budget_forces_it(
+    groups: list[tuple[int, dict[int, int]]], budget: int
+) -> None:
+    """With no rounds to fill, two shares of one group could never have shared one copy of the reference."""
+    references, rollouts = [reference for reference, _ in groups], [costs for _, costs in groups]
+    plan = plan_pairs(references, rollouts, budget=budget, rounds_of=1)
+    shares = [share for microbatch in plan for share in microbatch]
+    for i, one in enumerate(shares):
+        for other in shares[i + 1 :]:
+            if one.group == other.group:
+                joined = sum(rollouts[one.group][r] for r in one.rollouts + other.rollouts)
+                assert references[one.group] + joined > budget
+
+
+@given(costs=st.lists(COSTS, min_size=1, max_size=12), budget=BUDGETS, rounds_of=ROUNDS)
+def test_every_row_once_within_the_budget(costs: list[int], budget: int, rounds_of: int) -> None:
+    """The same for rows without references, and the ranks' parts together are the plan."""
+    costs = costs * rounds_of
+    plan = plan_rows(costs, budget=budget, rounds_of=rounds_of)
+    assert sorted(row for rows in plan for row in rows) == list(range(len(costs)))
+    assert all(rows and (len(rows) == 1 or sum(costs[row] for row in rows) <= budget) for rows in plan)
+    parts = [of_rank(plan, dp_rank=rank, dp_size=rounds_of) for rank in range(rounds_of)]
+    assert len({len(part) for part in parts}) == 1
+    assert [rows for part in parts for rows in part] == list(plan)
+
+
+def test_examples() -> None:
+    """Two groups that fit together; one that does not; a pair above the budget; more ranks than pairs."""
+    twice = plan_pairs([10, 10], [{0: 10, 1: 10}, {3: 10}], budget=50, rounds_of=1)
+    assert twice == ((Share(0, (0, 1)), Share(1, (3,))),)
+    cut = plan_pairs([10], [dict.fromkeys(range(4), 10)], budget=30, rounds_of=1)
+    assert cut == ((Share(0, (0, 1)),), (Share(0, (2, 3), repeated=True),))
+    assert plan_pairs([10], [{0: 90}], budget=30, rounds_of=1) == ((Share(0, (0,)),),)
+    (alone,), (filler,) = plan_pairs([10], [{0: 10}], budget=30, rounds_of=2)
+    assert {alone.rollouts, filler.rollouts} == {(0,), ()}
+    with pytest.raises(ValueError, match="whole rounds"):
+        plan_rows([5] * 3, budget=30, rounds_of=2)
