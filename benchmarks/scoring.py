@@ -57,11 +57,13 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.images import SharedImages
 from prism_megatron.engine.runtime import World, start, stop
+from prism_megatron.game.judged_rows import ScoreRow, discriminator_batch, segment_row
 from prism_megatron.rollout.base import Sampling
+from prism_megatron.sampling.replicas import build_replica
 from prism_megatron.sampling.shares import sample_groups
-from prism_megatron.training.batches import BatchFormat, ScoreRow, discriminator_batch, segment_row
+from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.microbatches import Share
-from prism_megatron.training.roles import batch_format, build_rollout
+from prism_megatron.training.roles import batch_format
 from prism_megatron.types import ImageInput, Prompt, Response, Rollout, RolloutGroup, Segments, Span, TokenSequence
 
 OURS = "ours"
@@ -199,7 +201,7 @@ def mini(world: World) -> Workload:
     folder = MINI_FOLDER / "policy"
     renderer = Renderer.from_folder(folder)
     source, scenes = open_weights(folder), SceneSource(renderer, split="align", seed=7, batch_size=4)
-    rollout = build_rollout(folder, renderer, world=world, dtype=torch.float32)
+    rollout = build_replica(folder, renderer, world=world, dtype=torch.float32)
     rollout.update_weights(((name, source.get(name)) for name in source.names()), version=0)
     groups = sample_groups(rollout, scenes.batch(0), Sampling(max_new_tokens=96), n=16, seed=7, step=0, world=world)
     shape = Qwen3VLShape.from_folder(folder)

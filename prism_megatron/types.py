@@ -14,9 +14,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from prism_megatron.config.discriminator import SEGMENTS
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+PERCEPTION, REASONING = TOWERS = (0, 1)
+"""Numbers of the discriminator's towers."""
+TOWER_NAMES = SEGMENTS
+"""Their names by number, as metrics have them: a tower is called after the segment that it judges."""
 
 FinishReason = Literal["stop", "length"]
 
@@ -127,7 +134,7 @@ class PreferenceGroup:
     @property
     def towers(self) -> tuple[int, ...]:
         """Towers that judge this group: those whose segment the reference has."""
-        return tuple(tower for tower in (0, 1) if self.reference.segments.of_tower(tower) is not None)
+        return tuple(tower for tower in TOWERS if self.reference.segments.of_tower(tower) is not None)
 
     @property
     def valid_rollouts(self) -> tuple[int, ...]:

@@ -22,9 +22,12 @@ from prism_megatron.errors import PrismError
 
 def run(config: AlignConfig) -> None:
     """One rank's work."""
-    from prism_megatron.stages.align.run import run_alignment
+    from prism_megatron.engine.runtime import start, stop
+    from prism_megatron.stages.align.build import align_on
 
-    run_alignment(config)
+    world = start(config.parallel, seed=config.seed)
+    align_on(world, config)
+    stop(world)
 
 
 def main() -> int:
@@ -43,7 +46,7 @@ def main() -> int:
         config,
         model_parallel_size=parallel.model_parallel_size,
         world_size=smallest,
-        preload=(*PRELOAD, "prism_megatron.stages.align.run"),
+        preload=(*PRELOAD, "prism_megatron.stages.align.build"),
     )
 
 

@@ -20,9 +20,12 @@ from prism_megatron.errors import PrismError
 
 def run(config: WarmStartConfig) -> None:
     """One rank's work."""
-    from prism_megatron.stages.warm_start.run import run_warm_start
+    from prism_megatron.engine.runtime import start, stop
+    from prism_megatron.stages.warm_start.build import warm_up_on
 
-    run_warm_start(config)
+    world = start(config.parallel, seed=config.seed)
+    warm_up_on(world, config)
+    stop(world)
 
 
 def main() -> int:
@@ -41,7 +44,7 @@ def main() -> int:
         config,
         model_parallel_size=parallel.model_parallel_size,
         world_size=smallest,
-        preload=(*PRELOAD, "prism_megatron.stages.warm_start.run"),
+        preload=(*PRELOAD, "prism_megatron.stages.warm_start.build"),
     )
 
 

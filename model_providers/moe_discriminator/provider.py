@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -21,18 +21,14 @@ from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import text_config
 from prism_megatron.config.discriminator import LoadBalanceScope, Modality
 from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
+from prism_megatron.engine.execution import PLAIN, Execution
 from prism_megatron.engine.experts import expert_layer
 from prism_megatron.engine.mlp import dense_mlp
 from prism_megatron.engine.specs import decoder_layer_spec, layer_parts
 from prism_megatron.errors import ConfigError, ConversionError
-
-_KEEP_ALL = RecomputeConfig()
-_PLAIN = PrecisionConfig()
 
 
 class DiscriminatorProvider:
@@ -48,11 +44,9 @@ class DiscriminatorProvider:
         load_balance_scope: LoadBalanceScope = "sequence",
         router_z_loss: float = 0.0,
         freeze_vision: bool = False,
-        recompute: RecomputeConfig = _KEEP_ALL,
-        precision: PrecisionConfig = _PLAIN,
-        layers: Literal["te", "torch"] = "torch",
+        execution: Execution = PLAIN,
     ) -> None:
-        """``shape`` is the dense model's; ``layers`` is ``Capabilities.layers``.
+        """``shape`` is the dense model's.
 
         Without ``towers`` the MLPs stay dense. The vision tower is frozen where ``modality`` is text, too.
         ConfigError for a shape that has experts already, or a dropout outside [0, 1).
@@ -70,9 +64,7 @@ class DiscriminatorProvider:
         self.load_balance_scope: LoadBalanceScope = load_balance_scope
         self.router_z_loss = router_z_loss
         self.freeze_vision = freeze_vision or modality == "text"
-        self.recompute = recompute
-        self.precision = precision
-        self.layers: Literal["te", "torch"] = layers
+        self.execution = execution
 
     @classmethod
     def from_folder(
@@ -83,9 +75,7 @@ class DiscriminatorProvider:
         load_balance_scope: LoadBalanceScope = "sequence",
         router_z_loss: float = 0.0,
         freeze_vision: bool = False,
-        recompute: RecomputeConfig = _KEEP_ALL,
-        precision: PrecisionConfig = _PLAIN,
-        layers: Literal["te", "torch"] = "torch",
+        execution: Execution = PLAIN,
     ) -> Self:
         """The provider of a saved discriminator. Raises ConfigError when the folder holds none."""
         variant = read_variant(folder)
@@ -97,9 +87,7 @@ class DiscriminatorProvider:
             load_balance_scope=load_balance_scope,
             router_z_loss=router_z_loss,
             freeze_vision=freeze_vision,
-            recompute=recompute,
-            precision=precision,
-            layers=layers,
+            execution=execution,
         )
 
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
@@ -108,7 +96,7 @@ class DiscriminatorProvider:
         if self.towers is not None:
             self.towers.check_expert_parallel(parallel.ep)
             experts = self.towers.experts(self.shape.text.ffn)
-        return text_config(self.shape, parallel, dtype, experts=experts, precision=self.precision, layers=self.layers)
+        return text_config(self.shape, parallel, dtype, experts=experts, execution=self.execution)
 
     def build_chunk(
         self,
@@ -120,19 +108,19 @@ class DiscriminatorProvider:
         vp_stage: int | None,
     ) -> Discriminator:
         """One pipeline chunk; weights are left uninitialised, for loading."""
-        parts = layer_parts(self.layers)
+        parts = layer_parts(self.execution.layers)
         mlp: type[MegatronModule] = dense_mlp(groups, parts)
         if self.towers is not None:
             mlp = expert_layer(functools.partial(TowerRouter, towers=self.towers), groups, parts)
         return Discriminator(
             config,
             self.shape,
-            decoder_layer_spec(mlp, self.recompute, parts),
+            decoder_layer_spec(mlp, self.execution.recompute, parts),
             groups,
             towers=self.towers,
             load_balance_scope=self.load_balance_scope,
             router_z_loss=self.router_z_loss,
-            recompute_vision=self.recompute.recompute_vision,
+            recompute_vision=self.execution.recompute.recompute_vision,
             head_dropout=self.head_dropout,
             pre_process=pre_process,
             post_process=post_process,

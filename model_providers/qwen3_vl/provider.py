@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -16,18 +16,15 @@ from model_providers.qwen3_vl.model import Qwen3VLModel
 from model_providers.qwen3_vl.router import SoftmaxRouter
 from prism_megatron.config.experts import ExpertSizes
 from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig, check_precision
+from prism_megatron.config.precision import check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
+from prism_megatron.engine.execution import PLAIN, Execution
 from prism_megatron.engine.experts import expert_layer
 from prism_megatron.engine.mlp import dense_mlp
 from prism_megatron.engine.specs import decoder_layer_spec, layer_parts
 from prism_megatron.errors import ConfigError
-
-_KEEP_ALL = RecomputeConfig()
-_PLAIN = PrecisionConfig()
 
 
 class Qwen3VLProvider:
@@ -41,16 +38,12 @@ class Qwen3VLProvider:
         shape: Qwen3VLShape,
         *,
         freeze_vision: bool = False,
-        recompute: RecomputeConfig = _KEEP_ALL,
-        precision: PrecisionConfig = _PLAIN,
-        layers: Literal["te", "torch"] = "torch",
+        execution: Execution = PLAIN,
     ) -> None:
-        """``freeze_vision`` keeps the vision tower and its mergers as loaded; ``layers`` is ``Capabilities.layers``."""
+        """``freeze_vision`` keeps the vision tower and its mergers as loaded."""
         self.shape = shape
         self.freeze_vision = freeze_vision
-        self.recompute = recompute
-        self.precision = precision
-        self.layers: Literal["te", "torch"] = layers
+        self.execution = execution
 
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
         """Megatron's config of the language tower. Raises ConfigError for a layout that does not fit the model."""
@@ -59,8 +52,7 @@ class Qwen3VLProvider:
             parallel,
             dtype,
             experts=self.shape.text.experts,
-            precision=self.precision,
-            layers=self.layers,
+            execution=self.execution,
         )
 
     def build_chunk(
@@ -73,15 +65,15 @@ class Qwen3VLProvider:
         vp_stage: int | None,
     ) -> Qwen3VLModel:
         """One pipeline chunk; weights are left uninitialised, for loading."""
-        parts = layer_parts(self.layers)
+        parts = layer_parts(self.execution.layers)
         dense = self.shape.text.experts is None
         mlp = dense_mlp(groups, parts) if dense else expert_layer(SoftmaxRouter, groups, parts)
         return Qwen3VLModel(
             config,
             self.shape,
-            decoder_layer_spec(mlp, self.recompute, parts),
+            decoder_layer_spec(mlp, self.execution.recompute, parts),
             groups,
-            recompute_vision=self.recompute.recompute_vision,
+            recompute_vision=self.execution.recompute.recompute_vision,
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
@@ -113,16 +105,16 @@ def text_config(
     dtype: torch.dtype,
     *,
     experts: ExpertSizes | None,
-    precision: PrecisionConfig = _PLAIN,
-    layers: Literal["te", "torch"] = "torch",
+    execution: Execution = PLAIN,
 ) -> TransformerConfig:
     """Megatron's config of a Qwen3-VL language tower, whose MLPs may be ``experts``.
 
     Raises ConfigError for a layout or FP8 settings that do not fit the model.
     """
+    precision = execution.precision
     shape.check_layout(parallel)
     check_precision(precision, parallel, shape, dtype=str(dtype).removeprefix("torch."))
-    if precision.fp8 != "none" and layers != "te":
+    if precision.fp8 != "none" and execution.layers != "te":
         raise ConfigError(
             f"--fp8 {precision.fp8} needs layers of Transformer Engine, and megatron-core would ignore it without; "
             "use --fp8 none here"

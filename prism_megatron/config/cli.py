@@ -13,7 +13,7 @@ import tyro
 from prism_megatron.config import merge
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.mini import MINI_ALIGN, MINI_ALIGN_RECORDS
-from prism_megatron.config.validate import check_ranges
+from prism_megatron.config.validate import check_align_ranges
 
 ConfigT = TypeVar("ConfigT")
 
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str]) -> AlignConfig:
         description="Align a policy against a discriminator, adversarially and on-policy (PRISM). Without --model and "
         "--data the built-in mini world runs.",
     )
-    check_ranges(config)
+    check_align_ranges(config)
     return config
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.discriminator import check_kind, check_router_losses, check_upcycling
-from prism_megatron.config.precision import check_precision
+from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.data import DataConfig
+from prism_megatron.config.discriminator import DiscriminatorConfig, check_kind, check_router_losses, check_upcycling
+from prism_megatron.config.model import ModelConfig
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.precision import PrecisionConfig, check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
@@ -15,8 +21,45 @@ from prism_megatron.config.validate_layout import check_layout, check_world
 from prism_megatron.errors import ConfigError, listed
 
 
-def check_ranges(config: AlignConfig) -> None:
+class TrainsDiscriminator(Protocol):
+    """The sections that all stages have which train a discriminator on what a policy samples."""
+
+    @property
+    def parallel(self) -> ParallelConfig: ...
+    @property
+    def recompute(self) -> RecomputeConfig: ...
+    @property
+    def precision(self) -> PrecisionConfig: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def rollout(self) -> RolloutConfig: ...
+    @property
+    def discriminator(self) -> DiscriminatorConfig: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+    @property
+    def discriminator_optimizer(self) -> OptimizerConfig: ...
+    @property
+    def tokens_per_microbatch(self) -> int: ...
+
+
+def check_align_ranges(config: AlignConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use, or for a folder that is not there."""
+    game = config.game
+    check_ranges(config, steps=config.steps)
+    check_interval("--alpha", game.alpha, at_least=0.0, at_most=1.0)
+    check_interval("--score-clip", game.score_clip, above=0.0)
+    check_interval("--score-regulariser", game.score_regulariser, at_least=0.0)
+    check_interval("--format-penalty", game.penalty, at_least=0.0)
+    check_game(game)
+    _check_optimizer("policy", config.policy)
+
+
+def check_ranges(config: TrainsDiscriminator, *, steps: int) -> None:
+    """:func:`check_align_ranges` of what the stages have in common."""
     at_least_one = {
         "--tp": config.parallel.tp,
         "--pp": config.parallel.pp,
@@ -25,7 +68,7 @@ def check_ranges(config: AlignConfig) -> None:
         "--ep": config.parallel.ep,
         "--etp": config.parallel.expert_tp,
         "--distributed-timeout-minutes": config.parallel.distributed_timeout_minutes,
-        "--steps": config.steps,
+        "--steps": steps,
         "--prompts-per-step": config.rollout.prompts_per_step,
         "--rollouts-per-prompt": config.rollout.rollouts_per_prompt,
         "--tokens-per-microbatch": config.tokens_per_microbatch,
@@ -43,35 +86,23 @@ def check_ranges(config: AlignConfig) -> None:
         if count < 1:
             raise ConfigError(f"{flag} {count} must be at least 1")
 
-    discriminator, game = config.discriminator, config.game
-    _check_interval("--temperature", config.rollout.temperature, above=0.0)
-    _check_interval("--top-p", config.rollout.top_p, above=0.0, at_most=1.0)
-    _check_interval("--rollout-ahead", config.rollout.rollout_ahead, at_least=0)
-    _check_interval("--logprob-gap-alarm", config.rollout.logprob_gap_alarm, above=0.0)
-    _check_interval("--alpha", game.alpha, at_least=0.0, at_most=1.0)
-    _check_interval("--head-dropout", discriminator.head_dropout, at_least=0.0, below=1.0)
-    _check_interval("--score-clip", game.score_clip, above=0.0)
+    discriminator = config.discriminator
+    check_interval("--temperature", config.rollout.temperature, above=0.0)
+    check_interval("--top-p", config.rollout.top_p, above=0.0, at_most=1.0)
+    check_interval("--rollout-ahead", config.rollout.rollout_ahead, at_least=0)
+    check_interval("--logprob-gap-alarm", config.rollout.logprob_gap_alarm, above=0.0)
+    check_interval("--head-dropout", discriminator.head_dropout, at_least=0.0, below=1.0)
     not_negative = {
         "--format-sft": config.data.format_sft,
         "--upcycle-noise": discriminator.upcycle_noise,
         "--router-std": discriminator.router_std,
         "--load-balance": discriminator.load_balance or 0.0,
         "--router-z-loss": discriminator.router_z_loss,
-        "--score-regulariser": game.score_regulariser,
-        "--format-penalty": game.penalty,
     }
-    check_game(game)
-    _check_interval("--format-sft-lr", config.data.format_sft_lr, above=0.0)
-    for role, optimizer in (("policy", config.policy), ("discriminator", config.discriminator_optimizer)):
-        for name in ("lr", "weight_decay", "clip_grad", "warmup_steps"):
-            not_negative[f"--{role}.{name.replace('_', '-')}"] = getattr(optimizer, name)
-        _check_interval(f"--{role}.eps", optimizer.eps, above=0.0)
-        for name in ("beta1", "beta2"):
-            _check_interval(f"--{role}.{name}", getattr(optimizer, name), at_least=0.0, below=1.0)
-        _check_interval(f"--{role}.min-lr-ratio", optimizer.min_lr_ratio, at_least=0.0, at_most=1.0)
-        _check_interval(f"--{role}.warmup-ratio", optimizer.warmup_ratio, at_least=0.0, at_most=1.0)
+    check_interval("--format-sft-lr", config.data.format_sft_lr, above=0.0)
+    _check_optimizer("discriminator", config.discriminator_optimizer)
     for flag, value in not_negative.items():
-        _check_interval(flag, value, at_least=0.0)
+        check_interval(flag, value, at_least=0.0)
     check_kind(discriminator)
     check_upcycling(discriminator)
     check_router_losses(discriminator, load_balance=discriminator.load_balance or 0.0)
@@ -82,6 +113,16 @@ def check_ranges(config: AlignConfig) -> None:
         ("--load", config.checkpoint.load),
     ):
         _check_folder(flag, folder)
+
+
+def _check_optimizer(role: str, optimizer: OptimizerConfig) -> None:
+    for name in ("lr", "weight_decay", "clip_grad", "warmup_steps"):
+        check_interval(f"--{role}.{name.replace('_', '-')}", getattr(optimizer, name), at_least=0.0)
+    check_interval(f"--{role}.eps", optimizer.eps, above=0.0)
+    for name in ("beta1", "beta2"):
+        check_interval(f"--{role}.{name}", getattr(optimizer, name), at_least=0.0, below=1.0)
+    for name in ("min_lr_ratio", "warmup_ratio"):
+        check_interval(f"--{role}.{name.replace('_', '-')}", getattr(optimizer, name), at_least=0.0, at_most=1.0)
 
 
 def check_rollout(rollout: RolloutConfig) -> None:
@@ -112,10 +153,10 @@ def check_rollout(rollout: RolloutConfig) -> None:
         raise ConfigError(f"--{min(unused).replace('_', '-')} {reason}")
     _check_sync(rollout, given)
     if rollout.rollout_memory_fraction is not None:
-        _check_interval("--rollout-memory-fraction", rollout.rollout_memory_fraction, above=0.0, below=1.0)
+        check_interval("--rollout-memory-fraction", rollout.rollout_memory_fraction, above=0.0, below=1.0)
 
 
-def _check_timeouts(config: AlignConfig) -> None:
+def _check_timeouts(config: TrainsDiscriminator) -> None:
     """Ranks that wait for one that samples must not give up first: the error would then name a collective."""
     of_rollout, of_ranks = config.rollout.rollout_timeout_minutes, config.parallel.distributed_timeout_minutes
     if config.rollout.rollout == "sglang" and of_ranks <= of_rollout:
@@ -148,7 +189,7 @@ def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
         raise ConfigError("--rollout-master-address needs --rollout-sync group")
     if rollout.rollout_probe_every < 0:
         raise ConfigError(f"--rollout-probe-every {rollout.rollout_probe_every} must be at least 0, which turns it off")
-    _check_interval("--rollout-probe-bound", rollout.rollout_probe_bound, above=0.0)
+    check_interval("--rollout-probe-bound", rollout.rollout_probe_bound, above=0.0)
     if rollout.rollout_probe_every == 0 and "rollout_probe_bound" in given:
         raise ConfigError("--rollout-probe-bound is for the probe, which --rollout-probe-every 0 turns off")
 
@@ -184,7 +225,14 @@ def check_align(
 
     ``shape`` is the policy's, ``discriminator`` that of the model in ``--discriminator``.
     """
-    check_ranges(config)
+    check_align_ranges(config)
+    check_shared(config, shape, world_size=world_size, discriminator=discriminator)
+
+
+def check_shared(
+    config: TrainsDiscriminator, shape: Qwen3VLShape, *, world_size: int, discriminator: Qwen3VLShape | None
+) -> None:
+    """:func:`check_align` of what the stages have in common, ranges aside."""
     check_recompute(config.recompute)
     check_rollout(config.rollout)
     _check_timeouts(config)
@@ -217,7 +265,7 @@ def check_align(
     _check_microbatches(config, data_parallel)
 
 
-def _check_microbatches(config: AlignConfig, data_parallel: int) -> None:
+def _check_microbatches(config: TrainsDiscriminator, data_parallel: int) -> None:
     """Megatron's interleaved schedule takes whole rounds of pp micro-batches, of at least one answer each."""
     pp, vpp = config.parallel.pp, config.parallel.vpp
     if vpp == 1:
@@ -236,7 +284,7 @@ def _check_microbatches(config: AlignConfig, data_parallel: int) -> None:
         )
 
 
-def _check_interval(
+def check_interval(
     flag: str,
     value: float,
     *,
@@ -245,6 +293,7 @@ def _check_interval(
     at_most: float | None = None,
     below: float | None = None,
 ) -> None:
+    """Raise ConfigError, naming ``flag``, for a value outside its bounds."""
     # Written so that a NaN fails every bound.
     bounds = (
         (at_least, at_least is None or value >= at_least, "at least"),

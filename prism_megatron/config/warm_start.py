@@ -9,13 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.cli import inputs_named, parse_over
 from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.game import GameConfig
-from prism_megatron.config.mini_world import policy_folder
 from prism_megatron.config.model import ModelConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
@@ -23,7 +20,7 @@ from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
-from prism_megatron.config.validate import check_align, check_ranges
+from prism_megatron.config.validate import check_interval, check_ranges, check_shared
 from prism_megatron.errors import ConfigError
 
 POOLED_LOAD_BALANCE = 0.01
@@ -95,27 +92,6 @@ class WarmStartConfig:
         nothing_to_balance = flags.routing == "dense" or flags.top_k == flags.experts_per_tower
         return 0.0 if nothing_to_balance else POOLED_LOAD_BALANCE * flags.top_k / num_layers
 
-    def as_align(self, *, steps: int) -> AlignConfig:
-        """The alignment run made of the same parts, for the builders and checks that the two stages share.
-
-        Its model is named, so that its discriminator is upcycled also where the mini world ships one.
-        """
-        return AlignConfig(
-            parallel=self.parallel,
-            recompute=self.recompute,
-            precision=self.precision,
-            model=replace(self.model, model=str(policy_folder(self.model.model))),
-            data=self.data,
-            rollout=self.rollout,
-            discriminator=self.discriminator,
-            game=GameConfig(score_regulariser=self.score_regulariser),
-            checkpoint=self.checkpoint,
-            discriminator_optimizer=self.discriminator_optimizer,
-            steps=steps,
-            seed=self.seed,
-            tokens_per_microbatch=self.tokens_per_microbatch,
-        )
-
 
 MINI_WARM_START = WarmStartConfig(
     data=DataConfig(system_prompt=None, max_response_tokens=96),
@@ -165,7 +141,7 @@ def parse(argv: Sequence[str]) -> WarmStartConfig:
         description="Warm a discriminator up on preference pairs: references against samples of the policy, or --pairs "
         "of a file. Without flags the built-in mini world's discriminator is made anew, in few steps.",
     )
-    check_ranges(config.as_align(steps=1 if config.steps is None else config.steps))
+    _check_ranges(config)
     return config
 
 
@@ -192,8 +168,13 @@ def check_warm_start(
         _check_new_file(config)
     if pairs.pairs is None and config.steps is None and config.data.data is None:
         raise ConfigError("scenes have no end: say how many --steps to take, or name records with --data")
-    align = config.as_align(steps=1 if config.steps is None else config.steps)
-    check_align(align, shape, world_size=world_size, discriminator=discriminator)
+    _check_ranges(config)
+    check_shared(config, shape, world_size=world_size, discriminator=discriminator)
+
+
+def _check_ranges(config: WarmStartConfig) -> None:
+    check_ranges(config, steps=1 if config.steps is None else config.steps)
+    check_interval("--score-regulariser", config.score_regulariser, at_least=0.0)
 
 
 def _check_new_file(config: WarmStartConfig) -> None:

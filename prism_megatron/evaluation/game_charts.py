@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from prism_megatron.evaluation.charts import Points, line_chart
 from prism_megatron.observability.metrics import Row
-from prism_megatron.observability.summary import TOWERS, number
+from prism_megatron.observability.summary import number
+from prism_megatron.types import TOWER_NAMES
 
 Curve = Callable[[str], Points]
 SIDES = ("reference", "rollout")
@@ -22,10 +23,10 @@ def game_charts(rows: Sequence[Row]) -> list[str]:
         return [(x, y) for x, y in curve(key) if y is not None]
 
     def both(key: str, of: Curve = curve) -> dict[str, Points]:
-        return {tower: of(key.format(tower=tower)) for tower in TOWERS}
+        return {tower: of(key.format(tower=tower)) for tower in TOWER_NAMES}
 
     def sides(key: str) -> dict[str, Points]:
-        return {f"{tower}, {side}": curve(f"{tower}/{side}_{key}") for tower in TOWERS for side in SIDES}
+        return {f"{tower}, {side}": curve(f"{tower}/{side}_{key}") for tower in TOWER_NAMES for side in SIDES}
 
     def has(suffix: str) -> bool:
         return any(number(row, key) for row in rows for key in row if key.endswith(suffix))

@@ -21,7 +21,8 @@ from prism_megatron.evaluation.charts import line_chart
 from prism_megatron.evaluation.game_charts import game_charts
 from prism_megatron.observability.metrics import Row, write_atomically
 from prism_megatron.observability.progress import format_seconds
-from prism_megatron.observability.summary import TOWERS, number, step_seconds
+from prism_megatron.observability.summary import number, step_seconds
+from prism_megatron.types import TOWER_NAMES
 
 _MAX_IMAGE_SIDE = 320
 _MAX_CHARACTERS = 6000
@@ -104,7 +105,7 @@ def write_page(path: Path, *, title: str, lead: str, body: str) -> None:
 def _game_table(summary: Mapping[str, Any]) -> str:
     heads = "".join(f"<th class='n'>{head}</th>" for head in ("Reward gap", "Accuracy", "Pairs", "AUC", "Length"))
     body = ""
-    for tower in TOWERS:
+    for tower in TOWER_NAMES:
         auc = f"{_figure(summary['auc'][tower], '.2f')} of {summary['auc_pairs'][tower]:,}"
         figures = (
             _figure(summary["reward_gap"][tower], "+.2f"),

@@ -91,3 +91,8 @@ def _lines(body: str) -> list[str]:
 def _item(line: str) -> tuple[Kind, int] | None:
     match = _ITEM.fullmatch(line)
     return (Kind(match[1], match[2]), int(match[3])) if match else None
+
+
+def item_accuracy(judgement: SceneJudgement) -> float:
+    """Right caption items over the larger of items written and items in the scene: omitting and padding both cost."""
+    return judgement.items_right / max(judgement.num_items, judgement.items_in_scene)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,16 +19,14 @@ from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.bootstrap import Interval, mean_interval
-from prism_megatron.evaluation.scenes import SceneJudgement
+from prism_megatron.evaluation.health import Figures
+from prism_megatron.evaluation.scenes import SceneJudgement, item_accuracy
 from prism_megatron.experiments.held_out import SceneResponse, answer_scenes
+from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.game.figures import game_row, rights_of
-from prism_megatron.game.memory import GameMemory
-from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.sampling.queue import RolloutQueue
-from prism_megatron.stages.align.build import build_run, discriminator_folder
-from prism_megatron.stages.align.rows import Row, item_accuracy
-from prism_megatron.stages.align.stage import AlignStep, align
+from prism_megatron.run.session import Session
+from prism_megatron.stages.align.build import build
 
 MODES = {"T=1": 1.0, "greedy": 0.0}
 """How held-out scenes are sampled: name and temperature."""
@@ -59,7 +60,7 @@ class Played:
 
     before: Responses
     after: Responses
-    last: Row
+    last: Figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,33 +91,32 @@ def play(
 ) -> Played:
     """Align for ``steps`` under ``seed``. ``before`` is taken as given where an earlier arm has measured it."""
     config = replace(arm.config, seed=seed, steps=steps)
-    run = build_run(config, world, fresh=True, say=lambda _line: None)
-    if arm.random_discriminator:
-        folder = discriminator_folder(config)
-        assert folder is not None, "a random discriminator takes the shape of a saved one"
-        run.players.discriminator.load_hf(RandomSource(open_weights(folder), seed))
-    rollout = run.players.rollout
-    rollout.update_weights(run.players.policy.export_hf(layout=rollout.expert_layout), version=0)
-
-    def answers() -> Responses:
-        return answer_in_all_modes(
-            rollout, examples, run.renderer, max_new_tokens=run.plan.sampling.max_new_tokens, seed=seed, world=world
+    # No file is written: only servers would need a folder.
+    with closing(build(config, Session(world, Path(), quiet=True))) as stage:
+        players, renderer = stage.players, stage.exports.renderer
+        if arm.random_discriminator:
+            folder = DiscriminatorOrigin.of(config.discriminator, of_the_mini=config.model.model is None).folder
+            assert folder is not None, "a random discriminator takes the shape of a saved one"
+            players.discriminator.load_hf(RandomSource(open_weights(folder), seed))
+        stage.prepare(0)
+        answers = partial(
+            answer_in_all_modes,
+            players.rollout,
+            examples,
+            renderer,
+            max_new_tokens=config.data.max_response_tokens,
+            seed=seed,
+            world=world,
         )
-
-    if before is None:
-        before = answers()
-    last: list[Row] = [{}]
-
-    def keep(step: AlignStep) -> None:
-        last[0] = game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, run.renderer))
-
-    queue = RolloutQueue(rollout, run.prompts.batch, run.plan.sampling, n=run.plan.rollouts_per_prompt, seed=seed,
-                         world=world, steps=range(steps), ahead=0)  # fmt: skip
-    memory = GameMemory.fresh(run.plan.game, seed=seed)
-    align(run.players, queue, run.plan, memory, world=world, steps=range(steps), timers=PhaseTimers(), on_step=keep)
-    after = answers()
-    rollout.close()
-    return Played(before, after, last[0])
+        if before is None:
+            before = answers()
+        for step in range(steps):
+            stage.play(step)
+        last: Figures = {}
+        if stage.last is not None:
+            groups = stage.last.groups
+            last = game_row(groups, stage.last.judgement, rights_of(stage.last.examples, groups, renderer))
+        return Played(before, answers(), last)
 
 
 def answer_in_all_modes(

@@ -17,9 +17,9 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import start, stop
 from prism_megatron.evaluation.comparison import figure_text
+from prism_megatron.evaluation.health import Figures
 from prism_megatron.experiments.arm import MEASURES, MODES, Arm, Responses, Table, change, level, play, tabulate
 from prism_megatron.experiments.held_out import heldout_scenes
-from prism_megatron.stages.align.rows import Row
 
 ALIGNED = "aligned"
 
@@ -41,7 +41,7 @@ def measure_effect(config: EffectConfig, recipe: AlignConfig) -> None:
     examples = heldout_scenes(Renderer.from_folder(MINI_FOLDER / "policy"), count=config.scenes, seed=0)
     before: list[Responses] = []
     after: dict[str, list[Responses]] = {arm.name: [] for arm in arms(recipe)}
-    games: dict[str, list[Row]] = {arm.name: [] for arm in arms(recipe)}
+    games: dict[str, list[Figures]] = {arm.name: [] for arm in arms(recipe)}
     started = time.monotonic()
     for seed in range(config.seeds):
         for arm in arms(recipe):
@@ -58,7 +58,9 @@ def measure_effect(config: EffectConfig, recipe: AlignConfig) -> None:
     stop(world)
 
 
-def _write(config: EffectConfig, before: Table, after: Mapping[str, Table], games: Mapping[str, Sequence[Row]]) -> None:
+def _write(
+    config: EffectConfig, before: Table, after: Mapping[str, Table], games: Mapping[str, Sequence[Figures]]
+) -> None:
     controls = [name for name in after if name != ALIGNED]
     result: dict[str, object] = {
         "seeds": config.seeds,

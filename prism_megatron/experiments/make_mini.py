@@ -37,15 +37,18 @@ from prism_megatron.data.teachers import Teacher
 from prism_megatron.data.tokenizer import CONTROL_TOKENS, MODEL_VOCAB_SIZE, save_mini_processing
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World, start, stop
+from prism_megatron.errors import PrismError
+from prism_megatron.game import judge
+from prism_megatron.game.judge import JudgePlan
 from prism_megatron.observability.metrics import write_atomically
-from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import Sampling
+from prism_megatron.sampling.replicas import build_replica
 from prism_megatron.sampling.shares import sample_groups
-from prism_megatron.stages.warm_start.gate import check_gate, described, measure
-from prism_megatron.stages.warm_start.stage import StepPairs, WarmStartPlan, WarmStartStep, warm_start
-from prism_megatron.training.batches import TOWER_NAMES
-from prism_megatron.training.roles import batch_format, build_policy, build_rollout, export_folder
+from prism_megatron.stages.warm_start.gate import Gate, described, measure
+from prism_megatron.stages.warm_start.pairs import StepPairs
+from prism_megatron.training.roles import batch_format, build_policy, export_folder
 from prism_megatron.training.supervised_update import Demonstration, SFTStep, train
+from prism_megatron.types import TOWER_NAMES
 
 SHIPPED = ("policy", "discriminator")
 MAX_RESPONSE_TOKENS = 96
@@ -172,40 +175,36 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
         total_steps=phase.steps,
     )
     discriminator.load_hf(UpcycledSource(weights, shape, towers, seed=seed))
-    rollout = build_rollout(policy_folder, renderer, world=world, dtype=torch.float32)
+    rollout = build_replica(policy_folder, renderer, world=world, dtype=torch.float32)
     rollout.update_weights(((name, weights.get(name)) for name in weights.names()), version=0)
-    plan = WarmStartPlan(
-        game=GameConfig(),
-        form=batch_format(renderer, world),
-        tokens_per_microbatch=TOKENS_PER_MICROBATCH,
-        load_balance=phase.load_balance,
+    plan = JudgePlan(
+        batch_format(renderer, world),
+        TOKENS_PER_MICROBATCH,
+        score_regulariser=GameConfig().score_regulariser,
         seed=seed,
+        load_balance=phase.load_balance,
     )
     sampling = Sampling(max_new_tokens=MAX_RESPONSE_TOKENS)
     prompts = SceneSource(renderer, split="sft", seed=seed + 1, batch_size=phase.prompts_per_step)
-
-    def sampled(step: int) -> StepPairs:
-        examples = prompts.batch(step)
+    for step in range(phase.steps):
+        asked = prompts.batch(step)
         n = phase.rollouts_per_prompt
-        return StepPairs(examples, sample_groups(rollout, examples, sampling, n=n, seed=seed, step=step, world=world))
-
-    def say(step: WarmStartStep) -> None:
-        if world.is_main and (step.step % 10 == 0 or step.step == phase.steps - 1):
-            sums = step.judgement.sums
+        answered = sample_groups(rollout, asked, sampling, n=n, seed=seed, step=step, world=world)
+        sums = judge.train(discriminator, answered, plan, world=world, step=step).sums
+        if world.is_main and (step % 10 == 0 or step == phase.steps - 1):
             accuracy = [sums[f"{name}/correct"] / max(sums[f"{name}/pairs"], 1.0) for name in TOWER_NAMES]
             loss = sums["discriminator_loss"]
             print(
-                f"warm-start step {step.step:5}  loss {loss:.4f}  accuracy {accuracy[0]:.2f} {accuracy[1]:.2f}",
-                flush=True,
+                f"warm-start step {step:5}  loss {loss:.4f}  accuracy {accuracy[0]:.2f} {accuracy[1]:.2f}", flush=True
             )
-
-    warm_start(discriminator, sampled, plan, world=world, steps=range(phase.steps), timers=PhaseTimers(), on_step=say)
     examples = SceneSource(renderer, split="heldout", seed=seed + 1, batch_size=AUC_PROMPTS).batch(0)
     groups = sample_groups(rollout, examples, sampling, n=AUC_ROLLOUTS, seed=seed, step=0, world=world)
     held_out = measure(discriminator, StepPairs(examples, groups), plan, renderer, world=world)
     if world.is_main:
         print(f"held out: {described(held_out)}; gate {config.min_auc}", flush=True)
-    check_gate(held_out, min_auc=config.min_auc, min_accuracy=0.0)
+    problem = Gate(config.min_auc, 0.0, AUC_PROMPTS).problem(held_out)
+    if problem is not None:
+        raise PrismError(problem)
     like = target.with_name("discriminator-files")
     if world.is_main:
         shutil.copytree(policy_folder, like, ignore=shutil.ignore_patterns("*.safetensors*"), dirs_exist_ok=True)

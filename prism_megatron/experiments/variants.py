@@ -25,15 +25,15 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.evaluation.bootstrap import Interval, statistic_interval
 from prism_megatron.evaluation.comparison import Comparison, Line, write_comparison
+from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.proxies import PROXIES, ResponseForm, wasserstein_1
 from prism_megatron.experiments.arm import MEASURES, MODES, Arm, Responses, Table, change, level, play, tabulate
 from prism_megatron.experiments.held_out import heldout_scenes, reference_forms
 from prism_megatron.observability.metrics import write_atomically
 from prism_megatron.parallel.collectives import broadcast_object
-from prism_megatron.run.session import CONFIG, EXPORT, SUMMARY
-from prism_megatron.stages.align.rows import Row
-from prism_megatron.stages.warm_start.run import warm_up_on
-from prism_megatron.training.batches import TOWER_NAMES
+from prism_megatron.run.folder import CONFIG, EXPORT, SUMMARY
+from prism_megatron.stages.warm_start.build import warm_up_on
+from prism_megatron.types import TOWER_NAMES
 
 BEFORE = "before"
 
@@ -45,7 +45,7 @@ def measure_variants(config: VariantsConfig) -> None:
     examples = heldout_scenes(renderer, count=config.scenes, seed=0)
     supervision = reference_forms(examples, renderer)
     runs: dict[str, list[Responses]] = {BEFORE: []}
-    games: dict[str, list[Row]] = {}
+    games: dict[str, list[Figures]] = {}
     held_out: dict[str, Any] = {}
     started = time.monotonic()
     for name, flags in VARIANTS.items():

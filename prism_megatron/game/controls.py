@@ -25,7 +25,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Observation:
     """What the rules look at after a step. Figures by tower are None, or missing, where a tower had no pairs."""
 
     accuracies: Mapping[str, float | None]
@@ -70,23 +70,23 @@ class Controls:
             update_policy=not policy_rests and (step + 1) % game.policy_update_every == 0,
         )
 
-    def observe(self, step: int, outcome: Outcome) -> Verdict:
+    def observe(self, step: int, seen: Observation) -> Verdict:
         """Take in what ``step`` came to. "roll back" asks for both players of the last good checkpoint.
 
         Raises GameError for a collapse when no rollback is left, and for scores that are not finite.
         """
         game, state = self._game, self.state
-        accuracies = [value for value in outcome.accuracies.values() if value is not None]
-        gaps = {tower: gap for tower, gap in outcome.reward_gaps.items() if gap is not None}
-        weak = game.rollbacks > 0 and outcome.valid_share < game.collapse_valid_share
+        accuracies = [value for value in seen.accuracies.values() if value is not None]
+        gaps = {tower: gap for tower, gap in seen.reward_gaps.items() if gap is not None}
+        weak = game.rollbacks > 0 and seen.valid_share < game.collapse_valid_share
         self.state = replace(
             state,
-            discriminator_version=step + 1 if outcome.discriminator_updated else state.discriminator_version,
+            discriminator_version=step + 1 if seen.discriminator_updated else state.discriminator_version,
             accuracy=min(accuracies, default=state.accuracy),
             reward_gaps=[*state.reward_gaps, gaps][-game.stop_gap_steps :] if gaps else (),
             weak_steps=state.weak_steps + 1 if weak else 0,
         )
-        trouble = self._trouble(outcome)
+        trouble = self._trouble(seen)
         if trouble is not None:
             self._count_rollback(step, trouble)
             return "roll back"
@@ -106,10 +106,10 @@ class Controls:
         """Take back what ``to_plain`` gave."""
         self.state = GameState(**plain)
 
-    def _trouble(self, outcome: Outcome) -> str | None:
-        if not outcome.finite_scores:
+    def _trouble(self, seen: Observation) -> str | None:
+        if not seen.finite_scores:
             return "the discriminator's scores are not finite"
-        if self._game.rollbacks and not outcome.finite_gradients:
+        if self._game.rollbacks and not seen.finite_gradients:
             return "a gradient is not finite"
         if self._game.rollbacks and self.state.weak_steps >= self._game.collapse_steps:
             return (

@@ -11,12 +11,12 @@ import torch
 from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_expert_advantages
 from prism_megatron.config.game import GameConfig
 from prism_megatron.game.judge import Judgement
-from prism_megatron.training.batches import PERCEPTION, REASONING, TOWERS
-from prism_megatron.types import Rollout, RolloutGroup
+from prism_megatron.training.experience import Experience, ExperienceRow
+from prism_megatron.types import PERCEPTION, REASONING, TOWERS, Rollout, RolloutGroup
 
 
 @dataclass(frozen=True, eq=False)
-class GroupReward:
+class GroupCredit:
     """A group's advantages, and of which versions they are (a version is the steps played when a player last changed).
 
     ``discriminator_version`` judged; ``policy_versions[r]`` is the oldest policy that drew a token of rollout r.
@@ -27,12 +27,12 @@ class GroupReward:
     policy_versions: tuple[int, ...]
 
 
-def group_rewards(
+def credit_groups(
     groups: Sequence[RolloutGroup], judgement: Judgement, game: GameConfig, *, seed: int, step: int, version: int
-) -> list[GroupReward]:
+) -> list[GroupCredit]:
     """Advantages of every group, with the versions of who judged and who sampled."""
     return [
-        GroupReward(
+        GroupCredit(
             advantages=group_advantages(group, g, judgement, game, seed=seed, step=step),
             discriminator_version=version,
             policy_versions=tuple(rollout.policy_version for rollout in group.rollouts),
@@ -68,6 +68,23 @@ def group_advantages(
         format_penalty=game.penalty,
         all_invalid=game.all_invalid_group,
     )
+
+
+def experience_of(
+    groups: Sequence[RolloutGroup], credits_: Sequence[GroupCredit], game: GameConfig, *, version: int
+) -> Experience:
+    """What policy ``version`` learns from: every rollout with its credit.
+
+    Without a valid rollout in the whole step there is no reward, unless groups without one are punished as the release
+    does.
+    """
+    rows = [
+        ExperienceRow(group.prompt, rollout, token_advantages(rollout, r, credit.advantages, game))
+        for group, credit in zip(groups, credits_, strict=True)
+        for r, rollout in enumerate(group.rollouts)
+    ]
+    rewarded = any(group.valid_rollouts for group in groups) or game.all_invalid_group == "release"
+    return Experience(rows, version, rewarded=rewarded)
 
 
 def token_advantages(rollout: Rollout, index: int, advantages: GroupAdvantages, game: GameConfig) -> list[float]:

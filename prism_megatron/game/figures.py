@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.provider import StepResult
 from prism_megatron.evaluation.health import Figures, JudgedGroup, agreement, tower_figures
 from prism_megatron.evaluation.scenes import SceneJudgement, judge
-from prism_megatron.game.judge import Judgement
-from prism_megatron.training.batches import TOWER_NAMES, TOWERS
-from prism_megatron.types import PreferenceGroup
+from prism_megatron.game.judge import Judgement, TrunkCost
+from prism_megatron.observability.metrics import Row
+from prism_megatron.observability.progress import Columns
+from prism_megatron.observability.summary import number
+from prism_megatron.types import TOWER_NAMES, TOWERS, PreferenceGroup
 
 Truths = Sequence[Sequence[SceneJudgement] | None]
 """Per group one judgement for each rollout, or None where the truth is not known"""
@@ -92,3 +95,46 @@ def _scores(
     group: PreferenceGroup, index: int, scores: Mapping[tuple[int, int, int | None], float], tower: int
 ) -> list[float]:
     return [scores[index, tower, r] for r in group.valid_rollouts]
+
+
+def share(total: float, count: float) -> float | None:
+    """``total / count``, or None where there is nothing to divide."""
+    return total / count if count else None
+
+
+def cost_row(cost: TrunkCost, *, pairs: int) -> Figures:
+    """What the discriminator's pass ran: tokens through the trunk, tokens judged, and rollouts to a reference."""
+    return {
+        "discriminator/trunk_tokens": cost.trunk_tokens,
+        "discriminator/unique_tokens": cost.unique_tokens,
+        "discriminator/rollouts_per_reference": pairs / cost.references,
+    }
+
+
+def update_row(role: str, result: StepResult | None) -> Figures:
+    """How a role's update went; nulls where it had none."""
+    return {
+        f"{role}_grad_norm": None if result is None else result.grad_norm,
+        f"{role}_lr": None if result is None else result.lr,
+        f"{role}_updated": None if result is None else int(result.updated),
+    }
+
+
+def _cells(row: Row) -> str:
+    gaps = [_figure(row, f"{name}/reward_gap", "+.2f") for name in TOWER_NAMES]
+    shares = [_figure(row, f"{name}/accuracy", ".2f") for name in TOWER_NAMES]
+    valid = _figure(row, "valid_share", ".2f")
+    return f"{gaps[0]:>10}  {gaps[1]:>7} | {shares[0]:>10}  {shares[1]:>7} | {valid:>5}"
+
+
+def _figure(row: Row, name: str, form: str) -> str:
+    value = number(row, name)
+    return "-" if value is None else format(value, form)
+
+
+GAME_COLUMNS = Columns(
+    groups="    reward gap      | discriminator right |      ",
+    heads="perception  reason. | perception  reason. | valid",
+    cells=_cells,
+)
+"""Both towers at a glance: the table of every stage that trains a discriminator."""

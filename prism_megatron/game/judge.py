@@ -5,29 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from torch import Tensor
 
-from prism_megatron.config.game import GameConfig
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.provider import LossOutput, StepResult
+from prism_megatron.engine.provider import LossOutput, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
+from prism_megatron.game.judged_rows import ScoreRow, collect_scores, discriminator_batch, prompt_slots, segment_slots
 from prism_megatron.losses.discriminator import PairRows, discriminator_loss, pair_sums
 from prism_megatron.parallel.collectives import all_gather_objects
-from prism_megatron.training.batches import (
-    TOWER_NAMES,
-    TOWERS,
-    BatchFormat,
-    ScoreRow,
-    collect_scores,
-    discriminator_batch,
-    prompt_slots,
-    segment_slots,
-)
+from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.microbatches import MicroBatch, of_rank, plan_pairs
-from prism_megatron.types import PreferenceGroup
+from prism_megatron.types import TOWER_NAMES, TOWERS, PreferenceGroup
 
 
 @dataclass(frozen=True)
@@ -67,75 +57,136 @@ class TrunkCost:
     """copies of references; the step's pairs over these are the rollouts that share one"""
 
 
-def judge_and_train(
+@dataclass(frozen=True)
+class JudgePlan:
+    """What judging keeps fixed from step to step.
+
+    Example: ``JudgePlan(form, tokens_per_microbatch=16384, score_regulariser=0.001, seed=42)``.
+    """
+
+    form: BatchFormat
+    tokens_per_microbatch: int
+    """bound of a micro-batch's token slots (see ``microbatches.plan_pairs``)"""
+    score_regulariser: float
+    """weight of the mean squared score in the loss"""
+    seed: int
+    """keys the dropout masks"""
+    load_balance: float = 0.0
+    """coefficient of the load-balancing loss per layer, tower and sequence"""
+    updates_per_step: int = 1
+    """most updates that any step takes: dropout masks are numbered by them"""
+
+
+def score(
+    discriminator: MegatronEngine, groups: Sequence[PreferenceGroup], plan: JudgePlan, *, world: World, step: int
+) -> Judgement:
+    """Score every valid segment of ``groups``; nothing is trained."""
+    return _Pass.over(groups, plan, world).score(discriminator, step, groups=len(groups))
+
+
+def train(
     discriminator: MegatronEngine,
     groups: Sequence[PreferenceGroup],
-    game: GameConfig,
+    plan: JudgePlan,
     *,
     world: World,
-    form: BatchFormat,
-    seed: int,
     step: int,
-    tokens_per_microbatch: int,
-    load_balance: float,
     updates: int = 1,
     replayed: Sequence[PreferenceGroup] = (),
 ) -> Judgement:
     """Score every valid segment of ``groups`` and take ``updates`` Bradley-Terry steps on their pairs.
 
-    The pairs of ``replayed`` groups are learnt from beside them. ``game.freeze_discriminator`` allows no update, and
-    without a valid pair in the whole step nothing is updated: AdamW would still decay weights and apply old momentum.
-
-    ``tokens_per_microbatch`` bounds the token slots of a micro-batch (see ``microbatches.plan_pairs``);
-    ``load_balance`` is the coefficient of the load-balancing loss per layer, tower and sequence.
+    The pairs of ``replayed`` groups are learnt from beside them. Scores are those before the first update. Without a
+    valid pair in the whole step nothing is updated: AdamW would still decay weights and apply old momentum.
     """
-    learnt = [*groups, *replayed]
-    pairs = [sum(len(group.valid_rollouts) for group in learnt if tower in group.towers) for tower in TOWERS]
-    sequences = [sum(1 + len(group.valid_rollouts) for group in learnt if tower in group.towers) for tower in TOWERS]
-    loss = partial(
-        game_loss,
-        pair_counts=pairs,
-        regulariser_coefficient=game.score_regulariser,
-        cp_size=world.parallel.cp,
-    )
-    if load_balance:  # a mean over whole sequences
-        form = replace(form, share_prompts=False)
-    plan, cost = plan_scoring(learnt, form, tokens_per_microbatch, world)
-    mine = of_rank(plan, dp_rank=world.dp_rank, dp_size=world.dp_size)
+    learnt = _Pass.over([*groups, *replayed], plan, world)
+    if not updates:
+        return learnt.score(discriminator, step, groups=len(groups))
+    batches, keys = learnt.microbatches(step, update=0)
+    output = discriminator.forward_backward(batches, learnt.loss)
+    results: list[StepResult] = []
+    if any(learnt.pairs):
+        results.append(discriminator.step())
+        for update in range(1, updates):
+            discriminator.forward_backward(learnt.microbatches(step, update)[0], learnt.loss)
+            results.append(discriminator.step())
+    return learnt.judgement(output, keys, results, groups=len(groups))
 
-    def microbatches(update: int) -> tuple[list[Batch], list[Sequence[ScoreRow | None]]]:
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One trunk pass over the pairs of some groups, planned alike on every rank."""
+
+    learnt: Sequence[PreferenceGroup]
+    plan: JudgePlan
+    world: World
+    form: BatchFormat
+    mine: Sequence[MicroBatch]
+    """this data-parallel rank's micro-batches"""
+    cost: TrunkCost
+    pairs: Sequence[int]
+    """of each tower, over all ranks"""
+
+    @classmethod
+    def over(cls, learnt: Sequence[PreferenceGroup], plan: JudgePlan, world: World) -> _Pass:
+        # The load-balancing loss is a mean over whole sequences.
+        form = replace(plan.form, share_prompts=False) if plan.load_balance else plan.form
+        microbatches, cost = plan_scoring(learnt, form, plan.tokens_per_microbatch, world)
+        mine = of_rank(microbatches, dp_rank=world.dp_rank, dp_size=world.dp_size)
+        pairs = [sum(len(group.valid_rollouts) for group in learnt if tower in group.towers) for tower in TOWERS]
+        return cls(learnt, plan, world, form, mine, cost, pairs)
+
+    def score(self, discriminator: MegatronEngine, step: int, *, groups: int) -> Judgement:
+        """The first ``groups`` of them, nothing is trained."""
+        batches, keys = self.microbatches(step, update=0)
+        return self.judgement(discriminator.forward(batches, self.loss), keys, [], groups=groups)
+
+    def microbatches(self, step: int, update: int) -> tuple[list[Batch], list[Sequence[ScoreRow | None]]]:
         """With dropout masks of their own for every update."""
+        sequences = [
+            sum(1 + len(group.valid_rollouts) for group in self.learnt if tower in group.towers) for tower in TOWERS
+        ]
         made = [
             discriminator_batch(
-                learnt,
+                self.learnt,
                 shares,
-                form=form,
-                seed=seed,
-                step=step * game.discriminator_updates_per_step + update,
-                load_balance=load_balance,
+                form=self.form,
+                seed=self.plan.seed,
+                step=step * self.plan.updates_per_step + update,
+                load_balance=self.plan.load_balance,
                 sequences_per_tower=sequences,
             )
-            for shares in mine
+            for shares in self.mine
         ]
         return [batch for batch, _ in made], [keys for _, keys in made]
 
-    batches, keys = microbatches(0)
-    learns = updates > 0 and not game.freeze_discriminator
-    output = discriminator.forward_backward(batches, loss) if learns else discriminator.forward(batches, loss)
-    results: list[StepResult] = []
-    if learns and any(pairs):
-        results.append(discriminator.step())
-        for update in range(1, updates):
-            discriminator.forward_backward(microbatches(update)[0], loss)
-            results.append(discriminator.step())
-    own = collect_scores([rows["scores"] for rows in output.rows], keys)
-    scores = {
-        key: score
-        for share in all_gather_objects(dict(own), group=world.groups.dp)
-        for key, score in share.items()
-        if key[0] < len(groups)
-    }
-    return Judgement(scores=scores, sums=output.sums, results=results, cost=cost)
+    def loss(self, scores_2_B: Tensor, batch: Batch) -> LossOutput:
+        """A micro-batch's part of the step's."""
+        return game_loss(
+            scores_2_B,
+            batch,
+            pair_counts=self.pairs,
+            regulariser_coefficient=self.plan.score_regulariser,
+            cp_size=self.world.parallel.cp,
+        )
+
+    def judgement(
+        self,
+        output: PassOutput,
+        keys: Sequence[Sequence[ScoreRow | None]],
+        results: Sequence[StepResult],
+        *,
+        groups: int,
+    ) -> Judgement:
+        """Scores of the first ``groups``, on every rank."""
+        own = collect_scores([rows["scores"] for rows in output.rows], keys)
+        scores = {
+            key: score
+            for share in all_gather_objects(dict(own), group=self.world.groups.dp)
+            for key, score in share.items()
+            if key[0] < groups
+        }
+        return Judgement(scores=scores, sums=output.sums, results=results, cost=self.cost)
 
 
 def plan_scoring(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prism_megatron.data.loader import Example, ExampleSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.game.figures import game_row, rights_of
-from prism_megatron.game.judge import judge_and_train
+from prism_megatron.game.judge import JudgePlan, score
 from prism_megatron.game.replay import answers_to_plain, for_judging, group_of
-from prism_megatron.rollout.base import RolloutEngine
-from prism_megatron.sampling.shares import sample_groups
-from prism_megatron.stages.align.stage import AlignPlan, Players
+from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.types import PreferenceGroup
 
 
@@ -27,15 +26,10 @@ class ProbeSet:
     groups: Sequence[PreferenceGroup]
 
     @classmethod
-    def draw(
-        cls, source: ExampleSource, rollout: RolloutEngine, plan: AlignPlan, *, draw: int, world: World
-    ) -> ProbeSet:
-        """Sample the answers; all ranks together. ``draw`` is a step number that no step of the run has."""
+    def draw(cls, source: ExampleSource, queue: RolloutQueue, *, step: int) -> ProbeSet:
+        """Sample the answers; all ranks together. ``step`` keys the draws: one that no step of the run has."""
         examples = source.batch(0)
-        groups = sample_groups(
-            rollout, examples, plan.sampling, n=plan.rollouts_per_prompt, seed=plan.seed, step=draw, world=world
-        )
-        return cls(examples, [for_judging(group) for group in groups])
+        return cls(examples, [for_judging(group) for group in queue.sample(examples, step=step)])
 
     @classmethod
     def of_plain(cls, plain: Sequence[dict[str, Any]], source: ExampleSource) -> ProbeSet:
@@ -47,19 +41,8 @@ class ProbeSet:
         """The answers as JSON."""
         return [answers_to_plain(group) for group in self.groups]
 
-    def score(self, players: Players, plan: AlignPlan, renderer: Renderer, *, world: World) -> Figures:
+    def score(self, discriminator: MegatronEngine, plan: JudgePlan, renderer: Renderer, *, world: World) -> Figures:
         """Figures of both towers as ``game_row`` has them, under ``probe/``; all ranks together, nothing is trained."""
-        judgement = judge_and_train(
-            players.discriminator,
-            self.groups,
-            plan.game,
-            world=world,
-            form=plan.form,
-            seed=plan.seed,
-            step=0,
-            tokens_per_microbatch=plan.tokens_per_microbatch,
-            load_balance=0.0,
-            updates=0,
-        )
+        judgement = score(discriminator, self.groups, replace(plan, load_balance=0.0), world=world, step=0)
         row = game_row(self.groups, judgement, rights_of(self.examples, self.groups, renderer))
         return {f"probe/{name}": value for name, value in row.items()}

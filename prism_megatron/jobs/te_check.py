@@ -22,6 +22,7 @@ from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.capabilities import MINIMUM_CAPABILITY, Installed, check_adam, choose, installed
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World, start, stop
@@ -63,8 +64,8 @@ def run_models(world: World, precision: PrecisionConfig) -> None:
     everything = RecomputeConfig("full")
     parts = RecomputeConfig("selective", ("core_attn", "mlp"))
     towers = Towers(experts_per_tower=4, top_k=2)
-    policy = Qwen3VLProvider(SHAPE, recompute=everything, precision=precision, layers="te")
-    judge = DiscriminatorProvider(SHAPE, towers, head_dropout=0.0, recompute=parts, precision=precision, layers="te")
+    policy = Qwen3VLProvider(SHAPE, execution=Execution(everything, precision, "te"))
+    judge = DiscriminatorProvider(SHAPE, towers, head_dropout=0.0, execution=Execution(parts, precision, "te"))
     for pack in (False, True):
         run_model(world, policy, batch(world, precision, pack=pack), precision)
     run_model(world, judge, batch(world, precision, towers=(0, 1)), precision)
@@ -99,7 +100,9 @@ def run_context_parallel(world: World, precision: PrecisionConfig) -> None:
     """The arguments of attention under context parallelism."""
     for kind in ("all_gather", "a2a"):
         parallel = ParallelConfig(cp=2, cp_comm=kind)
-        config = Qwen3VLProvider(SHAPE, precision=precision, layers="te").transformer_config(parallel, torch.bfloat16)
+        config = Qwen3VLProvider(SHAPE, execution=Execution(precision=precision, layers="te")).transformer_config(
+            parallel, torch.bfloat16
+        )
         call_context_parallel_attention(config, world.groups)
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TextIO
 
 from prism_megatron.observability.metrics import Row
@@ -14,24 +15,39 @@ from prism_megatron.observability.summary import number, step_seconds
 
 _HEADER_EVERY = 20
 _STEPS_REMEMBERED = 10
-_GROUPS = "         |     reward gap      | discriminator right |       |          |"
-_HEADER = "    step | perception  reason. | perception  reason. | valid | tokens/s | time left"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a stage's table shows of each step, between the step's number and the speed.
+
+    ``groups`` and ``heads`` are the two lines of its head, as wide as what ``cells`` makes of a row.
+    Example: ``Columns("        ", "    loss", lambda row: f"{row['loss']:8.4f}")``.
+    """
+
+    groups: str
+    heads: str
+    cells: Callable[[Row], str]
 
 
 class Progress:
     """Plain lines, each flushed, the same in a terminal, a pipe and a log file. For the main rank."""
 
-    def __init__(
-        self, *, total_steps: int, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """``total_steps`` counts from step 0, also in a run that goes on from a later one."""
-        self._total_steps = total_steps
+    def __init__(self, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """The table waits for :meth:`begin_table`."""
         self._stream = sys.stdout if stream is None else stream
         self._clock = clock
         self._start = clock()
         self._last_row_at: float | None = None
         self._durations: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
         self._num_rows = 0
+        self._total_steps = 0
+        self._columns = Columns("", "", lambda _row: "")
+
+    def begin_table(self, columns: Columns, *, total_steps: int) -> None:
+        """What rows show; ``total_steps`` counts from step 0, also in a run that goes on from a later one."""
+        self._columns = columns
+        self._total_steps = total_steps
 
     def phase(self, text: str) -> None:
         """Say what begins now, with the seconds since this object was made."""
@@ -41,8 +57,8 @@ class Progress:
     def row(self, row: Row) -> None:
         """One step of the table; the header comes first and again every 20 rows."""
         if self._num_rows % _HEADER_EVERY == 0:
-            self._print(_GROUPS)
-            self._print(_HEADER)
+            self._print(f"{'':8} | {self._columns.groups} | {'':8} |")
+            self._print(f"{'step':>8} | {self._columns.heads} | tokens/s | time left")
         self._num_rows += 1
         now = self._clock()
         seconds = step_seconds(row)
@@ -55,9 +71,7 @@ class Progress:
         speed = tokens / seconds if tokens is not None and seconds else None
         self._print(
             f"{f'{step + 1}/{self._total_steps}':>8} | "
-            f"{_signed(row, 'perception'):>10}  {_signed(row, 'reasoning'):>7} | "
-            f"{_share(row, 'perception/accuracy'):>10}  {_share(row, 'reasoning/accuracy'):>7} | "
-            f"{_share(row, 'valid_share'):>5} | "
+            f"{self._columns.cells(row)} | "
             f"{'-' if speed is None else f'{speed:,.0f}':>8} | {self._time_left(step):>9}"
         )
 
@@ -81,13 +95,3 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-
-
-def _signed(row: Row, tower: str) -> str:
-    value = number(row, f"{tower}/reward_gap")
-    return "-" if value is None else f"{value:+.2f}"
-
-
-def _share(row: Row, key: str) -> str:
-    value = number(row, key)
-    return "-" if value is None else f"{value:.2f}"

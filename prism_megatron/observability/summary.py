@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.observability.metrics import Row, to_json, write_atomically
+from prism_megatron.types import TOWER_NAMES
 
-TOWERS = ("perception", "reasoning")
 ROLES = ("policy", "discriminator")
 SECONDS_PREFIX = "seconds/"
 _WINDOW = 10
@@ -53,13 +53,14 @@ def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
         "world_size": facts.world_size,
         "layout": dict(facts.layout),
         "window_steps": len(last),
-        "reward_gap": {tower: _pooled(last, f"{tower}/reward_gap", f"{tower}/pairs") for tower in TOWERS},
-        "disc_accuracy": {tower: _pooled(last, f"{tower}/accuracy", f"{tower}/pairs") for tower in TOWERS},
-        "pairs": {tower: _total(last, f"{tower}/pairs") for tower in TOWERS},
-        "auc": {tower: _pooled(last, f"{tower}/auc", f"{tower}/auc_pairs") for tower in TOWERS},
-        "auc_pairs": {tower: _total(last, f"{tower}/auc_pairs") for tower in TOWERS},
+        "reward_gap": {tower: _pooled(last, f"{tower}/reward_gap", f"{tower}/pairs") for tower in TOWER_NAMES},
+        "disc_accuracy": {tower: _pooled(last, f"{tower}/accuracy", f"{tower}/pairs") for tower in TOWER_NAMES},
+        "pairs": {tower: _total(last, f"{tower}/pairs") for tower in TOWER_NAMES},
+        "auc": {tower: _pooled(last, f"{tower}/auc", f"{tower}/auc_pairs") for tower in TOWER_NAMES},
+        "auc_pairs": {tower: _total(last, f"{tower}/auc_pairs") for tower in TOWER_NAMES},
         "length_correlation": {
-            tower: _pooled(last, f"{tower}/length_correlation", f"{tower}/length_correlation_count") for tower in TOWERS
+            tower: _pooled(last, f"{tower}/length_correlation", f"{tower}/length_correlation_count")
+            for tower in TOWER_NAMES
         },
         "tower_agreement": _pooled(last, "tower_agreement", "tower_agreement_groups"),
         "rollbacks": _total(rows, "rolled_back"),
@@ -68,7 +69,7 @@ def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
         "rollouts": _total(last, "rollouts"),
         "tokens_per_second": tokens / seconds_of_steps if seconds_of_steps else None,
         "totals": {
-            "pairs": {tower: _total(rows, f"{tower}/pairs") for tower in TOWERS},
+            "pairs": {tower: _total(rows, f"{tower}/pairs") for tower in TOWER_NAMES},
             "valid_rollouts": _total(rows, "valid_rollouts"),
             "rollouts": _total(rows, "rollouts"),
             "response_tokens": tokens,

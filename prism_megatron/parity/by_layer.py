@@ -23,6 +23,7 @@ from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.engine.batch import collate
+from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.parity.compare import Difference, agreement, gradient_errors, largest_error, worst_first
 from prism_megatron.parity.oracle import model_inputs, one_layer_transformers
@@ -230,7 +231,7 @@ class Ours:
         shape = dataclasses.replace(
             self.shape, text=dataclasses.replace(text, num_layers=1), vision=dataclasses.replace(vision, taps=taps)
         )
-        provider = Qwen3VLProvider(shape, recompute=self.recompute)
+        provider = Qwen3VLProvider(shape, execution=Execution(self.recompute))
         chunk = provider.build_chunk(
             provider.transformer_config(ParallelConfig(), torch.float32),
             self.world.groups,

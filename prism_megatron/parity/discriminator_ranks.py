@@ -15,6 +15,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import all_gather_objects, gather_objects
@@ -29,7 +30,7 @@ def build_discriminator(
 ) -> MegatronEngine:
     """The folder's discriminator, whose head drops nothing, and which is shown images whatever its modality."""
     shape, towers = Qwen3VLShape.from_folder(folder), read_variant(folder).towers
-    provider = DiscriminatorProvider(shape, towers, head_dropout=0.0, recompute=recompute)
+    provider = DiscriminatorProvider(shape, towers, head_dropout=0.0, execution=Execution(recompute))
     return engine_of(world, folder, provider, name="discriminator", dtype=dtype)
 
 

@@ -24,6 +24,7 @@ from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import all_gather_objects, gather_objects
@@ -55,7 +56,7 @@ def build_engine(
     world: World, folder: Path, shape: Qwen3VLShape, *, dtype: torch.dtype, recompute: RecomputeConfig = PLAIN
 ) -> MegatronEngine:
     """The folder's policy (see ``engine_of``)."""
-    return engine_of(world, folder, Qwen3VLProvider(shape, recompute=recompute), name="policy", dtype=dtype)
+    return engine_of(world, folder, Qwen3VLProvider(shape, execution=Execution(recompute)), name="policy", dtype=dtype)
 
 
 def engine_of(world: World, folder: Path, provider: ModelProvider, *, name: str, dtype: torch.dtype) -> MegatronEngine:

@@ -101,4 +101,4 @@ class RolloutEngine(Protocol):
         """Make sure that samples can be drawn again, with the weights there were. Every rank calls it."""
 
     def close(self) -> None:
-        """Release the engine's memory; it cannot be used afterwards."""
+        """Release the engine's memory; it cannot be used afterwards. May be called again."""

@@ -197,6 +197,7 @@ class EmbeddedRollout:
         """Nothing: the replica never sleeps."""
 
     def close(self) -> None:
-        """Release the replica's memory; the engine cannot be used afterwards."""
+        """Release the replica's memory; the engine cannot be used afterwards. May be called again."""
         self._version = None
-        del self._decoder, self._model
+        for part in ("_decoder", "_model"):
+            vars(self).pop(part, None)

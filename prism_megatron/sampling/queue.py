@@ -17,7 +17,7 @@ from typing import NamedTuple
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.runtime import World
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.sampling.shares import Draw, Samplers, find_samplers, gather_groups, share_to_draw
+from prism_megatron.sampling.shares import Draw, Samplers, find_samplers, gather_groups, sample_groups, share_to_draw
 from prism_megatron.types import RolloutGroup
 
 
@@ -86,6 +86,8 @@ class RolloutQueue:
         Raises WeightSyncError as ``find_samplers``; what went wrong while these rollouts were drawn is raised now, on
         every rank (see ``gather_groups``).
         """
+        while self._to_begin and self._to_begin[0] < step:  # a run that goes on has had these
+            self._to_begin.popleft()
         samplers = find_samplers(self._rollout)
         if samplers.version not in self._versions:
             self._versions.append(samplers.version)
@@ -96,6 +98,12 @@ class RolloutQueue:
         groups = gather_groups(draw, examples, n=self._n)
         del self._begun[step]
         return SampledStep(examples, groups, samplers.version, staleness(groups, self._versions))
+
+    def sample(self, examples: Sequence[Example], *, step: int) -> list[RolloutGroup]:
+        """Rollouts of prompts that belong to no step, drawn now; ``step`` keys the draws. All ranks call it."""
+        return sample_groups(
+            self._rollout, examples, self._sampling, n=self._n, seed=self._seed, step=step, world=self._world
+        )
 
     def begin_again(self) -> None:
         """Leave what is drawn ahead to nobody; the next ``take`` begins it again, by the policy of that moment.

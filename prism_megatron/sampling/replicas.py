@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import Counter, deque
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import weight_mappings
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.data import DataConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
@@ -23,7 +25,6 @@ from prism_megatron.errors import ConfigError, WeightSyncError
 from prism_megatron.parallel.collectives import all_gather_objects
 from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.rollout.embedded import ROWS_PER_BATCH, EmbeddedRollout
-from prism_megatron.training.roles import build_rollout
 from prism_megatron.types import Prompt, Rollout
 
 EVERY_RANK_BELOW = 10**9
@@ -84,28 +85,34 @@ class ReplicaPlan:
 
 
 def plan_replicas(
-    config: AlignConfig, shape: Qwen3VLShape, *, dtype: torch.dtype, world_size: int, ranks_per_node: int
+    sizes: RolloutConfig,
+    data: DataConfig,
+    shape: Qwen3VLShape,
+    *,
+    dtype: torch.dtype,
+    world_size: int,
+    ranks_per_node: int,
 ) -> ReplicaPlan:
     """Replicas spread evenly over the ranks. Raises ConfigError for more of them than ranks."""
     mappings = weight_mappings(shape, "per_expert")  # in which each name stands once
     elements = sum(math.prod(size) for mapping in mappings for size in mapping.hf_shapes or ())
     weight_bytes = elements * dtype.itemsize
-    wanted = config.rollout.rollout_embedded_ranks
+    wanted = sizes.rollout_embedded_ranks
     if wanted is None:
         wanted = world_size if weight_bytes < EVERY_RANK_BELOW else max(1, world_size // ranks_per_node)
     if wanted > world_size:
         raise ConfigError(f"--rollout-embedded-ranks {wanted} is more than the {world_size} ranks of the run")
     ranks = tuple(i * world_size // wanted for i in range(wanted))
-    return ReplicaPlan(ranks, weight_bytes, _store_bytes(config, shape, num_replicas=wanted))
+    return ReplicaPlan(ranks, weight_bytes, _store_bytes(sizes, data, shape, num_replicas=wanted))
 
 
-def _store_bytes(config: AlignConfig, shape: Qwen3VLShape, *, num_replicas: int) -> int:
+def _store_bytes(sizes: RolloutConfig, data: DataConfig, shape: Qwen3VLShape, *, num_replicas: int) -> int:
     """Keys and values (float32, and a one beside each value) of the largest decode batch; prompts are held once."""
-    n, text = config.rollout.rollouts_per_prompt, shape.text
-    pairs = -(-config.rollout.prompts_per_step * n // num_replicas)
+    n, text = sizes.rollouts_per_prompt, shape.text
+    pairs = -(-sizes.prompts_per_step * n // num_replicas)
     rows = min(pairs, max(ROWS_PER_BATCH, n))
-    prompts = min(config.rollout.prompts_per_step, -(-rows // n) + 1)
-    positions = prompts * config.data.max_prompt_tokens + rows * config.data.max_response_tokens
+    prompts = min(sizes.prompts_per_step, -(-rows // n) + 1)
+    positions = prompts * data.max_prompt_tokens + rows * data.max_response_tokens
     return positions * text.num_layers * text.kv_heads * (2 * text.head_dim + 1) * torch.float32.itemsize
 
 
@@ -127,21 +134,50 @@ def check_fits(plan: ReplicaPlan, available: Sequence[int], *, ranks_per_node: i
 
 
 def build_replicas(
-    config: AlignConfig, folder: Path, shape: Qwen3VLShape, renderer: Renderer, *, world: World, dtype: torch.dtype
+    sizes: RolloutConfig,
+    data: DataConfig,
+    folder: Path,
+    shape: Qwen3VLShape,
+    renderer: Renderer,
+    *,
+    world: World,
+    dtype: torch.dtype,
 ) -> RolloutEngine:
     """This rank's replica, or a ``NoReplica``; they have no weights until the policy's first hand-over.
 
     All ranks call it together. Raises ConfigError, on every rank, where the replicas do not fit.
     """
     ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
-    plan = plan_replicas(config, shape, dtype=dtype, world_size=world.world_size, ranks_per_node=ranks_per_node)
+    plan = plan_replicas(sizes, data, shape, dtype=dtype, world_size=world.world_size, ranks_per_node=ranks_per_node)
     on_gpu = world.device.type == "cuda"
     mine = torch.cuda.mem_get_info(world.device)[0] if on_gpu else psutil.virtual_memory().available
     check_fits(plan, all_gather_objects(mine), ranks_per_node=ranks_per_node, shares_memory=not on_gpu)
     if world.rank not in plan.ranks:
         return NoReplica()
-    return build_rollout(folder, renderer, world=world, dtype=dtype)
+    return build_replica(folder, renderer, world=world, dtype=dtype)
 
 
 def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 10**9:.3g} GB"
+
+
+def build_replica(folder: Path, renderer: Renderer, *, world: World, dtype: torch.dtype) -> EmbeddedRollout:
+    """A replica on every rank; it has no weights until the policy's first hand-over."""
+    return EmbeddedRollout(
+        folder,
+        renderer.segment_finder,
+        end_token_ids=end_token_ids(folder, renderer),
+        device=world.device,
+        dtype=dtype,
+    )
+
+
+def end_token_ids(folder: Path, renderer: Renderer) -> list[int]:
+    """What ends a response: the end token of turns, and those that the folder's ``generation_config.json`` adds.
+
+    SGLang ends with the latter on its own. A response is valid only with the former.
+    """
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    also = named if isinstance(named, list) else [] if named is None else [named]
+    return sorted({renderer.end_token_id, *map(int, also)})

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.data import DataConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.conversion.block_fp8 import CONFIG_KEY
 from prism_megatron.conversion.checkpoint_folder import files_folder, is_checkpoint
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
@@ -30,7 +31,8 @@ from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_arguments import ServerOptions
 from prism_megatron.rollout.sglang_server import SGLangServers
 from prism_megatron.rollout.weight_spool import remove_leftovers
-from prism_megatron.training.roles import end_token_ids, weights_in_layout
+from prism_megatron.sampling.replicas import end_token_ids
+from prism_megatron.training.roles import weights_in_layout
 from prism_megatron.types import Prompt, Rollout
 
 API_KEY = "PRISM_ROLLOUT_API_KEY"
@@ -142,17 +144,23 @@ class SharedRollout:
 
 
 def build_served_rollout(
-    config: AlignConfig, source: Path, shape: Qwen3VLShape, renderer: Renderer, *, world: World, dtype: torch.dtype
+    wanted: RolloutConfig,
+    data: DataConfig,
+    source: Path,
+    shape: Qwen3VLShape,
+    renderer: Renderer,
+    *,
+    output: Path,
+    world: World,
+    dtype: torch.dtype,
 ) -> SharedRollout:
     """Servers of the policy, started by the main rank or given by URL, and a client on every rank.
 
     ``source`` is what the policy is loaded from: servers read a Hugging Face folder as it is. One is made, in the run's
-    folder, of a checkpoint and of a folder that servers would not hold as the policy does. Raises ConfigError or
-    RolloutError on every rank if servers cannot be started or used.
+    folder ``output``, of a checkpoint and of a folder that servers would not hold as the policy does. Raises
+    ConfigError or RolloutError on every rank if servers cannot be started or used.
     """
-    wanted, output = config.rollout, config.checkpoint.output
-    assert output is not None
-    _check_devices(config, cuda=torch.cuda.is_available())
+    _check_devices(wanted, cuda=torch.cuda.is_available())
     if world.is_main:
         remove_leftovers(output / _FOLDER)
     exported: Path | None = None
@@ -168,7 +176,7 @@ def build_served_rollout(
     problem: str | None = None
     if world.is_main and not wanted.rollout_urls:
         try:
-            servers = _start(config, folder, world=world, dtype=dtype, logs=output / _FOLDER)
+            servers = _start(wanted, data, folder, world=world, dtype=dtype, logs=output / _FOLDER)
         except PrismError as error:
             problem = str(error)
     found = (servers.urls, servers.api_key) if servers is not None else (wanted.rollout_urls, os.environ.get(API_KEY))
@@ -205,7 +213,9 @@ def _is_served_as_it_is(folder: Path, shape: Qwen3VLShape) -> bool:
     return not is_quantised and detect_expert_layout(HFFolder(folder), shape) != "transformers"
 
 
-def _start(config: AlignConfig, folder: Path, *, world: World, dtype: torch.dtype, logs: Path) -> SGLangServers:
+def _start(
+    wanted: RolloutConfig, data: DataConfig, folder: Path, *, world: World, dtype: torch.dtype, logs: Path
+) -> SGLangServers:
     """Servers with room for the rollouts of all steps under way, shared evenly among them."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
     if ranks_here != world.world_size:
@@ -213,10 +223,10 @@ def _start(config: AlignConfig, folder: Path, *, world: World, dtype: torch.dtyp
             "--rollout sglang starts servers that only this host can reach, and the run spans several; start servers "
             "yourself and name them with --rollout-urls"
         )
-    wanted, data, cuda = config.rollout, config.data, torch.cuda.is_available()
+    cuda = torch.cuda.is_available()
     first_gpu = 0
     if cuda:
-        first_gpu = first_server_gpu(config, ranks=ranks_here, num_gpus=torch.cuda.device_count())
+        first_gpu = first_server_gpu(wanted, ranks=ranks_here, num_gpus=torch.cuda.device_count())
     model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     positions = int(model["text_config"]["max_position_embeddings"])
     context = min(positions, data.max_prompt_tokens + data.max_response_tokens + _SPARE_TOKENS)
@@ -241,12 +251,11 @@ def _start(config: AlignConfig, folder: Path, *, world: World, dtype: torch.dtyp
     return servers
 
 
-def first_server_gpu(config: AlignConfig, *, ranks: int, num_gpus: int) -> int:
+def first_server_gpu(wanted: RolloutConfig, *, ranks: int, num_gpus: int) -> int:
     """Device number of the first GPU for servers: behind the trainer's ``ranks``, or the first one if colocated.
 
     Raises ConfigError where this host has too few.
     """
-    wanted = config.rollout
     first = 0 if wanted.rollout_colocated else ranks
     needed = first + wanted.rollout_servers * wanted.rollout_tp
     if needed > num_gpus:
@@ -258,9 +267,8 @@ def first_server_gpu(config: AlignConfig, *, ranks: int, num_gpus: int) -> int:
     return first
 
 
-def _check_devices(config: AlignConfig, *, cuda: bool) -> None:
+def _check_devices(wanted: RolloutConfig, *, cuda: bool) -> None:
     """Raise ConfigError for what only servers on GPUs can do."""
-    wanted = config.rollout
     flags = {
         "--rollout-colocated": wanted.rollout_colocated,
         "--rollout-memory-fraction": wanted.rollout_memory_fraction is not None,

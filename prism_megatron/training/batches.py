@@ -1,26 +1,18 @@
-"""From rollout groups to micro-batches, and from score rows back to groups. No model here.
+"""From rows of tokens to micro-batches. No model here.
 
 Shape suffixes: B rows, S tokens.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from prism_megatron.config.discriminator import SEGMENTS
 from prism_megatron.engine.batch import Batch, collate
-from prism_megatron.losses.load_balance import sequence_shares
-from prism_megatron.training.microbatches import MicroBatch
-from prism_megatron.types import PreferenceGroup, Response, Rollout, RolloutGroup, TokenSequence
-
-PERCEPTION, REASONING = 0, 1
-TOWERS = (PERCEPTION, REASONING)
-TOWER_NAMES = SEGMENTS
+from prism_megatron.training.experience import ExperienceRow
+from prism_megatron.types import TokenSequence
 
 
 @dataclass(frozen=True)
@@ -44,174 +36,10 @@ class BatchFormat:
         return -(-length // self.length_multiple) * self.length_multiple
 
 
-@dataclass(frozen=True)
-class ScoreRow:
-    """What one discriminator row judges. ``rollout`` is None for the group's reference."""
-
-    group: int
-    tower: int
-    rollout: int | None
-
-
-def judged_prompt(group: PreferenceGroup, form: BatchFormat) -> TokenSequence:
-    """The prompt as the discriminator sees it.
-
-    A discriminator of text reads it without the tokens that its images stand in, and no image.
-    """
-    shown = tuple(token for token in group.prompt.token_ids if token not in form.unseen_token_ids)
-    return TokenSequence(shown, () if form.unseen_token_ids else group.prompt.images)
-
-
-def judged_segment(
-    group: PreferenceGroup, answer: Response | Rollout, tower: int, form: BatchFormat
-) -> tuple[int, ...]:
-    """What stands behind the prompt: one segment, then the end token on both sides of the game.
-
-    Reference and rollout end in the same token, so the last token tells nothing about who wrote the segment (method
-    notes, trap 3). The caption is not in the reasoning's context.
-    """
-    span = answer.segments.of_tower(tower)
-    if span is None:
-        raise ValueError(
-            f"prompt {group.prompt.id}: a response without a {TOWER_NAMES[tower]} segment cannot be judged"
-        )
-    return (*answer.token_ids[span.start : span.end], form.end_token_id)
-
-
-def segment_row(group: PreferenceGroup, answer: Response | Rollout, tower: int, form: BatchFormat) -> TokenSequence:
-    """A whole input of the discriminator: prompt and segment."""
-    prompt = judged_prompt(group, form)
-    return TokenSequence((*prompt.token_ids, *judged_segment(group, answer, tower, form)), prompt.images)
-
-
-def prompt_slots(group: PreferenceGroup, form: BatchFormat) -> int:
-    """Token slots of a share's prompts, one for each tower of the group, where the segments do not repeat them."""
-    return len(group.towers) * form.slot(len(judged_prompt(group, form).token_ids)) if form.share_prompts else 0
-
-
-def segment_slots(group: PreferenceGroup, answer: Response | Rollout, form: BatchFormat) -> int:
-    """Token slots that a valid answer takes in a packed micro-batch, for all towers of the group."""
-    row = judged_segment if form.share_prompts else segment_tokens
-    return sum(form.slot(len(row(group, answer, tower, form))) for tower in group.towers)
-
-
-def segment_tokens(
-    group: PreferenceGroup, answer: Response | Rollout, tower: int, form: BatchFormat
-) -> tuple[int, ...]:
-    """The ids of ``segment_row``."""
-    return segment_row(group, answer, tower, form).token_ids
-
-
-@dataclass(frozen=True)
-class JudgedSequence:
-    """One sequence of a discriminator's micro-batch. ``key`` is None for a prompt that several segments go on from."""
-
-    tokens: TokenSequence
-    tower: int
-    key: ScoreRow | None
-    counts: bool = True
-    prefix: int | None = None
-
-
-def judged_sequences(groups: Sequence[PreferenceGroup], shares: MicroBatch, form: BatchFormat) -> list[JudgedSequence]:
-    """Per share and tower of its group: the prompt, if it is shared, then reference and rollouts by their length.
-
-    (Neighbours of one length attend in one call of the kernel.) A repeated reference does not count.
-    """
-    sequences: list[JudgedSequence] = []
-    for share in shares:
-        group = groups[share.group]
-        answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
-        answers += [(r, group.rollouts[r]) for r in share.rollouts]
-        for tower in group.towers:
-            prefix = None
-            if form.share_prompts:
-                prefix = len(sequences)
-                sequences.append(JudgedSequence(judged_prompt(group, form), tower, None, counts=False))
-            rows = []
-            for index, answer in answers:
-                row = segment_row(group, answer, tower, form)
-                if form.share_prompts:
-                    row = TokenSequence(judged_segment(group, answer, tower, form))
-                key, counts = ScoreRow(share.group, tower, index), index is not None or not share.repeated
-                rows.append(JudgedSequence(row, tower, key, counts, prefix))
-            sequences += sorted(rows, key=lambda row: form.slot(len(row.tokens.token_ids)))
-    if not form.share_prompts:
-        sequences.sort(key=lambda row: form.slot(len(row.tokens.token_ids)))
-    return sequences
-
-
-def discriminator_batch(
-    groups: Sequence[PreferenceGroup],
-    shares: MicroBatch,
-    *,
-    form: BatchFormat,
-    seed: int,
-    step: int,
-    load_balance: float = 0.0,
-    sequences_per_tower: Sequence[int],
-) -> tuple[Batch, tuple[ScoreRow | None, ...]]:
-    """One packed micro-batch, and what each of its scores belongs to; None for a shared prompt's, which means nothing.
-
-    ``groups`` are all of the step. Extras by sequence: ``reference_row`` place of its reference (its own for a prompt),
-    ``is_rollout`` 1 for rollouts, ``dropout_key`` (see :func:`dropout_key`), all int64; ``sequence_share`` is 1 over
-    the step's ``sequences_per_tower``, 0 for a reference that another micro-batch counts, and ``load_balance_weight``
-    that times a ``load_balance`` coefficient above 0, with which prompts cannot be shared.
-    """
-    sequences = judged_sequences(groups, shares, form)
-    keys = [sequence.key for sequence in sequences]
-    places = {(key.group, key.tower): at for at, key in enumerate(keys) if key is not None and key.rollout is None}
-    towers = [sequence.tower for sequence in sequences]
-    counted = torch.tensor([sequence.counts for sequence in sequences])
-    shares_Q = sequence_shares(towers, sequence_counts=sequences_per_tower).masked_fill(~counted, 0.0)
-    balance = {"load_balance_weight": (load_balance * shares_Q).tolist()} if load_balance > 0.0 else {}
-    batch = collate(
-        [sequence.tokens for sequence in sequences],
-        pad_token_id=form.pad_token_id,
-        multiple_of=form.length_multiple,
-        device=form.device,
-        pack=True,
-        prefixes=[sequence.prefix for sequence in sequences] if form.share_prompts else (),
-        tower_ids=towers,
-        sequence_extras={
-            **balance,
-            "sequence_share": shares_Q.tolist(),
-            "reference_row": [at if key is None else places[key.group, key.tower] for at, key in enumerate(keys)],
-            "is_rollout": [int(key is not None and key.rollout is not None) for key in keys],
-            "dropout_key": [0 if key is None else dropout_key(seed, step, key) for key in keys],
-        },
-    )
-    return batch, tuple(keys)
-
-
-def dropout_key(seed: int, step: int, row: ScoreRow) -> int:
-    """A 63-bit key of (seed, step, sample, tower): the dropout mask is the same in every layout and on resume."""
-    text = f"{seed}/{step}/{row.group}/{row.tower}/{row.rollout}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def collect_scores(
-    score_rows: Sequence[Tensor], keys: Sequence[Sequence[ScoreRow | None]]
-) -> Mapping[tuple[int, int, int | None], float]:
-    """Scores by (group, tower, rollout) from one ``[Q]`` tensor a micro-batch."""
-    return {
-        (key.group, key.tower, key.rollout): float(score)
-        for scores, batch_keys in zip(score_rows, keys, strict=True)
-        for score, key in zip(scores.tolist(), batch_keys, strict=True)
-        if key is not None
-    }
-
-
-def policy_batch(
-    rows: Sequence[tuple[RolloutGroup, Rollout]],
-    advantages: Sequence[Sequence[float]],
-    *,
-    version: int,
-    form: BatchFormat,
-) -> Batch:
+def policy_batch(rows: Sequence[ExperienceRow], *, version: int, form: BatchFormat) -> Batch:
     """One packed micro-batch of prompts with a rollout each.
 
-    ``advantages[b]`` has one value per response token. Token extras stand at the position of the *label* token:
+    Token extras stand at the position of the *label* token:
     ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``on_policy_mask`` the
     same for tokens drawn with ``version`` of the policy only, ``advantages``, and ``rollout_logprobs`` as the rollout
     engine drew them.
@@ -219,13 +47,14 @@ def policy_batch(
     sequences: list[TokenSequence] = []
     names = ("label_mask", "image_mask", "on_policy_mask", "advantages", "rollout_logprobs")
     extras: dict[str, list[list[float]]] = {name: [] for name in names}
-    for (group, rollout), token_advantages in zip(rows, advantages, strict=True):
-        zeros = [0.0] * len(group.prompt.token_ids)
-        sequences.append(TokenSequence((*group.prompt.token_ids, *rollout.token_ids), group.prompt.images))
+    for row in rows:
+        prompt, rollout = row.prompt, row.rollout
+        zeros = [0.0] * len(prompt.token_ids)
+        sequences.append(TokenSequence((*prompt.token_ids, *rollout.token_ids), prompt.images))
         extras["label_mask"].append(zeros + [1.0] * len(rollout.token_ids))
-        extras["image_mask"].append(zeros + [float(bool(group.prompt.images))] * len(rollout.token_ids))
+        extras["image_mask"].append(zeros + [float(bool(prompt.images))] * len(rollout.token_ids))
         extras["on_policy_mask"].append([*zeros, *(float(drawn == version) for drawn in rollout.token_versions())])
-        extras["advantages"].append([*zeros, *token_advantages])
+        extras["advantages"].append([*zeros, *row.advantages])
         extras["rollout_logprobs"].append([*zeros, *rollout.logprobs])
     return _collate_rows(sequences, extras, form, pack=True)
 

@@ -8,43 +8,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.data import DataConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.data.loader import Example, ExampleSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.training.roles import batch_format, build_policy, export_folder
 from prism_megatron.training.supervised_update import Demonstration, SFTStep, train
 from prism_megatron.types import Response
 
+FORMAT_SFT = "format_sft"
+"""Folder, inside the run's, of the policy after ``--format-sft``."""
+
 
 def teach_format(
-    config: AlignConfig,
+    data: DataConfig,
     *,
     source: Path,
     target: Path,
     shape: Qwen3VLShape,
     renderer: Renderer,
     prompts: ExampleSource,
+    prompts_per_step: int,
     world: World,
     dtype: torch.dtype,
-    layers: Literal["te", "torch"],
+    execution: Execution,
     say: Callable[[str], None],
 ) -> None:
     """Train for ``--format-sft`` steps from ``source`` and write the policy to ``target``.
 
-    The vision tower and projector stay frozen. Steps take as many records as the game takes prompts. The schedule is
+    The vision tower and projector stay frozen. A step takes ``prompts_per_step`` records. The schedule is
     cosine to zero with the paper's warm-up ratio of 0.1.
     """
-    steps = config.data.format_sft
+    steps = data.format_sft
     optimizer = OptimizerConfig(
-        lr=config.data.format_sft_lr, schedule="cosine", min_lr_ratio=0.0, warmup_steps=steps // 10, beta2=0.95
+        lr=data.format_sft_lr, schedule="cosine", min_lr_ratio=0.0, warmup_steps=steps // 10, beta2=0.95
     )
     policy = build_policy(
         source,
@@ -54,9 +58,7 @@ def teach_format(
         optimizer=optimizer,
         total_steps=steps,
         freeze_vision=True,
-        recompute=config.recompute,
-        precision=config.precision,
-        layers=layers,
+        execution=execution,
     )
 
     def my_rows(step: int) -> Sequence[Demonstration]:
@@ -71,9 +73,9 @@ def teach_format(
         policy,
         my_rows,
         world=world,
-        form=batch_format(renderer, world, config.precision),
+        form=batch_format(renderer, world, execution),
         vocab_size=shape.text.vocab,
-        rows_per_microbatch=max(1, config.rollout.prompts_per_step // world.dp_size),
+        rows_per_microbatch=max(1, prompts_per_step // world.dp_size),
         steps=steps,
         on_step=report,
     )

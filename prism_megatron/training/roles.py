@@ -1,12 +1,10 @@
-"""Builds what a stage runs on: formats, roles and the rollout replica, from folders and configs."""
+"""Builds the roles that a stage trains and the form of their batches, from folders; writes them as folders again."""
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -15,9 +13,7 @@ from torch import Tensor
 from model_providers.qwen3_vl.mapping import LM_HEAD, weight_mappings
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
@@ -29,9 +25,9 @@ from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.execution import PLAIN, Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
-from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.training.batches import BatchFormat
 
 DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
@@ -45,14 +41,10 @@ def resolve_dtype(requested: str, shape: Qwen3VLShape) -> torch.dtype:
     return DTYPES[name]
 
 
-_KEEP_ALL = RecomputeConfig()
-_PLAIN = PrecisionConfig()
-
-
 def batch_format(
     renderer: Renderer,
     world: World,
-    precision: PrecisionConfig = _PLAIN,
+    execution: Execution = PLAIN,
     *,
     unseen: frozenset[int] = frozenset(),
     share_prompts: bool = False,
@@ -64,7 +56,7 @@ def batch_format(
     return BatchFormat(
         pad_token_id=renderer.pad_token_id,
         end_token_id=renderer.end_token_id,
-        length_multiple=precision.length_multiple(world.parallel),
+        length_multiple=execution.precision.length_multiple(world.parallel),
         device=world.device,
         unseen_token_ids=unseen,
         share_prompts=share_prompts,
@@ -80,16 +72,12 @@ def build_policy(
     optimizer: OptimizerConfig,
     total_steps: int,
     freeze_vision: bool = False,
-    recompute: RecomputeConfig = _KEEP_ALL,
-    precision: PrecisionConfig = _PLAIN,
-    layers: Literal["te", "torch"] = "torch",
+    execution: Execution = PLAIN,
 ) -> MegatronEngine:
-    """The policy with the weights of ``folder`` (see ``load_weights``); ``layers`` is ``Capabilities.layers``."""
+    """The policy with the weights of ``folder`` (see ``load_weights``)."""
     engine = MegatronEngine(
         name="policy",
-        provider=Qwen3VLProvider(
-            shape, freeze_vision=freeze_vision, recompute=recompute, precision=precision, layers=layers
-        ),
+        provider=Qwen3VLProvider(shape, freeze_vision=freeze_vision, execution=execution),
         world=world,
         dtype=dtype,
         optimizer=optimizer,
@@ -157,25 +145,3 @@ def export_folder(
     else:
         deque(tensors, maxlen=0)
     dist.barrier()
-
-
-def build_rollout(folder: Path, renderer: Renderer, *, world: World, dtype: torch.dtype) -> EmbeddedRollout:
-    """A replica on every rank; it has no weights until the policy's first hand-over."""
-    return EmbeddedRollout(
-        folder,
-        renderer.segment_finder,
-        end_token_ids=end_token_ids(folder, renderer),
-        device=world.device,
-        dtype=dtype,
-    )
-
-
-def end_token_ids(folder: Path, renderer: Renderer) -> list[int]:
-    """What ends a response: the end token of turns, and those that the folder's ``generation_config.json`` adds.
-
-    SGLang ends with the latter on its own. A response is valid only with the former.
-    """
-    path = folder / "generation_config.json"
-    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    also = named if isinstance(named, list) else [] if named is None else [named]
-    return sorted({renderer.end_token_id, *map(int, also)})

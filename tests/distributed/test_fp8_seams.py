@@ -22,6 +22,7 @@ from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import Replicated
 from prism_megatron.engine import fp8
 from prism_megatron.engine.batch import collate
+from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.export import WeightTable
 from prism_megatron.engine.runtime import World
 from prism_megatron.testing import GlooWorld
@@ -37,9 +38,9 @@ def gloo() -> Iterator[GlooWorld]:
 
 def contexts_seen(world: World, precision: PrecisionConfig) -> tuple[list[Any], dict[str, list[Any]], set[str | None]]:
     """Contexts entered, those open when each part ran, and what the vision tower's configs say of FP8."""
-    model = Qwen3VLProvider(tiny.provider().shape, precision=precision, layers="te")
+    model = Qwen3VLProvider(tiny.provider().shape, execution=Execution(precision=precision, layers="te"))
     config = model.transformer_config(ParallelConfig(), torch.bfloat16)
-    model.layers = "torch"
+    model.execution = Execution(precision=precision, layers="torch")
     chunk = model.build_chunk(config, world.groups, pre_process=True, post_process=True, vp_stage=None)
     entered: list[Any] = []
     open_now: list[Any] = []

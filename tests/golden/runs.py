@@ -17,8 +17,8 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
 from prism_megatron.observability.metrics import read_metrics
-from prism_megatron.stages.align.run import align_on
-from prism_megatron.stages.warm_start.run import warm_up_on
+from prism_megatron.stages.align.build import align_on
+from prism_megatron.stages.warm_start.build import warm_up_on
 
 SMALL = ("--steps", "6", "--prompts-per-step", "4", "--save-every", "2")
 

@@ -17,10 +17,11 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.game.credit import group_advantages
 from prism_megatron.game.judge import judge_and_train
 from prism_megatron.rollout.base import Sampling
+from prism_megatron.sampling.replicas import build_replica
 from prism_megatron.sampling.shares import sample_groups
 from prism_megatron.stages.align.build import build_discriminator
 from prism_megatron.stages.align.stage import AlignPlan, train_policy
-from prism_megatron.training.roles import batch_format, build_policy, build_rollout
+from prism_megatron.training.roles import batch_format, build_policy
 from prism_megatron.types import RolloutGroup
 
 NUM_PROMPTS, NUM_ROLLOUTS = 4, 3
@@ -31,7 +32,7 @@ def sample(world: World) -> Sequence[RolloutGroup]:
     """Four groups of the mini; short answers are cut in one group, so valid counts differ between its halves."""
     folder = MINI_FOLDER / "policy"
     renderer = Renderer.from_folder(folder)
-    rollout = build_rollout(folder, renderer, world=world, dtype=torch.float32)
+    rollout = build_replica(folder, renderer, world=world, dtype=torch.float32)
     weights = HFFolder(folder)
     rollout.update_weights(((name, weights.get(name)) for name in weights.names()), version=0)
     scenes = SceneSource(renderer, split="align", seed=SEED, batch_size=NUM_PROMPTS)

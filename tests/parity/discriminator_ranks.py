@@ -21,6 +21,7 @@ from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.attention import Sequences, gather_tokens
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.experts import ExpertLayer
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
@@ -78,7 +79,7 @@ def build(world: World, source: TensorSource, options: Options) -> MegatronEngin
             load_balance_scope=options.scope,
             router_z_loss=options.z,
             freeze_vision=options.freeze_vision,
-            recompute=options.recompute,
+            execution=Execution(options.recompute),
         ),
         world=world,
         dtype=torch.float32,

@@ -25,9 +25,8 @@ from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.stages.align.build import build_discriminator
 from prism_megatron.testing import GlooWorld
-from prism_megatron.training.batches import TOWERS
 from prism_megatron.training.roles import batch_format
-from prism_megatron.types import Prompt, Rollout, RolloutGroup
+from prism_megatron.types import TOWERS, Prompt, Rollout, RolloutGroup
 from tests.sglang.conftest import FOLDER, World
 from tests.unit.rollout.weights import mini_weights
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
@@ -11,29 +12,64 @@ from prism_megatron.config.game import GameConfig
 from prism_megatron.data.images import open_image
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.provider import StepResult
+from prism_megatron.evaluation.health import Figures, tower_figures
 from prism_megatron.evaluation.report import Sample
-from prism_megatron.evaluation.scenes import SceneJudgement
-from prism_megatron.game.figures import game_row, rights_of, truths_of
-from prism_megatron.game.judge import TrunkCost
-from prism_megatron.stages.align.stage import AlignStep
-from prism_megatron.training.batches import TOWER_NAMES, TOWERS
+from prism_megatron.evaluation.scenes import SceneJudgement, item_accuracy
+from prism_megatron.game.controls import Observation, Verdict
+from prism_megatron.game.credit import GroupCredit
+from prism_megatron.game.figures import cost_row, game_row, judged_groups, rights_of, share, truths_of, update_row
+from prism_megatron.game.judge import Judgement
+from prism_megatron.parallel.collectives import broadcast_object
+from prism_megatron.sampling.queue import SampledStep
+from prism_megatron.stages.align.plan import AlignPlan
+from prism_megatron.training.policy_update import PolicyUpdate
+from prism_megatron.types import TOWER_NAMES, TOWERS, PreferenceGroup, RolloutGroup
 
-Row = dict[str, float | int | None]
 PROMPT_KINDS = ("text", "image")
 
 
-def share(total: float, count: float) -> float | None:
-    """``total / count``, or None where there is nothing to divide."""
-    return total / count if count else None
+@dataclass(frozen=True)
+class AlignStep:
+    """Everything one step produced; observers read it and change nothing. ``None`` results mean "not updated".
+
+    After the verdict "roll back" both players are those of the last good checkpoint again.
+    """
+
+    step: int
+    sampled: SampledStep
+    replayed: Sequence[PreferenceGroup]
+    judgement: Judgement
+    credits: Sequence[GroupCredit]
+    policy: PolicyUpdate
+    verdict: Verdict
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        return self.sampled.examples
+
+    @property
+    def groups(self) -> Sequence[RolloutGroup]:
+        return self.sampled.groups
+
+    @property
+    def sampled_version(self) -> int:
+        """Oldest version of the policy that sampled: the number of the last step that updated it."""
+        return min(version for credit in self.credits for version in credit.policy_versions)
+
+    @property
+    def discriminator_version(self) -> int:
+        """The discriminator that judged all groups of the step."""
+        return self.credits[0].discriminator_version
 
 
-def step_row(step: AlignStep, renderer: Renderer) -> Row:
+def step_row(step: AlignStep, renderer: Renderer) -> Figures:
     """Figures of the whole step, equal on every rank."""
     rollouts = [rollout for group in step.groups for rollout in group.rollouts]
     num_valid = sum(len(group.valid_rollouts) for group in step.groups)
     num_replayed = sum(len(group.valid_rollouts) for group in step.replayed)
     truths = truths_of(step.examples, step.groups, renderer)
-    row: Row = {
+    row: Figures = {
         "step": step.step,
         "policy_version": policy_version(step),
         "sampled_version": step.sampled_version,
@@ -55,24 +91,21 @@ def step_row(step: AlignStep, renderer: Renderer) -> Row:
     row |= advantage_row(step)
     row |= game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, renderer))
     row |= cost_row(step.judgement.cost, pairs=num_valid + num_replayed)
-    row |= {name: value for name, value in step.policy_sums.items() if not name.startswith(("gap/", "importance/"))}
-    row |= gap_row(step.policy_sums) | importance_row(step.policy_sums)
-    for role, result in (("discriminator", step.judgement.result), ("policy", step.policy_result)):
-        row[f"{role}_grad_norm"] = None if result is None else result.grad_norm
-        row[f"{role}_lr"] = None if result is None else result.lr
-        row[f"{role}_updated"] = None if result is None else int(result.updated)
+    row |= {name: value for name, value in step.policy.sums.items() if not name.startswith(("gap/", "importance/"))}
+    row |= gap_row(step.policy.sums) | importance_row(step.policy.sums)
+    row |= update_row("discriminator", step.judgement.result) | update_row("policy", step.policy.result)
     return row | truth_row([one for group in truths if group is not None for one in group])
 
 
 def policy_version(step: AlignStep) -> int:
     """Version of the policy after the step: the number of steps played when it last changed."""
-    changed = step.verdict == "roll back" or (step.policy_result is not None and step.policy_result.updated)
+    changed = step.verdict == "roll back" or step.policy.updated
     return step.step + 1 if changed else step.sampled.version
 
 
-def advantage_row(step: AlignStep) -> Row:
+def advantage_row(step: AlignStep) -> Figures:
     """Groups whose advantages are a special case, and scores beyond the clip."""
-    groups = [reward.advantages for reward in step.rewards]
+    groups = [credit.advantages for credit in step.credits]
     return {
         "all_invalid_groups": sum(group.all_invalid for group in groups),
         "one_valid_groups": sum(group.num_valid == 1 for group in groups),
@@ -81,19 +114,10 @@ def advantage_row(step: AlignStep) -> Row:
     }
 
 
-def cost_row(cost: TrunkCost, *, pairs: int) -> Row:
-    """What the discriminator's pass ran: tokens through the trunk, tokens judged, and rollouts to a reference."""
-    return {
-        "discriminator/trunk_tokens": cost.trunk_tokens,
-        "discriminator/unique_tokens": cost.unique_tokens,
-        "discriminator/rollouts_per_reference": pairs / cost.references,
-    }
-
-
-def gap_row(sums: Mapping[str, float]) -> Row:
+def gap_row(sums: Mapping[str, float]) -> Figures:
     """|Rollout - trainer| log-prob a token drawn by the policy that trains: mean, then by kind of prompt."""
     tokens = {kind: sums[f"gap/{kind}/tokens"] for kind in PROMPT_KINDS}
-    row: Row = {"logprob_gap": share(sum(sums[f"gap/{kind}/sum"] for kind in PROMPT_KINDS), sum(tokens.values()))}
+    row: Figures = {"logprob_gap": share(sum(sums[f"gap/{kind}/sum"] for kind in PROMPT_KINDS), sum(tokens.values()))}
     for kind, count in tokens.items():
         row[f"logprob_gap/{kind}/tokens"] = int(count)
         row[f"logprob_gap/{kind}/mean"] = share(sums[f"gap/{kind}/sum"], count)
@@ -102,7 +126,7 @@ def gap_row(sums: Mapping[str, float]) -> Row:
     return row
 
 
-def importance_row(sums: Mapping[str, float]) -> Row:
+def importance_row(sums: Mapping[str, float]) -> Figures:
     """Importance weights of the step's tokens; all 1 but for rounding where the policy that trains drew them.
 
     ``effective_share`` is the effective sample size as a share of the tokens: (sum w)² / (tokens · sum w²).
@@ -116,7 +140,7 @@ def importance_row(sums: Mapping[str, float]) -> Row:
     }
 
 
-def gap_alarms(row: Row, threshold: float) -> list[str]:
+def gap_alarms(row: Figures, threshold: float) -> list[str]:
     """One line for each kind of prompt whose mean gap is above ``threshold``, or is not a number."""
     lines = []
     for kind in PROMPT_KINDS:
@@ -142,7 +166,33 @@ def verdict_lines(step: AlignStep, game: GameConfig) -> list[str]:
     return []
 
 
-def truth_row(judged: Sequence[SceneJudgement]) -> Row:
+def observation_of(
+    groups: Sequence[RolloutGroup], judgement: Judgement, policy_result: StepResult | None
+) -> Observation:
+    """What the controls look at, as rank 0 has it: ranks must not decide apart over the last digit of a float."""
+    rollouts = sum(len(group.rollouts) for group in groups)
+    results = [*judgement.results, *([] if policy_result is None else [policy_result])]
+    figures = {
+        name: tower_figures(judged_groups(groups, judgement.scores, [None] * len(groups), tower))
+        for tower, name in zip(TOWERS, TOWER_NAMES, strict=True)
+    }
+    seen = Observation(
+        accuracies={name: own["accuracy"] for name, own in figures.items()},
+        reward_gaps={name: own["reward_gap"] for name, own in figures.items()},
+        valid_share=sum(len(group.valid_rollouts) for group in groups) / rollouts,
+        discriminator_updated=any(result.updated for result in judgement.results),
+        finite_scores=judgement.finite,
+        finite_gradients=all(result.updated for result in results),
+    )
+    return broadcast_object(seen, source=0)
+
+
+def lines_of(step: AlignStep, row: Figures, plan: AlignPlan) -> list[str]:
+    """What a reader of the table should be told of the step."""
+    return [*gap_alarms(row, plan.logprob_gap_alarm), *verdict_lines(step, plan.game)]
+
+
+def truth_row(judged: Sequence[SceneJudgement]) -> Figures:
     """Means over responses; empty where none was judged."""
     if not judged:
         return {}
@@ -157,14 +207,11 @@ def truth_row(judged: Sequence[SceneJudgement]) -> Row:
     }
 
 
-def item_accuracy(judgement: SceneJudgement) -> float:
-    """Right caption items over the larger of items written and items in the scene: omitting and padding both cost."""
-    return judgement.items_right / max(judgement.num_items, judgement.items_in_scene)
-
-
-def report_samples(step: AlignStep, renderer: Renderer, *, count: int = 3) -> list[Sample]:
-    """The first rollout of the first ``count`` groups, with the scores that trained the policy."""
-    samples = []
+def report_samples(step: AlignStep | None, renderer: Renderer, *, count: int = 3) -> list[Sample]:
+    """The first rollout of the first ``count`` groups, with the scores that trained the policy; none without a step."""
+    samples: list[Sample] = []
+    if step is None:
+        return samples
     for g, (example, group) in enumerate(zip(step.examples[:count], step.groups, strict=False)):
         rollout, scores = group.rollouts[0], step.judgement.scores
         samples.append(

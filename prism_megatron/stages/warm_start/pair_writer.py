@@ -18,13 +18,18 @@ from prism_megatron.types import PreferenceGroup
 IMAGES = "images"
 
 
+def check_new_file(path: Path) -> None:
+    """Raise ConfigError for a file that is there already."""
+    if path.exists():
+        raise ConfigError(f"--write-pairs {path} exists; remove it, or give another file")
+
+
 class PairWriter:
     """For the main rank. A killed run goes on with ``fresh=False`` and ends in the file of an uninterrupted one."""
 
     def __init__(self, path: Path, renderer: Renderer, *, fresh: bool) -> None:
         """Raises ConfigError for a file that is there already."""
-        if path.exists():
-            raise ConfigError(f"--write-pairs {path} exists; remove it, or give another file")
+        check_new_file(path)
         self._path = path
         self._parts = path.with_name(f".{path.name}.parts")
         self._renderer = renderer

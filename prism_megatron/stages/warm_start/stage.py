@@ -1,88 +1,96 @@
-"""The discriminator's warm-start: Bradley-Terry on preference pairs, before the game (method notes, section 4.2)."""
+"""The discriminator's warm-start: Bradley-Terry on preference pairs, before the game (method notes, section 4.2).
+
+The policy that answers stays as it is; or pairs are read from a file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from prism_megatron.config.game import GameConfig
-from prism_megatron.data.loader import Example
+from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.runtime import World
-from prism_megatron.game.figures import Rights, rights_of
-from prism_megatron.game.judge import Judgement, judge_and_train
-from prism_megatron.observability.timers import PhaseTimers
-from prism_megatron.training.batches import BatchFormat
-from prism_megatron.types import PreferenceGroup
+from prism_megatron.game.figures import GAME_COLUMNS
+from prism_megatron.game.judge import JudgePlan, train
+from prism_megatron.run.folder import CHECKPOINTS, EXPORT
+from prism_megatron.run.session import Session
+from prism_megatron.run.stage import Artefacts, Outcome
+from prism_megatron.stages.warm_start.gate import Gate, described, measure
+from prism_megatron.stages.warm_start.pair_writer import PairWriter, check_new_file
+from prism_megatron.stages.warm_start.pairs import Pairs
+from prism_megatron.stages.warm_start.rows import WarmStartStep, step_row
+from prism_megatron.training.roles import export_folder
 
 
-@dataclass(frozen=True)
-class StepPairs:
-    """One step's pairs: a group's reference against each of its valid answers.
+class WarmStart:
+    """The stage as the driver plays it (see ``run.stage.Stage``)."""
 
-    ``examples`` are those that the groups were sampled for, one each; there are none for pairs read from a file.
-    """
+    name, columns, may_go_back = "warm-start", GAME_COLUMNS, False
 
-    examples: Sequence[Example]
-    groups: Sequence[PreferenceGroup]
+    def __init__(self, discriminator: MegatronEngine, plan: JudgePlan, pairs: Pairs, gate: Gate, session: Session, *,
+                 renderer: Renderer, models: Mapping[str, ModelFiles], total_steps: int,
+                 write_pairs: Path | None = None) -> None:  # fmt: skip
+        """``write_pairs`` is the file that the sampled pairs go to as well."""
+        self.discriminator, self.plan, self.pairs, self.gate = discriminator, plan, pairs, gate
+        self.renderer, self.session, self.models, self.total_steps = renderer, session, models, total_steps
+        self.write_pairs = write_pairs
+        self.writer: PairWriter | None = None
 
-    def rights(self, renderer: Renderer) -> Rights:
-        """Which answers are known to be right."""
-        return rights_of(self.examples, self.groups, renderer) if self.examples else [None] * len(self.groups)
+    def engines(self) -> Mapping[str, MegatronEngine]:
+        return {"discriminator": self.discriminator}
 
+    def prepare(self, first_step: int) -> None:
+        self.pairs.prepare()
+        if self.write_pairs is not None and first_step < self.total_steps:
+            check_new_file(self.write_pairs)
+            if self.session.world.is_main:
+                self.writer = PairWriter(self.write_pairs, self.renderer, fresh=first_step == 0)
 
-@dataclass(frozen=True)
-class WarmStartPlan:
-    """What a warm-start keeps fixed from step to step. ``load_balance`` is per layer and tower."""
+    def play(self, step: int) -> Outcome:
+        """Take the step's pairs and learn from them."""
+        with self.session.timers.phase("pairs"):
+            pairs = self.pairs.take(step)
+        with self.session.timers.phase("discriminator"):
+            judgement = train(self.discriminator, pairs.groups, self.plan, world=self.session.world, step=step)
+        row = step_row(WarmStartStep(step, pairs, judgement), self.renderer)
+        if self.writer is not None:
+            row["written_pairs"] = self.writer.write(step, pairs.examples, pairs.groups)
+        return Outcome(row)
 
-    game: GameConfig
-    form: BatchFormat
-    tokens_per_microbatch: int
-    load_balance: float
-    seed: int
+    def finish(self, output: Path) -> Artefacts:
+        """Measure on held-out pairs and export, whether the gate is passed or not."""
+        session, figures, problem = self.session, None, None
+        if self.writer is not None:
+            self.writer.close(self.total_steps)
+        with session.phase("held_out"):
+            held_out = self.pairs.held_out(self.gate.prompts)
+            if held_out is not None:
+                session.say("scoring held-out pairs")
+                figures = measure(self.discriminator, held_out, self.plan, self.renderer, world=session.world)
+                problem = self.gate.problem(figures)
+                session.say(f"held out: {described(figures)}")
+        self.close()
+        with session.phase("export", f"exporting the discriminator to {output / EXPORT}"):
+            newest = checkpoint.latest(output / CHECKPOINTS)
+            assert newest is not None, "the last step is always saved"
+            like = companions_folder(newest, "discriminator")
+            export_folder(self.discriminator, output / EXPORT, like=like, world=session.world)
+        return Artefacts(
+            output / EXPORT, "Warm-start of a discriminator", figures={"held_out": figures}, problem=problem
+        )
 
+    def state(self) -> Mapping[str, Any]:
+        """Nothing: pairs and dropout are keyed by the step."""
+        return {}
 
-@dataclass(frozen=True)
-class WarmStartStep:
-    """Everything one step produced; observers read it and change nothing."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
 
-    step: int
-    pairs: StepPairs
-    judgement: Judgement
+    def finished(self) -> str | None:
+        return None
 
-
-def warm_start(
-    discriminator: MegatronEngine,
-    pairs: Callable[[int], StepPairs],
-    plan: WarmStartPlan,
-    *,
-    world: World,
-    steps: range,
-    timers: PhaseTimers,
-    on_step: Callable[[WarmStartStep], None],
-) -> None:
-    """Take ``steps``; ``pairs(step)`` gives the same pairs on every rank, sampled or read. ``on_step`` on all ranks."""
-    for step in steps:
-        with timers.phase("pairs"):
-            taken = pairs(step)
-        with timers.phase("discriminator"):
-            judgement = judge_pairs(discriminator, taken.groups, plan, world=world, step=step)
-        on_step(WarmStartStep(step, taken, judgement))
-
-
-def judge_pairs(
-    discriminator: MegatronEngine, groups: Sequence[PreferenceGroup], plan: WarmStartPlan, *, world: World, step: int
-) -> Judgement:
-    """One step on the pairs; with ``plan.game.freeze_discriminator`` they are only scored."""
-    return judge_and_train(
-        discriminator,
-        groups,
-        plan.game,
-        world=world,
-        form=plan.form,
-        seed=plan.seed,
-        step=step,
-        tokens_per_microbatch=plan.tokens_per_microbatch,
-        load_balance=plan.load_balance,
-    )
+    def close(self) -> None:
+        self.pairs.close()

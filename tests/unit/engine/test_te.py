@@ -23,6 +23,7 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.engine import te
 from prism_megatron.engine.attention import Sequences
+from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.export import canonical_name
 from prism_megatron.engine.recompute import checkpointed
 from prism_megatron.errors import ConfigError
@@ -37,7 +38,7 @@ def test_the_settings_are_ones_that_megatron_takes(form: Any, recipe: Any) -> No
     """Megatron's config is built, so its own checks have run; the align size is compared with its own."""
     spared = 0 if recipe == "delayed" else 1
     precision = PrecisionConfig(fp8=form, fp8_recipe=recipe, fp8_first_layers_bf16=spared)
-    model = Qwen3VLProvider(provider().shape, precision=precision, layers="te")
+    model = Qwen3VLProvider(provider().shape, execution=Execution(precision=precision, layers="te"))
     config = model.transformer_config(ParallelConfig(), torch.bfloat16)
     assert (config.fp8, config.fp8_recipe, config.fp8_param) == (form, Fp8Recipe(recipe), False)
     assert [is_first_last_bf16_layer(config, number) for number in range(4)] == [bool(spared), False, False, False]
@@ -50,7 +51,7 @@ def test_without_fp8_nothing_is_set() -> None:
 
 
 def test_fp8_without_its_layers_is_refused() -> None:
-    model = Qwen3VLProvider(provider().shape, precision=PrecisionConfig(fp8="hybrid"), layers="torch")
+    model = Qwen3VLProvider(provider().shape, execution=Execution(precision=PrecisionConfig(fp8="hybrid")))
     with pytest.raises(ConfigError, match="megatron-core would ignore it"):
         model.transformer_config(ParallelConfig(), torch.bfloat16)
 

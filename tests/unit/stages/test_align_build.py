@@ -21,11 +21,11 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.capabilities import Installed
 from prism_megatron.errors import ConfigError
+from prism_megatron.game.judged_rows import segment_row
 from prism_megatron.stages.align import build
 from prism_megatron.stages.align.build import build_run
 from prism_megatron.training import roles
-from prism_megatron.training.batches import PERCEPTION, segment_row
-from prism_megatron.types import ImageInput, Prompt, Response, RolloutGroup, Segments, Span
+from prism_megatron.types import PERCEPTION, ImageInput, Prompt, Response, RolloutGroup, Segments, Span
 
 FLAGS = "--dtype bf16 --fp8 e4m3 --fp8-recipe blockwise --recompute full --recompute-vision"
 

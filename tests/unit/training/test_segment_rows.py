@@ -7,8 +7,9 @@ import torch
 
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
-from prism_megatron.training.batches import PERCEPTION, REASONING, BatchFormat, segment_row
-from prism_megatron.types import PreferenceGroup, Prompt, Response, Rollout, VersionSpan
+from prism_megatron.game.judged_rows import segment_row
+from prism_megatron.training.batches import BatchFormat
+from prism_megatron.types import PERCEPTION, REASONING, PreferenceGroup, Prompt, Response, Rollout, VersionSpan
 
 WRITING = ("- red circle: 2\n- blue square: 1", "red circle: 2\nblue square: 1\n2+1=3", "3")
 

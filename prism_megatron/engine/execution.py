@@ -1,0 +1,26 @@
+"""How a model's layers run; what it computes is the same in every case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prism_megatron.config.precision import PrecisionConfig
+from prism_megatron.config.recompute import RecomputeConfig
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What the backward pass recomputes, in which precision matrices are multiplied, and whose modules layers are.
+
+    Example: ``Execution(RecomputeConfig("full"), PrecisionConfig(fp8="hybrid"), layers="te")``.
+    """
+
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    layers: Literal["te", "torch"] = "torch"
+    """``Capabilities.layers``: Transformer Engine's, or megatron-core's own over torch"""
+
+
+PLAIN = Execution()
+"""Nothing recomputed, no FP8, layers of torch."""

@@ -1,0 +1,148 @@
+"""What a run's discriminator is made of: a saved one, or the policy with experts in place of its MLPs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model_providers.moe_discriminator.folder import check_kind_of, config_text, read_variant
+from model_providers.moe_discriminator.mapping import count_parameters
+from model_providers.moe_discriminator.provider import DiscriminatorProvider
+from model_providers.moe_discriminator.upcycle import UpcycledSource
+from model_providers.moe_discriminator.variant import Variant
+from prism_megatron.config.discriminator import DiscriminatorConfig
+from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder, files_folder
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.execution import PLAIN, Execution
+from prism_megatron.engine.runtime import World
+from prism_megatron.game.same_inputs import check_same_inputs
+from prism_megatron.training.batches import BatchFormat
+from prism_megatron.training.roles import batch_format, hf_tensors, load_weights, model_files
+
+
+@dataclass(frozen=True)
+class DiscriminatorOrigin:
+    """The kind that flags ask for, and the ``folder`` it is loaded from; None: it is upcycled from the policy."""
+
+    flags: DiscriminatorConfig
+    folder: Path | None
+
+    @classmethod
+    def of(cls, flags: DiscriminatorConfig, *, of_the_mini: bool) -> DiscriminatorOrigin:
+        """``--discriminator``, or where the mini's own policy plays (``of_the_mini``) its shipped one of that kind."""
+        if flags.discriminator is not None:
+            return cls(flags, Path(flags.discriminator))
+        shipped = MINI_FOLDER / "discriminator"
+        fits = of_the_mini and read_variant(shipped) == Variant.of(flags)
+        return cls(flags, shipped if fits else None)
+
+    def check(self, policy: Path) -> None:
+        """Raise ConfigError for a saved one of another kind than flags ask for, or that reads other inputs.
+
+        ``policy`` has the policy's config, tokenizer and preprocessor.
+        """
+        if self.folder is not None:
+            files = files_folder(self.folder, "discriminator")
+            check_kind_of(files, Variant.of(self.flags), where=self.folder)
+            check_same_inputs(policy, files, where=self.folder)
+
+    def check_checkpoint(self, folder: Path) -> None:
+        """Raise ConfigError where the run of the checkpoint ``folder`` had a discriminator of another kind."""
+        files = companions_folder(folder, "discriminator")
+        check_kind_of(files, Variant.of(self.flags), where=folder, flag="--load")
+
+    def build(
+        self,
+        policy: Path,
+        shape: Qwen3VLShape,
+        *,
+        world: World,
+        dtype: torch.dtype,
+        optimizer: OptimizerConfig,
+        total_steps: int,
+        seed: int,
+        execution: Execution = PLAIN,
+    ) -> MegatronEngine:
+        """The role with its weights. ``policy`` and its ``shape`` count where it is upcycled, keyed by ``seed``."""
+        engine = MegatronEngine(
+            name="discriminator",
+            provider=self._provider(shape, execution),
+            world=world,
+            dtype=dtype,
+            optimizer=optimizer,
+            total_steps=total_steps,
+        )
+        if self.folder is not None:
+            load_weights(engine, self.folder)
+        else:
+            engine.load_hf(
+                UpcycledSource(
+                    hf_tensors(policy, shape),
+                    shape,
+                    Variant.of(self.flags).towers,
+                    seed=seed,
+                    expert_std=self.flags.upcycle_noise,
+                    init_std=self.flags.router_std,
+                )
+            )
+        return engine
+
+    def _provider(self, policy: Qwen3VLShape, execution: Execution) -> DiscriminatorProvider:
+        variant = Variant.of(self.flags)
+        return DiscriminatorProvider(
+            self._shape(policy),
+            variant.towers,
+            modality=variant.modality,
+            head_dropout=self.flags.head_dropout,
+            load_balance_scope=self.flags.load_balance_scope,
+            router_z_loss=self.flags.router_z_loss,
+            freeze_vision=self.flags.freeze_vision,
+            execution=execution,
+        )
+
+    def _shape(self, policy: Qwen3VLShape) -> Qwen3VLShape:
+        return policy if self.folder is None else Qwen3VLShape.from_folder(files_folder(self.folder, "discriminator"))
+
+    def files(self, policy: ModelFiles, dtype: torch.dtype) -> ModelFiles:
+        """What checkpoints keep of it; one that is upcycled has the policy's tokenizer."""
+        if self.folder is not None:
+            return model_files(self.folder, "discriminator", dtype=dtype)
+        text = config_text(policy.files["config.json"], Variant.of(self.flags))
+        return ModelFiles({**policy.files, "config.json": text.encode()})
+
+    def batch_format(
+        self, shape: Qwen3VLShape, renderer: Renderer, *, world: World, execution: Execution
+    ) -> BatchFormat:
+        """How both players' rows become tensors; ``shape`` is the policy's."""
+        return batch_format(
+            renderer,
+            world,
+            execution,
+            unseen=unseen_tokens(self.flags, shape),
+            # Transformer Engine's attention has no shared prefixes, and a z-loss is a mean over whole sequences.
+            share_prompts=execution.layers == "torch" and not self.flags.router_z_loss,
+        )
+
+    def size_line(self, policy: Qwen3VLShape) -> str:
+        """Where it comes from, its kind and how large it is, for people."""
+        variant = Variant.of(self.flags)
+        total, per_token = (count / 1e6 for count in count_parameters(self._shape(policy), variant.towers))
+        origin = "upcycled from the policy" if self.folder is None else f"from {self.folder}"
+        return (
+            f"discriminator: {origin}, {variant.as_flags()}; "
+            f"{total:,.1f} M parameters, {per_token:,.1f} M of them without the experts that a token skips"
+        )
+
+
+def unseen_tokens(flags: DiscriminatorConfig, shape: Qwen3VLShape) -> frozenset[int]:
+    """What ``--modality text`` takes from the discriminator's prompts: pads of images and videos, and their markers."""
+    if flags.modality != "text":
+        return frozenset()
+    markers = (shape.vision_start_token_id, shape.vision_end_token_id)
+    return frozenset((shape.image_token_id, shape.video_token_id, *markers))

@@ -1,0 +1,126 @@
+"""Plays a stage from its configuration to its artefacts: build, restore, play, save, finish, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.merge import save, to_yaml
+from prism_megatron.engine import checkpoint
+from prism_megatron.engine.runtime import World
+from prism_megatron.errors import PrismError
+from prism_megatron.evaluation.report import write_report
+from prism_megatron.observability.metrics import MetricsWriter, read_metrics
+from prism_megatron.observability.summary import RunFacts, summarise, write_summary
+from prism_megatron.run.checkpoints import checkpoint_to_load
+from prism_megatron.run.folder import CHECKPOINTS, CONFIG, METRICS, REPORT, SUMMARY, claim_run_folder
+from prism_megatron.run.session import Session
+from prism_megatron.run.stage import Artefacts, Stage
+
+
+class StageConfig(Protocol):
+    """What the driver reads of a stage's configuration."""
+
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+
+
+def drive(world: World, config: ConfigT, build: Callable[[ConfigT, Session], Stage], *, kind: str) -> None:
+    """One whole run; ``kind`` names a new run's folder. All ranks together.
+
+    Raises PrismError for bad input before anything is trained, and where the finished stage names a problem.
+    """
+    output = claim_run_folder(config.checkpoint, world, kind=kind)
+    restored = checkpoint_to_load(config.checkpoint.load, output)
+    config = _with_output(config, output)
+    if world.is_main:
+        save(config, output / CONFIG)
+        print(to_yaml(config), flush=True)
+    session = Session(world, output, load=config.checkpoint.load, restored=restored)
+    with closing(build(config, session)) as stage:
+        first_step = 0
+        if restored is not None:
+            first_step = session.checkpoints.restore(stage, restored, seed=config.seed)
+            session.say(f"restored {' and '.join(stage.engines())} from {restored}")
+        stage.prepare(first_step)
+        if stage.may_go_back and session.checkpoints.good_step is None:
+            _save(session, stage, first_step, seed=config.seed, good=True)
+        play(session, stage, range(first_step, stage.total_steps), config)
+        artefacts = stage.finish(output)
+    if world.is_main:
+        _report(session, artefacts)
+    if artefacts.problem is not None:
+        raise PrismError(artefacts.problem)
+
+
+def play(session: Session, stage: Stage, steps: range, config: StageConfig) -> None:
+    """All ``steps``, or fewer where the stage stops, with a row, a line of the table and checkpoints."""
+    if not steps:
+        return
+    if (reason := stage.finished()) is not None:
+        session.say(reason)
+        return
+    session.say(f"{stage.name}: steps {steps.start + 1} to {steps.stop}")
+    session.begin_table(stage.columns, total_steps=steps.stop)
+    writer = MetricsWriter(session.output / METRICS, first_step=steps.start) if session.world.is_main else None
+    for step in steps:
+        outcome = stage.play(step)
+        row = {**outcome.row, **{f"seconds/{phase}": s for phase, s in session.timers.take().items()}}
+        if writer is not None:
+            writer.write(row)
+        session.show(row)
+        for line in outcome.lines:
+            session.say(line)
+        done, stops = step + 1, outcome.verdict == "stop"
+        if done % config.checkpoint.save_every == 0 or done == steps.stop or stops:
+            _save(session, stage, done, seed=config.seed, good=outcome.good)
+        if stops:
+            break
+    if writer is not None:
+        writer.close()
+
+
+def _save(session: Session, stage: Stage, step: int, *, seed: int, good: bool) -> None:
+    started = time.perf_counter()
+    with session.phase("checkpoint"):
+        folder = session.checkpoints.save(stage, step, seed=seed, good=good)
+    session.say(f"saved {folder} in {time.perf_counter() - started:.1f} s")
+
+
+def _report(session: Session, artefacts: Artefacts) -> None:
+    """Write summary and, for a stage that has one, the report; for the main rank."""
+    output, world = session.output, session.world
+    rows = read_metrics(output / METRICS)
+    facts = RunFacts(
+        world_size=world.world_size,
+        layout=world.layout,
+        hf_export=str(artefacts.export),
+        checkpoint=str(checkpoint.latest(output / CHECKPOINTS)),
+        megatron_core=version("megatron-core"),
+        torch=torch.__version__,
+        other_seconds=session.other_seconds,
+    )
+    summary = {**summarise(rows, facts), **artefacts.figures}
+    write_summary(output / SUMMARY, summary)
+    written = [str(output / SUMMARY)]
+    if artefacts.samples is not None:
+        write_report(output / REPORT, title=artefacts.title, rows=rows, summary=summary, samples=artefacts.samples)
+        written.append(str(output / REPORT))
+    session.say(f"done: {', '.join((*written, str(facts.checkpoint), str(facts.hf_export)))}")
+
+
+def _with_output(config: Any, output: Any) -> Any:
+    """The configuration with the folder that the run really has."""
+    return replace(config, checkpoint=replace(config.checkpoint, output=output))

@@ -1,0 +1,81 @@
+"""What the driver knows of a stage, and all it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from prism_megatron.conversion.checkpoint_folder import ModelFiles
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.evaluation.report import Sample
+from prism_megatron.observability.metrics import Row
+from prism_megatron.observability.progress import Columns
+
+Verdict = Literal["go on", "stop"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step came to, for those who watch the run. The same on every rank."""
+
+    row: Row
+    verdict: Verdict = "go on"
+    good: bool = True
+    """whether a checkpoint of this step is one to go back to"""
+    lines: Sequence[str] = ()
+    """what a reader of the table should be told below it"""
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """What a finished stage leaves."""
+
+    export: Path
+    """the model folder that it made"""
+    title: str
+    """what the run was, in words: the report's head"""
+    samples: Sequence[Sample] | None = None
+    """what the report shows; None for a stage without one"""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """what the summary has beyond the figures of all stages"""
+    problem: str | None = None
+    """why the run counts as failed although everything was written"""
+
+
+class Stage(Protocol):
+    """A stage of training that is ready to be played; its weights are loaded."""
+
+    name: str
+    """as checkpoints and folders have it"""
+    total_steps: int
+    columns: Columns
+    models: Mapping[str, ModelFiles]
+    """what checkpoints keep of each role beside its weights"""
+    may_go_back: bool
+    """whether a step may ask for an earlier checkpoint, so that there must be one from the start"""
+
+    def engines(self) -> Mapping[str, MegatronEngine]:
+        """The roles that a checkpoint holds."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` gave. Raises CheckpointError where it does not fit this run."""
+
+    def prepare(self, first_step: int) -> None:
+        """Whatever must happen once before ``first_step``, with the weights that are loaded by now."""
+
+    def finished(self) -> str | None:
+        """Why no step is left although there are fewer than ``total_steps``; None where steps are left."""
+
+    def play(self, step: int) -> Outcome:
+        """One step, on all ranks together. Its phases are timed with the session's timers."""
+
+    def state(self) -> Mapping[str, Any]:
+        """What a checkpoint keeps beside the engines, as JSON."""
+
+    def finish(self, output: Path) -> Artefacts:
+        """Evaluate and export into the run's folder, on all ranks together, after the last step."""
+
+    def close(self) -> None:
+        """Release what samples. May be called again, and after a failure."""

@@ -1,0 +1,43 @@
+"""Who samples for a run: replicas in its own processes, or servers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from prism_megatron.config.data import DataConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.runtime import World
+from prism_megatron.rollout.base import RolloutEngine, Sampling
+from prism_megatron.sampling.replicas import build_replicas
+from prism_megatron.sampling.servers import build_served_rollout
+
+
+def build_rollout(
+    rollout: RolloutConfig,
+    data: DataConfig,
+    source: Path,
+    shape: Qwen3VLShape,
+    renderer: Renderer,
+    *,
+    output: Path,
+    world: World,
+    dtype: torch.dtype,
+) -> RolloutEngine:
+    """The engine that ``--rollout`` names, for the policy of ``source``; it has no weights before a first hand-over.
+
+    ``output`` is the run's folder, where servers keep logs and weights. All ranks call it together. Raises ConfigError
+    or RolloutError, on every rank, where it does not fit or cannot be started.
+    """
+    if rollout.rollout == "sglang":
+        return build_served_rollout(rollout, data, source, shape, renderer, output=output, world=world, dtype=dtype)
+    return build_replicas(rollout, data, files_folder(source, "policy"), shape, renderer, world=world, dtype=dtype)
+
+
+def sampling_of(rollout: RolloutConfig, data: DataConfig) -> Sampling:
+    """How tokens are drawn."""
+    return Sampling(temperature=rollout.temperature, top_p=rollout.top_p, max_new_tokens=data.max_response_tokens)

@@ -1,0 +1,74 @@
+"""Who plays an alignment, on what, and what stays fixed from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from prism_megatron.config.game import GameConfig
+from prism_megatron.conversion.checkpoint_folder import ModelFiles
+from prism_megatron.data.loader import ExampleSource
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.game.judge import JudgePlan
+from prism_megatron.rollout.base import RolloutEngine
+from prism_megatron.sampling.handover import Handover
+from prism_megatron.sampling.queue import RolloutQueue
+from prism_megatron.training.policy_update import UpdatePlan
+from prism_megatron.training.roles import export_folder
+
+
+@dataclass(frozen=True, eq=False)
+class Players:
+    """The two trainable roles, the engine that samples for the policy, its samples, and how it gets new weights."""
+
+    policy: MegatronEngine
+    discriminator: MegatronEngine
+    rollout: RolloutEngine
+    queue: RolloutQueue
+    handover: Handover
+
+    def engines(self) -> dict[str, MegatronEngine]:
+        """What a checkpoint holds."""
+        return {"policy": self.policy, "discriminator": self.discriminator}
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What is asked in the steps, and what no step asks: the probe set's, where there is to be one."""
+
+    steps: ExampleSource
+    probe: ExampleSource | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Exports:
+    """What is written of a run beside its figures: files of its models, and how answers read."""
+
+    models: Mapping[str, ModelFiles]
+    """what checkpoints keep of each role"""
+    like: Path
+    """the policy's folder, whose files an export gets"""
+    title: str
+    """the report's head"""
+    renderer: Renderer
+
+    def write(self, policy: MegatronEngine, folder: Path) -> Path:
+        """The policy as a Hugging Face folder; all ranks together."""
+        export_folder(policy, folder, like=self.like, world=policy.world)
+        return folder
+
+
+@dataclass(frozen=True)
+class AlignPlan:
+    """What a run keeps fixed from step to step."""
+
+    game: GameConfig
+    judging: JudgePlan
+    learning: UpdatePlan
+    seed: int
+    """keys what the game draws: shuffled scores, replayed prompts"""
+    steps: int
+    logprob_gap_alarm: float = 0.05
+    """nats a token between rollout and trainer above which a step says so"""

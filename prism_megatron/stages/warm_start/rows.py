@@ -1,0 +1,39 @@
+"""What one step of a warm-start reports, as one flat row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prism_megatron.data.render import Renderer
+from prism_megatron.evaluation.health import Figures
+from prism_megatron.game.figures import cost_row, game_row, share, update_row
+from prism_megatron.game.judge import Judgement
+from prism_megatron.stages.warm_start.pairs import StepPairs
+from prism_megatron.types import Rollout
+
+
+@dataclass(frozen=True)
+class WarmStartStep:
+    """Everything one step produced; observers read it and change nothing."""
+
+    step: int
+    pairs: StepPairs
+    judgement: Judgement
+
+
+def step_row(step: WarmStartStep, renderer: Renderer) -> Figures:
+    """Figures of the whole step, equal on every rank; scores are those before its update."""
+    groups, judgement = step.pairs.groups, step.judgement
+    answers = [answer for group in groups for answer in group.rollouts]
+    num_valid = sum(len(group.valid_rollouts) for group in groups)
+    row: Figures = {
+        "step": step.step,
+        "rollouts": len(answers),
+        "valid_rollouts": num_valid,
+        "valid_share": share(num_valid, len(answers)),
+        "truncated_rollouts": sum(isinstance(one, Rollout) and one.finish_reason == "length" for one in answers),
+        "response_tokens": sum(len(answer.token_ids) for answer in answers),
+    }
+    row |= game_row(groups, judgement, step.pairs.rights(renderer))
+    row |= cost_row(judgement.cost, pairs=num_valid)
+    return row | update_row("discriminator", judgement.result)
