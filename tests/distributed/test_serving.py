@@ -176,7 +176,8 @@ def serve(world: World, source: Path, urls: Sequence[str], output: Path) -> tupl
     )
     config = parse(["--rollout", "sglang", "--rollout-urls", *urls, "--output", str(output)])
     renderer = Renderer.from_folder(companions)
-    shared = build_served_rollout(config, source, shape, renderer, world=world, dtype=torch.float32)
+    shared = build_served_rollout(config.rollout, config.data, source, shape, renderer, output=output, world=world,
+                                  dtype=torch.float32)  # fmt: skip
     names = HFFolder(output / "rollout" / "model").names()
     shared.update_weights(policy.export_hf(layout=shared.expert_layout), 4)
     version = shared.policy_version

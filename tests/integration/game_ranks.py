@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prism_megatron.config.game import GameConfig
-from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import ModelFiles
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.teachers import write
-from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
-from prism_megatron.game.memory import GameMemory
-from prism_megatron.observability.timers import PhaseTimers
+from prism_megatron.game.judge import JudgePlan
 from prism_megatron.rollout.base import Sampling
+from prism_megatron.run.checkpoints import Checkpoints
+from prism_megatron.run.session import Session
+from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.queue import RolloutQueue
-from prism_megatron.stages.align.build import build_discriminator
-from prism_megatron.stages.align.rows import step_row
-from prism_megatron.stages.align.stage import AlignPlan, AlignStep, Players, align
-from prism_megatron.training.roles import batch_format, build_policy
+from prism_megatron.stages.align.plan import AlignPlan, Exports, Players, Prompts
+from prism_megatron.stages.align.stage import Alignment
+from prism_megatron.training.roles import batch_format
 from prism_megatron.types import Prompt, Rollout, VersionSpan
+from tests.mini_players import FOLDER, mini_discriminator, mini_policy, update_plan
 
 PROMPTS, ROLLOUTS, SEED = 2, 3, 5
-FOLDER = MINI_FOLDER / "policy"
 Row = dict[str, Any]
 
 
@@ -104,38 +100,47 @@ def digest(engine: MegatronEngine) -> str:
     return found.hexdigest()
 
 
-def build(world: World, game: GameConfig, valid_steps: Sequence[int]) -> tuple[Players, AlignPlan, Renderer]:
-    shape, renderer = Qwen3VLShape.from_folder(FOLDER), Renderer.from_folder(FOLDER)
-    policy = build_policy(FOLDER, shape, world=world, dtype=torch.float32, optimizer=MINI_ALIGN.policy, total_steps=9)
-    discriminator = build_discriminator(MINI_ALIGN, FOLDER, shape, world=world, dtype=torch.float32)
-    players = Players(policy, discriminator, Script(renderer, valid_steps))
-    players.rollout.update_weights(policy.export_hf(), 0)
-    plan = AlignPlan(
-        game=game,
-        sampling=Sampling(),
-        rollouts_per_prompt=ROLLOUTS,
-        tokens_per_microbatch=4096,
-        load_balance=0.005,
-        vocab_size=shape.text.vocab,
-        seed=SEED,
-        form=batch_format(renderer, world),
+def build(world: World, game: GameConfig, valid_steps: str, captions_only: Mapping[int, Sequence[int]]) -> Alignment:
+    """The stage with an engine that answers from a script; ``valid_steps`` has a letter for each step."""
+    renderer, steps = Renderer.from_folder(FOLDER), len(valid_steps)
+    policy, discriminator = mini_policy(world, steps=9), mini_discriminator(world)
+    rollout = Script(renderer, [step for step, letter in enumerate(valid_steps) if letter == "v"])
+    prompts = ScriptedScenes(SceneSource(renderer, split="align", seed=SEED, batch_size=PROMPTS), captions_only)
+    queue = RolloutQueue(
+        rollout, prompts.batch, Sampling(), n=ROLLOUTS, seed=SEED, world=world, steps=range(steps), ahead=0
     )
-    return players, plan, renderer
+    form = batch_format(renderer, world)
+    judging = JudgePlan(
+        form,
+        4096,
+        score_regulariser=game.score_regulariser,
+        seed=SEED,
+        load_balance=0.005,
+        updates_per_step=game.discriminator_updates_per_step,
+    )
+    return Alignment(
+        Players(policy, discriminator, rollout, queue, Handover(policy, rollout)),
+        AlignPlan(game, judging, update_plan(form, tokens=4096), seed=SEED, steps=steps),
+        Prompts(prompts),
+        Exports({"policy": ModelFiles({})}, like=FOLDER, title="", renderer=renderer),
+        Session(world, Path(), quiet=True),
+    )
 
 
-def scenes(renderer: Renderer, captions_only: Mapping[int, Sequence[int]]) -> Callable[[int], list[Example]]:
+@dataclass(frozen=True)
+class ScriptedScenes:
     """Prompts by step; those numbered ``captions_only[step]`` have references without reasoning."""
-    source = SceneSource(renderer, split="align", seed=SEED, batch_size=PROMPTS)
 
-    def prompts(step: int) -> list[Example]:
-        examples = source.batch(step)
-        for number in captions_only.get(step, ()):
+    source: SceneSource
+    captions_only: Mapping[int, Sequence[int]]
+
+    def batch(self, step: int) -> list[Example]:
+        examples = self.source.batch(step)
+        for number in self.captions_only.get(step, ()):
             reference = examples[number].reference
             alone = replace(reference, segments=replace(reference.segments, reasoning=None))
             examples[number] = replace(examples[number], reference=alone)
         return examples
-
-    return prompts
 
 
 def play(
@@ -150,30 +155,17 @@ def play(
     ``valid_steps`` has a letter for each step, v where rollouts are valid. ``saved`` is where both players are kept
     after the first step, for rollbacks.
     """
-    players, plan, renderer = build(world, game, [step for step, letter in enumerate(valid_steps) if letter == "v"])
-    steps, rows = range(len(valid_steps)), list[Row]()
+    stage = build(world, game, valid_steps, captions_only)
+    players, checkpoints, rows = stage.players, Checkpoints(saved), list[Row]()
+    stage.session.checkpoints = checkpoints
+    stage.prepare(0)
     digests = [(digest(players.policy), digest(players.discriminator))]
-
-    def on_step(step: AlignStep) -> None:
-        rows.append(step_row(step, renderer))
+    for step in range(len(valid_steps)):
+        outcome = stage.play(step)
+        rows.append(dict(outcome.row))
         digests.append((digest(players.policy), digest(players.discriminator)))
-        if game.rollbacks and step.step == 0:
-            checkpoint.save(saved, players.engines(), {}, models={"policy": ModelFiles({})})
-
-    def roll_back() -> None:
-        checkpoint.load(saved, players.engines())
-
-    queue = RolloutQueue(
-        players.rollout,
-        scenes(renderer, captions_only),
-        plan.sampling,
-        n=ROLLOUTS,
-        seed=SEED,
-        world=world,
-        steps=steps,
-        ahead=0,
-    )
-    memory = GameMemory.fresh(game, seed=SEED)
-    align(players, queue, plan, memory, world=world, steps=steps, timers=PhaseTimers(), on_step=on_step,
-          roll_back=roll_back)  # fmt: skip
+        if game.rollbacks and step == 0:
+            checkpoints.save(stage, 1, seed=SEED, good=True)
+        if outcome.verdict == "stop":
+            break
     return rows, digests

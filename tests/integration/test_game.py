@@ -27,7 +27,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.config.validate import check_align
 from prism_megatron.observability.metrics import read_metrics
-from prism_megatron.stages.align.run import align_on
+from prism_megatron.stages.align.build import align_on
 from prism_megatron.testing import GlooWorld
 from tests.integration.game_ranks import PROMPTS, ROLLOUTS, Row, play
 from tests.mini_experts import write_mini_with_experts

@@ -6,19 +6,15 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.warm_start import WarmStartConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
-from prism_megatron.stages.align.build import build_discriminator
-from prism_megatron.stages.align.run import align_on
-from prism_megatron.stages.warm_start.run import warm_up_on
+from prism_megatron.stages.align.build import align_on
+from prism_megatron.stages.warm_start.build import warm_up_on
+from tests.mini_players import mini_discriminator
 
 
 def warm_up(world: World, config: WarmStartConfig) -> str:
@@ -38,8 +34,7 @@ def align(world: World, config: AlignConfig) -> None:
 def discriminator_hash(world: World, folder: Path) -> str:
     """Of every weight of the discriminator that ``--discriminator FOLDER`` gives an alignment run."""
     config = replace(MINI_ALIGN, discriminator=DiscriminatorConfig(discriminator=str(folder)))
-    policy = MINI_FOLDER / "policy"
-    engine = build_discriminator(config, policy, Qwen3VLShape.from_folder(policy), world=world, dtype=torch.float32)
+    engine = mini_discriminator(world, config)
     digest = hashlib.sha256()
     for name, tensor in sorted(engine.export_hf(), key=lambda named: named[0]):
         digest.update(name.encode() + tensor.numpy().tobytes())

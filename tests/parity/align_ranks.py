@@ -9,20 +9,19 @@ import torch
 
 from prism_megatron.config.mini import MINI_ALIGN
 from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
-from prism_megatron.game.credit import group_advantages
-from prism_megatron.game.judge import judge_and_train
+from prism_megatron.game.credit import credit_groups, experience_of
+from prism_megatron.game.judge import train
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.sampling.replicas import build_replica
 from prism_megatron.sampling.shares import sample_groups
-from prism_megatron.stages.align.build import build_discriminator
-from prism_megatron.stages.align.stage import AlignPlan, train_policy
-from prism_megatron.training.roles import batch_format, build_policy
+from prism_megatron.training.policy_update import update_policy
+from prism_megatron.training.roles import batch_format
 from prism_megatron.types import RolloutGroup
+from tests.mini_players import judge_plan, mini_discriminator, mini_policy, update_plan
 
 NUM_PROMPTS, NUM_ROLLOUTS = 4, 3
 SEED = 7
@@ -51,40 +50,21 @@ def one_round(
     world: World, groups: Sequence[RolloutGroup], tokens_per_microbatch: int, share_prompts: bool
 ) -> dict[str, Any]:
     """Losses, gradient norms and scores of one discriminator and one policy step."""
-    folder = MINI_FOLDER / "policy"
-    shape, renderer = Qwen3VLShape.from_folder(folder), Renderer.from_folder(folder)
-    policy = build_policy(folder, shape, world=world, dtype=torch.float32, optimizer=MINI_ALIGN.policy, total_steps=10)
-    discriminator = build_discriminator(MINI_ALIGN, folder, shape, world=world, dtype=torch.float32)
+    renderer = Renderer.from_folder(MINI_FOLDER / "policy")
+    policy, discriminator = mini_policy(world), mini_discriminator(world)
     form = batch_format(renderer, world, share_prompts=share_prompts)
-    judgement = judge_and_train(
-        discriminator,
-        groups,
-        MINI_ALIGN.game,
-        world=world,
-        form=form,
-        seed=SEED,
-        step=0,
-        tokens_per_microbatch=tokens_per_microbatch,
-        load_balance=0.0,
-    )
-    plan = AlignPlan(
-        game=MINI_ALIGN.game,
-        sampling=Sampling(),
-        rollouts_per_prompt=NUM_ROLLOUTS,
-        tokens_per_microbatch=tokens_per_microbatch,
-        load_balance=0.0,
-        vocab_size=shape.text.vocab,
-        seed=SEED,
-        form=form,
-    )
-    advantages = [group_advantages(group, g, judgement, plan.game, seed=SEED, step=0) for g, group in enumerate(groups)]
-    sums, policy_result = train_policy(policy, groups, advantages, plan, version=0, world=world)
+    judging = judge_plan(form, tokens=tokens_per_microbatch, seed=SEED)
+    judgement = train(discriminator, groups, judging, world=world, step=0)
+    credited = credit_groups(groups, judgement, MINI_ALIGN.game, seed=SEED, step=0, version=0)
+    experience = experience_of(groups, credited, MINI_ALIGN.game, version=0)
+    learning = update_plan(form, tokens=tokens_per_microbatch)
+    update = update_policy(policy, experience, learning, world=world)
     assert judgement.result is not None
-    assert policy_result is not None
+    assert update.result is not None
     return {
-        "policy loss": sums["policy_loss"],
+        "policy loss": update.sums["policy_loss"],
         "discriminator loss": judgement.sums["discriminator_loss"],
-        "policy grad norm": policy_result.grad_norm,
+        "policy grad norm": update.result.grad_norm,
         "discriminator grad norm": judgement.result.grad_norm,
         "scores": [judgement.scores[key] for key in sorted(judgement.scores, key=str)],
     }

@@ -15,8 +15,6 @@ from torch import Tensor
 from model_providers.qwen3_vl import balance
 from model_providers.qwen3_vl.decoder import Decoder
 from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
@@ -25,18 +23,17 @@ from prism_megatron.engine.offload import own_state
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
-from prism_megatron.game.credit import group_advantages
-from prism_megatron.game.judge import Judgement, TrunkCost, judge_and_train
+from prism_megatron.game.credit import credit_groups, experience_of
+from prism_megatron.game.judge import Judgement, TrunkCost, train
 from prism_megatron.losses.policy import policy_gradient_loss
-from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.align.build import build_discriminator
-from prism_megatron.stages.align.stage import AlignPlan, policy_batches, policy_loss, train_policy
 from prism_megatron.training.batches import BatchFormat
-from prism_megatron.training.roles import batch_format, build_policy
+from prism_megatron.training.experience import Experience
+from prism_megatron.training.policy_update import UpdatePlan, policy_batches, policy_loss, update_policy
+from prism_megatron.training.roles import batch_format
 from prism_megatron.types import RolloutGroup
+from tests.mini_players import FOLDER, judge_plan, mini_discriminator, mini_policy, update_plan
 
 SEED = 7
-FOLDER = MINI_FOLDER / "policy"
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Judged:
 
 def discriminator_of(world: World, *, freeze_vision: bool = False) -> MegatronEngine:
     config = replace(MINI_ALIGN, discriminator=replace(MINI_ALIGN.discriminator, freeze_vision=freeze_vision))
-    return build_discriminator(config, FOLDER, Qwen3VLShape.from_folder(FOLDER), world=world, dtype=torch.float32)
+    return mini_discriminator(world, config)
 
 
 @dataclass(frozen=True)
@@ -104,45 +101,25 @@ def judge(
     tokens: int,
     balance: float = 0.0,
 ) -> Judgement:
-    return judge_and_train(
-        engine,
-        groups,
-        MINI_ALIGN.game,
-        world=world,
-        form=form,
-        seed=SEED,
-        step=0,
-        tokens_per_microbatch=tokens,
-        load_balance=balance,
-    )
+    return train(engine, groups, judge_plan(form, tokens=tokens, seed=SEED, balance=balance), world=world, step=0)
 
 
-def plan_of(world: World, tokens: int) -> AlignPlan:
-    return AlignPlan(
-        game=MINI_ALIGN.game,
-        sampling=Sampling(),
-        rollouts_per_prompt=1,
-        tokens_per_microbatch=tokens,
-        load_balance=0.0,
-        vocab_size=Qwen3VLShape.from_folder(FOLDER).text.vocab,
-        seed=SEED,
-        form=batch_format(Renderer.from_folder(FOLDER), world, share_prompts=True),
-    )
+def plan_of(world: World, tokens: int) -> UpdatePlan:
+    return update_plan(batch_format(Renderer.from_folder(FOLDER), world, share_prompts=True), tokens=tokens)
 
 
-def policy_of(world: World) -> MegatronEngine:
-    shape = Qwen3VLShape.from_folder(FOLDER)
-    return build_policy(FOLDER, shape, world=world, dtype=torch.float32, optimizer=MINI_ALIGN.policy, total_steps=10)
+def credited(groups: Sequence[RolloutGroup], judgement: Judgement) -> Experience:
+    credit = credit_groups(groups, judgement, MINI_ALIGN.game, seed=SEED, step=0, version=0)
+    return experience_of(groups, credit, MINI_ALIGN.game, version=0)
 
 
 def policy_gradients(
     world: World, groups: Sequence[RolloutGroup], tokens: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Gradients of the strictly on-policy step, and those with old log-probs from a forward pass of their own."""
-    plan, policy, discriminator = plan_of(world, tokens), policy_of(world), discriminator_of(world)
+    plan, policy, discriminator = plan_of(world, tokens), mini_policy(world), discriminator_of(world)
     scored = judge(discriminator, groups, plan.form, world, tokens=tokens)
-    advantages = [group_advantages(group, g, scored, plan.game, seed=SEED, step=0) for g, group in enumerate(groups)]
-    batches = policy_batches(groups, advantages, plan, version=0, world=world)
+    batches = policy_batches(credited(groups, scored), plan, world=world)
     count = float(sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts))
 
     def logprobs_of(logits: Tensor, batch: Batch) -> Tensor:
@@ -198,10 +175,9 @@ def offloaded_rounds(world: World, groups: Sequence[RolloutGroup], dtype: torch.
     """
     outcomes = []
     for offload in (False, True):
-        shape = Qwen3VLShape.from_folder(FOLDER)
         optimizer = replace(MINI_ALIGN.discriminator_optimizer, offload=offload)
         config = replace(MINI_ALIGN, discriminator_optimizer=optimizer)
-        engine = build_discriminator(config, FOLDER, shape, world=world, dtype=dtype)
+        engine = mini_discriminator(world, config, dtype=dtype)
         form = batch_format(Renderer.from_folder(FOLDER), world)
         for step in range(3):
             judge(engine, groups, form, world, tokens=500)
@@ -235,7 +211,7 @@ def _held_bytes(engine: MegatronEngine) -> int:
 
 def fingerprints_of_rounds(world: World, groups: Sequence[RolloutGroup], rounds: int) -> list[dict[str, list[str]]]:
     """Of both players at the start, after each step of the discriminator and after each of the policy."""
-    plan, policy, discriminator = plan_of(world, 500), policy_of(world), discriminator_of(world)
+    plan, policy, discriminator = plan_of(world, 500), mini_policy(world), discriminator_of(world)
     seen: list[dict[str, list[str]]] = []
 
     def look() -> dict[str, str]:
@@ -245,10 +221,7 @@ def fingerprints_of_rounds(world: World, groups: Sequence[RolloutGroup], rounds:
         hashes = [look()]
         scored = judge(discriminator, groups, plan.form, world, tokens=500)
         hashes.append(look())
-        advantages = [
-            group_advantages(group, g, scored, plan.game, seed=SEED, step=0) for g, group in enumerate(groups)
-        ]
-        train_policy(policy, groups, advantages, plan, version=0, world=world)
+        update_policy(policy, credited(groups, scored), plan, world=world)
         hashes.append(look())
         seen.append({name: [of[name] for of in hashes] for name in hashes[0]})
     return seen

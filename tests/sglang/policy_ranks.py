@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.game import GameConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.data.render import Renderer
@@ -21,15 +20,17 @@ from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_weights import Transport
 from prism_megatron.sampling.servers import SharedRollout
-from prism_megatron.stages.align.stage import AlignPlan, policy_loss
 from prism_megatron.training.batches import policy_batch
+from prism_megatron.training.experience import ExperienceRow
+from prism_megatron.training.policy_update import UpdatePlan, policy_loss
 from prism_megatron.training.roles import batch_format, build_policy, load_weights
 from prism_megatron.types import Prompt, Response, Rollout, RolloutGroup, Segments
+from tests.mini_players import update_plan
 
 NO_REFERENCE = Response((), Segments(None, None, "these tests judge nothing"))
 
 
-def gaps(policy: MegatronEngine, plan: AlignPlan, groups: Sequence[RolloutGroup], *, train: bool) -> list[float]:
+def gaps(policy: MegatronEngine, plan: UpdatePlan, groups: Sequence[RolloutGroup], *, train: bool) -> list[float]:
     """Largest distance of each group's log-probs from the policy's, in nats; ``train`` also takes a gradient step.
 
     The step follows tokens of alternating sign, so that it moves the policy whatever was sampled.
@@ -40,8 +41,8 @@ def gaps(policy: MegatronEngine, plan: AlignPlan, groups: Sequence[RolloutGroup]
     for group in groups:
         signs = [[(-1.0) ** t for t in range(len(rollout.token_ids))] for rollout in group.rollouts]
         version = group.rollouts[0].versions[0].version
-        rows = [(group, rollout) for rollout in group.rollouts]
-        batches.append(policy_batch(rows, signs, form=plan.form, version=version))
+        rows = [ExperienceRow(group.prompt, r, sign) for r, sign in zip(group.rollouts, signs, strict=True)]
+        batches.append(policy_batch(rows, form=plan.form, version=version))
     maxima = [policy.forward([batch], loss).maxima for batch in batches]
     if train:
         policy.forward_backward(batches, loss)
@@ -49,17 +50,9 @@ def gaps(policy: MegatronEngine, plan: AlignPlan, groups: Sequence[RolloutGroup]
     return [max(m["gap/text/max"], m["gap/image/max"]) for m in maxima]
 
 
-def make_plan(shape: Qwen3VLShape, renderer: Renderer, world: World, sampling: Sampling) -> AlignPlan:
-    return AlignPlan(
-        game=GameConfig(),
-        sampling=sampling,
-        rollouts_per_prompt=1,
-        tokens_per_microbatch=4096,
-        load_balance=0.0,
-        vocab_size=shape.text.vocab,
-        seed=0,
-        form=batch_format(renderer, world),
-    )
+def make_plan(shape: Qwen3VLShape, renderer: Renderer, world: World, sampling: Sampling) -> UpdatePlan:
+    form = batch_format(renderer, world)
+    return update_plan(form, tokens=4096, temperature=sampling.temperature, vocab_size=shape.text.vocab)
 
 
 @dataclass(frozen=True)

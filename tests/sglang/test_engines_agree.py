@@ -14,19 +14,17 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.game import GameConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World as Ranks
-from prism_megatron.game.judge import judge_and_train
+from prism_megatron.game.judge import score
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
-from prism_megatron.stages.align.build import build_discriminator
 from prism_megatron.testing import GlooWorld
 from prism_megatron.training.roles import batch_format
 from prism_megatron.types import TOWERS, Prompt, Rollout, RolloutGroup
+from tests.mini_players import judge_plan, mini_discriminator
 from tests.sglang.conftest import FOLDER, World
 from tests.unit.rollout.weights import mini_weights
 
@@ -50,21 +48,12 @@ def served_logprobs(world: World, prompt: Prompt, rollout: Rollout) -> torch.Ten
 
 def mean_scores(world: Ranks, sets: Sequence[Sequence[RolloutGroup]]) -> list[tuple[float, float, int]]:
     """Of each set: mean score over valid answers and both towers, its standard error, and how many were valid."""
-    shape, renderer = Qwen3VLShape.from_folder(FOLDER), Renderer.from_folder(FOLDER)
-    discriminator = build_discriminator(AlignConfig(), FOLDER, shape, world=world, dtype=torch.float32)
+    renderer = Renderer.from_folder(FOLDER)
+    discriminator = mini_discriminator(world)
     found = []
     for groups in sets:
-        judgement = judge_and_train(
-            discriminator,
-            groups,
-            GameConfig(freeze_discriminator=True),
-            world=world,
-            form=batch_format(renderer, world),
-            seed=0,
-            step=0,
-            tokens_per_microbatch=4096,
-            load_balance=0.0,
-        )
+        plan = judge_plan(batch_format(renderer, world), tokens=4096, seed=0)
+        judgement = score(discriminator, groups, plan, world=world, step=0)
         scores = torch.tensor(
             [
                 sum(judgement.scores[g, tower, r] for tower in TOWERS) / len(TOWERS)

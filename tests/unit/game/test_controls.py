@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 
 from prism_megatron.config.game import GameConfig
 from prism_megatron.errors import GameError
-from prism_megatron.game.controls import Controls, Outcome, Verdict
+from prism_megatron.game.controls import Controls, Observation, Verdict
 
-GOOD = Outcome({"perception": 0.8, "reasoning": 0.9}, {"perception": 1.0, "reasoning": 2.0}, 0.9, True)
-NOTHING_VALID = Outcome({"perception": None, "reasoning": None}, {"perception": None, "reasoning": None}, 0.0, False)
+GOOD = Observation({"perception": 0.8, "reasoning": 0.9}, {"perception": 1.0, "reasoning": 2.0}, 0.9, True)
+NOTHING_VALID = Observation(
+    {"perception": None, "reasoning": None}, {"perception": None, "reasoning": None}, 0.0, False
+)
 
 
-def play(game: GameConfig, *outcomes: Outcome) -> tuple[Controls, list[Verdict]]:
+def play(game: GameConfig, *outcomes: Observation) -> tuple[Controls, list[Verdict]]:
     controls = Controls(game)
     return controls, [controls.observe(step, outcome) for step, outcome in enumerate(outcomes)]
 
@@ -82,7 +84,7 @@ def test_the_run_ends_when_every_gap_has_stayed_in_its_band() -> None:
     """A band of 0.5 over three steps: too wide a move, a tower that vanishes or a step without pairs begin anew."""
     game = GameConfig(stop_gap_band=0.5, stop_gap_steps=3)
 
-    def gaps(perception: float, reasoning: float | None) -> Outcome:
+    def gaps(perception: float, reasoning: float | None) -> Observation:
         return replace(GOOD, reward_gaps={"perception": perception, "reasoning": reasoning})
 
     outcomes = [gaps(1.0, 2.0), gaps(1.4, 2.0), gaps(1.6, 2.0), gaps(1.5, 2.4)]
@@ -113,7 +115,7 @@ outcomes = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(outcomes, st.integers(0, 12))
-def test_a_state_through_json_decides_as_one_that_was_never_saved(history: list[Outcome], cut: int) -> None:
+def test_a_state_through_json_decides_as_one_that_was_never_saved(history: list[Observation], cut: int) -> None:
     """Claim: saved after any step and restored, all later decisions and verdicts are those of an unbroken run."""
     game = GameConfig(pause_discriminator_above=0.5, rollbacks=20, collapse_steps=2, collapse_valid_share=0.5,
                       stop_gap_band=0.7, stop_gap_steps=2)  # fmt: skip

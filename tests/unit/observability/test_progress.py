@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from prism_megatron.game.figures import GAME_COLUMNS
 from prism_megatron.observability.progress import Progress, format_seconds
 
 
@@ -35,9 +38,15 @@ def row(step: int, **changes: Any) -> dict[str, Any]:
     }
 
 
+def table(total_steps: int, stream: io.StringIO, clock: Callable[[], float] = time.monotonic) -> Progress:
+    progress = Progress(stream=stream, clock=clock)
+    progress.begin_table(GAME_COLUMNS, total_steps=total_steps)
+    return progress
+
+
 def test_a_step_is_one_line_of_figures() -> None:
     stream, clock = io.StringIO(), Clock()
-    progress = Progress(total_steps=40, stream=stream, clock=clock)
+    progress = table(40, stream, clock)
     clock.now += 2.5
     progress.phase("loading the policy")
     progress.row(row(0))
@@ -52,7 +61,7 @@ def test_a_step_is_one_line_of_figures() -> None:
 def test_missing_data_is_a_dash() -> None:
     stream = io.StringIO()
     missing = {"step": 0, "reasoning/accuracy": None, "valid_share": None}
-    Progress(total_steps=2, stream=stream).row(missing)
+    table(2, stream).row(missing)
     assert [cell.split() for cell in stream.getvalue().splitlines()[2].split("|")] == [
         ["1/2"], ["-", "-"], ["-", "-"], ["-"], ["-"], ["-"],
     ]  # fmt: skip
@@ -60,7 +69,7 @@ def test_missing_data_is_a_dash() -> None:
 
 def test_header_comes_again_every_twenty_rows() -> None:
     stream = io.StringIO()
-    progress = Progress(total_steps=100, stream=stream)
+    progress = table(100, stream)
     for step in range(41):
         progress.row(row(step))
     assert [i for i, line in enumerate(stream.getvalue().splitlines()) if "time left" in line] == [1, 23, 45]
@@ -69,7 +78,7 @@ def test_header_comes_again_every_twenty_rows() -> None:
 def test_time_left_counts_whole_steps_and_ignores_one_slow_one() -> None:
     """Steps take 4 s of wall time though phases say 1.5; one took 60 (a checkpoint)."""
     stream, clock = io.StringIO(), Clock()
-    progress = Progress(total_steps=20, stream=stream, clock=clock)
+    progress = table(20, stream, clock)
     for step, seconds in enumerate([4, 4, 60, 4, 4, 4]):
         clock.now += seconds
         progress.row(row(step))

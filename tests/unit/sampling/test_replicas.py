@@ -12,7 +12,6 @@ from prism_megatron.config.cli import parse
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.presets import preset
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.validate import check_ranges
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.shared_prompt import SharedPrompts
 from prism_megatron.sampling.replicas import ReplicaPlan, check_fits, plan_replicas
@@ -23,7 +22,8 @@ MINI = Qwen3VLShape.from_folder(MINI_FOLDER / "policy")
 
 def plan(flags: str = "", shape: Qwen3VLShape = MINI, *, world_size: int = 8, ranks_per_node: int = 4) -> ReplicaPlan:
     config = parse(flags.split())
-    return plan_replicas(config, shape, dtype=torch.bfloat16, world_size=world_size, ranks_per_node=ranks_per_node)
+    sizes, data = config.rollout, config.data
+    return plan_replicas(sizes, data, shape, dtype=torch.bfloat16, world_size=world_size, ranks_per_node=ranks_per_node)
 
 
 def test_small_models_are_on_every_rank_and_large_ones_once_a_node() -> None:
@@ -37,7 +37,7 @@ def test_impossible_numbers_are_refused() -> None:
     with pytest.raises(ConfigError, match="--rollout-embedded-ranks 9 is more than the 8 ranks"):
         plan("--rollout-embedded-ranks 9")
     with pytest.raises(ConfigError, match="--rollout-embedded-ranks 0 must be at least 1"):
-        check_ranges(parse(["--rollout-embedded-ranks", "0"]))
+        parse(["--rollout-embedded-ranks", "0"])
 
 
 def test_planned_weights_are_those_of_the_folder() -> None:

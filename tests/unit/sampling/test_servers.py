@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.cli import parse
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -31,11 +30,12 @@ def one_rank_of_two_hosts(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_servers_are_not_started_for_ranks_that_cannot_reach_them(
     tmp_path: Path, one_rank_of_two_hosts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = AlignConfig(checkpoint=CheckpointConfig(output=tmp_path))
+    config = AlignConfig()
     nothing: Any = None
     monkeypatch.setattr(servers, "broadcast_object", lambda value, source: value)  # noqa: ARG005
     with pytest.raises(RolloutError, match="the run spans several; start servers yourself"):
-        build_served_rollout(config, POLICY, MINI, nothing, world=one_rank_of_two_hosts, dtype=torch.float32)
+        build_served_rollout(config.rollout, config.data, POLICY, MINI, nothing, output=tmp_path,
+                             world=one_rank_of_two_hosts, dtype=torch.float32)  # fmt: skip
 
 
 @pytest.mark.parametrize("flag", ["--rollout-colocated", "--rollout-memory-fraction 0.4"])
@@ -46,7 +46,8 @@ def test_what_only_gpus_can_do_is_refused_before_anything_starts(
     config = parse(["--rollout", "sglang", *flag.split(), "--output", str(tmp_path)])
     nothing: Any = None
     with pytest.raises(ConfigError, match=f"{flag.split(maxsplit=1)[0]} needs CUDA, which this machine does not have"):
-        build_served_rollout(config, tmp_path, nothing, nothing, world=nothing, dtype=torch.float32)
+        build_served_rollout(config.rollout, config.data, tmp_path, nothing, nothing, output=tmp_path, world=nothing,
+                             dtype=torch.float32)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -61,9 +62,9 @@ def test_servers_take_the_gpus_behind_the_trainers_or_share_them(
     flags: str, ranks: int, num_gpus: int, first: int
 ) -> None:
     config = parse(["--rollout", "sglang", *flags.split()])
-    assert first_server_gpu(config, ranks=ranks, num_gpus=num_gpus) == first
+    assert first_server_gpu(config.rollout, ranks=ranks, num_gpus=num_gpus) == first
     with pytest.raises(ConfigError, match=f"take {num_gpus} GPUs, and this host has {num_gpus - 1}"):
-        first_server_gpu(config, ranks=ranks, num_gpus=num_gpus - 1)
+        first_server_gpu(config.rollout, ranks=ranks, num_gpus=num_gpus - 1)
 
 
 def test_a_run_that_stops_early_closes_its_servers_twice(tmp_path: Path) -> None:

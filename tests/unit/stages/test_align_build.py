@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +22,10 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.capabilities import Installed
 from prism_megatron.errors import ConfigError
+from prism_megatron.game import discriminator
 from prism_megatron.game.judged_rows import segment_row
+from prism_megatron.run.session import Session
 from prism_megatron.stages.align import build
-from prism_megatron.stages.align.build import build_run
 from prism_megatron.training import roles
 from prism_megatron.types import PERCEPTION, ImageInput, Prompt, Response, RolloutGroup, Segments, Span
 
@@ -43,16 +45,19 @@ class FakeEngine:
 
 @pytest.fixture
 def run_on(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for module in (roles, build):
+    for module in (roles, discriminator):
         monkeypatch.setattr(module, "MegatronEngine", FakeEngine)
-    monkeypatch.setattr(build, "build_replicas", lambda *_args, **_keywords: None)
+    monkeypatch.setattr(build, "build_rollout", lambda *_args, **_keywords: None)
     monkeypatch.setattr(build, "inner_optimizers", lambda _optimizer: [])
-    world: Any = SimpleNamespace(parallel=ParallelConfig(), device=torch.device("cpu"))
+    sizes = {"parallel": ParallelConfig(), "layout": {}, "world_size": 1, "is_main": True}
+    world: Any = SimpleNamespace(device=torch.device("cpu"), **sizes)
 
     def run(machine: Installed, flags: str) -> tuple[Any, list[str]]:
         monkeypatch.setattr(build, "installed", lambda: machine)
         said: list[str] = []
-        return build_run(parse(flags.split()), world, fresh=True, say=said.append), said
+        session = Session(world, Path())
+        monkeypatch.setattr(session, "say", said.append)
+        return build.build(parse(flags.split()), session), said
 
     return run
 
@@ -60,19 +65,19 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_flags_reach_both_models_and_their_batches(run_on: Any) -> None:
     run, said = run_on(Installed("2.13.0", (9, 0), transformer_engine="2.20.2"), FLAGS)
     for engine in (run.players.policy, run.players.discriminator):
-        model = engine.provider
+        model = engine.provider.execution
         assert (model.precision.fp8, model.precision.fp8_recipe, model.layers) == ("e4m3", "blockwise", "te")
         assert (model.recompute.recompute, model.recompute.recompute_vision) == ("full", True)
-    assert run.plan.form.length_multiple == 16
+    assert run.plan.judging.form.length_multiple == 16
     assert any(line.startswith("fp8") and "e4m3, blockwise" in line for line in said)
 
 
 def test_defaults_keep_activations_and_use_torch_without_transformer_engine(run_on: Any) -> None:
     run, said = run_on(Installed("2.13.0"), "")
     for engine in (run.players.policy, run.players.discriminator):
-        model = engine.provider
+        model = engine.provider.execution
         assert (model.precision.fp8, model.layers, model.recompute.recompute) == ("none", "torch", "none")
-    assert run.plan.form.length_multiple == 1
+    assert run.plan.judging.form.length_multiple == 1
     assert any("Transformer Engine is not installed" in line for line in said)
 
 
@@ -93,9 +98,9 @@ def test_every_kind_is_one_flag(run_on: Any, flags: str, variant: Variant) -> No
     run, said = run_on(Installed("2.13.0"), flags)
     provider = run.players.discriminator.provider
     assert Variant(provider.towers, provider.modality) == variant
-    section = json.loads(run.models["discriminator"].files["config.json"])["prism_discriminator"]
+    section = json.loads(run.exports.models["discriminator"].files["config.json"])["prism_discriminator"]
     assert (section["routing"], section["modality"]) == (variant.routing, variant.modality)
-    assert bool(run.plan.form.unseen_token_ids) == (variant.modality == "text")
+    assert bool(run.plan.judging.form.unseen_token_ids) == (variant.modality == "text")
     (line,) = [line for line in said if line.startswith("discriminator:")]
     assert variant.as_flags() in line
     assert ("upcycled from the policy" in line) == (flags != "")
@@ -110,7 +115,7 @@ def test_a_discriminator_of_another_kind_is_refused(run_on: Any) -> None:
 def test_a_discriminator_of_text_is_not_shown_images(run_on: Any) -> None:
     """Claim: neither pads nor their markers nor pictures, and the rest of the prompt in its order."""
     run, _ = run_on(Installed("2.13.0"), "--modality text")
-    shape, form = run.shape, run.plan.form
+    shape, form = run.players.policy.provider.shape, run.plan.judging.form
     assert (shape.vision_start_token_id, shape.image_token_id, shape.vision_end_token_id) == (495, 498, 496)
     picture = ImageInput(np.zeros((8, 1), dtype=np.float32), (1, 2, 4))
     prompt = Prompt("p", (7, 495, 498, 498, 496, 8), (picture,), "?")

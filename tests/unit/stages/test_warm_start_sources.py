@@ -17,7 +17,9 @@ from prism_megatron.data.loader import Example
 from prism_megatron.data.records import Record, in_part
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.stages.warm_start.build import build_sources, step_pairs
+from prism_megatron.sampling.queue import RolloutQueue
+from prism_megatron.stages.warm_start.build import build_sources
+from prism_megatron.stages.warm_start.pairs import SampledPairs
 from prism_megatron.types import Prompt, Response, Rollout, Segments, VersionSpan
 
 BATCH = 4
@@ -93,15 +95,18 @@ class Napping:
 def test_servers_on_the_trainers_gpus_sleep_while_a_step_trains() -> None:
     """They have released their memory whenever the discriminator learns, and are back before the next samples."""
     engine, example = Napping(), Example(Prompt("p", (5,), (), ""), Response((6,), Segments(None, None, "-")))
-    sources: Any = SimpleNamespace(train=SimpleNamespace(batch=lambda _: [example]))
-    run: Any = SimpleNamespace(rollout=engine, sampling=Sampling())
+    rollout: Any = engine
     world: Any = SimpleNamespace(rank=0)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
-        with step_pairs(MINI_WARM_START, sources, run, world=world, steps=range(2)) as pairs:
-            for step in range(2):
-                pairs(step)
-                engine.calls.append("train")
+        queue = RolloutQueue(
+            rollout, lambda _: [example], Sampling(), n=2, seed=1, world=world, steps=range(2), ahead=0
+        )
+        pairs = SampledPairs(rollout, queue, None, Sampling(), hand_over=lambda: None, rollouts_apart=2, seed=2,
+                             world=world)  # fmt: skip
+        for step in range(2):
+            pairs.take(step)
+            engine.calls.append("train")
     finally:
         dist.destroy_process_group()
     assert engine.calls == ["wake", "generate", "sleep", "train"] * 2
