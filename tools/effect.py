@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from prism_megatron.config.arm import effect_arms
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.effect import EffectConfig, check_experiment
 from prism_megatron.config.mini import MINI_ALIGN
@@ -19,7 +20,7 @@ def run(config: EffectConfig) -> None:
     """One rank's work."""
     from prism_megatron.experiments.effect import measure_effect
 
-    measure_effect(config, MINI_ALIGN)
+    measure_effect(config, effect_arms(MINI_ALIGN))
 
 
 def main() -> int:

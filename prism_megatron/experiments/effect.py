@@ -9,42 +9,28 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.arm import ALIGNED, Arm
 from prism_megatron.config.effect import EffectConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import start, stop
 from prism_megatron.evaluation.comparison import figure_text
 from prism_megatron.evaluation.health import Figures
-from prism_megatron.experiments.arm import MEASURES, MODES, Arm, Responses, Table, change, level, play, tabulate
 from prism_megatron.experiments.held_out import heldout_scenes
-
-ALIGNED = "aligned"
-
-
-def arms(recipe: AlignConfig) -> list[Arm]:
-    """The effect and its three controls."""
-    game = recipe.game
-    return [
-        Arm(ALIGNED, recipe),
-        Arm("lr0", replace(recipe, game=replace(game, freeze_policy=True))),
-        Arm("random", replace(recipe, game=replace(game, freeze_discriminator=True)), random_discriminator=True),
-        Arm("shuffled", replace(recipe, game=replace(game, shuffle_scores=True))),
-    ]
+from prism_megatron.experiments.played import MEASURES, MODES, Responses, Table, change, level, play, tabulate
 
 
-def measure_effect(config: EffectConfig, recipe: AlignConfig) -> None:
+def measure_effect(config: EffectConfig, arms: Sequence[Arm]) -> None:
     """Run every arm and seed in one world and write ``effect.json`` and ``effect.md`` under ``config.output``."""
-    world = start(recipe.parallel, seed=recipe.seed)
+    world = start(arms[0].config.parallel, seed=arms[0].config.seed)
     examples = heldout_scenes(Renderer.from_folder(MINI_FOLDER / "policy"), count=config.scenes, seed=0)
     before: list[Responses] = []
-    after: dict[str, list[Responses]] = {arm.name: [] for arm in arms(recipe)}
-    games: dict[str, list[Figures]] = {arm.name: [] for arm in arms(recipe)}
+    after: dict[str, list[Responses]] = {arm.name: [] for arm in arms}
+    games: dict[str, list[Figures]] = {arm.name: [] for arm in arms}
     started = time.monotonic()
     for seed in range(config.seeds):
-        for arm in arms(recipe):
+        for arm in arms:
             known = before[seed] if len(before) > seed else None
             played = play(arm, examples, seed=seed, steps=config.steps, world=world, before=known)
             if known is None:

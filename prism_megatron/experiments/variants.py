@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.arm import Arm
 from prism_megatron.config.cli import parse
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.variants import VARIANTS, VariantsConfig
@@ -27,8 +27,8 @@ from prism_megatron.evaluation.bootstrap import Interval, statistic_interval
 from prism_megatron.evaluation.comparison import Comparison, Line, write_comparison
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.proxies import PROXIES, ResponseForm, wasserstein_1
-from prism_megatron.experiments.arm import MEASURES, MODES, Arm, Responses, Table, change, level, play, tabulate
 from prism_megatron.experiments.held_out import heldout_scenes, reference_forms
+from prism_megatron.experiments.played import MEASURES, MODES, Responses, Table, change, level, play, tabulate
 from prism_megatron.observability.metrics import write_atomically
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.run.folder import CONFIG, EXPORT, SUMMARY
@@ -49,11 +49,11 @@ def measure_variants(config: VariantsConfig) -> None:
     held_out: dict[str, Any] = {}
     started = time.monotonic()
     for name, flags in VARIANTS.items():
-        recipe, held_out[name] = with_warm_discriminator(parse(list(flags)), config, world)
+        arm, held_out[name] = with_warm_discriminator(Arm(name, parse(list(flags))), config, world)
         runs[name], games[name] = [], []
         for seed in range(config.seeds):
             known = runs[BEFORE][seed] if len(runs[BEFORE]) > seed else None
-            played = play(Arm(name, recipe), examples, seed=seed, steps=config.steps, world=world, before=known)
+            played = play(arm, examples, seed=seed, steps=config.steps, world=world, before=known)
             if known is None:
                 runs[BEFORE].append(played.before)
             runs[name].append(played.after)
@@ -70,12 +70,12 @@ def measure_variants(config: VariantsConfig) -> None:
     stop(world)
 
 
-def with_warm_discriminator(recipe: AlignConfig, config: VariantsConfig, world: World) -> tuple[AlignConfig, Any]:
-    """``recipe`` with a discriminator of its kind, and that one's held-out figures.
+def with_warm_discriminator(arm: Arm, config: VariantsConfig, world: World) -> tuple[Arm, Any]:
+    """``arm`` with a discriminator of its kind, and that one's held-out figures.
 
     It is warmed up here unless the output folder has one already.
     """
-    wanted = recipe.discriminator
+    wanted = arm.config.discriminator
     output = config.output / f"warm-start-{wanted.routing}-{wanted.modality}"
     done, begun = broadcast_object(((output / SUMMARY).exists(), (output / CONFIG).exists()), source=0)
     if not done:
@@ -89,12 +89,13 @@ def with_warm_discriminator(recipe: AlignConfig, config: VariantsConfig, world: 
                 checkpoint=checkpoints,
                 gate=replace(MINI_WARM_START.gate, min_auc=0.0),
                 steps=config.warm_start_steps,
-                parallel=recipe.parallel,
+                parallel=arm.config.parallel,
             ),
         )
     dist.barrier()  # the main rank writes the summary last
     held_out = json.loads((output / SUMMARY).read_text(encoding="utf-8"))["held_out"]
-    return replace(recipe, discriminator=replace(wanted, discriminator=str(output / EXPORT))), held_out
+    warm = replace(wanted, discriminator=str(output / EXPORT))
+    return replace(arm, config=replace(arm.config, discriminator=warm)), held_out
 
 
 def compare(

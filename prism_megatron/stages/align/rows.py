@@ -21,6 +21,7 @@ from prism_megatron.game.credit import GroupCredit
 from prism_megatron.game.figures import cost_row, game_row, judged_groups, rights_of, share, truths_of, update_row
 from prism_megatron.game.judge import Judgement
 from prism_megatron.parallel.collectives import broadcast_object
+from prism_megatron.run.stage import Outcome
 from prism_megatron.sampling.queue import SampledStep
 from prism_megatron.stages.align.plan import AlignPlan
 from prism_megatron.training.policy_update import PolicyUpdate
@@ -187,9 +188,11 @@ def observation_of(
     return broadcast_object(seen, source=0)
 
 
-def lines_of(step: AlignStep, row: Figures, plan: AlignPlan) -> list[str]:
-    """What a reader of the table should be told of the step."""
-    return [*gap_alarms(row, plan.logprob_gap_alarm), *verdict_lines(step, plan.game)]
+def outcome_of(step: AlignStep, probed: Figures, plan: AlignPlan, renderer: Renderer, *, good: bool) -> Outcome:
+    """What the driver learns of a step; ``probed`` are the probe set's figures, where it was scored."""
+    row = step_row(step, renderer) | probed
+    lines = [*gap_alarms(row, plan.logprob_gap_alarm), *verdict_lines(step, plan.game)]
+    return Outcome(row, "stop" if step.verdict == "stop" else "go on", good=good, lines=lines)
 
 
 def truth_row(judged: Sequence[SceneJudgement]) -> Figures:

@@ -1,9 +1,8 @@
 """Stage 2, alignment: the policy answers, the discriminator ranks the reference above the answers, each learns.
 
-One step is sample -> score and train the discriminator -> credit -> train the policy -> hand the weights over
-(method notes, section 4). Every rank holds all rollout groups of a step, so global denominators need no collective.
-With rollouts drawn ahead (``--rollout-ahead``) a step is not strictly on-policy. Its loss is not corrected for that;
-how far off-policy it was is reported, by versions and by importance weights.
+Every rank holds all rollout groups of a step (method notes, section 4), so global denominators need no collective. With
+rollouts drawn ahead (``--rollout-ahead``) a step is not strictly on-policy. Its loss is not corrected for that; how far
+off-policy it was is reported, by versions and by importance weights.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prism_megatron.evaluation.health import Figures
 from prism_megatron.game.credit import credit_groups, experience_of
 from prism_megatron.game.figures import GAME_COLUMNS
 from prism_megatron.game.judge import train
@@ -21,7 +21,7 @@ from prism_megatron.run.folder import EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome
 from prism_megatron.stages.align.plan import AlignPlan, Exports, Players, Prompts
-from prism_megatron.stages.align.rows import AlignStep, lines_of, observation_of, report_samples, step_row
+from prism_megatron.stages.align.rows import AlignStep, observation_of, outcome_of, report_samples
 from prism_megatron.training.policy_update import measure_policy, update_policy
 
 
@@ -34,8 +34,7 @@ class Alignment:
         """The players have their weights, the rollout engine has none yet."""
         self.players, self.plan, self.prompts, self.exports, self.session = players, plan, prompts, exports, session
         self.engines, self.models, self.total_steps = players.engines, exports.models, plan.steps
-        self.memory = GameMemory.fresh(plan.game, seed=plan.seed)
-        self.may_go_back = plan.game.rollbacks > 0
+        self.memory, self.may_go_back = GameMemory.fresh(plan.game, seed=plan.seed), plan.game.rollbacks > 0
         self.last: AlignStep | None = None
 
     def prepare(self, first_step: int) -> None:
@@ -48,8 +47,8 @@ class Alignment:
 
     def play(self, step: int) -> Outcome:
         """One round. Raises GameError as ``Controls.observe``."""
-        players, plan, world, phase = self.players, self.plan, self.session.world, self.session.timers.phase
-        memory, controls = self.memory, self.memory.controls
+        players, plan, memory, controls = self.players, self.plan, self.memory, self.memory.controls
+        world, phase = self.session.world, self.session.timers.phase
         decision = controls.decide(step)
         # The policy answers; engines that sample on the trainer's devices then make room for the players.
         with phase("rollout"):
@@ -80,16 +79,14 @@ class Alignment:
         memory.replay.add(step, groups)
         # Observers change nothing.
         self.last = AlignStep(step, sampled, replayed, judgement, credited, update, verdict)
-        row = step_row(self.last, self.exports.renderer)
+        probed: Figures = {}
         if memory.probe is not None and step % plan.game.probe_every == 0:
             with phase("probe"):
-                row |= memory.probe.score(players.discriminator, plan.judging, self.exports.renderer, world=world)
-        return Outcome(row, "stop" if verdict == "stop" else "go on", good=controls.state.weak_steps == 0,
-                       lines=lines_of(self.last, row, plan))  # fmt: skip
+                probed = memory.probe.score(players.discriminator, plan.judging, self.exports.renderer, world=world)
+        return outcome_of(self.last, probed, plan, self.exports.renderer, good=controls.state.weak_steps == 0)
 
     def finished(self) -> str | None:
-        settled = self.memory.controls.finished
-        return "the reward gaps have settled: no step is left (--stop-gap-band)" if settled else None
+        return "the reward gaps have settled: no step is left" if self.memory.controls.finished else None
 
     def state(self) -> Mapping[str, Any]:
         return self.memory.to_plain()

@@ -14,8 +14,8 @@ from prism_megatron.config.variants import VARIANTS, VariantsConfig
 from prism_megatron.errors import ConfigError
 from prism_megatron.evaluation.proxies import ResponseForm
 from prism_megatron.evaluation.scenes import SceneJudgement
-from prism_megatron.experiments.arm import MODES, Responses
 from prism_megatron.experiments.held_out import SceneResponse
+from prism_megatron.experiments.played import MODES, Responses
 from prism_megatron.experiments.variants import BEFORE, compare
 from prism_megatron.game.figures import game_row
 from prism_megatron.game.judge import Judgement, TrunkCost

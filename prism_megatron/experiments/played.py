@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from model_providers.moe_discriminator.upcycle import keyed_normal
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.arm import Arm
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import Example
@@ -43,15 +43,6 @@ Responses = Mapping[str, Sequence[SceneResponse]]
 """Per mode: one response to each held-out scene."""
 Table = dict[str, dict[str, np.ndarray]]
 """Per mode and measure: one value per (seed, scene), float64 ``[seeds, scenes]``."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A configuration to play; ``random_discriminator`` replaces the discriminator's weights by noise."""
-
-    name: str
-    config: AlignConfig
-    random_discriminator: bool = False
 
 
 @dataclass(frozen=True, eq=False)
