@@ -14,6 +14,8 @@ from prism_megatron.observability.metrics import Row
 from prism_megatron.observability.progress import Columns
 
 Verdict = Literal["go on", "stop"]
+Plain = Mapping[str, Any]
+"""What JSON can hold, by name."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Artefacts:
     """what the run was, in words: the report's head"""
     samples: Sequence[Sample] | None = None
     """what the report shows; None for a stage without one"""
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Plain = field(default_factory=dict)
     """what the summary has beyond the figures of all stages"""
     problem: str | None = None
     """why the run counts as failed although everything was written"""
@@ -59,7 +61,7 @@ class Stage(Protocol):
     def engines(self) -> Mapping[str, MegatronEngine]:
         """The roles that a checkpoint holds."""
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Plain) -> None:
         """Take back what :meth:`state` gave. Raises CheckpointError where it does not fit this run."""
 
     def prepare(self, first_step: int) -> None:
@@ -71,7 +73,7 @@ class Stage(Protocol):
     def play(self, step: int) -> Outcome:
         """One step, on all ranks together. Its phases are timed with the session's timers."""
 
-    def state(self) -> Mapping[str, Any]:
+    def state(self) -> Plain:
         """What a checkpoint keeps beside the engines, as JSON."""
 
     def finish(self, output: Path) -> Artefacts:

@@ -13,6 +13,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.game.judge import JudgePlan
 from prism_megatron.rollout.base import RolloutEngine
+from prism_megatron.run.session import Session
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.training.policy_update import UpdatePlan
@@ -54,9 +55,10 @@ class Exports:
     """the report's head"""
     renderer: Renderer
 
-    def write(self, policy: MegatronEngine, folder: Path) -> Path:
+    def write(self, policy: MegatronEngine, folder: Path, session: Session) -> Path:
         """The policy as a Hugging Face folder; all ranks together."""
-        export_folder(policy, folder, like=self.like, world=policy.world)
+        with session.phase("export", f"exporting the aligned policy to {folder}"):
+            export_folder(policy, folder, like=self.like, world=policy.world)
         return folder
 
 

@@ -1,15 +1,12 @@
 """Stage 2, alignment: the policy answers, the discriminator ranks the reference above the answers, each learns.
 
-Every rank holds all rollout groups of a step (method notes, section 4), so global denominators need no collective. With
-rollouts drawn ahead (``--rollout-ahead``) a step is not strictly on-policy. Its loss is not corrected for that; how far
-off-policy it was is reported, by versions and by importance weights.
+Every rank holds all rollout groups of a step (method notes, section 4), so global denominators need no collective.
+With rollouts drawn ahead a step is not strictly on-policy: how far is reported, and not corrected for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.game.credit import credit_groups, experience_of
@@ -19,7 +16,7 @@ from prism_megatron.game.memory import GameMemory
 from prism_megatron.game.probe_set import ProbeSet
 from prism_megatron.run.folder import EXPORT
 from prism_megatron.run.session import Session
-from prism_megatron.run.stage import Artefacts, Outcome
+from prism_megatron.run.stage import Artefacts, Outcome, Plain
 from prism_megatron.stages.align.plan import AlignPlan, Exports, Players, Prompts
 from prism_megatron.stages.align.rows import AlignStep, observation_of, outcome_of, report_samples
 from prism_megatron.training.policy_update import measure_policy, update_policy
@@ -77,7 +74,6 @@ class Alignment:
                 players.handover(step + 1)
         players.rollout.wake()
         memory.replay.add(step, groups)
-        # Observers change nothing.
         self.last = AlignStep(step, sampled, replayed, judgement, credited, update, verdict)
         probed: Figures = {}
         if memory.probe is not None and step % plan.game.probe_every == 0:
@@ -88,16 +84,15 @@ class Alignment:
     def finished(self) -> str | None:
         return "the reward gaps have settled: no step is left" if self.memory.controls.finished else None
 
-    def state(self) -> Mapping[str, Any]:
+    def state(self) -> Plain:
         return self.memory.to_plain()
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Plain) -> None:
         self.memory.restore(state, self.prompts.steps.batch, self.prompts.probe)
 
     def finish(self, output: Path) -> Artefacts:
         self.close()
-        with self.session.phase("export", f"exporting the aligned policy to {output / EXPORT}"):
-            export = self.exports.write(self.players.policy, output / EXPORT)
+        export = self.exports.write(self.players.policy, output / EXPORT, self.session)
         return Artefacts(export, self.exports.title, report_samples(self.last, self.exports.renderer))
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder
 from prism_megatron.data.render import Renderer
@@ -17,7 +16,7 @@ from prism_megatron.game.figures import GAME_COLUMNS
 from prism_megatron.game.judge import JudgePlan, train
 from prism_megatron.run.folder import CHECKPOINTS, EXPORT
 from prism_megatron.run.session import Session
-from prism_megatron.run.stage import Artefacts, Outcome
+from prism_megatron.run.stage import Artefacts, Outcome, Plain
 from prism_megatron.stages.warm_start.gate import Gate, described, measure
 from prism_megatron.stages.warm_start.pair_writer import PairWriter, check_new_file
 from prism_megatron.stages.warm_start.pairs import Pairs
@@ -82,11 +81,11 @@ class WarmStart:
             output / EXPORT, "Warm-start of a discriminator", figures={"held_out": figures}, problem=problem
         )
 
-    def state(self) -> Mapping[str, Any]:
+    def state(self) -> Plain:
         """Nothing: pairs and dropout are keyed by the step."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Plain) -> None:
         """The inverse of :meth:`state`."""
 
     def finished(self) -> str | None:
