@@ -54,7 +54,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
-from prism_megatron.engine.batch import Batch, collate
+from prism_megatron.engine.batch import Batch, Extra, collate
 from prism_megatron.engine.images import SharedImages
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.game.judged_rows import ScoreRow, discriminator_batch, segment_row
@@ -192,7 +192,7 @@ def _padded_batch(work: Workload, rows: Sequence[tuple[ScoreRow, TokenSequence]]
         multiple_of=1,
         device=work.form.device,
         tower_ids=[key.tower for key, _ in rows],
-        sequence_extras={"dropout_key": [0 for _ in rows]},
+        sequence_extras={Extra.DROPOUT_KEY: [0 for _ in rows]},
     )
 
 

@@ -104,7 +104,8 @@ class Rollout:
     """One sampled answer. ``logprobs`` are under the sampling temperature, one per token of ``token_ids``.
 
     ``versions`` cover the tokens in order: one span, or several where the policy was updated while it answered. Each
-    log-prob is that of its token's version, given all tokens before it.
+    log-prob is that of its token's version, given all tokens before it. Example: ``Rollout((31, 9, 32, 2), (-0.1, -2.0,
+    -0.3, 0.0), "stop", (VersionSpan(4, 0, 4),), segments)``, four tokens that version 4 drew, ended by the end token 2.
     """
 
     token_ids: tuple[int, ...]

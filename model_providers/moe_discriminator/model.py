@@ -18,14 +18,10 @@ from model_providers.qwen3_vl.deepstack import Ints
 from model_providers.qwen3_vl.model import Qwen3VLTrunk
 from prism_megatron.config.discriminator import LoadBalanceScope
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.batch import Batch, Extra
 from prism_megatron.engine.norms import parameter_device
 from prism_megatron.engine.specs import mark_tensor_parallel
 from prism_megatron.losses.load_balance import merge_towers
-
-DROPOUT_KEY = "dropout_key"
-LOAD_BALANCE_WEIGHT = "load_balance_weight"
-SEQUENCE_SHARE = "sequence_share"
 
 
 def keyed_dropout(hidden_Q_H: Tensor, keys_Q: Tensor, rate: float) -> Tensor:
@@ -61,7 +57,7 @@ class ScoreHead(nn.Module):
         if self.dropout > 0.0 and keys_Q is not None:
             dropped_Q_H = keyed_dropout(hidden_Q_H, keys_Q, self.dropout)
         elif self.dropout > 0.0 and torch.is_grad_enabled():
-            raise ValueError(f"the head's dropout of {self.dropout} needs extras[{DROPOUT_KEY!r}] in the batch")
+            raise ValueError(f"the head's dropout of {self.dropout} needs {Extra.DROPOUT_KEY!r} in the batch")
         return torch.stack([hidden_Q_H, dropped_Q_H]) @ self.weight[0].float()
 
 
@@ -132,20 +128,20 @@ class Discriminator(Qwen3VLTrunk):
 
     def _loss_weights(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """What each sequence's load-balancing and z-losses are multiplied by; None where there is nothing to attach."""
-        balance_Q, share_Q = batch.extras.get(LOAD_BALANCE_WEIGHT), batch.extras.get(SEQUENCE_SHARE)
+        balance_Q, share_Q = batch.extras.get(Extra.LOAD_BALANCE_WEIGHT), batch.extras.get(Extra.SEQUENCE_SHARE)
         if not torch.is_grad_enabled():
             return None, None
         if not self.router_z_loss:
             return balance_Q, None
         if share_Q is None:
-            raise ValueError(f"a router z-loss of {self.router_z_loss} needs extras[{SEQUENCE_SHARE!r}] in the batch")
+            raise ValueError(f"a router z-loss of {self.router_z_loss} needs {Extra.SEQUENCE_SHARE!r} in the batch")
         return balance_Q, self.router_z_loss * share_Q
 
     def head(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Scores ``[2, Q]`` from each sequence's last real token; equal on all ranks that share the micro-batch."""
         row_Q, start_Q = np.array(batch.places()).T
         last_Q = start_Q + np.array(batch.lengths) - 1
-        keys_Q = batch.extras.get(DROPOUT_KEY)
+        keys_Q = batch.extras.get(Extra.DROPOUT_KEY)
         last_Q_H = self._pick(hidden, last_Q, row_Q, self.local_tokens(batch))
         scores_2_Q: Tensor = self.score_head(last_Q_H, keys_Q)
         if self.cp_group.size() == 1:

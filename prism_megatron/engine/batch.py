@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,39 @@ from prism_megatron.parallel.layout import zigzag
 from prism_megatron.types import ImageInput, TokenSequence
 
 
+class Extra(StrEnum):
+    """What a batch may carry for a loss, by name: the one home of the keys of ``Batch.extras``."""
+
+    LABEL_MASK = "label_mask"
+    """[B, S] 1 on tokens that are learnt from; token extras stand at the position of the label"""
+    IMAGE_MASK = "image_mask"
+    """[B, S] the same, for prompts with images only"""
+    ON_POLICY_MASK = "on_policy_mask"
+    """[B, S] the same, for tokens that the policy drew which trains on them"""
+    ADVANTAGES = "advantages"
+    """[B, S] what a token is worth"""
+    ROLLOUT_LOGPROBS = "rollout_logprobs"
+    """[B, S] as the rollout engine drew the tokens"""
+    SERVER_LOGPROBS = "server_logprobs"
+    """[B, S] as a server scored given tokens"""
+    REFERENCE_ROW = "reference_row"
+    """[Q] place of the reference that a sequence is compared with"""
+    IS_ROLLOUT = "is_rollout"
+    """[Q] 1 for rollouts, 0 for references and prompts"""
+    DROPOUT_KEY = "dropout_key"
+    """[Q] what the head's dropout mask is drawn from"""
+    SEQUENCE_SHARE = "sequence_share"
+    """[Q] a sequence's share of its segment's in the whole step"""
+    LOAD_BALANCE_WEIGHT = "load_balance_weight"
+    """[Q] that times the coefficient of the load-balancing loss"""
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Sequences with their images: one to a row, or (``packed``) one after the other in a single row.
+
+    Example: ``collate([TokenSequence((5, 6, 7)), TokenSequence((8,))], pad_token_id=0, multiple_of=4, device=cpu,
+    pack=True)`` is one row of eight tokens with slots of four; ``lengths`` are 3 and 1.
 
     A sequence fills a *slot* that ends in padding; padding is never read. Every slot of an unpacked batch is S long.
     ``images_by_sequence[q]`` lists, in order of appearance, which of the N images sequence q shows: sequences that show

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.batch import Batch, Extra
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.provider import LossOutput, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
@@ -25,7 +25,8 @@ class Judgement:
     """Scores by (group, tower, rollout or None for the reference), of the discriminator *before* its update.
 
     ``sums`` and ``cost`` are those of the pass that gave them, over all pairs that were learnt from; ``results`` has
-    one entry for each update.
+    one entry for each update. Example: ``judgement.scores[2, PERCEPTION, None]`` is what the perception tower gave to
+    the reference of group 2, and ``judgement.scores[2, PERCEPTION, 0]`` what it gave to its first rollout, if valid.
     """
 
     scores: Mapping[tuple[int, int, int | None], float]
@@ -219,7 +220,7 @@ def game_loss(
     Each of the ``cp_size`` context-parallel ranks has all scores and the whole loss, and reports its share of the sums.
     """
     assert batch.tower_ids_Q is not None
-    rows = PairRows(batch.extras["reference_row"], batch.extras["is_rollout"], batch.tower_ids_Q)
+    rows = PairRows(batch.extras[Extra.REFERENCE_ROW], batch.extras[Extra.IS_ROLLOUT], batch.tower_ids_Q)
     clean_B, dropped_B = scores_2_B[0].detach(), scores_2_B[1]
     result = discriminator_loss(
         dropped_B, rows, pair_counts=pair_counts, regulariser_coefficient=regulariser_coefficient

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prism_megatron.engine.batch import Batch, collate
+from prism_megatron.engine.batch import Batch, Extra, collate
 from prism_megatron.losses.load_balance import sequence_shares
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.microbatches import MicroBatch
@@ -139,7 +139,9 @@ def discriminator_batch(
     towers = [sequence.tower for sequence in sequences]
     counted = torch.tensor([sequence.counts for sequence in sequences])
     shares_Q = sequence_shares(towers, sequence_counts=sequences_per_tower).masked_fill(~counted, 0.0)
-    balance = {"load_balance_weight": (load_balance * shares_Q).tolist()} if load_balance > 0.0 else {}
+    balance: dict[str, Sequence[float]] = {}
+    if load_balance > 0.0:
+        balance = {Extra.LOAD_BALANCE_WEIGHT: (load_balance * shares_Q).tolist()}
     batch = collate(
         [sequence.tokens for sequence in sequences],
         pad_token_id=form.pad_token_id,
@@ -150,10 +152,10 @@ def discriminator_batch(
         tower_ids=towers,
         sequence_extras={
             **balance,
-            "sequence_share": shares_Q.tolist(),
-            "reference_row": [at if key is None else places[key.group, key.tower] for at, key in enumerate(keys)],
-            "is_rollout": [int(key is not None and key.rollout is not None) for key in keys],
-            "dropout_key": [0 if key is None else dropout_key(seed, step, key) for key in keys],
+            Extra.SEQUENCE_SHARE: shares_Q.tolist(),
+            Extra.REFERENCE_ROW: [at if key is None else places[key.group, key.tower] for at, key in enumerate(keys)],
+            Extra.IS_ROLLOUT: [int(key is not None and key.rollout is not None) for key in keys],
+            Extra.DROPOUT_KEY: [0 if key is None else dropout_key(seed, step, key) for key in keys],
         },
     )
     return batch, tuple(keys)

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from prism_megatron.data.loader import Example
-from prism_megatron.engine.batch import Batch, beside_logits
+from prism_megatron.engine.batch import Batch, Extra, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput
@@ -80,7 +80,7 @@ class ServingProbe:
             [row] * len(scores),
             [zeros + [1.0] * len(response)] * len(scores),
             form=self._form,
-            extras={"server_logprobs": [[*zeros, *one] for one in scores]},
+            extras={Extra.SERVER_LOGPROBS: [[*zeros, *one] for one in scores]},
         )
         # Interleaved pipelines take whole rounds of micro-batches; ratios and maxima do not mind repetition.
         repeats = self._world.parallel.pp if self._world.parallel.vpp > 1 else 1
@@ -97,8 +97,8 @@ def _probe_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, vocab_size:
         tp_group=world.groups.tp,
         vocab_size=vocab_size,
     )
-    mask_B_L = beside_logits(batch.extras["label_mask"], batch, world)
-    gaps_B_L = (logprobs_B_L - beside_logits(batch.extras["server_logprobs"], batch, world)).abs() * mask_B_L
+    mask_B_L = beside_logits(batch.extras[Extra.LABEL_MASK], batch, world)
+    gaps_B_L = (logprobs_B_L - beside_logits(batch.extras[Extra.SERVER_LOGPROBS], batch, world)).abs() * mask_B_L
     sums: dict[str, Tensor] = {}
     maxima: dict[str, Tensor] = {}
     for row, (gaps_L, mask_L) in enumerate(zip(gaps_B_L, mask_B_L, strict=True)):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prism_megatron.engine.batch import Batch, collate
+from prism_megatron.engine.batch import Batch, Extra, collate
 from prism_megatron.training.experience import ExperienceRow
 from prism_megatron.types import TokenSequence
 
@@ -45,17 +45,17 @@ def policy_batch(rows: Sequence[ExperienceRow], *, version: int, form: BatchForm
     engine drew them.
     """
     sequences: list[TokenSequence] = []
-    names = ("label_mask", "image_mask", "on_policy_mask", "advantages", "rollout_logprobs")
+    names = (Extra.LABEL_MASK, Extra.IMAGE_MASK, Extra.ON_POLICY_MASK, Extra.ADVANTAGES, Extra.ROLLOUT_LOGPROBS)
     extras: dict[str, list[list[float]]] = {name: [] for name in names}
     for row in rows:
         prompt, rollout = row.prompt, row.rollout
         zeros = [0.0] * len(prompt.token_ids)
         sequences.append(TokenSequence((*prompt.token_ids, *rollout.token_ids), prompt.images))
-        extras["label_mask"].append(zeros + [1.0] * len(rollout.token_ids))
-        extras["image_mask"].append(zeros + [float(bool(prompt.images))] * len(rollout.token_ids))
-        extras["on_policy_mask"].append([*zeros, *(float(drawn == version) for drawn in rollout.token_versions())])
-        extras["advantages"].append([*zeros, *row.advantages])
-        extras["rollout_logprobs"].append([*zeros, *rollout.logprobs])
+        extras[Extra.LABEL_MASK].append(zeros + [1.0] * len(rollout.token_ids))
+        extras[Extra.IMAGE_MASK].append(zeros + [float(bool(prompt.images))] * len(rollout.token_ids))
+        extras[Extra.ON_POLICY_MASK].append([*zeros, *(float(drawn == version) for drawn in rollout.token_versions())])
+        extras[Extra.ADVANTAGES].append([*zeros, *row.advantages])
+        extras[Extra.ROLLOUT_LOGPROBS].append([*zeros, *rollout.logprobs])
     return _collate_rows(sequences, extras, form, pack=True)
 
 
@@ -67,7 +67,7 @@ def supervised_batch(
     extras: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> Batch:
     """One micro-batch of demonstrations; ``label_mask`` is 1 on the tokens to learn. ``extras`` are per token too."""
-    return _collate_rows(rows, {**(extras or {}), "label_mask": label_masks}, form)
+    return _collate_rows(rows, {**(extras or {}), Extra.LABEL_MASK: label_masks}, form)
 
 
 def _collate_rows(

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from prism_megatron.engine.batch import Batch, beside_logits
+from prism_megatron.engine.batch import Batch, Extra, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput, StepResult
@@ -101,18 +101,20 @@ def policy_loss(
         vocab_size=plan.vocab_size,
         temperature=plan.objective.temperature,
     )
-    mask_B_L = beside(batch.extras["label_mask"])
-    result = policy_gradient_loss(logprobs_B_L, beside(batch.extras["advantages"]), mask_B_L, token_count=token_count)
+    mask_B_L = beside(batch.extras[Extra.LABEL_MASK])
+    result = policy_gradient_loss(
+        logprobs_B_L, beside(batch.extras[Extra.ADVANTAGES]), mask_B_L, token_count=token_count
+    )
     sums = {
         "policy_loss": result.loss.detach(),
         "entropy": (entropy_B_L.detach() * mask_B_L).sum() / token_count,
     }
-    rollout_logprobs_B_L = beside(batch.extras["rollout_logprobs"])
+    rollout_logprobs_B_L = beside(batch.extras[Extra.ROLLOUT_LOGPROBS])
     weights = importance_weights(logprobs_B_L, rollout_logprobs_B_L, mask_B_L)
     sums |= {"importance/tokens": weights.tokens, "importance/sum": weights.total,
              "importance/squares": weights.squares, "importance/truncated": weights.truncated}  # fmt: skip
     maxima = {"importance/max": weights.largest}
-    image_B_L, on_policy_B_L = (beside(batch.extras[name]) for name in ("image_mask", "on_policy_mask"))
+    image_B_L, on_policy_B_L = (beside(batch.extras[name]) for name in (Extra.IMAGE_MASK, Extra.ON_POLICY_MASK))
     for kind, kind_mask_B_L in (("text", mask_B_L - image_B_L), ("image", image_B_L)):
         gap = logprob_gap(logprobs_B_L, rollout_logprobs_B_L, kind_mask_B_L * on_policy_B_L)
         sums |= {f"gap/{kind}/tokens": gap.tokens, f"gap/{kind}/sum": gap.absolute, f"gap/{kind}/kl": gap.kl}

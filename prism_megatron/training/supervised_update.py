@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from prism_megatron.engine.batch import Batch, beside_logits
+from prism_megatron.engine.batch import Batch, Extra, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import vocab_parallel_scores
 from prism_megatron.engine.provider import LossOutput
@@ -38,7 +38,7 @@ def cross_entropy(
     """Negative log-likelihood summed over label tokens, divided by the step's global count of them."""
     targets = beside_logits(batch.input_ids_B_S, batch, world)
     scores = vocab_parallel_scores(logits_L_B_V, targets, tp_group=world.groups.tp, vocab_size=vocab_size)
-    loss = -(scores.logprobs_B_L * beside_logits(batch.extras["label_mask"], batch, world)).sum() / label_tokens
+    loss = -(scores.logprobs_B_L * beside_logits(batch.extras[Extra.LABEL_MASK], batch, world)).sum() / label_tokens
     return LossOutput(loss=loss, sums={"loss": loss.detach()})
 
 
