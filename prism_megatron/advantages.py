@@ -1,4 +1,4 @@
-"""Group-relative advantages from the two towers' scores (method notes, section 4.3).
+"""Group-relative advantages from the two towers' scores (docs/method.md, section 5).
 
 ``per_expert`` normalises each tower's scores in the group and mixes them; ``joint`` mixes the scores and normalises
 the mixture. Shape suffix: N rollouts of one prompt.

@@ -1,6 +1,6 @@
 """A dense Qwen3-VL as a discriminator: every decoder MLP becomes the starting point of all its layer's experts.
 
-Komatsuzaki et al., 2212.05055 (sparse upcycling); PRISM's constants (method notes, section 4.1): experts get
+Komatsuzaki et al., 2212.05055 (sparse upcycling); PRISM's constants (docs/method.md, section 3): experts get
 N(0, 0.01²) noise, router and scalar head start at N(0, 0.02²), everything else is copied.
 """
 

@@ -4,7 +4,7 @@ A response is ``<caption>..</caption> <think>..</think> <answer>..</answer>`` an
 over tokens in any way, and one token may hold the end of one tag and the start of the next, so tags are located in
 the bytes of the response and mapped back through the byte offset of every token: nothing is decoded and re-encoded.
 
-The rule is strict (method notes, section 2): exactly one of each tag, in this order, nothing but white space outside,
+The rule is strict (docs/method.md, section 2): exactly one of each tag, in this order, nothing but white space outside,
 no empty body, ended by the end token. ``<thought>`` is accepted as an alias of ``<think>``. The lax rule is that of
 PRISM's released code, where tags may repeat or nest and bodies may be empty.
 """

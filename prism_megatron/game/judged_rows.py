@@ -42,8 +42,8 @@ def judged_segment(
 ) -> tuple[int, ...]:
     """What stands behind the prompt: one segment, then the end token on both sides of the game.
 
-    Reference and rollout end in the same token, so the last token tells nothing about who wrote the segment (method
-    notes, trap 3). The caption is not in the reasoning's context.
+    Reference and rollout end in the same token, so the last token tells nothing about who wrote the segment (see
+    docs/method.md, section 3). The caption is not in the reasoning's context.
     """
     span = answer.segments.of_tower(tower)
     if span is None:

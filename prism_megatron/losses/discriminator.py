@@ -1,4 +1,4 @@
-"""Bradley-Terry pairs per segment and the score regulariser (method notes, section 4.4).
+"""Bradley-Terry pairs per segment and the score regulariser (docs/method.md, section 6).
 
 A discriminator micro-batch has one row per (answer, segment). Every rollout row names the row of its group's
 reference; together they are a pair. Shape suffixes: B rows.

@@ -1,4 +1,4 @@
-"""Advantages against a slow twin of method notes 4.3, and their properties."""
+"""Advantages against a slow twin of docs/method.md, section 5, and their properties."""
 
 from __future__ import annotations
 

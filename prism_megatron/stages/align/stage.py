@@ -1,6 +1,6 @@
 """Stage 2, alignment: the policy answers, the discriminator ranks the reference above the answers, each learns.
 
-Every rank holds all rollout groups of a step (method notes, section 4), so global denominators need no collective.
+Every rank holds all rollout groups of a step (docs/method.md, section 7), so global denominators need no collective.
 With rollouts drawn ahead a step is not strictly on-policy: how far is reported, and not corrected for.
 """
 

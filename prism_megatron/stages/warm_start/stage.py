@@ -1,4 +1,4 @@
-"""The discriminator's warm-start: Bradley-Terry on preference pairs, before the game (method notes, section 4.2).
+"""The discriminator's warm-start: Bradley-Terry on preference pairs, before the game (docs/method.md, section 4).
 
 The policy that answers stays as it is; or pairs are read from a file.
 """

@@ -56,7 +56,7 @@ def test_segments_of_a_reference_end_at_its_tags(renderer: Renderer) -> None:
 
 
 def test_equal_text_gives_equal_ids(renderer: Renderer) -> None:
-    """Claim: a rollout that spells the reference's text token by token is the reference (method notes, trap 3)."""
+    """Claim: a rollout that spells the reference's text token by token is the reference (docs/method.md, section 3)."""
     reference = renderer.response("a", "b", "c")
     again = renderer.tokenizer(renderer.decode(reference.token_ids))["input_ids"]
     assert tuple(again) == reference.token_ids

@@ -1,4 +1,4 @@
-"""What the discriminator reads of an answer does not give away who wrote it (method notes, trap 3)."""
+"""What the discriminator reads of an answer does not give away who wrote it (docs/method.md, section 3)."""
 
 from __future__ import annotations
 
