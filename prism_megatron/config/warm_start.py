@@ -1,4 +1,4 @@
-"""The whole configuration of a discriminator's warm-start. Field defaults are the paper's (docs/method.md, 4)."""
+"""The whole configuration of a discriminator's warm-start; defaults are the paper's (docs/method.md, section 4)."""
 
 from __future__ import annotations
 
