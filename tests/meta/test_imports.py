@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("prism_megatron", "model_providers", "tools", "examples", "benchmarks", "tests")
-TOOLS = sorted((REPOSITORY / "tools").glob("*.py"))
+TOOLS = sorted([*(REPOSITORY / "tools").glob("*.py"), *(REPOSITORY / "examples").rglob("*.py")])
 HEAVY = {"torch", "megatron", "transformers"}
 
 
@@ -45,9 +45,9 @@ def test_module_loads_nothing_heavy(module: str) -> None:
     assert python(f"import sys, {module}; print(sorted({HEAVY!r} & set(sys.modules)))").strip() == "[]"
 
 
-@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: str(tool.relative_to(REPOSITORY)))
 def test_importing_a_tool_loads_nothing_heavy(tool: Path) -> None:
-    """Claim: a process that re-imports a tool's main file (spawn, fork server) pays for no torch."""
+    """Claim: a process that re-imports a tool's or an example's main file (spawn, fork server) pays for no torch."""
     code = f"import runpy, sys; runpy.run_path({str(tool)!r}); print(sorted({HEAVY!r} & set(sys.modules)))"
     assert python(code).strip() == "[]"
 
