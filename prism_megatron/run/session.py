@@ -51,7 +51,7 @@ class Session:
 
     def go_back(self, engines: Mapping[str, MegatronEngine]) -> None:
         """Give all ``engines`` the weights of the newest good checkpoint; all ranks together."""
-        self.say(f"all roles are those of {self.checkpoints.go_back(engines)} again")
+        self.say(f"{' and '.join(engines)} are those of {self.checkpoints.go_back(engines)} again")
 
     def begin_table(self, columns: Columns, *, total_steps: int) -> None:
         """What :meth:`show` shows of every row."""

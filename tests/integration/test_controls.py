@@ -57,7 +57,7 @@ def test_a_collapse_is_rolled_back_and_then_ends_the_run(tmp_path: Path) -> None
     assert "step 3: 2 steps on end had less than 0.1 valid rollouts" in result.stderr
     assert "no rollback is left (--rollbacks 1)" in result.stderr
     assert "Traceback" not in result.stderr
-    assert f"both players are those of {output / 'checkpoints' / 'step_000000'} again" in result.stdout
+    assert f"policy and discriminator are those of {output / 'checkpoints' / 'step_000000'} again" in result.stdout
     rows = read_metrics(output / "metrics.jsonl")
     assert [row["rolled_back"] for row in rows] == [0, 1, 0]
     assert [row["policy_version"] for row in rows] == [0, 2, 2]
