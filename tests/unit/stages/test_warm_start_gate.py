@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from prism_megatron.config.game import GameConfig
 from prism_megatron.errors import PrismError
 from prism_megatron.evaluation.health import Figures
-from prism_megatron.stages.warm_start_gate import check_gate
+from prism_megatron.stages.warm_start import StepPairs, WarmStartPlan
+from prism_megatron.stages.warm_start_gate import check_gate, measure
+from prism_megatron.types import PreferenceGroup
+from tests.unit.stages.mini_judge import answer, mini_judge, scenes
 
 
 def figures(*, auc: tuple[float | None, float | None], accuracy: tuple[float | None, float | None]) -> Figures:
@@ -33,3 +37,22 @@ def test_a_tower_without_a_figure_is_passed_over_but_not_both() -> None:
     check_gate(nothing, min_auc=0.0, min_accuracy=0.6)
     with pytest.raises(PrismError, match=r"give no figure for --min-auc 0\.8 .*leave it out"):
         check_gate(nothing, min_auc=0.8, min_accuracy=0.0)
+
+
+def test_measuring_held_out_pairs_trains_nothing() -> None:
+    """On the mini's discriminator: figures of every pair twice alike, and no byte of weights or moments changed."""
+    with mini_judge() as judge:
+        examples = scenes(judge.renderer, 3).batch(0)
+        groups = [
+            PreferenceGroup(one.prompt, one.reference, tuple(answer(one, judge.renderer, r) for r in range(2)))
+            for one in examples
+        ]
+        plan = WarmStartPlan(GameConfig(), judge.form, 4096, load_balance=0.005, seed=5)
+        before = judge.digest()
+        first, second = (
+            measure(judge.engine, StepPairs(examples, groups), plan, judge.renderer, world=judge.world)
+            for _ in range(2)
+        )
+        assert judge.digest() == before
+    assert first == second
+    assert first["perception/pairs"] == first["reasoning/pairs"] == 6
