@@ -54,6 +54,17 @@ def test_the_sloppy_teacher_errs_in_its_own_ways() -> None:
     assert mean(skipped) == pytest.approx(0.75, abs=0.06)
 
 
+def test_no_teacher_lists_what_is_not_there() -> None:
+    """Claim: slips are by one, captions have at least one of each item, and the sloppy teacher drops none of two."""
+    seen = set()
+    for scene in SCENES:
+        mild, sloppy = (write(scene, teacher, seed=1) for teacher in ("mild", "sloppy"))
+        seen |= {int(line.rpartition(" ")[2]) for line in mild.caption.splitlines()}
+        if len(scene.counts) == 2:
+            assert len(sloppy.caption.splitlines()) == 2
+    assert seen == {1, 2, 3, 4}
+
+
 def test_quality_of_the_teachers_is_that_of_the_prototype() -> None:
     """Claim: the mild teacher's shares match the prototype's table (0.82, 0.60, 0.81) within 0.07."""
     mild = judgements("mild")
