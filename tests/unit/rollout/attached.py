@@ -8,12 +8,14 @@ from typing import Any
 
 from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang_http import Patience
 from prism_megatron.types import Prompt, Rollout
 from tests.unit.rollout.fake_sglang import FOLDER, KEY, FakeSGLang
 from tests.unit.rollout.tiny_qwen import NoSegments
 
 END = 488
 """The mini's end token."""
+IMPATIENT = Patience(first_pause=0.002, longest_pause=0.01)
 
 
 def attached(
@@ -24,6 +26,7 @@ def attached(
     servers: Any = None,
     **options: Any,
 ) -> SGLangRollout:
+    settings: dict[str, Any] = {"seconds": 20.0, "patience": IMPATIENT} | options
     return SGLangRollout(
         FOLDER,
         finder or NoSegments(),
@@ -32,7 +35,7 @@ def attached(
         end_token_ids=[END],
         spool=spool,
         servers=servers,
-        options=SGLangOptions(**{"seconds": 20.0} | options),
+        options=SGLangOptions(**settings),
     )
 
 

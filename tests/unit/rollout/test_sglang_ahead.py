@@ -6,7 +6,6 @@ a real server does with a request in an update, for which ``tests/sglang/test_ah
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,13 +18,14 @@ from prism_megatron.errors import RolloutError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.types import Prompt, Rollout, VersionSpan
+from tests.unit.rollout.attached import IMPATIENT
 from tests.unit.rollout.fake_sglang import FOLDER, KEY, FakeSGLang, running
 from tests.unit.rollout.tiny_qwen import NoSegments
 from tests.unit.rollout.weights import mini_weights
+from tests.waiting import PATIENCE_SECONDS, wait_for
 
 LONG = 77
 """Token of the prompts whose answers take until an update."""
-PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def engine(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[SGLangRollout]:
         api_key=KEY,
         end_token_ids=[488],
         spool=tmp_path,
-        options=SGLangOptions(max_in_flight=4, seconds=PATIENCE_SECONDS),
+        options=SGLangOptions(max_in_flight=4, seconds=PATIENCE_SECONDS, patience=IMPATIENT),
     )
     engine.update_weights(mini_weights(), version=3)
     yield engine
@@ -60,13 +60,6 @@ def beside() -> Iterator[Callable[..., Future[Any]]]:
 def generate(engine: SGLangRollout, *token_ids: int) -> list[tuple[Rollout, ...]]:
     prompts = [Prompt(str(token), (token, 6), (), "") for token in token_ids]
     return engine.generate(prompts, 2, Sampling(max_new_tokens=8), seed=0, step=0)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for never came"
-        time.sleep(0.002)
 
 
 def num_requests(fakes: list[FakeSGLang]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_http import ServerClient
 from prism_megatron.rollout.sglang_weights import Transport
 from prism_megatron.rollout.weight_group import WeightGroups
-from tests.unit.rollout import fake_sglang
+from tests.unit.rollout.attached import IMPATIENT
 from tests.unit.rollout.fake_sglang import FOLDER, KEY, UPDATES, FakeSGLang, running, unpack
 from tests.unit.rollout.tiny_qwen import NoSegments
 from tests.unit.rollout.weights import mini_weights
@@ -43,6 +42,7 @@ def attach(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[Attach]:
     engines: list[SGLangRollout] = []
 
     def build(servers: Any = None, **options: Any) -> SGLangRollout:
+        settings: dict[str, Any] = {"patience": IMPATIENT} | options
         engines.append(
             SGLangRollout(
                 FOLDER,
@@ -52,7 +52,7 @@ def attach(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[Attach]:
                 end_token_ids=[488],
                 spool=tmp_path,
                 servers=servers,
-                options=SGLangOptions(**options),
+                options=SGLangOptions(**settings),
             )
         )
         return engines[-1]
@@ -223,14 +223,15 @@ def assert_mixed(fake: FakeSGLang, factor: float, version: int) -> None:
 
 
 def test_workers_that_do_not_come_are_named_with_the_address_they_were_given(
-    fakes: list[FakeSGLang], monkeypatch: pytest.MonkeyPatch
+    fakes: list[FakeSGLang],
 ) -> None:
     """A firewall's silence: the server takes the call and its workers never reach the trainer."""
-    groups = WeightGroups("127.0.0.1", join_seconds=1.0)
-    monkeypatch.setattr(fake_sglang, "joined_group", lambda _: time.sleep(2.0))
+    groups = WeightGroups("127.0.0.1", join_seconds=0.6)
+    fakes[0].cut_off = threading.Event()
     client = ServerClient(fakes[0].url, api_key=KEY)
     with pytest.raises(RolloutError, match=r"trainer at 127.0.0.1:\d+ in 1 s.*rollout-master-address"):
         groups.join(client)
+    fakes[0].cut_off.set()
     with pytest.raises(RolloutError, match=r"--rollout-master-address 192.0.2.1 is not an address of this host"):
         WeightGroups("192.0.2.1").join(client)
     client.close()
