@@ -188,7 +188,7 @@ def test_chunks_are_held_to_their_files(folder: Path) -> None:
     change_place(folder, transform_descriptors=["zstd"])
     assert_refused(folder, "['zstd']")
     change_place(folder, relative_path="__9_9.distcp")
-    assert_refused(folder, "names __9_9.distcp, which is missing")
+    assert_refused(folder, "names '__9_9.distcp', which is missing")
 
 
 def test_a_shortened_data_file_is_named(folder: Path) -> None:

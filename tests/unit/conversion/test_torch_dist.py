@@ -134,9 +134,9 @@ def test_damage_is_found_on_opening(folder: Path, tmp_path: Path) -> None:
     file = folder / "__0_1.distcp"
     kept, index = file.read_bytes(), (folder / INDEX_FILE).read_bytes()
     file.write_bytes(kept[:-1])
-    refused("__0_1.distcp, which has .*cut short")
+    refused("'__0_1.distcp', which has .*cut short")
     file.unlink()
-    refused(r"names __0_1.distcp, which is missing")
+    refused(r"names '__0_1.distcp', which is missing")
     (tmp_path / "elsewhere").write_bytes(kept)
     file.symlink_to(tmp_path / "elsewhere")
     refused("outside the checkpoint")
