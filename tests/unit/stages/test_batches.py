@@ -55,7 +55,8 @@ def test_every_row_is_what_its_key_says_and_finds_its_own_reference(share_prompt
     references, seen = batch.extras["reference_row"].tolist(), sequences_of(batch)
     for at, key in enumerate(keys):
         if key is None:
-            assert (references[at], batch.extras["is_rollout"][at]) == (at, 0)
+            assert references[at] == at
+            assert not batch.extras["is_rollout"][at]
             continue
         assert seen[at] == tokens_of(key, own)
         assert batch.tower_ids_Q[at] == key.tower
@@ -118,8 +119,8 @@ def test_planned_slots_are_those_of_the_batch(share_prompts: bool, multiple: int
         batch, _ = discriminator_batch(
             GROUPS, (Share(g, one.valid_rollouts),), form=own, seed=1, step=2, sequences_per_tower=COUNTS
         )
-        answers = [one.reference, *(one.rollouts[r] for r in one.valid_rollouts)]
-        planned = prompt_slots(one, own) + sum(segment_slots(one, answer, own) for answer in answers)
+        rollouts = sum(segment_slots(one, one.rollouts[r], own) for r in one.valid_rollouts)
+        planned = prompt_slots(one, own) + segment_slots(one, one.reference, own) + rollouts
         assert batch.input_ids_B_S.numel() == planned
 
 

@@ -102,7 +102,7 @@ def test_the_loss_is_a_mean_over_all_pairs_learnt_from(world: World, own: BatchF
             loss = loss - torch.nn.functional.logsigmoid(weight * (reference - answer)) / num_pairs
         squares += [sum((weight * pair[side]) ** 2 for pair in pairs) / num_pairs for side in (0, 1)]
     loss = loss + 0.3 * sum(squares) / 4
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert found.sums["discriminator_loss"] == pytest.approx(float(loss), rel=1e-9)
     assert weight.grad is not None
     assert scorer.weight.item() == pytest.approx(0.5 - float(weight.grad), rel=1e-9)

@@ -83,7 +83,7 @@ def test_a_group_without_a_valid_rollout_gets_what_the_game_says() -> None:
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
 def test_scores_that_are_not_finite_reward_nothing(bad: float) -> None:
     """Claim: one such score, of another group even, and no rollout of the step counts as valid."""
-    scores = judgement(SCORES).scores | {(0, 1, 0): bad}
+    scores = {**judgement(SCORES).scores, (0, 1, 0): bad}
     found = advantages_of(1, GAME, replace(judgement(SCORES), scores=scores))
     assert found.all_invalid
     assert found.mixed_N.tolist() == [0.0] * 4

@@ -124,7 +124,7 @@ class Player:
         self.calls.append(f"{self.name} learns")
         self.weight.grad = None
         outputs = self._outputs(batches, loss)
-        torch.stack([output.loss for output in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([output.loss for output in outputs]).sum().backward()
         return _added(outputs)
 
     def forward(self, batches: Sequence[Batch], loss: Callable[[Tensor, Batch], LossOutput]) -> PassOutput:
