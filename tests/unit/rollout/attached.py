@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,27 @@ from tests.unit.rollout.tiny_qwen import NoSegments
 END = 488
 """The mini's end token."""
 IMPATIENT = Patience(first_pause=0.002, longest_pause=0.01)
+
+
+class FakeSupervision:
+    """Restarts a server when the test says so."""
+
+    def __init__(self, fakes: list[FakeSGLang]) -> None:
+        self.urls = tuple(fake.url for fake in fakes)
+        self.replaced: list[str] = []
+
+    def on_restart(self, callback: Callable[[str], None]) -> None:
+        self.restarted = callback
+
+    def supervises(self, url: str) -> bool:
+        return url in self.urls
+
+    def replace(self, url: str) -> bool:
+        self.replaced.append(url)
+        return True
+
+    def stop(self) -> None:
+        pass
 
 
 def attached(

@@ -56,6 +56,8 @@ class FakeSGLang:
     session_open: bool = False
     paused: bool = False
     num_layers: int = 4
+    context: int = CONTEXT
+    """most tokens of a prompt and its response"""
     tp_size: int = 1
     together: threading.Barrier | None = None
     """generations end in groups: when as many are under way as this waits for"""
@@ -96,6 +98,7 @@ class FakeSGLang:
         """What a new process has: the weights of its folder, and no session."""
         self.weights = load_file(self.folder / "model.safetensors")
         self.version, self.session_open, self.paused = "default", False, False
+        self.leave_groups()
         self.die_at, self.dead, self.released = None, False, False
 
     def leave_groups(self) -> None:
@@ -120,7 +123,7 @@ class FakeSGLang:
         if path == "/server_info":
             return 200, {
                 "running": self.running,
-                "context_length": CONTEXT,
+                "context_length": self.context,
                 "tp_size": self.tp_size,
                 "enable_memory_saver": self.saves_memory,
             }

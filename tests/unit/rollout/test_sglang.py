@@ -282,6 +282,39 @@ def test_a_prompt_over_the_context_is_refused(engine: SGLangRollout, fakes: list
     with pytest.raises(DataError, match=f"exceeds the servers' {CONTEXT}"):
         generate(engine, [Prompt("long", (5,) * (CONTEXT - 7), (), "")])
     assert not generated(fakes)
+    generate(engine, [Prompt("full", (5,) * (CONTEXT - 8), (), "")])
+    assert len(generated(fakes)) == 1
+
+
+def test_a_prompt_must_fit_each_of_the_servers(fakes: list[FakeSGLang], renderer: Renderer, tmp_path: Path) -> None:
+    for small, large in (fakes, reversed(fakes)):
+        small.context, large.context = 50, CONTEXT
+        engine = engine_on(fakes, renderer, tmp_path)
+        engine.update_weights(mini_weights(), version=0)
+        with pytest.raises(DataError, match="exceeds the servers' 50"):
+            generate(engine, [Prompt("long", (5,) * 43, (), "")])
+        engine.close()
+
+
+def test_a_rank_draws_its_own_samples_only(engine: SGLangRollout, fakes: list[FakeSGLang], renderer: Renderer) -> None:
+    groups = engine.generate(
+        prompts(renderer, 3), 4, SAMPLING, seed=0, step=0, samples=[range(3, 4), range(4), range(1, 3)]
+    )
+    assert [len(group) for group in groups] == [1, 4, 2]
+    assert sorted(body["sampling_params"]["n"] for body in generated(fakes)) == [1, 2, 4]
+
+
+def test_a_lost_server_that_nobody_restarts_is_given_up(
+    fakes: list[FakeSGLang], renderer: Renderer, tmp_path: Path
+) -> None:
+    """After five failures, long before the time is over."""
+    engine = engine_on(fakes[:1], renderer, tmp_path, seconds=5.0)
+    engine.update_weights(mini_weights(), version=0)
+    fakes[0].die_at = "/generate"
+    with pytest.raises(RolloutError, match=r"5 attempts failed: .* cannot be reached"):
+        generate(engine, prompts(renderer))
+    assert len(generated(fakes)) == 5
+    engine.close()
 
 
 def test_set_up_refuses_what_cannot_serve(fakes: list[FakeSGLang], renderer: Renderer, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.errors import RolloutError
+from prism_megatron.errors import RolloutError, WeightSyncError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.types import Prompt, Rollout, VersionSpan
@@ -106,6 +106,38 @@ def test_a_version_older_than_the_call_or_of_another_trainer_is_not_used(
         fake.version = version
     with pytest.raises(RolloutError, match="other weights than version 3"):
         generate(engine, 5)
+
+
+def test_a_version_that_was_refused_is_not_used(engine: SGLangRollout, fakes: list[FakeSGLang]) -> None:
+    """Claim: after a failed update, here or in the process that this one follows, answers with its version are of no
+    weights that all servers have."""
+    fakes[1].refuse["/begin_weight_update"] = 1
+    with pytest.raises(WeightSyncError, match="was refused"):
+        engine.update_weights(mini_weights(2.0), version=4)
+    for fake in fakes:
+        fake.version = "4"
+    with pytest.raises(RolloutError, match="other weights than version 3"):
+        generate(engine, 5)
+    engine.expect(4)
+    assert generate(engine, 5)[0][0].policy_version == 4, "an update is under way"
+    engine.follow(3)
+    with pytest.raises(RolloutError, match="other weights than version 3"):
+        generate(engine, 5)
+
+
+def test_an_answer_that_begins_with_other_weights_is_not_used(
+    engine: SGLangRollout, fakes: list[FakeSGLang], beside: Callable[..., Future[Any]]
+) -> None:
+    """Its last tokens are of the version in use, its first one is of an older one."""
+    for fake in fakes:
+        fake.version, fake.held = "2", (LONG, "3")
+    answers = beside(generate, engine, LONG)
+    wait_for(lambda: sum(fake.running for fake in fakes) == 1)
+    for fake in fakes:
+        fake.version = "3"
+    ((first, *_),) = answers.result(PATIENCE_SECONDS)
+    assert first.versions == (VersionSpan(3, 0, 3),)
+    assert num_requests(fakes) == 2, "the first answer was used"
 
 
 def test_calls_share_the_bound_on_requests_under_way(

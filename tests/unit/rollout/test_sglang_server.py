@@ -90,6 +90,39 @@ def test_restarts_are_counted(options: Callable[..., ServerOptions]) -> None:
     servers.stop()
 
 
+def test_a_server_is_restarted_as_often_as_is_allowed(options: Callable[..., ServerOptions]) -> None:
+    """All servers together: each dies once, then one of them again."""
+    servers = SGLangServers(options(), count=2, max_restarts=2)
+    back: list[str] = []
+    servers.on_restart(back.append)
+    servers.start()
+    first, second = servers.servers
+    first.kill()
+    wait_for(lambda: back == [first.url])
+    second.kill()
+    wait_for(lambda: back == [first.url, second.url])
+    assert not problem_of(servers)
+    first.kill()
+    wait_for(lambda: "server 0 died once more than it is restarted" in problem_of(servers), seconds=20.0)
+    servers.stop()
+
+
+def test_a_server_that_is_being_restarted_is_not_lost_once_more(options: Callable[..., ServerOptions]) -> None:
+    """Whoever gives it its weights may meet an error and ask for another: the one that starts is left alone."""
+    servers = SGLangServers(options(), count=1)
+    lived: list[bool] = []
+
+    def restored(url: str) -> None:
+        lived.append(servers.replace(url) and servers.servers[0].is_running())
+
+    servers.on_restart(restored)
+    servers.start()
+    servers.servers[0].kill()
+    wait_for(lambda: bool(lived))
+    servers.stop()
+    assert lived == [True]
+
+
 def test_a_supervisor_that_dies_is_heard_of(options: Callable[..., ServerOptions]) -> None:
     """Restarting meets an error that is none of ours, as a log on a full disk would be."""
 
