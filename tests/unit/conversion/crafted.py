@@ -125,8 +125,17 @@ CHANGING: dict[str, bytes] = {
     "PERSID": program(f"P{CANARY}\n".encode()),
     "BINPERSID": program(text(CANARY) + b"Q"),
     "behind the end": pickle.dumps(index()) + pickle.dumps(Call(os.mkdir, CANARY)),
+    "an attribute of an allowed value": program(
+        split_name("torch", "float32.__class__") + b"0", of(index()), protocol=4
+    ),
+    "the module of an allowed function": program(
+        split_name("torch.serialization", "_get_layout.__globals__") + text(CANARY) + b"Ns0", of(index()), protocol=4
+    ),
     "BUILD of a class": program(
         named("pathlib", "PosixPath") + b"N}" + text("is_symlink") + named("torch", "Size") + b"s\x86b0", of(index())
+    ),
+    "BUILD of a class of the index": program(
+        named(METADATA, "StorageMeta") + b"N}" + text("load_id") + named("torch", "Size") + b"s\x86b0", of(index())
     ),
     "BUILD of a function": program(
         named("torch.serialization", "_get_layout") + b"}" + text("cache") + of({"x": 1}) + b"sb0", of(index())
@@ -140,7 +149,8 @@ CHANGING: dict[str, bytes] = {
     "storage that is no place": pickle.dumps(index(storage_meta=b"x")),
     "places that are no mapping": pickle.dumps(Metadata({}, storage_data=[1])),
     "PUT far away": program(b"Np4_000_000_000\n"),
-    "a bytearray of no end": program(b"\x96" + struct.pack("<Q", 2**36) + b"x", protocol=5),
+    "a bytearray of no end": program(b"\x96" + struct.pack("<Q", 2**45) + b"x", protocol=5),
+    "what torch trusts": program(named("torch._utils", "_rebuild_tensor_v2"), b"0", EMPTY[2:-1]),
     "no stack": program(b"R"),
     "a name of a megabyte": program(named("x" * 2**20, "y")),
     "a name on two lines": program(text("torch\nfloat32") + text("x") + b"\x93", protocol=4),
@@ -229,6 +239,7 @@ def patched(archive: bytes, old: bytes, new: bytes, *, last: bool) -> bytes:
 ARCHIVES: dict[str, bytes] = {
     "a payload, then an archive": payload() + saved({}),
     "a payload, then an archive that counts it": behind(payload(), saved({})),
+    "other objects, then an archive that counts them": behind(saved({"x": 1}, zipped=False), saved({})),
     "a program, then an archive": behind(b"#!/bin/sh\n", saved({})),
     "an archive, then a payload": saved({}) + payload(),
     "a payload under the same name": torch_archive(EMPTY, ("a/data.pkl", payload())),

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
 from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
@@ -172,6 +172,8 @@ def test_a_crafted_index_is_refused(folder: Path, content: bytes, door: Door, ex
     assert_refused(door, folder, naming=folder / ".metadata")
     assert (_MEM_FORMAT_ENCODING(0).value, torch.serialization._get_layout.cache) == before  # type: ignore[attr-defined]
     assert pathlib.PosixPath("x").is_symlink() is False
+    assert not hasattr(torch.serialization, CANARY)
+    assert StorageMeta().load_id is None is StorageMeta.load_id
 
 
 @cases(crafted.RUNNING | crafted.CHANGING, {"load": CHECKPOINT_DOORS["load"], "to-hf": CHECKPOINT_DOORS["to-hf"]})
