@@ -48,7 +48,7 @@ class GatedEngine:
         together = self.together
         self.started[step].set()
         if together is not None:
-            together.wait(10.0)
+            together.wait(PATIENCE_SECONDS / 2)
         elif self._gated:
             assert self.allowed[step].wait(PATIENCE_SECONDS)
         if self.closed:
