@@ -144,7 +144,7 @@ def _mixed(towers: Sequence[Tensor], alpha: float) -> Tensor:
 def _penalised(normalised_N: Tensor, valid_N: Tensor, *, penalty: float, all_invalid: AllInvalid) -> Tensor:
     if all_invalid == "zero" and not bool(valid_N.any()):
         return torch.zeros_like(normalised_N)
-    return normalised_N - penalty * (~valid_N)
+    return normalised_N - penalty * (~valid_N).to(normalised_N.dtype)
 
 
 def _is_flat(reward_N: Tensor, valid_N: Tensor) -> bool:

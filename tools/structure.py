@@ -164,7 +164,7 @@ def describe(house: House, walks: Sequence[str]) -> list[str]:
     crowded = [one for one in functions if len([p for p in one.parameters if p != "self"]) > MANY_PARAMETERS]
     text.append(f"functions with more than {MANY_PARAMETERS} parameters: {len(crowded)} of {len(functions)}")
     for one, other in (
-        ("prism_megatron/stages/align_run.py", "prism_megatron/stages/warm_start_run.py"),
+        ("prism_megatron/stages/align/run.py", "prism_megatron/stages/warm_start/run.py"),
         ("prism_megatron/stages/align/", "prism_megatron/stages/warm_start/"),
     ):
         shared, first, second = shared_lines(house, one, other)
@@ -196,10 +196,10 @@ DEFAULT_WALKS: Mapping[str, tuple[str, ...]] = {
         "prism_megatron/training/policy_update.py:update_policy:plan",
         "prism_megatron/game/judge.py:train:plan",
     ),
-    "prism_megatron/stages/align_run.py": (
-        "prism_megatron/stages/align_run.py:align_on:config",
-        "prism_megatron/stages/align_run.py:align_on:world",
-        "prism_megatron/stages/align.py:align:plan",
+    "prism_megatron/stages/align/run.py": (
+        "prism_megatron/stages/align/run.py:align_on:config",
+        "prism_megatron/stages/align/run.py:align_on:world",
+        "prism_megatron/stages/align/stage.py:align:plan",
     ),
 }
 """Where walks begin by default, by a file that the checkout has."""

@@ -348,7 +348,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         parsed = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; give a Hugging Face model folder") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise ConfigError(f"{path} holds {type(parsed).__name__}, expected a JSON object")

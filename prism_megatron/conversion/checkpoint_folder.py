@@ -33,7 +33,12 @@ _PROGRESS_KEYS = {"steps_taken", "adam_step"}
 _MODEL_KEYS = {"expert_layout", "aliases"}
 _EXPERT_LAYOUTS = (None, "transformers", "hub", "per_expert")
 """Those of ``conversion/expert_layout.py``, which needs torch; None for a model without experts."""
-_BACKEND = {"sharded_backend": "torch_dist", "common_backend": "torch"}
+_BACKEND = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,9 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Metadata]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not a complete checkpoint: {name} is missing; load another step")
     _check_links(folder)
+    # torch goes on to the index of a rank, with plain pickle, where it cannot read that of all.
+    if others := sorted(path.name for path in folder.glob(f"*{INDEX_FILE}") if path.name != INDEX_FILE):
+        raise CheckpointError(f"{folder} holds a second index, {others[0]!r}; do not use this checkpoint")
     document = read_state(folder)
     _check_backend(folder / BACKEND_FILE)
     check_objects(folder / OBJECTS_FILE)
@@ -118,7 +126,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found, _ = document["format"], dict(document["state"])
         if found != FORMAT:
-            raise CheckpointError(f"{path.parent} has checkpoint format {found}; this version reads {FORMAT}")
+            raise CheckpointError(f"{path.parent} has checkpoint format {found!r}; this version reads {FORMAT}")
+        if not all(isinstance(document[name], str) for name in ("megatron_core", "torch")):
+            raise ValueError("versions are no text")
         for role, progress in document["engines"].items():
             if role not in ROLES:
                 raise ValueError(f"there is no role {role!r}")
@@ -161,13 +171,10 @@ def _check_backend(path: Path) -> None:
     """Megatron imports the readers that this file names; 0.19.2 no longer names that of common objects."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        named = {
-            "sharded_backend": found["sharded_backend"],
-            "common_backend": found.get("common_backend", _BACKEND["common_backend"]),
-        }
+        named = {"sharded_backend": found["sharded_backend"], **found}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); load another step") from error
-    if named != _BACKEND:
+    if {**_BACKEND, **named} != _BACKEND:
         raise CheckpointError(f"{path} names {named}, not {_BACKEND}; do not use this checkpoint")
 
 

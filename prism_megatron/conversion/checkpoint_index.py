@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
 
 from prism_megatron.conversion.ops import Box
 from prism_megatron.errors import CheckpointError
@@ -31,6 +32,8 @@ def check_index(index: Metadata, folder: Path) -> None:
 
 
 def _problem(index: Metadata, folder: Path) -> str:
+    if not isinstance(index.storage_meta, StorageMeta | None):
+        return "is malformed (no storage_meta)"
     places: dict[tuple[str, tuple[int, ...]], int] = {}
     sizes: dict[str, int] = {}
     for where, info in index.storage_data.items():
@@ -39,13 +42,14 @@ def _problem(index: Metadata, folder: Path) -> str:
             if PurePath(name).name != name or not name.endswith(".distcp"):
                 return f"names {name!r}, which is not a data file of this folder"
             if not (folder / name).is_file():
-                return f"names {name}, which is missing"
+                return f"names {name!r}, which is missing"
             sizes[name] = (folder / name).stat().st_size
         if getattr(info, "transform_descriptors", None):
-            return f"says that {where.fqn!r} is stored as {info.transform_descriptors}, which is not supported"
+            coded = reprlib.repr(info.transform_descriptors)
+            return f"says that {where.fqn!r} is stored as {coded}, which is not supported"
         if not _are_counts(info.offset, info.length) or info.offset + info.length > sizes[name]:
             return (
-                f"places {where.fqn!r} at bytes {info.offset} to {info.offset + info.length} of {name}, "
+                f"places {where.fqn!r} at bytes {info.offset} to {info.offset + info.length} of {name!r}, "
                 f"which has {sizes[name]} (was it cut short?)"
             )
         places[_place(where)] = info.length
@@ -60,13 +64,13 @@ def _tensor_problem(key: str, tensor: Any, places: dict[tuple[str, tuple[int, ..
         return "holds something else than a tensor in place"
     shape = tuple(tensor.size)
     if not _are_counts(*shape):
-        return f"gives the shape {shape}"
+        return f"gives the shape {reprlib.repr(shape)}"
     boxes = []
     for chunk in tensor.chunks:
         offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
         ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)]
         if not _are_counts(*offsets, *sizes) or any(end > full for end, full in zip(ends, shape, strict=True)):
-            return f"gives a chunk {sizes} at {offsets} to the shape {shape}"
+            return f"gives a chunk {reprlib.repr(sizes)} at {reprlib.repr(offsets)} to the shape {shape}"
         stored = places.get((key, offsets))
         if stored is None:
             return f"has no place for the chunk at {offsets}"

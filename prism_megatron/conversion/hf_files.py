@@ -64,7 +64,7 @@ def parse_object(text: str, path: Path) -> dict[str, Any]:
 
     try:
         parsed = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits
         raise ConversionError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise ConversionError(f"{path} holds {type(parsed).__name__}, expected a JSON object")

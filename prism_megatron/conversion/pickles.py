@@ -2,17 +2,18 @@
 
 torch and Megatron read a ``torch_dist`` checkpoint's index (``.metadata``) with plain ``pickle``. Everything here reads
 it with one that resolves nothing but the classes such an index is made of, and before Megatron may read it too.
+Archives are opened by torch's reader: zipfile finds other entries in a file that was made to have two readings.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
-import pickletools
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
 from prism_megatron.errors import CheckpointError
@@ -42,15 +43,15 @@ _INDEX_GLOBALS = frozenset(
 )
 
 
-_ZIP_MAGIC = b"PK\x03\x04"
+_ZIP_MAGIC, _ZIP_END, _ZIP_END_BYTES = b"PK\x03\x04", b"PK\x05\x06", 22
+_MAX_SHOWN = 120
 _MAX_OBJECT_BYTES = 2**20
-"""Ours hold nothing; a file that unpacks to more is not read."""
-
-
-_MEMO_WRITES = ("PUT", "BINPUT", "LONG_BINPUT")
+"""Ours hold nothing; a file that is larger, or unpacks to more, is not read."""
 
 
 class _Guard(pickle.Unpickler):
+    """Reads as torch and Megatron will, but finds nothing except what is allowed."""
+
     def __init__(self, data: bytes, *, allowed: frozenset[str], path: Path) -> None:
         super().__init__(io.BytesIO(data))
         self._allowed = allowed
@@ -59,8 +60,41 @@ class _Guard(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         name = f"{module_name}.{global_name}"
         if name not in self._allowed:
-            raise CheckpointError(f"{self._path} would run {name!r} when read; do not use this checkpoint")
+            raise CheckpointError(f"{self._path} would run {name[:_MAX_SHOWN]!r} when read; do not use this checkpoint")
         return super().find_class(module_name, global_name)
+
+
+class _Rehearsal(pickle._Unpickler):
+    """The same in Python, slow: it tells what a BUILD sets attributes of, and takes no memory for what a file claims.
+
+    A class or a function whose attributes were set would stay so for whoever uses it next.
+    """
+
+    stack: list[Any]
+    memo: dict[int, Any]
+
+    def __init__(self, file: io.BytesIO, guard: _Guard) -> None:
+        super().__init__(file)
+        self._guard = guard
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        return self._guard.find_class(module_name, global_name)
+
+    def load_build(self) -> None:
+        target = self.stack[-2]
+        if isinstance(target, type) or not dataclasses.is_dataclass(target):
+            raise ValueError(f"it sets attributes of a {type(target).__name__}")
+        super().load_build()  # type: ignore[misc]
+
+    def refuse(self) -> None:
+        raise ValueError("it holds what no index needs")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: load_build,
+        pickle.BYTEARRAY8[0]: refuse,  # made in its claimed size before it is read
+        **dict.fromkeys((pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0]), refuse),  # found without find_class
+    }
 
 
 def read_index(path: Path) -> Metadata:
@@ -75,30 +109,42 @@ def read_index(path: Path) -> Metadata:
 
 
 def check_objects(path: Path) -> None:
-    """Pass a ``common.pt`` made of plain containers and numbers, or raise CheckpointError naming the first global."""
+    """Pass an empty ``common.pt``, or raise CheckpointError naming the first global."""
+    with path.open("rb") as file:
+        content = file.read(_MAX_OBJECT_BYTES + 1)
     try:
-        # zipfile finds an archive at the end of any file; torch reads a file that does not begin with one as a pickle.
-        with path.open("rb") as file:
-            if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
-                raise ValueError("not a zip archive")
-        with zipfile.ZipFile(path) as archive:
-            (entry,) = (item for item in archive.infolist() if item.filename.endswith("/data.pkl"))
-            if entry.file_size > _MAX_OBJECT_BYTES:
-                raise ValueError(f"{entry.file_size} bytes of objects")
-            data = archive.read(entry)
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise CheckpointError(f"{path} is not a file that torch.save writes; do not use this checkpoint") from error
-    _read(data, frozenset(), path)
-
-
-def _read(data: bytes, allowed: frozenset[str], path: Path) -> Any:
-    try:
-        # Unpicklers allocate their memo up to the highest index that a file asks for, which may be any.
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in _MEMO_WRITES and isinstance(argument, int) and argument > len(data):
-                raise ValueError(f"memo entry {argument}")
-        return _Guard(data, allowed=allowed, path=path).load()
+        # An archive is found at the end of any file; torch reads a file that does not begin with one as a pickle.
+        if not content.startswith(_ZIP_MAGIC) or content[-_ZIP_END_BYTES:][:4] != _ZIP_END:
+            raise ValueError("not a zip archive")
+        archive: Any = torch._C.PyTorchFileReader(io.BytesIO(content))
+        if len({name.lower() for name in archive.get_all_records()}) < len(archive.get_all_records()):
+            raise ValueError("a name that comes twice")
+        if (size := archive.get_record_size("data.pkl")) > _MAX_OBJECT_BYTES:
+            raise ValueError(f"{size} bytes of objects")
+        objects = _read(archive.get_record("data.pkl"), frozenset(), path)
+        torch.load(io.BytesIO(content), weights_only=True)  # refuses programs, and other damage
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); load another step") from error
+        raise CheckpointError(f"{path} is not a file that torch.save writes; do not use this checkpoint") from error
+    if type(objects) is not dict or objects:
+        raise CheckpointError(f"{path} holds objects, which no checkpoint of this project does; do not use it")
+
+
+def _read(data: bytes, allowed: frozenset[str], path: Path) -> Any:
+    guard = _Guard(data, allowed=allowed, path=path)
+    try:
+        file = io.BytesIO(data)
+        rehearsal = _Rehearsal(file, guard)
+        rehearsal.load()
+        if file.tell() != len(data):
+            raise ValueError("more follows")
+        # The fast one allocates its memo up to the highest index that a file asks for, which may be any.
+        if (highest := max(rehearsal.memo, default=0)) > len(data):
+            raise ValueError(f"memo entry {highest}")
+        return guard.load()
+    except CheckpointError:
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {error!s:.{_MAX_SHOWN}}"
+        raise CheckpointError(f"{path} is damaged ({found}); load another step") from error

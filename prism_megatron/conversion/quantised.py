@@ -47,7 +47,7 @@ def read_quantisation(folder: Path) -> Quantisation:
     path = folder / "config.json"
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConversionError(f"{path} cannot be read as a model's config: {error}") from error
     if not isinstance(found, dict) or found.get("quant_method") != QUANT_METHOD:
         raise ConversionError(f"{path}: quantization_config with quant_method {QUANT_METHOD!r} expected")

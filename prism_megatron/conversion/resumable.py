@@ -78,9 +78,12 @@ class WorkFolder:
         self.done: dict[int, Any] = {}
         self._replaced = self.hidden / "replaced"
         self._overwrite = overwrite
+        for path in (self.hidden, self.hidden / _JOURNAL, self.folder):
+            if path.is_symlink():
+                raise ConversionError(f"{path} is a link, and what it leads to would be overwritten; remove it")
         with _explained(target):
             self.hidden.mkdir(parents=True, exist_ok=True)
-            self._journal = (self.hidden / _JOURNAL).open("a+", encoding="utf-8")
+            self._journal = (self.hidden / _JOURNAL).open("a+", encoding="utf-8", errors="surrogateescape")
             try:
                 self._begin(json.dumps(fingerprint, sort_keys=True), say)
             except BaseException:
@@ -133,9 +136,9 @@ class WorkFolder:
                     head = json.dumps(entry["fingerprint"], sort_keys=True)
                 else:
                     self.done[entry["unit"]] = entry["result"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break
-            whole_bytes += len(line.encode())
+            whole_bytes += len(line.encode(errors="surrogateescape"))
         return head, whole_bytes
 
     def _start_over(self, fingerprint: str) -> None:

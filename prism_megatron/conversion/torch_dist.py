@@ -188,6 +188,15 @@ def _read_head(chunk: _Chunk, dtype: torch.dtype) -> StoredTensor:
                 (entry,) = (item for item in archive.infolist() if item.filename.split("/", 1)[-1] == "data/0")
             window.seek(entry.header_offset)
             header = window.read(_LOCAL_HEADER_BYTES)
+            names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+            first = entry.header_offset + _LOCAL_HEADER_BYTES + names
+            # A file can be made so that torch, and Megatron with it, finds other numbers in it than zipfile does.
+            window.seek(0)
+            records: Any = torch._C.PyTorchFileReader(window)
+            held = [name for name in records.get_all_records() if name.lower().startswith("data/")]
+            place = records.get_record_offset("data/0"), records.get_record_size("data/0")
+            if held != ["data/0"] or place != (first, entry.file_size):
+                raise ValueError("an archive that can be read in two ways")
     except Exception as error:
         raise CheckpointError(
             f"{chunk.path} at byte {chunk.offset}: no tensor that torch.save wrote "
@@ -198,9 +207,8 @@ def _read_head(chunk: _Chunk, dtype: torch.dtype) -> StoredTensor:
             f"{chunk.path} at byte {chunk.offset}: a tensor of {tuple(tensor.shape)} in {tensor.dtype}, but the index "
             f"says {chunk.box.size} in {dtype}; do not use this checkpoint"
         )
-    names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    begin = entry.header_offset + _LOCAL_HEADER_BYTES + names + int(tensor.storage_offset()) * dtype.itemsize
-    end = entry.header_offset + _LOCAL_HEADER_BYTES + names + entry.file_size
+    begin = first + int(tensor.storage_offset()) * dtype.itemsize
+    end = first + entry.file_size
     if entry.compress_type != zipfile.ZIP_STORED or end > chunk.length or begin + tensor.nbytes > end:
         raise CheckpointError(f"{chunk.path} at byte {chunk.offset}: the archive is cut off; copy the file again")
     return StoredTensor(chunk.path, chunk.offset + begin, chunk.box.size, dtype)

@@ -35,7 +35,10 @@ class ImagePreprocessor:
         path = folder / "preprocessor_config.json"
         if not path.is_file():
             raise DataError(f"{path} does not exist; copy it from the model's Hugging Face folder")
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path} cannot be read as JSON: {error}") from error
         missing = [name for name in SETTINGS if name not in settings]
         if missing:
             raise DataError(f"{path}: {', '.join(missing)} missing; the class defaults are not Qwen3-VL's")

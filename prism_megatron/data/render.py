@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -54,7 +55,11 @@ class Renderer:
         for name in ("tokenizer.json", "chat_template.jinja"):
             if not (folder / name).is_file():
                 raise DataError(f"{folder / name} does not exist; copy it from the model's Hugging Face folder")
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        try:
+            # Unasked, transformers offers to run code that a folder brings along.
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # tokenizers raises no kind of its own
+            raise DataError(f"the tokenizer of {folder} cannot be read: {' '.join(str(error).split())}") from error
         preprocessor = ImagePreprocessor.from_folder(folder)
         return cls(tokenizer, preprocessor, system_prompt=system_prompt, strict_format=strict_format)
 
@@ -150,9 +155,12 @@ class Renderer:
         self._refuse_added_tokens(id, question)
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": question}]
-        text: str = self.tokenizer.apply_chat_template(
-            [*system, {"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [*system, {"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise DataError(f"the chat template of {self.tokenizer.name_or_path} cannot be used: {error}") from error
         return text
 
     def _encode(self, text: str) -> list[int]:

@@ -90,19 +90,24 @@ def centred(values: Sequence[float]) -> list[float]:
     """Differences to the mean; exactly 0 where all values are equal, which rounding of the mean would hide."""
     if len(set(values)) < 2:
         return [0.0] * len(values)
-    middle = statistics.fmean(values)
+    middle = _mean(values)
     return [value - middle for value in values]
 
 
 def mean(values: Iterable[float]) -> float | None:
     """The mean, or None of nothing."""
     known = list(values)
-    return statistics.fmean(known) if known else None
+    return _mean(known) if known else None
 
 
 def spread(values: Sequence[float]) -> float | None:
     """The unbiased standard deviation, or None of fewer than two values."""
     return math.sqrt(sum(value**2 for value in centred(values)) / (len(values) - 1)) if len(values) > 1 else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Scores that are not finite have a mean that is not either; ``fmean`` raises for infinities of both signs."""
+    return statistics.fmean(values) if all(map(math.isfinite, values)) else sum(values) / len(values)
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -26,7 +26,7 @@ from prism_megatron.errors import DataError, RolloutError, WeightSyncError
 from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.served_weights import ServedWeights
 from prism_megatron.rollout.sglang_attach import ServedModel, attach, attach_router
-from prism_megatron.rollout.sglang_http import ServerClient
+from prism_megatron.rollout.sglang_http import Patience, ServerClient
 from prism_megatron.rollout.sglang_requests import RequestFormat
 from prism_megatron.rollout.sglang_sampler import Sampler
 from prism_megatron.rollout.sglang_server import SGLangServers
@@ -54,6 +54,8 @@ class SGLangOptions:
     """URL of an sglang-router over the same servers: it shares requests out, all other calls go to each server"""
     colocated: bool = False
     """servers are on the trainer's GPUs: ``sleep`` releases their memory, ``wake`` takes it back"""
+    patience: Patience = field(default_factory=Patience)
+    """with servers that do not answer"""
 
 
 class SGLangRollout:
@@ -99,7 +101,7 @@ class SGLangRollout:
         )
         shapes = per_expert_shapes(HFFolder(model_folder), Qwen3VLShape.from_folder(model_folder))
         check = WeightCheck(shapes, tied=bool(config.get("tie_word_embeddings", False)))
-        self._clients = tuple(ServerClient(url, api_key=api_key) for url in urls)
+        self._clients = tuple(ServerClient(url, api_key=api_key, patience=self._options.patience) for url in urls)
         model = ServedModel(model_folder, config["model_type"], tuple(check.shapes))
         over_http = self._options.transport == "tensor"
         self._context_length = min(
@@ -107,7 +109,7 @@ class SGLangRollout:
         )
         self._routed = self._clients
         if self._options.router is not None:
-            self._routed = (ServerClient(self._options.router, api_key=api_key),)
+            self._routed = (ServerClient(self._options.router, api_key=api_key, patience=self._options.patience),)
             attach_router(*self._routed)
         self._weights = ServedWeights(
             self._clients,

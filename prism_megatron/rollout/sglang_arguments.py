@@ -60,6 +60,8 @@ class ServerOptions:
     """sequences decoded at once; None lets SGLang choose"""
     start_seconds: float = 300.0
     """how long a server may take to become healthy"""
+    poll_seconds: float = 0.2
+    """how often a server is looked at, while it starts and afterwards"""
     port: int | None = None
     """of the one server there is then; None takes a free one for each"""
     name: str | None = None

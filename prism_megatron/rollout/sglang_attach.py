@@ -12,7 +12,6 @@ from prism_megatron.errors import RolloutError
 from prism_megatron.rollout.sglang_http import ServerClient
 from prism_megatron.rollout.weight_checks import TIED_NAME
 
-_ATTACH_SECONDS = 3.0
 _LAYER = re.compile(r"(visual\.blocks|(?<!visual\.)layers)\.(\d+)\.")
 
 
@@ -31,7 +30,7 @@ def attach(client: ServerClient, model: ServedModel, *, colocated: bool, over_ht
     Raises RolloutError for a server that cannot be reached, refuses the key or serves another model, and for a
     ``colocated`` one that was not started to release its memory. Weights ``over_http`` reach one worker a server.
     """
-    info = client.get("/model_info", seconds=_ATTACH_SECONDS)
+    info = client.get("/model_info", seconds=client.patience.attach)
     names = client.post_again("/weights_checker", {"action": "checksum"})["ranks"][0]["checksums"]
     ours = (model.model_type, _num_layers(name for name in model.names if name != TIED_NAME))
     theirs = (info["model_type"], _num_layers(names))

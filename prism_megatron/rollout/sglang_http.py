@@ -8,17 +8,29 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 
 from prism_megatron.errors import RolloutError
 
-FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 2.0
+SHORTEST_SECONDS = 0.1
+"""The least time that a call is given, however near its deadline is."""
 CONNECT_SECONDS = 5.0
 CONTROL_SECONDS = 60.0
 _NUM_CHARACTERS_SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server that does not answer is left alone, and how long it is asked at all, in seconds."""
+
+    first_pause: float = 0.1
+    """before a call is made again; each further pause is twice as long"""
+    longest_pause: float = 2.0
+    attach: float = 3.0
+    """how long a server may take to answer for the first time"""
 
 
 class ServerLostError(RolloutError):
@@ -36,8 +48,9 @@ class ServerRefusedError(RolloutError):
 class ServerClient:
     """One server's base URL and key. Threads may share it."""
 
-    def __init__(self, url: str, *, api_key: str | None) -> None:
+    def __init__(self, url: str, *, api_key: str | None, patience: Patience | None = None) -> None:
         self.url = url.rstrip("/")
+        self.patience = patience or Patience()
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         # Proxies of the environment are for the world outside; a server's weights and prompts must not pass them.
         self._http = httpx2.Client(
@@ -82,15 +95,15 @@ class ServerClient:
 
     def _patiently(self, method: str, path: str, content: Mapping[str, Any], seconds: float) -> Any:
         deadline = time.monotonic() + seconds
-        pause = FIRST_PAUSE_SECONDS
+        pause = self.patience.first_pause
         while True:
             try:
-                return self._once(method, path, content, max(deadline - time.monotonic(), FIRST_PAUSE_SECONDS))
+                return self._once(method, path, content, max(deadline - time.monotonic(), SHORTEST_SECONDS))
             except ServerLostError:
                 if time.monotonic() + pause > deadline:
                     raise
             time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, self.patience.longest_pause)
 
     def _once(self, method: str, path: str, content: Mapping[str, Any], seconds: float) -> Any:
         timeout = httpx2.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
@@ -112,7 +125,7 @@ class ServerClient:
             )
         try:
             return response.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RolloutError(f"{where} answers with no JSON: {response.text[:_NUM_CHARACTERS_SHOWN]!r}") from error
 
 
@@ -126,7 +139,7 @@ def _complaint(text: str) -> str:
     """What the server says is wrong, out of any of the three forms in which it says it."""
     try:
         parsed = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = text
     if isinstance(parsed, dict):
         parsed = parsed.get("error", parsed.get("message", parsed))

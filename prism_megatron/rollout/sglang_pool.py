@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from prism_megatron.rollout.sglang_http import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, ServerClient
+from prism_megatron.rollout.sglang_http import ServerClient
 
 
 class Place:
@@ -28,27 +28,27 @@ class Place:
 
     def worked(self) -> None:
         """The server answered well: its next failure is its first."""
-        self._entry.pause = FIRST_PAUSE_SECONDS
+        self._entry.pause = self.client.patience.first_pause
 
     def failed(self) -> None:
         """Leave the server alone for a while, each time for longer."""
         self._entry.not_before = time.monotonic() + self._entry.pause
-        self._entry.pause = min(2 * self._entry.pause, LONGEST_PAUSE_SECONDS)
+        self._entry.pause = min(2 * self._entry.pause, self.client.patience.longest_pause)
 
 
 @dataclass(eq=False)
 class _Entry:
     client: ServerClient
+    pause: float
     samples: int = 0
     not_before: float = 0.0
-    pause: float = FIRST_PAUSE_SECONDS
 
 
 class Pool:
     """Which server takes the next request: of those that did not just fail, the one with the fewest samples to draw."""
 
     def __init__(self, clients: Sequence[ServerClient]) -> None:
-        self._entries = [_Entry(client) for client in clients]
+        self._entries = [_Entry(client, client.patience.first_pause) for client in clients]
         self._lock = threading.Lock()
 
     def least_loaded(self, samples: int, deadline: float) -> Place:

@@ -17,7 +17,7 @@ from prism_megatron.errors import RolloutError
 from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.served_weights import ServedWeights
 from prism_megatron.rollout.sglang_http import (
-    FIRST_PAUSE_SECONDS,
+    SHORTEST_SECONDS,
     ServerClient,
     ServerLostError,
     ServerRefusedError,
@@ -107,7 +107,7 @@ class Sampler:
                     problem = error
                 if time.monotonic() > deadline or not self._supervised(client.url):
                     raise problem
-                time.sleep(FIRST_PAUSE_SECONDS)
+                time.sleep(client.patience.first_pause)
             scores[client.url] = self._form.scores(prompt, response, answer)
         return scores
 
@@ -145,7 +145,7 @@ class Sampler:
         """Ask one server once: its samples, or what was wrong if asking again may help."""
         client = place.client
         try:
-            answer = client.post("/generate", body, seconds=max(deadline - time.monotonic(), FIRST_PAUSE_SECONDS))
+            answer = client.post("/generate", body, seconds=max(deadline - time.monotonic(), SHORTEST_SECONDS))
         except ServerLostError as error:
             place.failed()
             return error

@@ -25,7 +25,6 @@ from prism_megatron.rollout.sglang_arguments import HOST, ServerOptions, server_
 from prism_megatron.rollout.sglang_http import ServerClient
 
 _GUARD = Path(__file__).resolve().parent / "sglang_guard.py"
-_POLL_SECONDS = 0.2
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 _NUM_LINES_SHOWN = 12
 
@@ -95,7 +94,7 @@ class SGLangServer:
                 )
             if stop is not None and stop.is_set():
                 raise RolloutError(f"SGLang server {self.index} was stopped while it started")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(self.options.poll_seconds)
 
     def kill(self) -> None:
         """End the process group at once; ``start`` may follow."""
@@ -152,6 +151,7 @@ class SGLangServers:
         if key.startswith("-"):
             raise ConfigError("an API key that starts with - is an option to SGLang; use another")
         self.api_key = key
+        self._poll_seconds = options.poll_seconds
         self.servers = tuple(SGLangServer(options, index=index, api_key=key) for index in range(count))
         self._restarts_left = max_restarts
         self._on_restart: Callable[[str], None] | None = None
@@ -213,7 +213,7 @@ class SGLangServers:
             self._failure = RolloutError(f"SGLang servers are no longer watched: {error!r}")
 
     def _watch(self) -> None:
-        while not self._stopping.wait(_POLL_SECONDS):
+        while not self._stopping.wait(self._poll_seconds):
             for server in self.servers:
                 if server.is_running():
                     continue

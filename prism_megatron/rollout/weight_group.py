@@ -28,7 +28,7 @@ from prism_megatron.rollout.weight_buckets import Piece, flat
 
 _JOIN_SECONDS = 60.0
 _POLL_SECONDS = 0.02
-_LIMIT = timedelta(minutes=2)  # a worker that lives but takes nothing ends a broadcast after this
+_SEND_SECONDS = 120.0
 
 
 class Parcel:
@@ -47,12 +47,18 @@ class Parcel:
 class WeightGroups:
     """The groups of all servers, made when they are first needed. Each server is used by one thread at a time."""
 
-    def __init__(self, address: str, *, join_seconds: float = _JOIN_SECONDS) -> None:
-        """``address`` is the host name or IPv4 address under which servers reach this process."""
+    def __init__(
+        self, address: str, *, join_seconds: float = _JOIN_SECONDS, send_seconds: float = _SEND_SECONDS
+    ) -> None:
+        """``address`` is the host name or IPv4 address under which servers reach this process.
+
+        A worker that lives but takes nothing ends a broadcast after ``send_seconds``.
+        """
         self._address = address
         self._join_seconds = join_seconds
+        self._send_limit = timedelta(seconds=send_seconds)
         self._groups: dict[str, tuple[str, Any]] = {}
-        self._left: list[Any] = []  # kept: the end of a group waits for what is under way in it, up to _LIMIT
+        self._left: list[Any] = []  # kept: the end of a group waits for what is under way in it, up to send_seconds
 
     def join(self, client: ServerClient) -> None:
         """Make the server's group unless there is one.
@@ -88,7 +94,7 @@ class WeightGroups:
                 raise unreachable
             time.sleep(_POLL_SECONDS)
         try:
-            group = _make_group(store, name, size, timeout=limit)
+            group = _make_group(store, name, size, join_limit=limit, send_limit=self._send_limit)
         except RuntimeError as error:
             raise unreachable from error
         answer.result()
@@ -129,14 +135,14 @@ def _store(address: str, limit: timedelta) -> tuple[TCPStore, int]:
     return store, port
 
 
-def _make_group(store: Store, name: str, size: int, *, timeout: timedelta) -> Any:
+def _make_group(store: Store, name: str, size: int, *, join_limit: timedelta, send_limit: timedelta) -> Any:
     """Rank 0 of the group, outside of every registry of torch's. Raises RuntimeError where the others do not come."""
     if torch.cuda.is_available():
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = _LIMIT
+        options._timeout = send_limit
         return dist.ProcessGroupNCCL(_backend_store(store, name, "cuda"), 0, size, options)
-    group = dist.ProcessGroupGloo(_backend_store(store, name, "cpu"), 0, size, timeout)
-    group.set_timeout(_LIMIT)
+    group = dist.ProcessGroupGloo(_backend_store(store, name, "cpu"), 0, size, join_limit)
+    group.set_timeout(send_limit)
     return group
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.engine.export import WeightTable
+from prism_megatron.engine.gradients import gradient_of
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.testing import GlooWorld
@@ -83,19 +87,36 @@ def test_bf16_follows_fp32_with_fp32_masters(gloo: GlooWorld, single: tuple[Hist
         assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
 
 
-def export_untrained(world: World, bucket_bytes: int) -> bool:
+def export_untrained(world: World, bucket_bytes: int) -> tuple[bool, list[tuple[int, int]], int]:
+    """Whether all is as loaded; parameters and bytes of each bucket; the bytes that a norm's weight keeps alive."""
     engine = tiny.build(world, tied=False, optimizer=None)
     source = tiny.weights(tiny.provider(tied=False))
-    exported = dict(engine.export_hf(bucket_bytes))
-    return exported.keys() == set(source.names()) and all(
+    gather, buckets = WeightTable._gather, []
+
+    def measured(table: WeightTable, bucket: Sequence[Any], *arguments: Any) -> Tensor:
+        gathered = gather(table, bucket, *arguments)
+        buckets.append((len(bucket), gathered.nbytes))
+        return gathered
+
+    with mock.patch.object(WeightTable, "_gather", measured):
+        exported = dict(engine.export_hf(bucket_bytes))
+    as_loaded = exported.keys() == set(source.names()) and all(
         torch.equal(tensor, source.get(name)) for name, tensor in exported.items()
     )
+    return as_loaded, buckets, exported["model.language_model.norm.weight"].untyped_storage().nbytes()
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 50_000, 2**30])
 def test_export_returns_what_was_loaded_on_every_rank(gloo: GlooWorld, bucket_bytes: int) -> None:
-    """Claim: load then export is the identity, bit for bit, at TP4-PP2, whatever the bucket size."""
-    assert gloo.run(export_untrained, bucket_bytes, parallel=ParallelConfig(tp=4, pp=2)) == [True] * 8
+    """Claim: load then export is the identity, bit for bit, at TP4-PP2, whatever the bucket size.
+
+    A bucket holds no more than that of full tensors, or one parameter; what is kept of it is not the whole of it.
+    """
+    for as_loaded, buckets, norm_bytes in gloo.run(export_untrained, bucket_bytes, parallel=ParallelConfig(tp=4, pp=2)):
+        assert as_loaded
+        assert all(count == 1 or size <= bucket_bytes for count, size in buckets), buckets
+        assert (max(count for count, _ in buckets) > 1) == (bucket_bytes > 1)
+        assert norm_bytes == 4 * 64
 
 
 def rows_and_sums(world: World) -> tuple[list[list[float]], float]:
@@ -150,3 +171,21 @@ def frozen_vision(world: World) -> tuple[bool, bool]:
 def test_frozen_parameters_stay_as_loaded(gloo: GlooWorld) -> None:
     """Claim: with the vision tower frozen no vision weight moves and every other weight does."""
     assert gloo.run(frozen_vision, num_ranks=2, parallel=ParallelConfig(pp=2))[0] == (True, True)
+
+
+def spread_of_one_copy(world: World) -> tuple[float, float]:
+    """As a pass leaves it, and with the first replicated weight's gradient a hundredth larger on the second rank."""
+    engine = tiny.build(world)
+    engine.forward_backward(*tiny.batches_of(world, step=0))
+    before = engine.gradient_spread()
+    _, parameter = engine.weights.replicated()[0]
+    if world.tp_rank == 1:
+        gradient_of(parameter).mul_(1.01)
+    return before, engine.gradient_spread()
+
+
+def test_a_copy_with_another_gradient_is_seen(gloo: GlooWorld) -> None:
+    """Claim: one weight whose copies would drift apart shows on the rank that errs, by the share that it errs by."""
+    (before, right), (also_before, wrong) = gloo.run(spread_of_one_copy, num_ranks=2, parallel=ParallelConfig(tp=2))
+    assert max(before, also_before, right) < 1e-6
+    assert wrong == pytest.approx(0.01, rel=1e-3)

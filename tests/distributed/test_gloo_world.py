@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.runtime import World
+from prism_megatron.parallel.collectives import gather_objects, max_numbers, sum_numbers
 from prism_megatron.parallel.layout import place_of
 from prism_megatron.testing import GlooWorld, RankError
 
@@ -46,6 +47,33 @@ def test_layouts_follow_megatrons_order_on_the_same_processes(gloo: GlooWorld) -
 def test_collectives_run_in_the_groups_of_the_layout(gloo: GlooWorld) -> None:
     """Claim: a group holds the ranks of its model-parallel block only."""
     assert gloo.run(sum_of_ranks, parallel=ParallelConfig(tp=2)) == [1.0, 1.0, 5.0, 5.0]
+
+
+def reduced(world: World) -> tuple[dict[str, float], dict[str, float]]:
+    """Of numbers that every second rank names in another order."""
+    numbers = {"tokens": 2.0**24 + world.rank, "rank": float(world.rank)}
+    if world.rank % 2:
+        numbers = dict(reversed(numbers.items()))
+    arguments = {"device": world.device, "group": world.groups.tp}
+    return sum_numbers(numbers, **arguments), max_numbers(numbers, **arguments)
+
+
+def test_numbers_meet_by_name_in_float64(gloo: GlooWorld) -> None:
+    """Claim: sums and maxima are those of a name on the ranks of the group, and exact where float32 is not."""
+    results = gloo.run(reduced, parallel=ParallelConfig(tp=2))
+    for rank, (sums, maxima) in enumerate(results):
+        first = rank // 2 * 2
+        assert sums == {"tokens": 2.0**25 + 2 * first + 1, "rank": 2 * first + 1}
+        assert maxima == {"tokens": 2.0**24 + first + 1, "rank": first + 1}
+
+
+def gathered(world: World) -> list[int] | None:
+    return gather_objects(world.rank, group=world.groups.tp)
+
+
+def test_objects_are_gathered_on_the_first_rank_of_a_group(gloo: GlooWorld) -> None:
+    """Claim: every group's own first rank gets them, in the group's order, and no other rank does."""
+    assert gloo.run(gathered, parallel=ParallelConfig(tp=2)) == [[0, 1], None, [2, 3], None]
 
 
 def hang_unless_first(world: World) -> None:

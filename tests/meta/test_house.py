@@ -1,4 +1,4 @@
-"""Claim: a stage's whole configuration is known where it is taken apart and nowhere below; a stage's loop is one screen."""
+"""Claim: a stage's whole configuration is known where it is taken apart and nowhere below; its loop is one screen."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,9 +43,17 @@ def load_and_export(
     return [list(engine.export_hf(bucket_bytes, layout=layout)) for layout in layouts]
 
 
-def one_step(world: World, shape: Qwen3VLShape, source: TensorSource) -> tuple[float, dict[str, Tensor]]:
-    """The gradient norm of one AdamW step and the weights after it."""
+@dataclass(frozen=True)
+class Step:
+    """One AdamW step: the whole gradients that it saw, their norm, and the weights after it."""
+
+    gradients: dict[str, Tensor]
+    norm: float
+    weights: dict[str, Tensor]
+
+
+def one_step(world: World, shape: Qwen3VLShape, source: TensorSource) -> Step:
     engine = build(world, shape, source)
     run_samples(engine, shape, sample_sets()["three sizes"], pack=False)
-    norm = engine.step().grad_norm
-    return norm, dict(engine.export_hf())
+    gradients = {name: gradient.clone() for name, gradient in engine.export_gradients()}
+    return Step(gradients, engine.step().grad_norm, dict(engine.export_hf()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
-from prism_megatron.rollout.sglang_server import SGLangServers
+from prism_megatron.rollout.sglang_server import SGLangServer, SGLangServers
 from prism_megatron.types import Prompt, Rollout
 from tests.unit.rollout.oracle import forced_logprobs
+from tests.waiting import wait_for
 
 FOLDER = MINI_FOLDER / "policy"
+SAMPLING_SECONDS = 120.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -52,6 +56,23 @@ class World:
 
     def prompts(self) -> list[Prompt]:
         return some_prompts(self.renderer)
+
+
+def steps_told(servers: Sequence[SGLangServer]) -> list[int]:
+    """How often each server's log says that it samples: SGLang has a line for every 40 steps in which requests run."""
+    return [
+        len(re.findall(r"Decode batch.*#running-req: [1-9]", server.log.read_text(encoding="utf-8", errors="replace")))
+        for server in servers
+    ]
+
+
+def wait_until_sampling(servers: Sequence[SGLangServer], told: Sequence[int], thread: threading.Thread) -> None:
+    """Until all ``servers`` have sampled since their logs ``told`` so often, or the ``thread`` that asks them ended."""
+    wait_for(
+        lambda: not thread.is_alive() or all(map(int.__gt__, steps_told(servers), told)),
+        seconds=SAMPLING_SECONDS,
+        poll_seconds=0.01,
+    )
 
 
 def some_prompts(renderer: Renderer) -> list[Prompt]:

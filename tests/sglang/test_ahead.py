@@ -18,7 +18,7 @@ from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang_arguments import PYTHON
 from prism_megatron.types import Rollout
-from tests.sglang.conftest import REPOSITORY, World
+from tests.sglang.conftest import REPOSITORY, World, steps_told, wait_until_sampling
 from tests.sglang.test_real_server import TOLERANCE, hand_over, moved
 from tests.unit.rollout.oracle import forced_logprobs
 
@@ -35,12 +35,15 @@ def test_unfinished_answers_go_on_under_the_new_weights(world: World) -> None:
     thread = threading.Thread(
         target=lambda: collected.append(world.engine.generate(prompts, 4, sampling, seed=0, step=0))
     )
+    servers = world.servers.servers
+    told = steps_told(servers)
     thread.start()
     last = FIRST_VERSION
+    wait_until_sampling(servers, told, thread)
     while thread.is_alive() and last < FIRST_VERSION + 5:
         last += 1
         world.engine.update_weights(iter(some_weights[(last - FIRST_VERSION) % 3].items()), last)
-        thread.join(0.5)
+        wait_until_sampling(servers, steps_told(servers), thread)
     thread.join()
     answers = [(prompt, rollout) for prompt, group in zip(prompts, *collected, strict=True) for rollout in group]
     assert len(answers) == 4 * len(prompts)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +25,9 @@ from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_http import ServerClient
 from prism_megatron.rollout.sglang_weights import Transport
 from prism_megatron.types import Rollout
-from tests.sglang.conftest import FOLDER, World
+from tests.sglang.conftest import FOLDER, World, steps_told, wait_until_sampling
 from tests.unit.rollout.weights import mini_weights
+from tests.waiting import wait_for
 
 TOLERANCE = 1e-4
 VISION_MOVED = 0.05
@@ -226,14 +226,14 @@ def test_a_wrong_key_is_refused(world: World, tmp_path: Path) -> None:
 def wait_until_restored(world: World, url: str, version: int) -> None:
     """Until the server at ``url`` answers and holds ``version``."""
     client = ServerClient(url, api_key=world.servers.api_key)
-    deadline = time.monotonic() + RESTART_SECONDS
-    while time.monotonic() < deadline:
+
+    def holds() -> bool:
         try:
-            if client.get("/model_info", seconds=1.0)["weight_version"] == str(version):
-                break
+            return bool(client.get("/model_info", seconds=1.0)["weight_version"] == str(version))
         except RolloutError:
-            pass
-        time.sleep(0.5)
+            return False
+
+    wait_for(holds, seconds=RESTART_SECONDS, poll_seconds=0.5)
     client.close()
 
 
@@ -248,10 +248,11 @@ def test_a_server_killed_while_it_samples_costs_no_answer(world: World) -> None:
         collected.append(world.engine.generate(prompts, 4, sampling, seed=0, step=0))
 
     thread = threading.Thread(target=generate)
-    thread.start()
-    time.sleep(1.0)
-    assert thread.is_alive(), "blind: nothing was being sampled"
     victim = world.servers.servers[0]
+    told = steps_told([victim])
+    thread.start()
+    wait_until_sampling([victim], told, thread)
+    assert thread.is_alive(), "blind: nothing was being sampled"
     victim.kill()
     thread.join()
     (groups,) = collected

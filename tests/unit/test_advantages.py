@@ -65,12 +65,55 @@ def test_equals_the_method_written_out(group: Group) -> None:
     torch.testing.assert_close(advantages(group), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
-def test_rounding_is_no_contrast() -> None:
-    """Equal texts whose scores differ in float32's last places get 0, a difference of 1e-3 the full contrast."""
-    for difference, expected in ((2e-7, 0.0), (1e-3, 1.1547)):
-        scores = [3.0, 3.0, 3.0 + difference]
-        largest = float(advantages((scores, scores, [True] * 3)).abs().max())
-        assert largest == pytest.approx(expected, abs=0.01)
+@pytest.mark.parametrize(
+    ("scores", "equal"),
+    [
+        ([3.0, 3.0, 3.0 + 2e-7], True),
+        ([0.0, 1e-5, 0.0], True),  # the bound itself
+        ([0.0, 1.1e-5, 0.0], False),
+        ([-1e-6, 3e-6, 1e-6], True),  # near 0 it is absolute
+        ([9.0, 9.00008, 9.0], True),  # elsewhere relative
+        ([-9.0, -9.00008, -9.0], True),
+        ([9.0, 9.0001, 9.0], False),
+    ],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_rounding_is_no_contrast(form: Callable[..., GroupAdvantages], scores: list[float], equal: bool) -> None:
+    """Scores that differ by at most 1e-5, or that share of the largest, get 0; all others their full contrast."""
+    found = result((scores, scores, [True] * 3), form)
+    assert float(found.mixed_N.abs().max()) == (0.0 if equal else pytest.approx(1.1547, abs=0.2))
+    assert found.num_flat == equal * (2 if form is per_expert_advantages else 1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_groups_that_could_have_a_contrast_are_flat(form: Callable[..., GroupAdvantages]) -> None:
+    """One rollout alone, and invalid ones alone, which all have the same reward, are counted elsewhere."""
+    assert result(([1.0], [2.0], [True]), form).num_flat == 0
+    assert result(([1.0, 2.0], [3.0, 4.0], [False, False]), form).num_flat == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_clipped_scores_are_those_of_valid_rollouts_beyond_the_bound(form: Callable[..., GroupAdvantages]) -> None:
+    """A score at the bound is inside; what an invalid rollout was given says nothing."""
+    scores = torch.tensor([3.0, -3.0, 3.1, -3.1, 50.0], dtype=torch.float64)
+    valid = torch.tensor([True, True, True, True, False])
+    found = form(scores, torch.zeros(5), valid, score_clip=3.0)
+    assert found.num_clipped_scores == 2
+    torch.testing.assert_close(found.mixed_N, form(scores.clamp(-3, 3), torch.zeros(5), valid).mixed_N)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_penalty_is_taken_from_invalid_rollouts_to_the_last_place(form: Callable[..., GroupAdvantages]) -> None:
+    """Float64 all through: 0.7 is no number of float32."""
+    nan = torch.full((2,), math.nan)
+    found = form(nan, nan, torch.zeros(2, dtype=torch.bool), format_penalty=0.7, all_invalid="release")
+    assert found.mixed_N.tolist() == [-0.7, -0.7]
+    scores, valid = torch.tensor([1.0, 3.0, math.nan]), torch.tensor([True, True, False])
+    lost = (
+        form(scores, scores, valid, format_penalty=0.0).mixed_N
+        - form(scores, scores, valid, format_penalty=0.7).mixed_N
+    )
+    assert lost.tolist() == pytest.approx([0.0, 0.0, 0.7], abs=1e-15)
 
 
 @settings(deadline=None, max_examples=80)

@@ -54,6 +54,8 @@ def test_switches_have_a_negative_form() -> None:
         ("steps: true", "steps must be int, not True"),
         ("steps: 2.5", r"steps must be int, not 2\.5"),
         ("policy: {lr: fast}", r"policy\.lr must be a number"),
+        ("policy: {lr: true}", r"policy\.lr must be float, not True"),
+        ("policy: {lr: null}", r"policy\.lr must be float, not None"),
         ("policy: 3", "policy must hold keys with values, not 3"),
         ("parallel: {sp: maybe}", r"parallel\.sp must be one of auto, on, off, not 'maybe'"),
         ("data: {data: 3}", r"data\.data must be Path, not 3"),

@@ -21,9 +21,13 @@ from prism_megatron.errors import ConfigError
         (GameConfig(pause_discriminator_above=float("nan")), "--pause-discriminator-above nan"),
         (GameConfig(rollbacks=1, collapse_valid_share=0.0), "--collapse-valid-share 0 must be above 0"),
         (GameConfig(stop_gap_band=0.0), "--stop-gap-band 0 must be above 0"),
+        (GameConfig(stop_gap_band=float("nan")), "--stop-gap-band nan must be above 0"),
         (GameConfig(stop_gap_band=1.0, stop_gap_steps=1), "--stop-gap-steps 1 must be at least 2"),
         (GameConfig(freeze_policy_steps=(3,)), "--freeze-policy-steps 3 must be pairs"),
         (GameConfig(freeze_discriminator_steps=(5, 2)), "--freeze-discriminator-steps 5 2 must be pairs .* rising"),
+        (GameConfig(freeze_policy_steps=(0, 2, 2, 4)), "--freeze-policy-steps 0 2 2 4 must be pairs .* rising"),
+        (GameConfig(freeze_policy_steps=(0, 9, 4, 12)), "--freeze-policy-steps 0 9 4 12 must be pairs .* rising"),
+        (GameConfig(freeze_discriminator_steps=(-1, 2)), "--freeze-discriminator-steps -1 2 must be pairs"),
         (GameConfig(replay_steps=3), "--replay-steps needs --replay-prompts"),
         (GameConfig(collapse_steps=3), "--collapse-steps needs --rollbacks"),
         (GameConfig(stop_gap_steps=3), "--stop-gap-steps needs --stop-gap-band"),
@@ -33,6 +37,18 @@ from prism_megatron.errors import ConfigError
 def test_a_rule_that_cannot_be_kept_is_refused(game: GameConfig, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         check_game(game)
+
+
+def test_rules_at_their_bounds_are_kept() -> None:
+    """The least and the most that each rule takes, and steps frozen from the very first on."""
+    check_game(GameConfig())
+    check_game(
+        GameConfig(replay_prompts=1, replay_steps=1, rollbacks=1, collapse_steps=1, collapse_valid_share=1.0,
+                   stop_gap_band=1e-9, stop_gap_steps=2, pause_discriminator_above=0.0, freeze_policy_steps=(0, 1),
+                   freeze_discriminator_steps=(0, 1, 2, 3))
+    )  # fmt: skip
+    check_game(GameConfig(advantage="joint", credit="response"))
+    check_game(GameConfig(freeze_discriminator=True, freeze_policy_steps=(0, 20)))
 
 
 def test_the_default_penalty_follows_the_form() -> None:

@@ -6,6 +6,7 @@ Oracle: Megatron's own align sizes and limits, written out. Blind spot: whether 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -84,6 +85,34 @@ def test_contradictions_are_refused(
 def test_what_fits_is_let_through(recipe: str) -> None:
     check_precision(fp8(fp8_recipe=recipe), ParallelConfig(pp=4), SHAPE, dtype="bfloat16")
     check_precision(PrecisionConfig(), ParallelConfig(tp=4), SHAPE, dtype="float32")
+
+
+def test_sides_and_layers_that_just_fit_are_let_through() -> None:
+    """By hand: a stage of one layer all in bf16; an attention weight of (4 + 2·1)·8 = 48; experts that ep leaves whole.
+
+    With one side fewer to a rank, or cut by tp, each of them would be no multiple of 16.
+    """
+    check_precision(fp8(fp8_last_layers_bf16=1), ParallelConfig(pp=4), SHAPE, dtype="bf16")
+    narrow = replace(SHAPE, text=replace(SHAPE.text, heads=4, kv_heads=1, head_dim=8))
+    check_precision(fp8(), ParallelConfig(), narrow, dtype="bf16")
+    sparse = replace(SHAPE, text=replace(SHAPE.text, num_experts=4, experts_per_token=2, expert_ffn=16))
+    check_precision(fp8(), ParallelConfig(tp=2, ep=2), sparse, dtype="bf16")
+    with pytest.raises(ConfigError, match="the experts' width of a rank is 8 at --tp 2"):
+        check_precision(fp8(), ParallelConfig(tp=2), sparse, dtype="bf16")
+
+
+def test_either_end_stays_in_bf16_where_it_was_asked_for() -> None:
+    """In the words of Megatron's ``TransformerConfig``; nothing is set without FP8."""
+    for first, last in ((1, 2), (0, 1), (1, 0), (0, 0)):
+        precision = fp8(fp8_recipe="blockwise", fp8_first_layers_bf16=first, fp8_last_layers_bf16=last)
+        assert precision.transformer_settings() == {
+            "fp8": "hybrid",
+            "fp8_recipe": "blockwise",
+            "first_last_layers_bf16": (first, last) != (0, 0),
+            "num_layers_at_start_in_bf16": first,
+            "num_layers_at_end_in_bf16": last,
+        }
+    assert PrecisionConfig().transformer_settings() == {}
 
 
 def test_a_run_is_refused_before_any_process_starts() -> None:

@@ -115,6 +115,8 @@ def test_every_missing_key_is_named() -> None:
         ("text_config.num_key_value_heads", 5, "multiple of num_key_value_heads"),
         ("text_config.attention_bias", True, "only False is supported"),
         ("text_config.rope_scaling.rope_type", "yarn", "only 'default' is supported"),
+        ("text_config.rope_scaling.mrope_section", [24, 20, 19], "must be three counts that add up to half"),
+        ("text_config.rope_scaling.mrope_section", [32, 32], "must be three counts that add up to half"),
         ("text_config.num_hidden_layers", 2, "3 DeepStack taps need"),
         ("vision_config.deepstack_visual_indexes", [5, 24], "below depth 24"),
         ("vision_config.deepstack_visual_indexes", [7, 5], "ascend"),
@@ -124,6 +126,28 @@ def test_every_missing_key_is_named() -> None:
 def test_contradictions_are_refused(path: str, value: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Qwen3VLShape.from_dict(changed(path, value))
+
+
+def test_sizes_at_their_bounds_are_read() -> None:
+    """As many layers as taps, a tap in the last block, a token that all experts see."""
+    assert Qwen3VLShape.from_dict(changed("text_config.num_hidden_layers", 3)).text.num_layers == 3
+    assert Qwen3VLShape.from_dict(changed("vision_config.deepstack_visual_indexes", [5, 23])).vision.taps == (5, 23)
+    text = HUB["text_config"] | {"num_experts": 8, "num_experts_per_tok": 8, "moe_intermediate_size": 64}
+    sparse = {**HUB, "model_type": "qwen3_vl_moe", "text_config": text}
+    assert Qwen3VLShape.from_dict(sparse).text.experts_per_token == 8
+    text["num_experts_per_tok"] = 9
+    with pytest.raises(ConfigError, match="num_experts_per_tok 9 is more than there are experts"):
+        Qwen3VLShape.from_dict(sparse)
+
+
+def test_what_a_config_says_goes_before_what_stands_beside_it() -> None:
+    """Its end token before the generation config's; the rotary base of ``rope_parameters`` before an older one."""
+    shape = Qwen3VLShape.from_dict(HUB, generation={"eos_token_id": 9, "pad_token_id": 8})
+    assert (shape.eos_token_id, shape.pad_token_id) == (151645, 8)
+    config = copy.deepcopy(HUB)
+    text = config["text_config"]
+    text["rope_parameters"] = text.pop("rope_scaling") | {"rope_theta": 1e6}
+    assert Qwen3VLShape.from_dict(config).text.theta == 1e6
 
 
 def test_either_name_of_the_number_of_experts_is_read() -> None:

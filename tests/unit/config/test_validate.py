@@ -157,6 +157,8 @@ def test_published_models_fit_the_usual_layouts(size: str, shared_dir: Path) -> 
 def test_world_must_hold_whole_copies() -> None:
     assert check_world(ParallelConfig(tp=2, pp=2), 8) == 2
     assert check_world(ParallelConfig(tp=2, ep=4), 4) == 2
+    assert check_world(ParallelConfig(tp=2, cp=3), 12) == 2
+    assert check_world(ParallelConfig(tp=2, pp=2, ep=3), 12) == 3
     with pytest.raises(ConfigError, match="takes a multiple of 8 processes, not 12; start 8 or 16"):
         check_world(ParallelConfig(tp=4, pp=2), 12)
     with pytest.raises(ConfigError, match="takes a multiple of 8 processes, not 2; start 8"):
@@ -167,7 +169,7 @@ def test_world_must_hold_whole_copies() -> None:
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 @pytest.mark.parametrize("pp", [1, 2])
-@pytest.mark.parametrize("ep", [1, 2, 4])
+@pytest.mark.parametrize("ep", [1, 3, 4])
 def test_smallest_world_passes_and_is_smallest(tp: int, pp: int, ep: int) -> None:
     parallel = ParallelConfig(tp=tp, pp=pp, ep=ep)
     size = smallest_world(parallel)
@@ -187,6 +189,7 @@ def test_smallest_world_passes_and_is_smallest(tp: int, pp: int, ep: int) -> Non
         (["--alpha", "1.5"], "--alpha 1.5 must be at least 0 and at most 1"),
         (["--head-dropout", "1"], "--head-dropout 1 must be at least 0 and below 1"),
         (["--policy.lr", "-1"], "--policy.lr -1 must be at least 0"),
+        (["--discriminator.lr", "nan"], "--discriminator.lr nan must be at least 0"),
         (["--discriminator.beta2", "1"], "--discriminator.beta2 1 must be at least 0 and below 1"),
         (["--top-k", "5"], "--top-k 5 must lie between 1 and --experts-per-tower 4"),
         (["--top-k", "0"], "--top-k 0 must lie between 1 and --experts-per-tower 4"),
@@ -203,6 +206,7 @@ def test_smallest_world_passes_and_is_smallest(tp: int, pp: int, ep: int) -> Non
         (["--routing", "dense", "--top-k", "1"], "--routing dense has no experts; leave --top-k 1 out"),
         (["--data", "no/such/folder"], "--data no/such/folder is not a folder"),
         (["--load", "no/such/folder"], "--load no/such/folder is not a folder"),
+        (["--load", __file__], f"--load {__file__} is not a folder"),
     ],
 )
 def test_value_out_of_range_names_flag_and_range(argv: list[str], complaint: str) -> None:
@@ -292,6 +296,13 @@ def test_a_layout_must_fit_both_players(
     with pytest.raises(ConfigError) as caught:
         check_align(AlignConfig(parallel=parallel), policy, world_size=8, discriminator=judge)
     assert str(caught.value).startswith(complaint)
+
+
+def test_fp8_reads_the_folder_s_dtype_where_the_flag_leaves_it_open(mini: Qwen3VLShape) -> None:
+    config = AlignConfig(model=ModelConfig(dtype="auto"), precision=PrecisionConfig(fp8="hybrid"))
+    with pytest.raises(ConfigError, match="--fp8 hybrid works on bf16 parameters, not float32"):
+        check_align(config, dataclasses.replace(mini, dtype="float32"), world_size=1)
+    check_align(config, dataclasses.replace(mini, dtype="bfloat16"), world_size=1)
 
 
 def test_fp8_must_fit_the_discriminator_too(mini: Qwen3VLShape) -> None:

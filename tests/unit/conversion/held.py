@@ -28,7 +28,8 @@ class Held(TensorSource):
         return self.tensors[name][index]
 
     def get_rows(self, name: str, start: int, stop: int) -> Tensor:
-        return self.tensors[name][start:stop]
+        tensor = self.tensors[name]
+        return (tensor if tensor.dim() else tensor[None])[start:stop]
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}

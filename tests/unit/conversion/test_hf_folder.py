@@ -13,6 +13,7 @@ import torch
 from prism_megatron.conversion.hf_reader import INDEX, HFFolder
 from prism_megatron.conversion.hf_writer import COMPANIONS, stating, write_hf_folder
 from prism_megatron.errors import ConversionError
+from tests.unit.conversion.disk import record_calls
 from tests.unit.conversion.folders import companions, sharded, weights
 
 
@@ -53,6 +54,32 @@ def test_an_interrupted_write_leaves_the_old_folder(tmp_path: Path, like: Path) 
     assert [path.name for path in target.parent.iterdir()] == ["model"]
     write_hf_folder(target, [("z", torch.ones(2))], like=like)
     assert list(HFFolder(target).names()) == ["z"]
+
+
+def test_everything_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, like: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: all files and the folder are flushed before the last rename, and the rename after it."""
+    calls = record_calls(monkeypatch)
+    write_hf_folder(tmp_path / "model", weights().items(), like=like, max_shard_bytes=70)
+    *before, rename, after = calls
+    (aside,) = (call.split()[1] for call in calls if call.endswith(f" to {tmp_path / 'model'}"))
+    flushed = {call for call in before if call.startswith("flush")}
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert flushed == {f"flush {aside}", *(f"flush {aside}/{name}" for name in names)}
+    assert rename == f"rename {aside} to {tmp_path / 'model'}"
+    assert after == f"flush {tmp_path}"
+
+
+def test_shards_are_no_larger_than_asked_for(tmp_path: Path, like: Path) -> None:
+    """Claim: a tensor goes into the next shard where it would make this one larger; the index counts all bytes."""
+    sizes = {"a": 6, "b": 4, "c": 5, "d": 9, "e": 1}
+    tensors = [(name, torch.zeros(size, dtype=torch.uint8)) for name, size in sizes.items()]
+    write_hf_folder(tmp_path / "model", tensors, like=like, max_shard_bytes=10)
+    index = json.loads((tmp_path / "model" / INDEX).read_text())
+    files = [index["weight_map"][name] for name in sizes]
+    assert [sorted(set(files)).index(file) for file in files] == [0, 0, 1, 2, 2]
+    assert index["metadata"]["total_size"] == 25
 
 
 def test_a_folder_that_is_no_model_is_not_replaced(tmp_path: Path, like: Path) -> None:

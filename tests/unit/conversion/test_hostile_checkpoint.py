@@ -29,6 +29,7 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.conversion import checkpoint_folder
 from prism_megatron.conversion.checkpoint_folder import read_checkpoint
 from prism_megatron.conversion.expert_layout import ExpertLayout
+from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.errors import CheckpointError
 from prism_megatron.jobs.check_weights import check_weights
 from prism_megatron.jobs.convert import to_hf, to_megatron
@@ -177,7 +178,7 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
     assert_refused(folder, f"{name} links to {outside}")
 
 
-def test_chunks_are_held_to_their_files(folder: Path) -> None:
+def test_chunks_are_held_to_their_files(folder: Path, whole: Path) -> None:
     """Claim: a place past the end, a coded one, a missing file and a shortened file are named."""
     change_place(folder, length=10**12)
     assert_refused(folder, f"places {KEY!r} at bytes")
@@ -185,10 +186,13 @@ def test_chunks_are_held_to_their_files(folder: Path) -> None:
     assert_refused(folder, "places")
     change_place(folder, length=64)
     assert_refused(folder, "keeps 64 bytes for a chunk")
+    num_bytes = TorchDistFolder(whole).shape(KEY)[0] * TorchDistFolder(whole).dtype(KEY).itemsize
+    change_place(folder, length=num_bytes - 1)
+    assert_refused(folder, f"keeps {num_bytes - 1} bytes for a chunk")
     change_place(folder, transform_descriptors=["zstd"])
     assert_refused(folder, "['zstd']")
     change_place(folder, relative_path="__9_9.distcp")
-    assert_refused(folder, "names __9_9.distcp, which is missing")
+    assert_refused(folder, "names '__9_9.distcp', which is missing")
 
 
 def test_a_shortened_data_file_is_named(folder: Path) -> None:

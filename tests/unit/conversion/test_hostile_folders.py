@@ -146,6 +146,7 @@ HOSTILE_INDEXES = {
     "not finite": ('{"metadata": {"total_size": NaN}, "weight_map": {"a": "m.safetensors"}}', "holds NaN"),
     "infinite": ('{"metadata": {"total_size": -Infinity}, "weight_map": {"a": "m.safetensors"}}', "holds -Infinity"),
     "deep": ("[" * 100_000, "cannot be read as JSON"),
+    "5000 digits": ('{"metadata": ' + "1" * 5000 + "}", "cannot be read as JSON"),
     "a backslash": (r'{"weight_map": {"a": "..\\m.safetensors"}}', "not a safetensors file of this folder"),
     "a zero byte": (r'{"weight_map": {"a": "m\u0000.safetensors"}}', "not a safetensors file of this folder"),
     "a long name": ('{"weight_map": {"a": "' + "m" * 300 + '.safetensors"}}', "cannot be opened"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.conversion import resumable
-from prism_megatron.conversion.resumable import WorkFolder, check_target, run_units
+from prism_megatron.conversion.resumable import WorkFolder, check_target, fingerprint_of, run_units
 from prism_megatron.errors import ConversionError
 from prism_megatron.observability.transfer import TransferProgress, format_bytes
+from tests.unit.conversion.disk import record_calls
 
 
 @dataclass
@@ -69,6 +72,110 @@ def test_interrupted_work_goes_on(tmp_path: Path, killed_at: int, workers: int) 
     assert bool(said) == bool(noted)
     assert content(tmp_path / "model") == content(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "whole"]
+
+
+def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: a power cut at any time leaves no name for bytes that are not there.
+
+    The journal and its folder are flushed before any unit is done, every note as it is made, all files and folders
+    before the rename, and the rename after it.
+    """
+    hidden, target = tmp_path / ".model.converting", tmp_path / "model"
+    calls = record_calls(monkeypatch)
+    with WorkFolder(target, {"source": "a"}, overwrite=False, say=lambda _: None) as folder:
+        assert calls == [f"flush {journal(tmp_path)}", f"flush {hidden}"]
+        run_units([Unit(0), Unit(1)], folder, workers=1, label="test")
+        assert calls[2:] == [f"flush {journal(tmp_path)}"] * 2
+        (folder.folder / "below").mkdir()
+        (folder.folder / "below" / "2.bin").write_bytes(b"2")
+        calls.clear()
+        folder.publish()
+    work_folder = hidden / "folder"
+    *before, rename, after = calls
+    names = ("0.bin", "1.bin", "below", "below/2.bin")
+    assert sorted(before) == sorted(f"flush {path}" for path in (work_folder, *(work_folder / name for name in names)))
+    assert rename == f"rename {work_folder} to {target}"
+    assert after == f"flush {tmp_path}"
+
+
+def test_who_opened_a_journal_that_is_gone_does_not_start_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: a process that comes second, and gets the lock because the first one has just finished and removed the
+    journal, leaves what the first one made."""
+    lock = resumable.fcntl.flock  # type: ignore[attr-defined]
+
+    def late(file: io.TextIOBase, how: int) -> None:
+        lock(file, how)
+        journal(tmp_path).unlink()
+
+    monkeypatch.setattr(resumable.fcntl, "flock", late)  # type: ignore[attr-defined]
+    with pytest.raises(ConversionError, match="another process has just converted to"):
+        convert(tmp_path / "model", [Unit(0)])
+    assert not list(journal(tmp_path).parent.iterdir())
+
+
+def test_units_that_finish_after_a_failure_are_noted(tmp_path: Path) -> None:
+    """Claim: what was running when another unit failed is not done again. The slow unit ends only when it has seen that
+    the other one failed."""
+    failed = threading.Event()
+
+    class Failing(Unit):
+        def run(self, folder: Path, count: Callable[[int], None]) -> int:
+            failed.set()
+            return super().run(folder, count)
+
+    class Slow(Unit):
+        def run(self, folder: Path, count: Callable[[int], None]) -> int:
+            assert failed.wait(10)
+            return super().run(folder, count)
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(tmp_path / "model", [Slow(0), Failing(1, KeyboardInterrupt())], workers=2)
+    again = [Unit(0), Unit(1)]
+    assert convert(tmp_path / "model", again)[0] == [0, 100]
+    assert [bool(unit.runs) for unit in again] == [False, True]
+
+
+def test_a_journal_without_its_folder_is_no_work(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    shutil.rmtree(journal(tmp_path).parent / "folder")
+    units = [Unit(number) for number in range(3)]
+    assert convert(tmp_path / "model", units)[0] == [0, 100, 200]
+    assert all(unit.runs for unit in units)
+
+
+def test_results_stand_in_the_order_of_the_units(tmp_path: Path) -> None:
+    """Claim: also where the last unit was done by an earlier run."""
+    with pytest.raises(KeyboardInterrupt):
+        convert(tmp_path / "model", [Unit(0, KeyboardInterrupt()), Unit(1), Unit(2)], workers=3)
+    assert convert(tmp_path / "model", [Unit(0), Unit(1), Unit(2)])[0] == [0, 100, 200]
+
+
+def test_room_is_asked_for_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: a resumed run needs room for the rest, and some to spare."""
+    interrupted(tmp_path)
+    for free, enough in ((resumable._SPARE_BYTES + 9, False), (resumable._SPARE_BYTES + 10, True)):
+        usage = resumable.shutil._ntuple_diskusage(10**9, 0, free)  # type: ignore[attr-defined]
+        monkeypatch.setattr(resumable.shutil, "disk_usage", lambda _, usage=usage: usage)  # type: ignore[attr-defined]
+        if enough:
+            assert convert(tmp_path / "model", [Unit(0), Unit(1), Unit(2)])[0] == [0, 100, 200]
+        else:
+            with pytest.raises(ConversionError, match="make room or choose another --save"):
+                convert(tmp_path / "model", [Unit(0), Unit(1), Unit(2)])
+
+
+def test_a_file_that_was_written_again_is_another_source(tmp_path: Path) -> None:
+    """Claim: names, sizes and times of the files count, and of those in named folders below, but in no others."""
+    below = {name: tmp_path / name / "x" for name in ("named", "other")}
+    for path in (tmp_path / "x", *below.values()):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("abc")
+    before = fingerprint_of(tmp_path, [tmp_path / "named"])
+    assert [entry[:2] for entry in before] == [["named/x", 3], ["x", 3]]
+    for path, counts in ((tmp_path / "x", True), (below["named"], True), (below["other"], False)):
+        kept = path.stat()
+        os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
+        assert (fingerprint_of(tmp_path, [tmp_path / "named"]) != before) == counts, path
+        os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
 
 
 def journal(parent: Path) -> Path:

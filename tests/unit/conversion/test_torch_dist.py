@@ -22,6 +22,7 @@ from prism_megatron.conversion.pickles import read_index
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.conversion.torch_dist_writer import WrittenChunk, write_data_file, write_index
 from prism_megatron.errors import CheckpointError
+from tests.unit.conversion.disk import record_calls
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -134,9 +135,9 @@ def test_damage_is_found_on_opening(folder: Path, tmp_path: Path) -> None:
     file = folder / "__0_1.distcp"
     kept, index = file.read_bytes(), (folder / INDEX_FILE).read_bytes()
     file.write_bytes(kept[:-1])
-    refused("__0_1.distcp, which has .*cut short")
+    refused("'__0_1.distcp', which has .*cut short")
     file.unlink()
-    refused(r"names __0_1.distcp, which is missing")
+    refused(r"names '__0_1.distcp', which is missing")
     (tmp_path / "elsewhere").write_bytes(kept)
     file.symlink_to(tmp_path / "elsewhere")
     refused("outside the checkpoint")
@@ -179,6 +180,45 @@ def test_a_chunk_that_is_no_tensor_or_another_is_refused_when_read(folder: Path)
     edit_index(folder, exchange)
     with pytest.raises(CheckpointError, match=r"a tensor of \(\d,\).*but the index says \(\d,\)"):
         TorchDistFolder(folder).read("policy.bias", 0, 7)
+
+
+def put_chunk(folder: Path, shape: tuple[int, ...], tensor: Tensor) -> str:
+    """Make ``tensor`` the first chunk of this shape, in a data file of its own; returns the key."""
+    index = read_index(folder / INDEX_FILE)
+    boxes = {
+        (key, tuple(chunk.offsets)): tuple(chunk.sizes)
+        for key, entry in index.state_dict_metadata.items()
+        for chunk in entry.chunks  # type: ignore[union-attr]
+    }
+    where = next(w for w in index.storage_data if boxes[w.fqn, tuple(w.offset or ())] == shape)
+    torch.save(tensor, folder / "__9_9.distcp")
+    place = index.storage_data[where]
+    place.relative_path, place.offset, place.length = "__9_9.distcp", 0, (folder / "__9_9.distcp").stat().st_size
+    (folder / INDEX_FILE).write_bytes(pickle.dumps(index))
+    assert set(where.offset or ()) == {0}
+    return str(where.fqn)
+
+
+def test_a_part_of_a_larger_storage_is_read_from_its_place(folder: Path) -> None:
+    """Claim: torch.save keeps what a view is a part of; the chunk's numbers begin where the view does."""
+    view = torch.arange(100.0)[10:14]
+    key = put_chunk(folder, (4,), view)
+    assert torch.equal(TorchDistFolder(folder).read(key, 0, 4), view)
+
+
+def test_a_chunk_that_lies_otherwise_than_the_index_says_is_refused(folder: Path) -> None:
+    """Claim: numbers of another format of the same width, and rows that do not lie one after another."""
+    for tensor in (torch.arange(4, dtype=torch.int32), torch.arange(8.0)[::2], torch.arange(5.0)):
+        key = put_chunk(folder, (4,), tensor)
+        with pytest.raises(CheckpointError, match=r"but the index says \(4,\) in torch\.float32; do not use"):
+            TorchDistFolder(folder).read(key, 0, 4)
+
+
+def test_a_data_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = record_calls(monkeypatch)
+    write_data_file(tmp_path / "x.distcp", [torch.ones(3)], lambda _: None)
+    part = tmp_path / "x.distcp.part"
+    assert calls == [f"flush {part}", f"rename {part} to {tmp_path / 'x.distcp'}"]
 
 
 def test_an_unknown_key_is_refused(folder: Path) -> None:

@@ -63,7 +63,9 @@ def test_a_picture_comes_back_from_its_patches(size: tuple[int, int], mini_folde
 def test_patches_of_no_picture_are_refused(mini_folder: Path) -> None:
     preprocessor = ImagePreprocessor.from_folder(mini_folder)
     features = preprocessor(Image.new("RGB", (64, 64), (9, 99, 199)))
-    for wrong in (features.pixel_values_P_D + 0.003, features.pixel_values_P_D * np.nan, features.pixel_values_P_D * 9):
+    level = np.float32(2 / 255)  # of one colour, normalised
+    values = features.pixel_values_P_D
+    for wrong in (values + 0.003, values * np.nan, values * 9, values + 100 * level, values - 20 * level):
         with pytest.raises(DataError, match="8-bit colours"):
             preprocessor.picture(ImageInput(wrong, features.grid_thw))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from prism_megatron.data.loader import Example, RecordCounts, RecordSource, SceneSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.teachers import write
 from prism_megatron.errors import DataError
 
 NUM_RECORDS = 20
@@ -19,31 +21,39 @@ NUM_RECORDS = 20
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty usable records, the first without a solution; one without a caption, a long question, a long caption."""
+    """Twenty usable records, the first without a solution; one has no caption, one a long question, two long ones."""
     folder = tmp_path_factory.mktemp("set")
     (folder / "images").mkdir()
     lines = []
-    for i in range(NUM_RECORDS + 3):
+    for i in range(NUM_RECORDS + 4):
         Image.new("RGB", (32 + i, 32), (i, i, i)).save(folder / "images" / f"{i}.png")
         record = {"id": f"r-{i}", "image": f"images/{i}.png", "question": f"Number {i}?", "choices": None}
-        record |= {"answer": str(i), "answer_type": "integer", "solution": "s", "caption": "c", "source": "set"}
+        record |= {"answer": str(i), "answer_type": "integer", "solution": f"s {i}", "caption": "c", "source": "set"}
         lines.append(record)
-    lines[0]["solution"] = lines[-3]["caption"] = None
-    lines[-2]["question"] = "many " * 100
-    lines[-1]["caption"] = "many " * 100
+    lines[0]["solution"] = lines[-4]["caption"] = None
+    lines[-3]["question"] = "many " * 100
+    lines[-2]["caption"] = lines[-1]["caption"] = "many " * 100
     (folder / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     return folder
 
 
-def record_source(folder: Path, renderer: Renderer, *, seed: int = 0, part: Part = "train") -> RecordSource:
+def record_source(
+    folder: Path,
+    renderer: Renderer,
+    *,
+    seed: int = 0,
+    part: Part = "train",
+    prompt_tokens: int = 60,
+    response_tokens: int = 60,
+) -> RecordSource:
     return RecordSource(
         folder,
         renderer,
         part=part,
         seed=seed,
         batch_size=4,
-        max_prompt_tokens=60,
-        max_response_tokens=60,
+        max_prompt_tokens=prompt_tokens,
+        max_response_tokens=response_tokens,
         validation_share=0.0,
     )
 
@@ -68,6 +78,15 @@ def test_scene_batches_depend_on_the_step_alone(renderer: Renderer) -> None:
     assert not set(ids(source.batch(1))) & set(ids(source.batch(2)))
 
 
+def test_a_source_of_scenes_writes_as_its_own_teacher(renderer: Renderer) -> None:
+    """Claim: the share of faithful writing and the seed are those given, which differ from the defaults."""
+    source = SceneSource(renderer, split="sft", seed=7, batch_size=40, teacher="sloppy", faithful_share=0.5)
+    for example in source.batch(1):
+        assert example.scene is not None and example.scene.seed == 7
+        wanted = write(example.scene, "sloppy", faithful_share=0.5, seed=7)
+        assert example.reference == renderer.response(*wanted)
+
+
 def test_record_epochs_are_permutations_keyed_by_the_seed(folder: Path, renderer: Renderer) -> None:
     source = record_source(folder, renderer)
     epochs = [[name for step in range(e * 5, e * 5 + 5) for name in ids(source.batch(step))] for e in range(2)]
@@ -80,14 +99,33 @@ def test_record_epochs_are_permutations_keyed_by_the_seed(folder: Path, renderer
 def test_left_out_records_are_counted(folder: Path, renderer: Renderer) -> None:
     source = record_source(folder, renderer)
     assert source.counts == RecordCounts(
-        NUM_RECORDS, without_reasoning=1, without_reference=1, long_prompt=1, long_response=1
+        NUM_RECORDS, without_reasoning=1, without_reference=1, long_prompt=1, long_response=2
     )
     examples = [example for step in range(NUM_RECORDS // 4) for example in source.batch(step)]
     alone = [one.prompt.id for one in examples if one.reference.segments.reasoning is None]
     assert alone == ["r-0"], "a record without a solution is compared by its caption alone"
-    example = examples[0]
+    example = next(one for one in examples if one.prompt.id == "r-7")
     assert example.record is not None and example.scene is None
     assert example.prompt.question == example.record.question_text
+    assert example.reference == renderer.response("c", "s 7", "7")
+
+
+def test_what_is_as_long_as_the_bound_is_used(folder: Path, renderer: Renderer) -> None:
+    """One token less and the longest prompt, or reference, of those that fit is left out."""
+    source = record_source(folder, renderer)
+    examples = [source.example(position) for position in range(NUM_RECORDS)]
+    prompt = max(len(example.prompt.token_ids) for example in examples)
+    response = max(len(example.reference.token_ids) for example in examples)
+    exact = record_source(folder, renderer, prompt_tokens=prompt, response_tokens=response)
+    assert exact.counts.kept == NUM_RECORDS
+    assert record_source(folder, renderer, prompt_tokens=prompt - 1).counts.long_prompt > 1
+    assert record_source(folder, renderer, response_tokens=response - 1).counts.long_response > 2
+
+
+def test_no_record_of_a_benchmark_is_trained_on(folder: Path, renderer: Renderer, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "mathvision_testmini")
+    with pytest.raises(DataError, match="evaluation only"):
+        record_source(tmp_path / "mathvision_testmini", renderer)
 
 
 def test_a_part_without_records_is_refused(folder: Path, renderer: Renderer) -> None:

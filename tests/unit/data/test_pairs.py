@@ -80,6 +80,15 @@ def test_what_is_too_long_is_left_out_and_counted(tmp_path: Path, renderer: Rend
         source(make_file(tmp_path, *lines[1:]), renderer)
 
 
+def test_a_response_as_long_as_the_bound_is_used(tmp_path: Path, renderer: Renderer) -> None:
+    """The chosen and the rejected one alike; with one token less there is no pair."""
+    path = make_file(tmp_path, {**GOOD, "rejected": [WHOLE]})
+    bound = len(renderer.written(WHOLE, id="x").token_ids)
+    assert source(path, renderer, max_response_tokens=bound).counts == PairCounts(1, 1, 0, 0)
+    with pytest.raises(DataError, match="2 responses exceed"):
+        source(path, renderer, max_response_tokens=bound - 1)
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -51,6 +51,7 @@ def test_a_good_record(tmp_path: Path) -> None:
         ({"id": 3}, "id"),
         ({"question": "  "}, "question"),
         ({"question": "\ud800"}, "question"),
+        ({"question": "half \udfff"}, "question"),
         ({"solution": ""}, "solution"),
         ({"caption": ["x"]}, "caption"),
         ({"choices": "yes"}, "choices"),

@@ -119,6 +119,14 @@ def test_an_impossible_image_is_refused_by_name(renderer: Renderer) -> None:
         renderer.num_prompt_tokens("record-7", "What?", [(500, 1)])
 
 
+def test_the_released_format_is_taken_where_it_is_asked_for(mini_folder: Path, renderer: Renderer) -> None:
+    """A caption with a tag inside, valid under the lax rule only."""
+    text = "<caption>a</caption> b</caption><think>c</think><answer>d</answer>"
+    assert Renderer.from_folder(mini_folder, strict_format=False).written(text, id="x").segments.valid
+    with pytest.raises(DataError, match="x: not a valid response"):
+        renderer.written(text, id="x")
+
+
 def test_control_tokens_exclude_the_end_token(renderer: Renderer) -> None:
     assert renderer.image_token_id in renderer.control_token_ids
     assert renderer.pad_token_id in renderer.control_token_ids

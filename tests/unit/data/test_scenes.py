@@ -15,7 +15,10 @@ from prism_megatron.data.scenes import (
     COLOURS,
     NUM_BUCKETS,
     QUESTION_KINDS,
+    SHAPES,
     Kind,
+    Placement,
+    Question,
     Scene,
     Split,
     content_bucket,
@@ -83,6 +86,15 @@ def test_pictures_show_the_counts() -> None:
         for kind, count in scene.counts:
             expected[kind.colour] += count
         assert seen == expected
+
+
+def test_shapes_are_twice_their_radius_wide() -> None:
+    """Whatever the shape, the box around its pixels goes from x - radius to x + radius, the last not included."""
+    for kind in (Kind("red", shape) for shape in SHAPES):
+        placement = Placement(kind, 40, 30, 9, (1, 2, 3))
+        scene = Scene("align", 0, 0, ((kind, 1),), Question("count", (kind,)), (placement,))
+        rows, columns = np.nonzero((np.asarray(scene.image()) == (1, 2, 3)).all(axis=-1))
+        assert (columns.min(), columns.max() + 1, rows.min(), rows.max() + 1) == (31, 49, 21, 39), kind
 
 
 def test_answers_follow_from_the_counts() -> None:

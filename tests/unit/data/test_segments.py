@@ -125,6 +125,14 @@ def test_end_token_and_control_tokens(renderer: Renderer) -> None:
         assert "control token or unknown" in str(find([*ids[:5], bad, *ids[5:], end]).problem)
 
 
+def test_a_control_token_after_the_answer_is_seen_at_once(renderer: Renderer) -> None:
+    """Before its end it says nothing, also where the closing tag is cut before its last byte."""
+    watch = renderer.segment_finder.watch()
+    cut = [token for part in (GOOD[:-1], GOOD[-1:]) for token in renderer.tokenizer(part)["input_ids"]]
+    assert not any(watch.add(token) for token in (renderer.image_token_id, *cut))
+    assert watch.add(renderer.image_token_id)
+
+
 class ByteTokenizer:
     """Vocabulary of the 256 bytes, a token that ends one tag and opens the next, and an end token."""
 

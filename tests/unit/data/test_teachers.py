@@ -6,7 +6,7 @@ import pytest
 
 from prism_megatron.data.scenes import make_scene
 from prism_megatron.data.segments import parse_response, response_text
-from prism_megatron.data.teachers import Teacher, required_steps, write
+from prism_megatron.data.teachers import Teacher, equation, required_steps, write
 from prism_megatron.evaluation.scenes import SceneJudgement, judge
 
 SCENES = [make_scene("sft", seed=0, index=index) for index in range(800)]
@@ -54,6 +54,17 @@ def test_the_sloppy_teacher_errs_in_its_own_ways() -> None:
     assert mean(skipped) == pytest.approx(0.75, abs=0.06)
 
 
+def test_no_teacher_lists_what_is_not_there() -> None:
+    """Claim: slips are by one, captions have at least one of each item, and the sloppy teacher drops none of two."""
+    seen = set()
+    for scene in SCENES:
+        mild, sloppy = (write(scene, teacher, seed=1) for teacher in ("mild", "sloppy"))
+        seen |= {int(line.rpartition(" ")[2]) for line in mild.caption.splitlines()}
+        if len(scene.counts) == 2:
+            assert len(sloppy.caption.splitlines()) == 2
+    assert seen == {1, 2, 3, 4}
+
+
 def test_quality_of_the_teachers_is_that_of_the_prototype() -> None:
     """Claim: the mild teacher's shares match the prototype's table (0.82, 0.60, 0.81) within 0.07."""
     mild = judgements("mild")
@@ -63,6 +74,13 @@ def test_quality_of_the_teachers_is_that_of_the_prototype() -> None:
     sloppy = judgements("sloppy")
     assert mean([j.caption_exact for j in sloppy]) < 0.35
     assert mean([j.answer_right for j in sloppy]) > 0.7
+
+
+def test_equations_are_written_as_they_are_read() -> None:
+    """By hand, because what judges reasoning writes its equations with the same function."""
+    written = [equation("comparison", counts) for counts in ((2, 1), (1, 2), (2, 2))]
+    written += [equation("difference", (3, 1)), equation("sum3", (1, 2, 3)), equation("sum2", (1, 2), result="4")]
+    assert written == ["2>1", "1<2", "2=2", "3-1=2", "1+2+3=6", "1+2=4"]
 
 
 def test_faithful_share_mixes_in_the_faithful_teacher() -> None:

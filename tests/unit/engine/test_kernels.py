@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prism_megatron.engine.attention import rotate
 from prism_megatron.engine.mlp import swiglu
-from prism_megatron.engine.norms import RMSNorm
+from prism_megatron.engine.norms import LayerNorm, RMSNorm
 
 EPS = 1e-6
 
@@ -59,6 +59,18 @@ def test_norm_in_bf16_casts_back_before_the_weight() -> None:
     gradient = torch.ones_like(x)
     ours, theirs = (torch.autograd.grad(y, x, gradient)[0] for y in (norm(x), plain_norm(wide, norm.weight.float())))
     torch.testing.assert_close(ours.float(), theirs.float(), rtol=2**-7, atol=2**-7)
+
+
+def test_layer_norm_is_torchs() -> None:
+    """Claim: with an epsilon that shows, to 1e-12 in float64 (torch's own differentiates it)."""
+    config = SimpleNamespace(params_dtype=torch.float64, sequence_parallel=False, use_cpu_initialization=True)
+    norm = LayerNorm(config, 16, 0.3)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    x = torch.randn(5, 16, dtype=torch.float64)
+    expected = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 0.3).sqrt()
+    torch.testing.assert_close(norm(x), expected * norm.weight + norm.bias, rtol=0, atol=1e-12)
 
 
 def test_rotation_equals_autograd_through_the_formula() -> None:

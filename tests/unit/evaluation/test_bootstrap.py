@@ -47,6 +47,12 @@ def test_statistic_interval_of_the_mean_is_that_of_the_mean() -> None:
     assert interval.high == pytest.approx(expected.high, abs=0.1 * width)
 
 
+def test_every_scene_is_drawn_and_none_beyond() -> None:
+    """Two scenes: means of resamples are 0, a half or 1, the ends in a quarter of them each."""
+    assert mean_interval([0.0, 1.0], seed=0) == (0.5, 0.0, 1.0)
+    assert statistic_interval([[0.0], [1.0]], np.mean, seed=0) == (0.5, 0.0, 1.0)
+
+
 def test_scenes_are_resampled_whole() -> None:
     """Eight equal values a scene carry no more than one: the interval stays as wide. Empty scenes count for nothing."""
     values = np.random.default_rng(4).normal(size=50)

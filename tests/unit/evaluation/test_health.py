@@ -56,6 +56,18 @@ def test_without_pairs_there_is_no_figure(groups: list[JudgedGroup]) -> None:
     assert figures["length_correlation"] is None
 
 
+@pytest.mark.parametrize("bad", [[math.inf, -math.inf], [math.nan, 1.0], [math.inf, math.inf]])
+def test_figures_of_a_diverged_discriminator_are_no_numbers_and_no_error(bad: list[float]) -> None:
+    """Claim: what is not finite is seen in the figures, so that the game can go back, and not end in an error."""
+    figures = tower_figures([JudgedGroup(1.0, bad, [3, 4], [True, False]), JudgedGroup(bad[1], [0.0], [5])])
+    for name in ("reward_gap", "rollout_score", "rollout_std"):
+        value = figures[name]
+        assert value is not None
+        assert not math.isfinite(value)
+    assert figures["pairs"] == 3
+    agreement([bad], [[1.0, 2.0]])
+
+
 def test_unknown_truth_counts_no_pair() -> None:
     """Groups whose truth nobody knows are left out of the AUC and of nothing else."""
     figures = tower_figures([JudgedGroup(1.0, [0.0, 2.0], [1, 2])])

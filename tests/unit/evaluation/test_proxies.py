@@ -39,11 +39,12 @@ def test_items_are_lines_that_open_with_a_bullet(caption: str, items: int) -> No
         ("red circle: 2\nblue square: 1\n2+1=3", 3),
         ("First I look\nat the picture.\n\nThen I count.\n \nDone.", 3),
         ("1.5 metres is the width", 1),
+        ("I look.\n\nStep 1: count\n\nDone.", 1),
         ("  \n ", 0),
     ],
 )
 def test_steps_are_numbered_lines_else_paragraphs(reasoning: str, steps: int) -> None:
-    """A decimal number opens no numbered line."""
+    """A decimal number opens no numbered line; a single one makes the paragraphs around it no steps."""
     assert count_steps(reasoning) == steps
 
 

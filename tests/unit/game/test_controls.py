@@ -58,6 +58,22 @@ def test_the_discriminator_pauses_while_both_towers_are_too_good() -> None:
     assert updates == [1, 1, 0, 0, 1]
 
 
+def test_a_figure_at_its_bound_is_within_it() -> None:
+    """The pause needs an accuracy above its bound, a collapse a valid share below its own."""
+    controls = Controls(GameConfig(pause_discriminator_above=0.8, rollbacks=1, collapse_valid_share=0.9))
+    for step in range(9):
+        assert controls.observe(step, GOOD) == "go on"
+        assert controls.decide(step + 1).discriminator_updates == 1
+
+
+def test_a_rollback_makes_a_discriminator_of_another_version() -> None:
+    """Also where the step itself did not train it: the scores that follow are another discriminator's."""
+    still = replace(GOOD, valid_share=0.0, discriminator_updated=False)
+    controls, verdicts = play(GameConfig(rollbacks=1, collapse_steps=2), GOOD, still, still)
+    assert verdicts[-1] == "roll back"
+    assert controls.state.discriminator_version == 3
+
+
 def test_a_streak_without_valid_rollouts_rolls_back_and_is_then_forgotten() -> None:
     """Two weak steps on end with one good one between do not count; three on end do; the third time raises."""
     game = GameConfig(rollbacks=2, collapse_valid_share=0.5, collapse_steps=2)
@@ -98,6 +114,8 @@ def test_the_run_ends_when_every_gap_has_stayed_in_its_band() -> None:
     assert play(game, *[gaps(1.0, 2.0)] * 2, gaps(1.0, None), gaps(1.0, None))[1] == ["go on"] * 4
     assert play(game, *[gaps(1.0, 2.0)] * 2, NOTHING_VALID, *[gaps(1.0, 2.0)] * 2)[1] == ["go on"] * 5
     assert play(game, *[gaps(1.0, None)] * 3)[1][-1] == "stop"
+    joined = play(game, *[gaps(1.0, None)] * 2, *[gaps(1.0, 2.0)] * 3)[1]
+    assert joined == ["go on"] * 4 + ["stop"], "a tower that joins begins anew"
 
 
 outcomes = st.lists(

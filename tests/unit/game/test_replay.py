@@ -22,15 +22,15 @@ def prompts(step: int) -> list[Example]:
     return [
         Example(
             Prompt(id=f"{step}/{p}", token_ids=(step, p), images=(), question=""),
-            Response((9, 9, 9), Segments(Span(0, 2), None, None)),
+            Response((9, 9, p), Segments(Span(0, 2), None, None)),
         )
         for p in range(3)
     ]
 
 
 def played(step: int) -> list[PreferenceGroup]:
-    """Three groups of two answers, of which the second one is cut off; in the last group both are."""
-    answers = [(Response((step, p, 7), WHOLE if p < 2 else CUT), Response((1,), CUT)) for p in range(3)]
+    """Three groups of two answers, of which the second one is cut off; in the middle group both are."""
+    answers = [(Response((step, p, 7), WHOLE if p != 1 else CUT), Response((1,), CUT)) for p in range(3)]
     return [
         PreferenceGroup(example.prompt, example.reference, own)
         for example, own in zip(prompts(step), answers, strict=True)
@@ -50,9 +50,13 @@ def test_only_valid_answers_of_the_last_steps_come_back() -> None:
     drawn = [buffer.draw(step) for step in range(5, 40)]
     ids = [[group.prompt.id for group in groups] for groups in drawn]
     assert all(len(set(own)) == 2 for own in ids)
-    assert {one for own in ids for one in own} == {f"{step}/{p}" for step in (2, 3, 4) for p in (0, 1)}
+    assert {one for own in ids for one in own} == {f"{step}/{p}" for step in (2, 3, 4) for p in (0, 2)}
     assert all(len(group.rollouts) == 1 and group.rollouts[0].segments.valid for groups in drawn for group in groups)
     assert seen(buffer.draw(7)) == seen(buffer.draw(7)), "a draw is a function of seed and step"
+    other = ReplayBuffer(GAME, seed=2)
+    for step in (2, 3, 4):
+        other.add(step, played(step))
+    assert [seen(other.draw(step)) for step in range(5, 40)] != [seen(groups) for groups in drawn]
 
 
 def test_nothing_is_kept_where_nothing_is_replayed() -> None:
@@ -74,11 +78,21 @@ def test_a_restored_buffer_draws_what_the_saved_one_would() -> None:
             one.add(step, played(step))
 
 
+def test_what_a_buffer_held_is_gone_once_it_is_restored() -> None:
+    """Claim: after a rollback only answers from before the checkpoint are replayed."""
+    buffer, saved = ReplayBuffer(GAME, seed=1), ReplayBuffer(GAME, seed=1)
+    for step in (5, 6):
+        buffer.add(step, played(step))
+    saved.add(0, played(0))
+    buffer.restore(saved.to_plain(), prompts)
+    assert buffer.to_plain() == saved.to_plain()
+
+
 def test_answers_are_not_put_to_other_prompts() -> None:
     """Claim: a run that goes on with other data, or fewer prompts a step, ends instead of training on wrong pairs."""
     buffer = ReplayBuffer(GAME, seed=1)
     buffer.add(0, played(0))
     plain = json.loads(json.dumps(buffer.to_plain()))
     for others in (lambda step: prompts(step + 1), lambda step: prompts(step)[:1]):
-        with pytest.raises(CheckpointError, match=r"answers to prompt '0/[01]'.*--prompts-per-step"):
+        with pytest.raises(CheckpointError, match=r"answers to prompt '0/[02]'.*--prompts-per-step"):
             ReplayBuffer(GAME, seed=1).restore(plain, others)

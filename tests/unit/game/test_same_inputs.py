@@ -21,6 +21,10 @@ def other_patches(document: dict[str, Any]) -> None:
     document["vision_config"]["patch_size"] = 14
 
 
+def other_merging(document: dict[str, Any]) -> None:
+    document["vision_config"]["spatial_merge_size"] = 4
+
+
 def other_pad(document: dict[str, Any]) -> None:
     document["image_token_id"] = 7
 
@@ -43,6 +47,10 @@ def other_added_token(document: dict[str, Any]) -> None:
     document["added_tokens"][0]["content"] = "<|another|>"
 
 
+def missing_added_token(document: dict[str, Any]) -> None:
+    del document["added_tokens"][2]
+
+
 @pytest.fixture
 def discriminator(tmp_path: Path) -> Path:
     folder = tmp_path / "discriminator"
@@ -54,11 +62,13 @@ def discriminator(tmp_path: Path) -> Path:
     ("file", "change", "complaint"),
     [
         ("config.json", other_patches, "reads other inputs than the policy: its vision patch is 14, the policy's 16"),
+        ("config.json", other_merging, "its vision merge is 4, the policy's 2"),
         ("config.json", other_pad, "its image_token_id is 7, the policy's 498"),
         ("config.json", fewer_tokens, "knows 500 tokens and the policy 512"),
         ("preprocessor_config.json", other_colours, "its image_std is .0.2, 0.2, 0.2., the policy's .0.5, 0.5, 0.5."),
         ("tokenizer.json", swapped_tokens, "has another tokenizer than the policy: token 300 is"),
         ("tokenizer.json", other_added_token, "has another tokenizer than the policy: token .* is '<|another|>' to it"),
+        ("tokenizer.json", missing_added_token, "has another tokenizer than the policy: token 488 is None to it"),
     ],
 )
 def test_other_inputs_are_refused(

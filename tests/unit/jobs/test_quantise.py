@@ -12,13 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
 
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.quant import QuantConfig
+from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import ConfigError, ConversionError
 from prism_megatron.jobs import quantise
-from prism_megatron.jobs.quantise import calibration_rows, check_installed, quantise_folder, quantised_modules
+from prism_megatron.jobs.quantise import (
+    calibration_rows,
+    check_installed,
+    final_tensors,
+    quantise_folder,
+    quantised_modules,
+)
 
 MINI = MINI_FOLDER / "policy"
 
@@ -79,6 +88,69 @@ def test_records_are_used_once(other: Path, records: Path) -> None:
     assert 0 < len(rows) <= 6
     assert len({row.images[0].pixel_values_P_D.tobytes() for row in rows}) == len(rows)
     assert f"holds {len(rows)} records" in said[0]
+
+
+LAYER = "model.language_model.layers.0"
+SOURCE = {
+    f"{LAYER}.self_attn.q_proj.weight": torch.tensor([[1.0, 2.0]]),
+    f"{LAYER}.mlp.experts.down_proj": torch.ones(2, 3, 4),
+    f"{LAYER}.mlp.gate.weight": torch.tensor([[0.1, 0.2]]),
+    "model.language_model.norm.weight": torch.tensor([0.3]),
+    "model.visual.fc.weight": torch.tensor([[0.7, 0.1]]),
+    "lm_head.weight": torch.tensor([[0.5, 0.9]]),
+}
+LINEARS = (f"{LAYER}.self_attn.q_proj", *(f"{LAYER}.mlp.experts.{expert}.down_proj" for expert in (0, 1)))
+CODES = {f"{name}.weight": torch.ones(2, 2).to(torch.float8_e4m3fn) for name in LINEARS}
+SCALES = {f"{name}.{kind}": torch.tensor(2.0) for name in LINEARS for kind in ("weight_scale", "input_scale")}
+PLAIN = {name: t.bfloat16() for name, t in SOURCE.items() if not name.startswith((f"{LAYER}.self", f"{LAYER}.mlp.e"))}
+
+
+def finals(folder: Path, change: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """What is written of ``SOURCE`` where ModelOpt exported codes, scales and the rest in bfloat16, changed so."""
+    exported = {name: t for name, t in (CODES | SCALES | PLAIN | change).items() if t is not None}
+    for name, tensors in (("source", SOURCE), ("exported", exported)):
+        (folder / name).mkdir(exist_ok=True)
+        save_file(tensors, folder / name / "model.safetensors")
+    return dict(final_tensors(HFFolder(folder / "source"), HFFolder(folder / "exported")))
+
+
+def test_what_is_not_quantised_keeps_every_bit(tmp_path: Path) -> None:
+    """Claim: codes and scales as exported, all else as the source has it, router and vision tower included; a tied
+    output layer may be missing from the export."""
+    changes: tuple[dict[str, Tensor | None], ...] = ({}, {"lm_head.weight": None})
+    for change in changes:
+        found = finals(tmp_path, change)
+        assert found.keys() == CODES.keys() | SCALES.keys() | PLAIN.keys()
+        for name in PLAIN:
+            assert found[name].dtype == torch.float32
+            assert torch.equal(found[name], SOURCE[name])
+        for name, tensor in (CODES | SCALES).items():
+            assert found[name].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({f"{LINEARS[0]}.weight": torch.ones(1, 2)}, f"left '{LINEARS[0]}' unquantised"),
+        ({f"{LINEARS[2]}.weight_scale": None}, f"left '{LINEARS[2]}' unquantised"),
+        ({f"{LINEARS[1]}.weight": None}, f"left '{LINEARS[1]}' unquantised"),
+        ({"model.visual.fc.weight": torch.tensor([[0.7, 0.2]]).bfloat16()}, "changed 'model.visual.fc.weight'"),
+        ({"model.language_model.norm.weight": None}, "lost 'model.language_model.norm.weight'"),
+        ({"model.visual.fc.weight_scale": torch.ones(1)}, "exported 'model.visual.fc.weight_scale', which belongs to"),
+    ],
+)
+def test_an_export_that_is_not_the_source_is_refused(
+    tmp_path: Path, change: dict[str, Tensor | None], message: str
+) -> None:
+    """Claim: a tensor left, changed, lost or added by ModelOpt is named."""
+    with pytest.raises(ConversionError, match=message.replace(".", r"\.")):
+        finals(tmp_path, change)
+
+
+def test_a_folder_that_is_no_model_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConversionError, match="exists and is not a model folder"):
+        quantise_folder(MINI, tmp_path, recipe="fp8", rows=[], say=print)
 
 
 def test_sources_that_cannot_be_quantised(tmp_path: Path) -> None:

@@ -124,11 +124,11 @@ def test_no_pair_anywhere_is_zero_with_a_graph() -> None:
 
 
 def test_pair_sums_count_wins_and_ties() -> None:
-    """Scores 2 (reference) against 1, 2, 3: one win, one tie of a half, one loss; margins add to 0."""
+    """Scores 2 (reference) against 1, 2, 4: one win, one tie of a half, one loss; margins 1, 0 and -2."""
     _, rows = game(0, (3, 0))
-    scores = torch.tensor([2.0, 1.0, 2.0, 3.0, 9.0])
+    scores = torch.tensor([2.0, 1.0, 2.0, 4.0, 9.0])
     sums = {name: float(value) for name, value in pair_sums(scores, rows, tower=0).items()}
-    assert sums == {"pairs": 3, "correct": 1.5, "margin": 0, "reference_score": 6, "rollout_score": 6}
+    assert sums == {"pairs": 3, "correct": 1.5, "margin": -1, "reference_score": 6, "rollout_score": 7}
 
 
 def test_bradley_terry_of_a_long_margin_is_finite() -> None:

@@ -134,3 +134,13 @@ def test_a_tower_with_sequences_needs_a_count() -> None:
     """A global count that leaves out a tower present in the batch is refused."""
     with pytest.raises(ValueError, match="global counts"):
         sequence_shares([0, 1], sequence_counts=[2, 0])
+
+
+def test_a_tower_that_has_no_token_here_adds_nothing() -> None:
+    """A micro-batch of one tower's sequences, merged by tower: the other one's length is 0, its loss too, not NaN."""
+    towers, lengths = torch.tensor([1, 1]), torch.tensor([2, 3])
+    merged_lengths, weights = merge_towers(towers, lengths, torch.tensor([0.5, 0.25]), num_towers=2)
+    assert (merged_lengths.tolist(), weights.tolist()) == ([0, 5], [0.0, 0.75])
+    counts, sums = torch.tensor([[0.0, 0.0], [4.0, 1.0]]), torch.tensor([[0.0, 0.0], [3.0, 2.0]])
+    loss = load_balance_loss(counts, sums, merged_lengths, weights, top_k=1, experts_per_tower=2)
+    assert loss.item() == pytest.approx(0.75 * 2 * (4 / 5 * 3 / 5 + 1 / 5 * 2 / 5))

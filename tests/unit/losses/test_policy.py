@@ -47,6 +47,59 @@ def test_equals_a_loop_over_tokens(seed: int) -> None:
     assert result.loss.item() == pytest.approx(expected / 17.0, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "objective", "binds"),
+    [
+        (0.5, 2.0, 1.0, False),
+        (1.3, 2.0, 2.6, False),
+        (1.5, 2.0, 2.8, True),
+        (3.0, 2.0, 2.8, True),
+        (0.85, -2.0, -1.8, True),
+        (0.95, -2.0, -1.9, False),
+        (1.5, -2.0, -3.0, False),
+        (3.0, -2.0, -5.0, True),
+    ],
+)
+def test_every_bound_has_its_side_and_is_counted_where_it_binds(
+    ratio: float, advantage: float, objective: float, binds: bool
+) -> None:
+    """Bounds 0.9 and 1.4, and 2.5 times a negative advantage. Where one binds there is no gradient, but a count."""
+    logprobs = torch.tensor([[-1.0 + math.log(ratio), 0.0]], dtype=torch.float64, requires_grad=True)
+    result = policy_gradient_loss(
+        logprobs,
+        torch.full((1, 2), advantage, dtype=torch.float64),
+        torch.tensor([[True, False]]),
+        token_count=4.0,
+        old_logprobs_B_S=torch.full((1, 2), -1.0, dtype=torch.float64),
+        clip_low=0.1,
+        clip_high=0.4,
+        dual_clip=2.5,
+    )
+    result.loss.backward()
+    assert result.loss.item() == pytest.approx(-objective / 4)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist()[0] == pytest.approx([0.0 if binds else -ratio * advantage / 4, 0.0])
+    assert result.clipped_tokens.item() == int(binds)
+    assert result.ratio_sum.item() == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_token_that_became_a_thousand_times_likelier_breaks_nothing(advantage: float) -> None:
+    """Claim: log ratios far outside of float32's range leave loss, gradient and the mean ratio finite."""
+    logprobs = torch.zeros(1, 1, requires_grad=True)
+    result = policy_gradient_loss(
+        logprobs,
+        torch.full((1, 1), advantage),
+        torch.ones(1, 1),
+        token_count=1.0,
+        old_logprobs_B_S=torch.full((1, 1), -1000.0),
+    )
+    result.loss.backward()
+    assert logprobs.grad is not None
+    assert all(math.isfinite(value.item()) for value in (result.loss, logprobs.grad, result.ratio_sum))
+    assert result.ratio_sum.item() == pytest.approx(math.exp(20.0))
+
+
 def test_on_policy_gradient_is_reinforce_and_nothing_is_clipped() -> None:
     """Without old log-probs the gradient is -A/N on masked tokens and 0 elsewhere, exactly."""
     logprobs, _, advantages, mask = random_case(3)
@@ -88,12 +141,16 @@ def test_splitting_rows_changes_nothing(seed: int, cut: int) -> None:
 
 
 def test_padding_may_hold_anything() -> None:
-    """NaN and infinite log-probs outside the mask reach neither the loss nor the gradient."""
+    """What is not finite outside the mask, advantages too, reaches neither the loss nor the gradient."""
     logprobs, old, advantages, mask = random_case(5)
     expected = policy_gradient_loss(logprobs, advantages, mask, token_count=9.0, old_logprobs_B_S=old).loss
     dirty = logprobs.masked_fill(~mask, math.nan).requires_grad_(True)
     loss = policy_gradient_loss(
-        dirty, advantages, mask, token_count=9.0, old_logprobs_B_S=old.masked_fill(~mask, -math.inf)
+        dirty,
+        advantages.masked_fill(~mask, math.nan),
+        mask,
+        token_count=9.0,
+        old_logprobs_B_S=old.masked_fill(~mask, -math.inf),
     ).loss
     loss.backward()
     assert loss.item() == expected.item()

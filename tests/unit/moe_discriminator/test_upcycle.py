@@ -12,12 +12,18 @@ import torch
 from torch import Tensor
 
 from model_providers.moe_discriminator.folder import check_kind_of, read_variant, write_config
-from model_providers.moe_discriminator.mapping import SCORE, count_parameters, router_name, weight_mappings
+from model_providers.moe_discriminator.mapping import (
+    SCORE,
+    count_parameters,
+    dense_name,
+    router_name,
+    weight_mappings,
+)
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
-from model_providers.moe_discriminator.upcycle import UpcycledSource
+from model_providers.moe_discriminator.upcycle import UpcycledSource, keyed_normal
 from model_providers.moe_discriminator.variant import Variant
-from model_providers.qwen3_vl.mapping import dense_mlp_mappings, expert_name
+from model_providers.qwen3_vl.mapping import TEXT, dense_mlp_mappings, expert_name
 from model_providers.qwen3_vl.mapping import weight_mappings as dense_mappings
 from prism_megatron.config.discriminator import Modality
 from prism_megatron.config.parallel import ParallelConfig
@@ -136,6 +142,31 @@ def test_noise_depends_on_seed_and_name_alone() -> None:
     assert one.get(SCORE).dtype == torch.bfloat16
 
 
+def test_noise_is_added_before_it_is_rounded() -> None:
+    """Claim: in bf16 an expert is the float32 sum, rounded once. Noise rounded by itself would give other weights."""
+    dense, seed = DenseSource(), 7
+    source = UpcycledSource(dense, SHAPE, TOWERS, seed=seed, expert_std=0.01)
+    origin = dense.get(dense_name(1, "down"))
+    name = expert_name(1, 2, "down")
+    noise = keyed_normal(tuple(origin.shape), std=0.01, seed=seed, name=name)
+    assert source.get(name).dtype == torch.bfloat16
+    assert torch.equal(source.get(name), (origin.float() + noise).bfloat16())
+    assert not torch.equal(source.get(name), origin + noise.bfloat16()), "blind: both orders round alike"
+
+
+def test_rows_are_those_of_the_tensor_that_is_asked_for() -> None:
+    """Claim: parts of any tensors, asked for in turns, are parts of the whole ones, whatever readers do to them."""
+    source = UpcycledSource(DenseSource(), SHAPE, TOWERS, seed=4)
+    names = [expert_name(0, 1, "up"), expert_name(0, 2, "up"), router_name(1), f"{TEXT}.norm.weight"]
+    for start, stop in ((0, 1), (1, 4), (0, 4)):
+        for name in names:
+            rows = source.get_rows(name, start, stop)
+            assert torch.equal(rows, source.get(name)[start:stop]), name
+    mine = source.get_rows(names[0], 0, 4)
+    mine.zero_()
+    assert torch.equal(source.get_rows(names[0], 0, 4), source.get(names[0])[:4])
+
+
 def test_a_model_without_dense_mlps_is_refused() -> None:
     """The error names the tensor that is missing."""
     missing = dense_mlp_mappings(SHAPE, 1)[1].hf_names[0]
@@ -175,6 +206,7 @@ def test_folder_round_trip(tmp_path: Path, variant: Variant) -> None:
     "section",
     [
         {"routing": "segment", "modality": "text", "experts_per_tower": "2", "top_k": 2},
+        {"routing": "segment", "modality": "text", "experts_per_tower": 2, "top_k": True},
         {"routing": "segment", "modality": "text"},
         {"routing": "dense", "modality": "text", "experts_per_tower": 2, "top_k": 2},
         {"routing": "other", "modality": "text", "experts_per_tower": 2, "top_k": 2},

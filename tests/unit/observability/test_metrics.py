@@ -107,6 +107,22 @@ def test_an_interrupted_replacement_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
+def test_what_replaces_a_file_is_whole_and_on_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: at the moment of the flush to disk the new text is complete and the old file still in its place. Blind to
+    what a disk makes of a flush."""
+    path = tmp_path / "summary.json"
+    seen: list[tuple[str, str]] = []
+
+    def fsync(fd: int) -> None:
+        seen.append((Path(f"/proc/self/fd/{fd}").read_text(), path.read_text()))
+
+    write_atomically(path, "old")
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(path, "new")
+    assert seen == [("new", "old")]
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
 def test_summary_pools_by_count_and_keeps_missing_data_missing() -> None:
     rows = [row(0, **{"perception/pairs": 12, "perception/accuracy": 0.25}), row(1)]
     summary = summarise(rows, FACTS)
@@ -124,6 +140,38 @@ def test_summary_looks_at_the_last_ten_steps_and_totals_at_all() -> None:
     summary = summarise(rows, FACTS)
     assert (summary["valid_share"], summary["window_steps"], summary["rollouts"]) == (1.0, 10, 80)
     assert summary["totals"]["rollouts"] == 120
+
+
+def test_each_figure_of_the_summary_has_its_own_count_and_its_own_steps() -> None:
+    """Rows from step 5 on, as of a run that went on in a new folder; each figure's counts differ from all others."""
+    early = row(5, rolled_back=1, policy_grad_norm=9.0, discriminator_grad_norm=4.0)
+    steps = [row(step, policy_grad_norm=0.25) for step in range(6, 15)]
+    figures = {
+        "reasoning/pairs": 10,
+        "reasoning/auc": 0.5,
+        "reasoning/auc_pairs": 1,
+        "reasoning/length_correlation": 0.2,
+        "reasoning/length_correlation_count": 3,
+        "tower_agreement": 0.5,
+        "tower_agreement_groups": 1,
+    }
+    others = {
+        "reasoning/pairs": 30,
+        "reasoning/auc": 1.0,
+        "reasoning/auc_pairs": 4,
+        "reasoning/length_correlation": 0.6,
+        "reasoning/length_correlation_count": 1,
+        "tower_agreement": 1.0,
+        "tower_agreement_groups": 3,
+    }
+    summary = summarise([early, *steps, row(15, **figures), row(17, rolled_back=1, **others)], FACTS)
+    assert (summary["steps"], summary["policy_version"], summary["window_steps"]) == (18, 18, 10)
+    assert summary["auc"]["reasoning"] == pytest.approx((0.5 + 4 * 1.0) / 5)
+    assert summary["length_correlation"]["reasoning"] == pytest.approx((3 * 0.2 + 0.6) / 4)
+    assert summary["tower_agreement"] == pytest.approx((0.5 + 3 * 1.0) / 4)
+    assert (summary["pairs"]["reasoning"], summary["auc_pairs"]["reasoning"]) == (40, 5)
+    assert summary["rollbacks"] == 2, "of all steps, not of the last ten"
+    assert summary["largest_grad_norm"] == {"policy": 9.0, "discriminator": 4.0}
 
 
 def test_a_run_without_steps_has_no_numbers() -> None:

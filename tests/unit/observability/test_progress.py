@@ -85,6 +85,27 @@ def test_time_left_counts_whole_steps_and_ignores_one_slow_one() -> None:
     assert stream.getvalue().splitlines()[-1].endswith("    56 s")
 
 
+def test_a_phase_between_two_steps_is_no_part_of_either() -> None:
+    """The second step's line comes 100 s after a phase began, and its own phases say 1.5 s."""
+    stream, clock = io.StringIO(), Clock()
+    progress = table(12, stream, clock)
+    progress.row(row(0))
+    progress.phase("saving")
+    clock.now += 100
+    progress.row(row(1))
+    assert stream.getvalue().splitlines()[-1].endswith("    15 s")
+
+
+def test_the_speed_is_that_of_the_steps_own_phases() -> None:
+    """3,000 tokens in phases of 1.5 s, though 30 s lie between the lines."""
+    stream, clock = io.StringIO(), Clock()
+    progress = table(12, stream, clock)
+    progress.row(row(0))
+    clock.now += 30
+    progress.row(row(1))
+    assert stream.getvalue().splitlines()[-1].split("|")[4].strip() == "2,000"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (4.51, "4.5 s"), (45.2, "45 s"), (187, "3:07 min"), (7500, "2:05 h")]
 )

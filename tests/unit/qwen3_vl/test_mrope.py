@@ -61,12 +61,16 @@ def test_rows_that_do_not_fit_their_images_are_refused() -> None:
         row_positions(np.array([True, True, False, True, True]), [Frame(2, 2)])
 
 
-def test_angles_equal_transformers_rotary() -> None:
-    """Claim: cos and sin are bit-equal to transformers' for three independent streams."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_angles_equal_transformers_rotary(dtype: torch.dtype) -> None:
+    """Claim: cos and sin are bit-equal to transformers' for three independent streams.
+
+    In bf16 too, which has no room for positions beyond 256: the cast comes last.
+    """
     config = Qwen3VLConfig.from_dict(tiny_config()).text_config
     positions = torch.randint(0, 5000, (3, 2, 7), generator=torch.Generator().manual_seed(1))
-    cos, sin = Qwen3VLTextRotaryEmbedding(config)(torch.zeros(1), positions)
-    ours = rotary_tables(positions, head_dim=16, theta=1e4, mrope_section=(4, 2, 2), dtype=torch.float32)
+    cos, sin = Qwen3VLTextRotaryEmbedding(config)(torch.zeros(1, dtype=dtype), positions)
+    ours = rotary_tables(positions, head_dim=16, theta=1e4, mrope_section=(4, 2, 2), dtype=dtype)
     assert torch.equal(ours[0].squeeze(2).transpose(0, 1), cos)
     assert torch.equal(ours[1].squeeze(2).transpose(0, 1), sin)
 

@@ -35,7 +35,9 @@ def test_positions_go_on_from_the_prefix() -> None:
     assert len(places.token_V) == 8  # the image's tokens once
 
 
-@pytest.mark.parametrize("prefixes", [[0, None], [None, 0, 1]], ids=["itself", "a prefix's prefix"])
+@pytest.mark.parametrize(
+    "prefixes", [[0, None], [1, None], [None, 0, 1]], ids=["itself", "a later one", "a prefix's prefix"]
+)
 def test_a_prefix_is_an_earlier_sequence_by_itself(prefixes: list[int | None]) -> None:
     with pytest.raises(ValueError, match="which is not an earlier one by itself"):
         packed([TokenSequence((5, 6))] * len(prefixes), prefixes)

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang_http import Patience
 from prism_megatron.types import Prompt, Rollout
 from tests.unit.rollout.fake_sglang import FOLDER, KEY, FakeSGLang
 from tests.unit.rollout.tiny_qwen import NoSegments
 
 END = 488
 """The mini's end token."""
+IMPATIENT = Patience(first_pause=0.002, longest_pause=0.01)
+
+
+class FakeSupervision:
+    """Restarts a server when the test says so."""
+
+    def __init__(self, fakes: list[FakeSGLang]) -> None:
+        self.urls = tuple(fake.url for fake in fakes)
+        self.replaced: list[str] = []
+
+    def on_restart(self, callback: Callable[[str], None]) -> None:
+        self.restarted = callback
+
+    def supervises(self, url: str) -> bool:
+        return url in self.urls
+
+    def replace(self, url: str) -> bool:
+        self.replaced.append(url)
+        return True
+
+    def stop(self) -> None:
+        pass
 
 
 def attached(
@@ -24,6 +47,7 @@ def attached(
     servers: Any = None,
     **options: Any,
 ) -> SGLangRollout:
+    settings: dict[str, Any] = {"seconds": 20.0, "patience": IMPATIENT} | options
     return SGLangRollout(
         FOLDER,
         finder or NoSegments(),
@@ -32,7 +56,7 @@ def attached(
         end_token_ids=[END],
         spool=spool,
         servers=servers,
-        options=SGLangOptions(**{"seconds": 20.0} | options),
+        options=SGLangOptions(**settings),
     )
 
 

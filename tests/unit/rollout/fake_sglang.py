@@ -26,7 +26,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import BroadcastOptions, PrefixStore  # type: ignore[attr-defined]  # offered, not in __all__
-from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, destroy_process_group
+from torch.distributed.distributed_c10d import (
+    Backend,
+    _new_process_group_helper,
+    _world,
+    destroy_process_group,
+)
 from torch.distributed.rendezvous import rendezvous
 
 from prism_megatron.config.mini_world import MINI_FOLDER
@@ -51,9 +56,13 @@ class FakeSGLang:
     session_open: bool = False
     paused: bool = False
     num_layers: int = 4
+    context: int = CONTEXT
+    """most tokens of a prompt and its response"""
     tp_size: int = 1
-    delay: float = 0.0
-    """seconds that a generation takes"""
+    together: threading.Barrier | None = None
+    """generations end in groups: when as many are under way as this waits for"""
+    cut_off: threading.Event | None = None
+    """its workers reach no trainer; it says so once this is set"""
     extra_prompt_tokens: int = 0
     answer_status: list[int] = field(default_factory=list)
     """HTTP status of the next generations; 0 breaks the connection, 200 (or nothing left) answers"""
@@ -89,6 +98,7 @@ class FakeSGLang:
         """What a new process has: the weights of its folder, and no session."""
         self.weights = load_file(self.folder / "model.safetensors")
         self.version, self.session_open, self.paused = "default", False, False
+        self.leave_groups()
         self.die_at, self.dead, self.released = None, False, False
 
     def leave_groups(self) -> None:
@@ -113,7 +123,7 @@ class FakeSGLang:
         if path == "/server_info":
             return 200, {
                 "running": self.running,
-                "context_length": CONTEXT,
+                "context_length": self.context,
                 "tp_size": self.tp_size,
                 "enable_memory_saver": self.saves_memory,
             }
@@ -155,6 +165,9 @@ class FakeSGLang:
             self.session_open = not wanted
             return 200, {"success": True, "message": "Success"}
         if path == "/init_weights_update_group":
+            if self.cut_off is not None:
+                self.cut_off.wait()
+                return 400, {"success": False, "message": "the trainer was not reached"}
             self.groups[body["group_name"]] = joined_group(body)
         elif path == "/destroy_weights_update_group":
             destroy_process_group(self.groups.pop(body["group_name"]))
@@ -203,7 +216,8 @@ class FakeSGLang:
             self.running += 1
             self.most_running = max(self.most_running, self.running)
         started_with = self.version
-        time.sleep(self.delay)
+        if self.together is not None:
+            self.together.wait()
         while self.holds(body["input_ids"][0]):
             time.sleep(0.002)
         with self.lock:
@@ -257,6 +271,7 @@ def joined_group(body: dict[str, Any]) -> Any:
     store, rank, size = next(rendezvous(address, body["rank_offset"], body["world_size"], timeout=limit))
     store, backend, name = PrefixStore(body["group_name"], store), Backend(body["backend"]), body["group_name"]
     group, _ = _new_process_group_helper(size, rank, [], backend, store, group_name=name, timeout=limit)
+    _world.pg_group_ranks[group] = {other: other for other in range(size)}  # or it cannot be destroyed again
     return group
 
 
@@ -291,6 +306,7 @@ def running(image_token_id: int, folder: Path = FOLDER) -> Iterator[FakeSGLang]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or the second of two small writes waits 40 ms for the first's confirmation
 
         def do_GET(self) -> None:
             self.respond(*fake.get(self.path))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
@@ -214,6 +215,36 @@ def test_an_untied_head_is_a_weight_of_its_own(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(rollout.logprobs).double(), forced, atol=LOGPROB_TOLERANCE, rtol=0.0)
 
 
+def test_decode_batches_are_as_full_as_they_may_be(tmp_path: Path) -> None:
+    """Prompts of 3, 3, 3, 7, 1 and 5 rows where 6 are allowed: the first two fit exactly, and 7 stand alone."""
+    tiny_model(tmp_path)
+    batches = engine_for(tmp_path, rows_per_batch=6)._batches([3, 3, 3, 7, 1, 5])
+    assert list(batches) == [range(2), range(2, 3), range(3, 4), range(4, 6)]
+
+
+def test_only_what_has_come_before_may_be_left_out(tmp_path: Path) -> None:
+    """A replica's weights are uninitialised at first; what is neither sent nor left out is missing all the same."""
+    old, new = (dict(policy_weights(tiny_model(tmp_path, seed=seed))) for seed in (0, 1))
+    vision = frozenset(name for name in old if ".visual." in name)
+    engine = engine_for(tmp_path)
+
+    def changed(*without: str) -> AnnouncedWeights:
+        sent = {name: tensor for name, tensor in new.items() if name not in vision | set(without)}
+        return AnnouncedWeights({name: tuple(t.shape) for name, t in sent.items()}, iter(sent.items()), left_out=vision)
+
+    with pytest.raises(WeightSyncError, match="the replica has none"):
+        engine.update_weights(changed(), 0)
+    engine.update_weights(old.items(), 1)
+    engine.update_weights(changed(), 2)
+    assert engine.policy_version == 2
+    held = engine._model.state_dict()
+    assert all(torch.equal(held[name], (old if name in vision else new)[name]) for name in old)
+    with pytest.raises(WeightSyncError, match=rf"were not sent: {NORM}"):
+        engine.update_weights(changed(NORM), 3)
+    with pytest.raises(WeightSyncError, match="the replica has none"):
+        engine.update_weights(changed(), 4)
+
+
 NORM = "model.language_model.norm.weight"
 MERGER = "model.visual.merger.linear_fc1.weight"
 
@@ -252,7 +283,8 @@ def test_a_weight_sent_twice_is_refused(tmp_path: Path) -> None:
 def test_bad_requests_and_diverged_weights_are_named(world: tuple[Any, EmbeddedRollout], tmp_path: Path) -> None:
     _, engine = world
     with pytest.raises(DataError, match="'p1' has 10 tokens"):
-        engine.generate([prompt(1)], 1, Sampling(max_new_tokens=250), seed=0, step=0)
+        engine.generate([prompt(1)], 1, Sampling(max_new_tokens=247), seed=0, step=0)
+    assert engine.generate([prompt(1)], 1, Sampling(max_new_tokens=246), seed=0, step=0), "all 256 may be filled"
     with pytest.raises(ConfigError, match="end token"):
         EmbeddedRollout(tmp_path, NoSegments(), end_token_ids=[], device=CPU)
     model = tiny_model(tmp_path)

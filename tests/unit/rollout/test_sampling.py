@@ -72,6 +72,14 @@ def test_frequencies_follow_the_nucleus(top_p: float, temperature: float, size: 
     assert_frequencies(draws(Sampling(temperature, top_p)), probabilities / probabilities.sum())
 
 
+def test_a_nucleus_that_is_reached_exactly_has_no_token_more() -> None:
+    """Probabilities of powers of two, which add up without rounding: 0.5 + 0.25 reach 0.75."""
+    logits = torch.tensor([[0.125, 0.5, 0.125, 0.25]]).log().repeat(2, 1)
+    uniforms = torch.tensor([0.66, 0.999], dtype=torch.float64)
+    tokens, _ = choose_tokens(logits, uniforms, Sampling(top_p=0.75), NONE)
+    assert tokens.tolist() == [1, 3]
+
+
 def test_forbidden_tokens_leave_the_distribution_but_not_the_logprobs() -> None:
     probabilities = softmax(1.0)
     probabilities[0] = 0.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,10 +24,13 @@ from prism_megatron.errors import DataError, RolloutError, WeightSyncError
 from prism_megatron.rollout import sglang_requests
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang_http import Patience
 from prism_megatron.types import ImageInput, Prompt
+from tests.unit.rollout.attached import IMPATIENT
 from tests.unit.rollout.fake_sglang import CONTEXT, FOLDER, KEY, FakeSGLang, read_picture, running
 from tests.unit.rollout.tiny_qwen import NoSegments
 from tests.unit.rollout.weights import mini_weights
+from tests.waiting import wait_for
 
 SAMPLING = Sampling(max_new_tokens=8)
 
@@ -47,6 +49,7 @@ def fakes(renderer: Renderer) -> Iterator[list[FakeSGLang]]:
 def engine_on(
     fakes: list[FakeSGLang], renderer: Renderer, spool: Path, *, supervised_elsewhere: bool = False, **options: Any
 ) -> SGLangRollout:
+    settings: dict[str, Any] = {"seconds": 20.0, "patience": IMPATIENT} | options
     return SGLangRollout(
         FOLDER,
         NoSegments(),
@@ -55,7 +58,7 @@ def engine_on(
         end_token_ids=[renderer.end_token_id],
         spool=spool,
         supervised_elsewhere=supervised_elsewhere,
-        options=SGLangOptions(**{"seconds": 20.0} | options),
+        options=SGLangOptions(**settings),
     )
 
 
@@ -162,12 +165,12 @@ def test_scores_of_a_given_response_are_those_of_its_tokens(engine: SGLangRollou
 def test_requests_are_bounded_and_shared_by_load(fakes: list[FakeSGLang], renderer: Renderer, tmp_path: Path) -> None:
     engine = engine_on(fakes, renderer, tmp_path, max_in_flight=4)
     engine.update_weights(mini_weights(), version=0)
+    together = threading.Barrier(4, timeout=20.0)
     for fake in fakes:
-        fake.delay = 0.05
+        fake.together = together
     generate(engine, prompts(renderer, 12))
     engine.close()
-    shares = [len(generated([fake])) for fake in fakes]
-    assert sum(shares) == 12 and min(shares) >= 4
+    assert [len(generated([fake])) for fake in fakes] == [6, 6]
     assert [fake.most_running for fake in fakes] == [2, 2]
 
 
@@ -203,9 +206,7 @@ def test_a_supervised_server_is_waited_for(fakes: list[FakeSGLang], renderer: Re
     fake.version = "default"
 
     def restored() -> None:
-        while fake.answer_status:
-            time.sleep(0.01)
-        time.sleep(0.3)
+        wait_for(lambda: len(generated([fake])) > 5)
         fake.version = "3"
 
     thread = threading.Thread(target=restored)
@@ -213,7 +214,6 @@ def test_a_supervised_server_is_waited_for(fakes: list[FakeSGLang], renderer: Re
     groups = generate(engine, prompts(renderer))
     thread.join()
     assert [rollout.policy_version for rollout in groups[0]] == [3, 3]
-    assert len(generated([fake])) > 5
     engine.close()
 
 
@@ -282,12 +282,48 @@ def test_a_prompt_over_the_context_is_refused(engine: SGLangRollout, fakes: list
     with pytest.raises(DataError, match=f"exceeds the servers' {CONTEXT}"):
         generate(engine, [Prompt("long", (5,) * (CONTEXT - 7), (), "")])
     assert not generated(fakes)
+    generate(engine, [Prompt("full", (5,) * (CONTEXT - 8), (), "")])
+    assert len(generated(fakes)) == 1
+
+
+def test_a_prompt_must_fit_each_of_the_servers(fakes: list[FakeSGLang], renderer: Renderer, tmp_path: Path) -> None:
+    for small, large in (fakes, reversed(fakes)):
+        small.context, large.context = 50, CONTEXT
+        engine = engine_on(fakes, renderer, tmp_path)
+        engine.update_weights(mini_weights(), version=0)
+        with pytest.raises(DataError, match="exceeds the servers' 50"):
+            generate(engine, [Prompt("long", (5,) * 43, (), "")])
+        engine.close()
+
+
+def test_a_rank_draws_its_own_samples_only(engine: SGLangRollout, fakes: list[FakeSGLang], renderer: Renderer) -> None:
+    groups = engine.generate(
+        prompts(renderer, 3), 4, SAMPLING, seed=0, step=0, samples=[range(3, 4), range(4), range(1, 3)]
+    )
+    assert [len(group) for group in groups] == [1, 4, 2]
+    assert sorted(body["sampling_params"]["n"] for body in generated(fakes)) == [1, 2, 4]
+
+
+def test_a_lost_server_that_nobody_restarts_is_given_up(
+    fakes: list[FakeSGLang], renderer: Renderer, tmp_path: Path
+) -> None:
+    """After five failures, long before the time is over."""
+    engine = engine_on(fakes[:1], renderer, tmp_path, seconds=5.0)
+    engine.update_weights(mini_weights(), version=0)
+    fakes[0].die_at = "/generate"
+    with pytest.raises(RolloutError, match=r"5 attempts failed: .* cannot be reached"):
+        generate(engine, prompts(renderer))
+    assert len(generated(fakes)) == 5
+    engine.close()
 
 
 def test_set_up_refuses_what_cannot_serve(fakes: list[FakeSGLang], renderer: Renderer, tmp_path: Path) -> None:
     def attach(url: str, key: str) -> SGLangRollout:
         end = [renderer.end_token_id]
-        return SGLangRollout(FOLDER, NoSegments(), urls=[url], api_key=key, end_token_ids=end, spool=tmp_path)
+        options = SGLangOptions(patience=Patience(first_pause=0.02, attach=0.2))
+        return SGLangRollout(
+            FOLDER, NoSegments(), urls=[url], api_key=key, end_token_ids=end, spool=tmp_path, options=options
+        )
 
     with pytest.raises(RolloutError, match="refuses the API key"):
         attach(fakes[0].url, "a wrong key")

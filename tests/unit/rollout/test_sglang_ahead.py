@@ -6,7 +6,6 @@ a real server does with a request in an update, for which ``tests/sglang/test_ah
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,17 +14,18 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.errors import RolloutError
+from prism_megatron.errors import RolloutError, WeightSyncError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.types import Prompt, Rollout, VersionSpan
+from tests.unit.rollout.attached import IMPATIENT
 from tests.unit.rollout.fake_sglang import FOLDER, KEY, FakeSGLang, running
 from tests.unit.rollout.tiny_qwen import NoSegments
 from tests.unit.rollout.weights import mini_weights
+from tests.waiting import PATIENCE_SECONDS, wait_for
 
 LONG = 77
 """Token of the prompts whose answers take until an update."""
-PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def engine(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[SGLangRollout]:
         api_key=KEY,
         end_token_ids=[488],
         spool=tmp_path,
-        options=SGLangOptions(max_in_flight=4, seconds=PATIENCE_SECONDS),
+        options=SGLangOptions(max_in_flight=4, seconds=PATIENCE_SECONDS, patience=IMPATIENT),
     )
     engine.update_weights(mini_weights(), version=3)
     yield engine
@@ -60,13 +60,6 @@ def beside() -> Iterator[Callable[..., Future[Any]]]:
 def generate(engine: SGLangRollout, *token_ids: int) -> list[tuple[Rollout, ...]]:
     prompts = [Prompt(str(token), (token, 6), (), "") for token in token_ids]
     return engine.generate(prompts, 2, Sampling(max_new_tokens=8), seed=0, step=0)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for never came"
-        time.sleep(0.002)
 
 
 def num_requests(fakes: list[FakeSGLang]) -> int:
@@ -113,6 +106,38 @@ def test_a_version_older_than_the_call_or_of_another_trainer_is_not_used(
         fake.version = version
     with pytest.raises(RolloutError, match="other weights than version 3"):
         generate(engine, 5)
+
+
+def test_a_version_that_was_refused_is_not_used(engine: SGLangRollout, fakes: list[FakeSGLang]) -> None:
+    """Claim: after a failed update, here or in the process that this one follows, answers with its version are of no
+    weights that all servers have."""
+    fakes[1].refuse["/begin_weight_update"] = 1
+    with pytest.raises(WeightSyncError, match="was refused"):
+        engine.update_weights(mini_weights(2.0), version=4)
+    for fake in fakes:
+        fake.version = "4"
+    with pytest.raises(RolloutError, match="other weights than version 3"):
+        generate(engine, 5)
+    engine.expect(4)
+    assert generate(engine, 5)[0][0].policy_version == 4, "an update is under way"
+    engine.follow(3)
+    with pytest.raises(RolloutError, match="other weights than version 3"):
+        generate(engine, 5)
+
+
+def test_an_answer_that_begins_with_other_weights_is_not_used(
+    engine: SGLangRollout, fakes: list[FakeSGLang], beside: Callable[..., Future[Any]]
+) -> None:
+    """Its last tokens are of the version in use, its first one is of an older one."""
+    for fake in fakes:
+        fake.version, fake.held = "2", (LONG, "3")
+    answers = beside(generate, engine, LONG)
+    wait_for(lambda: sum(fake.running for fake in fakes) == 1)
+    for fake in fakes:
+        fake.version = "3"
+    ((first, *_),) = answers.result(PATIENCE_SECONDS)
+    assert first.versions == (VersionSpan(3, 0, 3),)
+    assert num_requests(fakes) == 2, "the first answer was used"
 
 
 def test_calls_share_the_bound_on_requests_under_way(

@@ -20,6 +20,7 @@ from prism_megatron.errors import WeightSyncError
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_weights import Transport
 from tests.mini_experts import write_mini_with_experts
+from tests.unit.rollout.attached import IMPATIENT
 from tests.unit.rollout.fake_sglang import KEY, UPDATES, FakeSGLang, running, unpack
 from tests.unit.rollout.tiny_qwen import NoSegments
 
@@ -43,7 +44,7 @@ def attach(fake: FakeSGLang, folder: Path, spool: Path, *, transport: Transport,
         api_key=KEY,
         end_token_ids=[488],
         spool=spool,
-        options=SGLangOptions(transport=transport, bucket_bytes=bucket_bytes),
+        options=SGLangOptions(transport=transport, bucket_bytes=bucket_bytes, patience=IMPATIENT),
     )
 
 

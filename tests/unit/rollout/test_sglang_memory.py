@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.errors import RolloutError, WeightSyncError
 from prism_megatron.rollout.sglang import SGLangRollout
-from tests.unit.rollout.attached import attached, draw
+from tests.unit.rollout.attached import FakeSupervision, attached, draw
 from tests.unit.rollout.fake_sglang import FakeSGLang, running
 from tests.unit.rollout.weights import mini_weights
 
@@ -97,6 +98,63 @@ def test_when_nothing_can_be_handed_over_nothing_is_sampled(engine: SGLangRollou
         engine.update_weights(mini_weights(2.0), 2)
     with pytest.raises(WeightSyncError, match="call update_weights first"):
         draw(engine)
+
+
+def test_servers_that_slept_are_filled_whole(engine: SGLangRollout, fakes: list[FakeSGLang]) -> None:
+    """Also by an update that leaves weights out, as one of a policy whose vision tower is frozen does; the servers
+    still report the version that they had."""
+    engine.update_weights(mini_weights(1.0), 1)
+    engine.sleep()
+    changed = {name: tensor for name, tensor in mini_weights(2.0) if ".visual." not in name}
+    left_out = frozenset(name for name, _ in mini_weights() if ".visual." in name)
+    shapes = {name: tuple(tensor.shape) for name, tensor in changed.items()}
+    engine.update_weights(AnnouncedWeights(shapes, iter(changed.items()), left_out=left_out), 2)
+    expected = dict(mini_weights(1.0)) | changed
+    for fake in fakes:
+        assert fake.version == "2" and all(torch.equal(fake.weights[name], expected[name]) for name in expected)
+
+
+def test_when_the_weights_do_not_come_back_none_are_in_use(engine: SGLangRollout, fakes: list[FakeSGLang]) -> None:
+    engine.update_weights(mini_weights(1.0), 1)
+    engine.sleep()
+    fakes[1].refuse = {"/begin_weight_update": 9}
+    with pytest.raises(WeightSyncError, match="was refused"):
+        engine.wake()
+    assert engine.policy_version is None
+    with pytest.raises(WeightSyncError, match="call update_weights first"):
+        draw(engine)
+
+
+def test_a_server_that_comes_back_while_the_others_sleep_sleeps_too(fakes: list[FakeSGLang], tmp_path: Path) -> None:
+    supervision = FakeSupervision(fakes)
+    engine = attached(fakes, tmp_path, colocated=True, servers=supervision)
+    engine.update_weights(mini_weights(2.0), 1)
+    engine.sleep()
+    fakes[1].restart()
+    fakes[1].calls.clear()
+    supervision.restarted(fakes[1].url)
+    assert fakes[1].released and fakes[1].paths() == ["/pause_generation", RELEASE]
+    assert fakes[0].paths()[-1] == RELEASE, "the other server is left alone"
+    engine.wake()
+    assert_holds(fakes, 2.0, 1)
+    engine.close()
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+def test_only_a_server_that_is_started_anew_is_passed_over(
+    supervised: bool, fakes: list[FakeSGLang], tmp_path: Path
+) -> None:
+    servers = FakeSupervision(fakes) if supervised else None
+    engine = attached(fakes, tmp_path, colocated=True, servers=servers)
+    engine.update_weights(mini_weights(2.0), 1)
+    fakes[1].die_at = RELEASE
+    if supervised:
+        engine.sleep()
+    else:
+        with pytest.raises(RolloutError, match=f"{fakes[1].url} cannot be reached"):
+            engine.sleep()
+    assert fakes[0].released
+    engine.close()
 
 
 def test_servers_of_their_own_gpus_never_sleep(fakes: list[FakeSGLang], tmp_path: Path) -> None:

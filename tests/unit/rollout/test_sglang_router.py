@@ -33,6 +33,7 @@ def router(fakes: list[FakeSGLang], *, ready: bool = True) -> Iterator[tuple[str
     """Its URL, and the paths that it was asked for."""
     turns = cycle(fakes)
     asked: list[str] = []
+    onwards = httpx2.Client(trust_env=False)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -44,7 +45,7 @@ def router(fakes: list[FakeSGLang], *, ready: bool = True) -> Iterator[tuple[str
             if self.path != "/generate":
                 self.respond(404, b"{}")
                 return
-            answer = httpx2.post(
+            answer = onwards.post(
                 f"{next(turns).url}/generate",
                 content=body,
                 headers={"Authorization": self.headers["Authorization"], "Content-Type": "application/json"},
@@ -70,6 +71,7 @@ def router(fakes: list[FakeSGLang], *, ready: bool = True) -> Iterator[tuple[str
         server.shutdown()
         thread.join()
         server.server_close()
+        onwards.close()
 
 
 def test_only_generation_goes_through_the_router(fakes: list[FakeSGLang], tmp_path: Path) -> None:

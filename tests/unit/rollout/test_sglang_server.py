@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from prism_megatron.errors import ConfigError, RolloutError
 from prism_megatron.rollout.sglang_arguments import ServerOptions, server_arguments, server_environment
 from prism_megatron.rollout.sglang_server import SGLangServer, SGLangServers
 from tests.unit.rollout.stub_sglang import stub_python
+from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -32,7 +32,9 @@ def options(tmp_path: Path) -> Callable[..., ServerOptions]:
     python = stub_python(tmp_path)
 
     def build(model: str = "model", start_seconds: float = 60.0) -> ServerOptions:
-        return ServerOptions(tmp_path / model, tmp_path / "logs", python=python, start_seconds=start_seconds)
+        return ServerOptions(
+            tmp_path / model, tmp_path / "logs", python=python, start_seconds=start_seconds, poll_seconds=0.02
+        )
 
     return build
 
@@ -49,13 +51,6 @@ def exists(pid: int) -> bool:
         return False
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return holds()
-
-
 def test_a_killed_server_is_started_again_and_announced(options: Callable[..., ServerOptions]) -> None:
     servers = SGLangServers(options(), count=2)
     announced: list[str] = []
@@ -65,14 +60,14 @@ def test_a_killed_server_is_started_again_and_announced(options: Callable[..., S
         killed, other = servers.servers
         before = {server.url: server.pid for server in servers.servers}
         assert servers.replace(killed.url), "a supervised server is replaced"
-        assert eventually(lambda: announced == [killed.url])
-        assert eventually(killed.client.is_ready) and killed.pid != before[killed.url]
+        wait_for(lambda: announced == [killed.url])
+        assert killed.client.is_ready() and killed.pid != before[killed.url]
         assert other.pid == before[other.url]
         assert not servers.replace("http://127.0.0.1:1"), "nobody restarts a stranger"
     finally:
         servers.stop()
     # What SIGKILL ends is gone a moment later.
-    assert eventually(lambda: not any(exists(pid) for server in servers.servers for pid in worker_pids(server)))
+    wait_for(lambda: not any(exists(pid) for server in servers.servers for pid in worker_pids(server)))
     assert len(worker_pids(killed)) == 2, "the log of the first process is kept"
 
 
@@ -91,8 +86,41 @@ def test_restarts_are_counted(options: Callable[..., ServerOptions]) -> None:
     (server,) = servers.servers
     server.kill()
 
-    assert eventually(lambda: "died once more than it is restarted" in problem_of(servers))
+    wait_for(lambda: "died once more than it is restarted" in problem_of(servers))
     servers.stop()
+
+
+def test_a_server_is_restarted_as_often_as_is_allowed(options: Callable[..., ServerOptions]) -> None:
+    """All servers together: each dies once, then one of them again."""
+    servers = SGLangServers(options(), count=2, max_restarts=2)
+    back: list[str] = []
+    servers.on_restart(back.append)
+    servers.start()
+    first, second = servers.servers
+    first.kill()
+    wait_for(lambda: back == [first.url])
+    second.kill()
+    wait_for(lambda: back == [first.url, second.url])
+    assert not problem_of(servers)
+    first.kill()
+    wait_for(lambda: "server 0 died once more than it is restarted" in problem_of(servers), seconds=20.0)
+    servers.stop()
+
+
+def test_a_server_that_is_being_restarted_is_not_lost_once_more(options: Callable[..., ServerOptions]) -> None:
+    """Whoever gives it its weights may meet an error and ask for another: the one that starts is left alone."""
+    servers = SGLangServers(options(), count=1)
+    lived: list[bool] = []
+
+    def restored(url: str) -> None:
+        lived.append(servers.replace(url) and servers.servers[0].is_running())
+
+    servers.on_restart(restored)
+    servers.start()
+    servers.servers[0].kill()
+    wait_for(lambda: bool(lived))
+    servers.stop()
+    assert lived == [True]
 
 
 def test_a_supervisor_that_dies_is_heard_of(options: Callable[..., ServerOptions]) -> None:
@@ -107,15 +135,15 @@ def test_a_supervisor_that_dies_is_heard_of(options: Callable[..., ServerOptions
     (server,) = servers.servers
     server.kill()
 
-    assert eventually(lambda: "no longer watched: FileNotFoundError" in problem_of(servers))
+    wait_for(lambda: "no longer watched: FileNotFoundError" in problem_of(servers))
     servers.stop()
 
 
 def test_a_server_that_cannot_start_shows_the_end_of_its_log(options: Callable[..., ServerOptions]) -> None:
     with pytest.raises(RolloutError, match=r"server 0 ended while it started; .*server-0\.log ends:.*cannot be served"):
         SGLangServers(options("broken"), count=1).start()
-    slow = SGLangServers(options("slow", start_seconds=2.0), count=1)
-    with pytest.raises(RolloutError, match="not ready after 2 s"):
+    slow = SGLangServers(options("slow", start_seconds=0.6), count=1)
+    with pytest.raises(RolloutError, match="not ready after 1 s"):
         slow.start()
     assert not slow.servers[0].is_running()
 
@@ -152,7 +180,7 @@ time.sleep(600)
     assert exists(pid) and exists(worker), "blind: nothing to leave behind"
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert eventually(lambda: not exists(pid) and not exists(worker))
+    wait_for(lambda: not exists(pid) and not exists(worker))
     parent.stdout.close()
 
 

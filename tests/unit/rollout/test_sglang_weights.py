@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.errors import RolloutError, WeightSyncError
+from prism_megatron.rollout import weight_group
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_http import ServerClient
 from prism_megatron.rollout.sglang_weights import Transport
 from prism_megatron.rollout.weight_group import WeightGroups
-from tests.unit.rollout import fake_sglang
+from tests.unit.rollout.attached import IMPATIENT, FakeSupervision
 from tests.unit.rollout.fake_sglang import FOLDER, KEY, UPDATES, FakeSGLang, running, unpack
 from tests.unit.rollout.tiny_qwen import NoSegments
 from tests.unit.rollout.weights import mini_weights
@@ -43,6 +45,7 @@ def attach(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[Attach]:
     engines: list[SGLangRollout] = []
 
     def build(servers: Any = None, **options: Any) -> SGLangRollout:
+        settings: dict[str, Any] = {"patience": IMPATIENT} | options
         engines.append(
             SGLangRollout(
                 FOLDER,
@@ -52,7 +55,7 @@ def attach(fakes: list[FakeSGLang], tmp_path: Path) -> Iterator[Attach]:
                 end_token_ids=[488],
                 spool=tmp_path,
                 servers=servers,
-                options=SGLangOptions(**options),
+                options=SGLangOptions(**settings),
             )
         )
         return engines[-1]
@@ -95,6 +98,8 @@ def test_both_servers_hold_exactly_what_was_handed_over(
     for fake in fakes:
         last = [body for path, body in fake.calls if path in UPDATES][-1]
         assert last["flush_cache"] is True, "keys and values of the old weights would be used again"
+        pauses = [body["mode"] for path, body in fake.calls if path == "/pause_generation"]
+        assert pauses == ["retract"] * 2, "unfinished answers would go on from keys and values of the old weights"
 
 
 def test_calls_carry_half_a_bucket_at_most(attach: Attach, fakes: list[FakeSGLang]) -> None:
@@ -105,6 +110,7 @@ def test_calls_carry_half_a_bucket_at_most(attach: Attach, fakes: list[FakeSGLan
     assert len(sizes) > 5 and all(sum(bucket) <= limit or len(bucket) == 1 for bucket in sizes)
     assert any(sum(bucket) > limit for bucket in sizes), "blind: no tensor is larger than the limit"
     assert [body["flush_cache"] for body in bodies] == [False] * (len(bodies) - 1) + [True]
+    assert [body.get("weight_version") for body in bodies] == [None] * (len(bodies) - 1) + ["0"]
     assert_holds(fakes[1], 2.0, 0)
 
 
@@ -201,18 +207,37 @@ def test_what_does_not_change_is_sent_once(transport: Transport, attach: Attach,
         assert_mixed(fake, 4.0, 3)
 
 
+@pytest.mark.parametrize("restarted", [(0, 1), (0,), (1,)], ids=str)
 def test_a_server_that_was_started_again_unnoticed_gets_what_does_not_change_too(
-    attach: Attach, fakes: list[FakeSGLang]
+    restarted: tuple[int, ...], attach: Attach, fakes: list[FakeSGLang]
 ) -> None:
     """One that somebody else runs, or our own before its weights are back. Its folder's vision tower is another one."""
     engine = attach()
     engine.update_weights(announced(2.0), 1)
-    for fake in fakes:
-        fake.restart()
+    for number in restarted:
+        fakes[number].restart()
     engine.update_weights(announced(3.0, left_out=VISION), 2)
     expected = dict(mini_weights(2.0)) | {n: t for n, t in mini_weights(3.0) if n not in VISION}
     for fake in fakes:
         assert fake.version == "2" and all(torch.equal(fake.weights[n], t) for n, t in expected.items())
+
+
+def test_weights_are_left_out_only_of_what_has_been_taken(attach: Attach, fakes: list[FakeSGLang]) -> None:
+    """A first update that failed has given the servers nothing to keep."""
+    engine = attach()
+    fakes[1].refuse["/begin_weight_update"] = 1
+    with pytest.raises(WeightSyncError, match="was refused"):
+        engine.update_weights(announced(2.0), 1)
+    engine.expect(2)
+    with pytest.raises(WeightSyncError, match="send all first"):
+        engine.update_weights(announced(2.0, left_out=VISION), 2)
+
+
+def test_one_version_is_on_disk_between_updates(attach: Attach, tmp_path: Path) -> None:
+    engine = attach()
+    for version in range(4):
+        engine.update_weights(announced(1.0 + version), version)
+        assert len(list(tmp_path.iterdir())) == 1
 
 
 def assert_mixed(fake: FakeSGLang, factor: float, version: int) -> None:
@@ -223,38 +248,29 @@ def assert_mixed(fake: FakeSGLang, factor: float, version: int) -> None:
 
 
 def test_workers_that_do_not_come_are_named_with_the_address_they_were_given(
-    fakes: list[FakeSGLang], monkeypatch: pytest.MonkeyPatch
+    fakes: list[FakeSGLang],
 ) -> None:
     """A firewall's silence: the server takes the call and its workers never reach the trainer."""
-    groups = WeightGroups("127.0.0.1", join_seconds=1.0)
-    monkeypatch.setattr(fake_sglang, "joined_group", lambda _: time.sleep(2.0))
+    groups = WeightGroups("127.0.0.1", join_seconds=0.6)
+    fakes[0].cut_off, fakes[0].tp_size = threading.Event(), 3
     client = ServerClient(fakes[0].url, api_key=KEY)
     with pytest.raises(RolloutError, match=r"trainer at 127.0.0.1:\d+ in 1 s.*rollout-master-address"):
         groups.join(client)
+    request = dict(fakes[0].calls)["/init_weights_update_group"]
+    assert (request["world_size"], request["rank_offset"]) == (4, 1), "the trainer and the server's three workers"
+    fakes[0].cut_off.set()
     with pytest.raises(RolloutError, match=r"--rollout-master-address 192.0.2.1 is not an address of this host"):
         WeightGroups("192.0.2.1").join(client)
     client.close()
 
 
-class FakeSupervision:
-    """Restarts a server when the test says so."""
-
-    def __init__(self, fakes: list[FakeSGLang]) -> None:
-        self.urls = tuple(fake.url for fake in fakes)
-        self.replaced: list[str] = []
-
-    def on_restart(self, callback: Callable[[str], None]) -> None:
-        self.restarted = callback
-
-    def supervises(self, url: str) -> bool:
-        return url in self.urls
-
-    def replace(self, url: str) -> bool:
-        self.replaced.append(url)
-        return True
-
-    def stop(self) -> None:
-        pass
+def test_the_store_of_a_group_listens_on_the_address_that_it_was_given() -> None:
+    """And on no other: 127.0.0.2 is this host too, and whoever reaches the store can join the group."""
+    store, port = weight_group._store("127.0.0.1", timedelta(seconds=5))
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port), timeout=5)
+    del store
 
 
 @pytest.mark.parametrize(
@@ -405,6 +421,37 @@ def test_when_one_server_fails_all_keep_the_last_good_version(
     engine.update_weights(announced(3.0), 2)
     for fake in fakes:
         assert_holds(fake, 3.0, 2)
+
+
+def test_a_server_that_fails_in_the_middle_ends_the_update(attach: Attach, fakes: list[FakeSGLang]) -> None:
+    """Of many pieces one server refuses the first: the other is not sent them all, and both go back."""
+    engine = attach(bucket_bytes=300_000)
+    engine.update_weights(announced(2.0), 1)
+    pieces = fakes[0].paths().count(BY_TENSOR)
+    fakes[0].calls.clear()
+    fakes[1].refuse[BY_TENSOR] = 1
+    with pytest.raises(WeightSyncError, match=f"{BY_TENSOR} was refused"):
+        engine.update_weights(announced(3.0), 2)
+    assert fakes[0].paths().count(BY_TENSOR) <= pieces + 2
+    for fake in fakes:
+        assert_holds(fake, 2.0, 1)
+    assert engine.policy_version == 1
+
+
+def test_a_server_that_reports_another_version_after_an_update_is_found(
+    attach: Attach, fakes: list[FakeSGLang]
+) -> None:
+    engine = attach()
+    load = fakes[1].load
+
+    def of_another_trainer(tensors: dict[str, Tensor]) -> None:
+        load(tensors)
+        fakes[1].calls[-1][1]["weight_version"] = "7"
+
+    fakes[1].load = of_another_trainer  # type: ignore[method-assign]
+    with pytest.raises(WeightSyncError, match="reports version '7' after taking 1"):
+        engine.update_weights(announced(2.0), 1)
+    assert engine.policy_version is None
 
 
 def test_servers_that_cannot_go_back_are_not_used(attach: Attach, fakes: list[FakeSGLang]) -> None:

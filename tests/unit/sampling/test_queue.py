@@ -21,7 +21,7 @@ from prism_megatron.types import Prompt, Response, Rollout, RolloutGroup, Segmen
 
 SEGMENTS = Segments(None, None, "not judged")
 PATIENCE_SECONDS = 60.0
-N = 2
+N, SEED = 2, 3
 
 
 class GatedEngine:
@@ -34,13 +34,22 @@ class GatedEngine:
         self.asked: list[tuple[int, tuple[str, ...]]] = []
         self.broken_step: int | None = None
         self.closed = False
+        self.lags = False
+        """whether all answers are those of version 0"""
+        self.together: threading.Barrier | None = None
+        """what further draws wait at, in place of being allowed"""
+        self.seeds: set[int] = set()
         self._gated = gated
 
-    def generate(self, prompts: Sequence[Prompt], n: int, _sampling: Sampling, *, step: int, **_: Any) -> Any:
-        first = self.policy_version
+    def generate(self, prompts: Sequence[Prompt], n: int, _: Sampling, *, seed: int, step: int, **__: Any) -> Any:
+        first = 0 if self.lags else self.policy_version
+        self.seeds.add(seed)
         self.asked.append((step, tuple(prompt.id for prompt in prompts)))
+        together = self.together
         self.started[step].set()
-        if self._gated:
+        if together is not None:
+            together.wait(PATIENCE_SECONDS / 2)
+        elif self._gated:
             assert self.allowed[step].wait(PATIENCE_SECONDS)
         if self.closed:
             raise RolloutError("closed")
@@ -77,7 +86,7 @@ def queue_on() -> Iterator[Callable[..., RolloutQueue]]:
     def make(engine: Any, *, ahead: int, steps: int) -> RolloutQueue:
         world: Any = type("World", (), {"rank": 0})
         queues.append(
-            RolloutQueue(engine, examples, Sampling(), n=N, seed=0, world=world, steps=range(steps), ahead=ahead)
+            RolloutQueue(engine, examples, Sampling(), n=N, seed=SEED, world=world, steps=range(steps), ahead=ahead)
         )
         return queues[-1]
 
@@ -131,6 +140,51 @@ def test_rollouts_are_as_many_updates_old_as_allowed_and_no_more(
         assert [group.prompt.id for group in taken.groups] == [f"{step}-0", f"{step}-1"]
         engine.policy_version = step + 1
     assert sorted(engine.asked) == [(step, (f"{step}-0", f"{step}-1")) for step in range(num_steps)]
+
+
+def test_an_answer_older_than_was_promised_is_not_trained_on(queue_on: Callable[..., RolloutQueue]) -> None:
+    """With one step ahead answers one update old pass; an engine that still gives those of two ago is found out."""
+    engine = GatedEngine()
+    engine.lags = True
+    queue = queue_on(engine, ahead=1, steps=3)
+    for step in range(2):
+        assert queue.take(step).staleness.max_updates == step
+        engine.policy_version = step + 1
+    with pytest.raises(AssertionError, match="version 0 is too old to train"):
+        queue.take(2)
+
+
+def test_steps_without_an_update_make_no_answer_older(queue_on: Callable[..., RolloutQueue]) -> None:
+    """A policy that moves in every third step only: its answers of that long are on-policy, the next ones not."""
+    engine = GatedEngine()
+    queue = queue_on(engine, ahead=1, steps=5)
+    engine.policy_version = 4
+    fresh = [queue.take(step).staleness.max_updates for step in range(3)]
+    assert engine.started[3].wait(PATIENCE_SECONDS)
+    engine.policy_version = 7
+    assert [*fresh, queue.take(3).staleness.max_updates] == [0, 0, 0, 1]
+
+
+def test_draws_are_keyed_by_the_run_s_seed_and_by_the_step(queue_on: Callable[..., RolloutQueue]) -> None:
+    engine = GatedEngine()
+    queue = queue_on(engine, ahead=1, steps=3)
+    for step in range(3):
+        queue.take(step)
+    assert engine.seeds == {SEED}
+    assert sorted(step for step, _ in engine.asked) == [0, 1, 2]
+
+
+def test_what_is_begun_again_waits_for_no_answer_that_nobody_wants(queue_on: Callable[..., RolloutQueue]) -> None:
+    """Steps 1 to 3 of the new policy are drawn side by side while steps 1 and 2 of the old one still are."""
+    engine = GatedEngine(gated=True)
+    queue = queue_on(engine, ahead=2, steps=4)
+    engine.allowed[0].set()
+    queue.take(0)
+    for step in (1, 2):
+        assert engine.started[step].wait(PATIENCE_SECONDS)
+    queue.begin_again()
+    engine.together = threading.Barrier(3)
+    assert len(queue.take(1).groups) == 2
 
 
 def test_staleness_counts_updates_and_not_version_numbers() -> None:

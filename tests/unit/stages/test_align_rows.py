@@ -1,12 +1,31 @@
-"""The gap between rollout and trainer as a step reports it, when it raises the alarm, and importance weights."""
+"""What a step reports, by hand, and when the gap between rollout and trainer raises the alarm."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
-from prism_megatron.stages.align.rows import gap_alarms, gap_row, importance_row
+from prism_megatron.config.game import GameConfig
+from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.data.loader import Example
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.provider import StepResult
+from prism_megatron.evaluation.scenes import SceneJudgement
+from prism_megatron.game.credit import group_rewards
+from prism_megatron.game.judge import Judgement, TrunkCost
+from prism_megatron.sampling.queue import SampledStep, Staleness
+from prism_megatron.stages.align.rows import (
+    gap_alarms,
+    gap_row,
+    importance_row,
+    item_accuracy,
+    policy_version,
+    step_row,
+)
+from prism_megatron.stages.align.stage import AlignStep
+from tests.unit.game.tiny_game import group, invalid, response, rollout
 
 
 def sums(*, text: float, image: float, image_tokens: int = 30) -> dict[str, float]:
@@ -64,3 +83,63 @@ def test_importance_weights_are_shares_of_the_tokens() -> None:
         "importance/truncated_share": 0.25,
         "importance/effective_share": 0.75,
     }
+
+
+def step_of(verdict: Any, policy_result: StepResult | None) -> AlignStep:
+    """Three rollouts of two prompts, one of them cut; one rollout replayed; references stood in five micro-batches."""
+    groups = [
+        group(response([8], [9]), rollout([8], [9]), invalid(10, 11, 12, 13)),
+        group(response([8]), rollout([8], [9])),
+    ]
+    scores: dict[tuple[int, int, int | None], float] = {(0, 0, None): 1.0, (0, 1, None): 1.0, (1, 0, None): 1.0}
+    scores |= {(0, 0, 0): 2.0, (0, 1, 0): 12.0, (1, 0, 0): 0.5}
+    results = [StepResult(1.5, 0.1, True), StepResult(2.5, 0.2, True)]
+    judgement = Judgement(scores, {"discriminator_loss": 0.25}, results, TrunkCost(100, 60, 5))
+    rewards = group_rewards(groups, judgement, GameConfig(), seed=0, step=6, version=5)
+    policy_sums = sums(text=1.0, image=2.0) | {
+        f"importance/{name}": 4.0 for name in ("tokens", "sum", "squares", "truncated", "max")
+    }
+    sampled = SampledStep([Example(one.prompt, one.reference) for one in groups], groups, 4, Staleness(0.5, 2, 0.25))
+    return AlignStep(6, sampled, groups[:1], judgement, rewards, policy_sums, policy_result, verdict)
+
+
+def test_a_row_counts_what_the_step_was_made_of() -> None:
+    row = step_row(step_of("go on", StepResult(3.5, 0.3, True)), Renderer.from_folder(MINI_FOLDER / "policy"))
+    expected = {
+        "step": 6, "policy_version": 7, "sampled_version": 0, "discriminator_version": 5, "rollouts": 3,
+        "valid_rollouts": 2, "valid_share": 2 / 3, "replayed_rollouts": 1, "truncated_rollouts": 1,
+        "response_tokens": 3 + 4 + 3, "unrewarded_step": 0, "discriminator_updates": 2, "rolled_back": 0, "settled": 0,
+        "staleness/mean": 0.5, "staleness/max": 2, "off_policy_share": 0.25, "all_invalid_groups": 0,
+        "one_valid_groups": 2, "flat_rewards": 0, "clipped_scores": 1, "discriminator/trunk_tokens": 100,
+        "discriminator/unique_tokens": 60, "discriminator/rollouts_per_reference": (2 + 1) / 5,
+        "discriminator_grad_norm": 2.5, "policy_grad_norm": 3.5, "policy_lr": 0.3, "policy_updated": 1,
+        "perception/pairs": 2, "reasoning/pairs": 1, "importance/mean": 1.0, "discriminator_loss": 0.25,
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == expected
+    assert not [name for name in row if name.startswith(("gap/", "truth/"))]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "result", "version"),
+    [
+        ("go on", StepResult(1.0, 0.1, True), 7),
+        ("go on", StepResult(math.inf, 0.1, False), 4),
+        ("go on", None, 4),
+        ("roll back", None, 7),
+        ("roll back", StepResult(math.inf, 0.1, False), 7),
+    ],
+)
+def test_the_policys_version_rises_with_every_change_of_it(
+    verdict: Any, result: StepResult | None, version: int
+) -> None:
+    """Going back is a change as well: what is sampled next is of another policy."""
+    assert policy_version(step_of(verdict, result)) == version
+
+
+def test_item_accuracy_falls_by_what_is_missing_and_by_what_is_too_much() -> None:
+    def judged(*, written: int, right: int, there: int) -> float:
+        return item_accuracy(SceneJudgement(True, written, right, there, False, 1, 1, True, True))
+
+    assert judged(written=4, right=2, there=3) == 0.5
+    assert judged(written=2, right=2, there=4) == 0.5
+    assert judged(written=3, right=3, there=3) == 1.0

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 
 from prism_megatron.evaluation.health import Figures
-from prism_megatron.stages.warm_start.gate import Gate
+from prism_megatron.stages.warm_start.gate import Gate, measure
+from prism_megatron.stages.warm_start.pairs import StepPairs
+from prism_megatron.types import PreferenceGroup
+from tests.mini_players import judge_plan
+from tests.unit.game.mini_judge import answer, mini_judge, scenes
 
 
 def figures(*, auc: tuple[float | None, float | None], accuracy: tuple[float | None, float | None]) -> Figures:
@@ -33,3 +37,22 @@ def test_a_tower_without_a_figure_is_passed_over_but_not_both() -> None:
     nothing = figures(auc=(None, None), accuracy=(0.7, 0.7))
     assert Gate(0.0, 0.6, 9).problem(nothing) is None
     assert re.search(r"give no figure for --min-auc 0\.8 .*leave it out", Gate(0.8, 0.0, 9).problem(nothing) or "")
+
+
+def test_measuring_held_out_pairs_trains_nothing() -> None:
+    """On the mini's discriminator: figures of every pair twice alike, and no byte of weights or moments changed."""
+    with mini_judge() as judge:
+        examples = scenes(judge.renderer, 3).batch(0)
+        groups = [
+            PreferenceGroup(one.prompt, one.reference, tuple(answer(one, judge.renderer, r) for r in range(2)))
+            for one in examples
+        ]
+        plan = judge_plan(judge.form, tokens=4096, seed=5, balance=0.005)
+        before = judge.digest()
+        first, second = (
+            measure(judge.engine, StepPairs(examples, groups), plan, judge.renderer, world=judge.world)
+            for _ in range(2)
+        )
+        assert judge.digest() == before
+    assert first == second
+    assert first["perception/pairs"] == first["reasoning/pairs"] == 6

@@ -64,6 +64,12 @@ def test_every_row_once_within_the_budget(costs: list[int], budget: int, rounds_
     assert [rows for part in parts for rows in part] == list(plan)
 
 
+def test_long_rows_are_placed_first_and_the_costliest_micro_batch_is_halved() -> None:
+    """In their own order the first rows would take three micro-batches; of three, two that are full make four."""
+    assert plan_rows([10, 10, 20, 20], budget=30, rounds_of=1) == ((0, 2), (1, 3))
+    assert plan_rows([5, 5, 5, 5, 1, 1], budget=10, rounds_of=2) == ((0,), (1,), (2, 3), (4, 5))
+
+
 def test_examples() -> None:
     """Two groups that fit together; one that does not; a pair above the budget; more ranks than pairs."""
     twice = plan_pairs([10, 10], [{0: 10, 1: 10}, {3: 10}], budget=50, rounds_of=1)

@@ -1,0 +1,117 @@
+"""How a checkpoint is committed, found and taken up, on one rank.
+
+``tests/distributed`` has other layouts, kills and hostile files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prism_megatron.conversion.checkpoint_folder import COMPANIONS_FOLDER, STATE_FILE
+from prism_megatron.engine import checkpoint
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.optimizer import inner_optimizers
+from prism_megatron.engine.runtime import World
+from tests.distributed import tiny
+
+
+def held_bytes(engine: MegatronEngine) -> int:
+    """Of gradient buffers and moments."""
+    assert engine.optimizer is not None
+    held = [buffer.grad_data for chunk in engine._chunks for buffer in chunk.buffers]
+    for inner in inner_optimizers(engine.optimizer):
+        held += [state[moment] for state in inner.state.values() for moment in ("exp_avg", "exp_avg_sq")]
+    return sum(tensor.untyped_storage().nbytes() for tensor in held)
+
+
+def test_the_latest_is_the_newest_that_was_committed(tmp_path: Path) -> None:
+    """Claim: leftovers of saves and folders without their state are none; a checkpoint itself is its own latest."""
+    (tmp_path / "step_000009").mkdir()
+    for leftover in (".step_000008.saving", ".step_000004.replaced"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / STATE_FILE).touch()
+    assert checkpoint.latest(tmp_path) is None
+    for step in (30, 4, 200):
+        checkpoint.step_folder(tmp_path, step).mkdir()
+        (checkpoint.step_folder(tmp_path, step) / STATE_FILE).touch()
+    newest = tmp_path / "step_000200"
+    assert checkpoint.latest(tmp_path) == checkpoint.latest(newest) == newest
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first save", "save over the same step"])
+def test_a_commit_flushes_then_renames_then_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """Claim: contents are on the disk before they have their name, and an older save steps aside until they have it."""
+    calls = []
+
+    def recorded(function: Any, verb: str) -> Any:
+        def call(*paths: Path) -> Any:
+            calls.append((verb, *(path.name for path in paths)))
+            return function(*paths)
+
+        return call
+
+    hidden, folder = tmp_path / ".step.saving", tmp_path / "step"
+    (hidden / COMPANIONS_FOLDER).mkdir(parents=True)
+    if again:
+        folder.mkdir()
+    monkeypatch.setattr(checkpoint, "flush_folder", recorded(lambda _path: None, "flush"))
+    monkeypatch.setattr(Path, "rename", recorded(Path.rename, "rename"))
+    monkeypatch.setattr(shutil, "rmtree", recorded(shutil.rmtree, "remove"))
+    checkpoint._commit(hidden, folder)
+    aside = [("rename", "step", ".step.replaced")] if again else []
+    assert calls == [
+        ("flush", COMPANIONS_FOLDER),
+        ("flush", ".step.saving"),
+        *aside,
+        ("rename", ".step.saving", "step"),
+        ("flush", tmp_path.name),
+        *([("remove", ".step.replaced")] if again else []),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]
+
+
+def test_a_save_removes_what_killed_ones_left(world: World, tmp_path: Path) -> None:
+    for leftover in (".step_000001.saving", ".step_000003.replaced"):
+        (tmp_path / leftover / COMPANIONS_FOLDER).mkdir(parents=True)
+    folder = checkpoint.step_folder(tmp_path, 2)
+    checkpoint.save(folder, {"policy": tiny.build(world)}, {}, models={})
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_save_puts_offloaded_state_away_again(world: World, tmp_path: Path) -> None:
+    """Claim: with offload no byte of gradients and moments is held after a save, as none is after a step."""
+    engine = tiny.build(world, optimizer=dataclasses.replace(tiny.OPTIMIZER, offload=True))
+    tiny.train(engine, range(1))
+    assert held_bytes(engine) == 0
+    checkpoint.save(checkpoint.step_folder(tmp_path, 1), {"policy": engine}, {}, models={})
+    assert held_bytes(engine) == 0
+    engine.sharded_state_dict(is_loading=False)
+    assert held_bytes(engine) > 0, "blind: nothing would ever be held"
+
+
+def test_a_loaded_engine_goes_on_where_the_saved_one_stood(world: World, tmp_path: Path) -> None:
+    """Claim: to the bit, after a step that was skipped too: then Adam and the schedule have other counts."""
+    saved = tiny.build(world)
+    tiny.train(saved, range(2))
+    saved.zero_grad()
+    next(saved.modules[0].parameters()).main_grad.view(-1)[0] = torch.nan
+    assert not saved.step().updated
+    saved.expert_layout = "hub"
+    folder = checkpoint.step_folder(tmp_path, 3)
+    checkpoint.save(folder, {"policy": saved}, {"data": 3}, models={"policy": tiny.FILES})
+
+    loaded = tiny.build(world)
+    assert checkpoint.load(folder, {"policy": loaded}) == {"data": 3}
+    assert loaded.progress() == saved.progress() == {"steps_taken": 3, "adam_step": 2}
+    assert loaded.expert_layout == "hub"
+    assert tiny.train(loaded, range(3, 5)) == tiny.train(saved, range(3, 5))
+    expected = tiny.exported(saved)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tiny.exported(loaded).items())

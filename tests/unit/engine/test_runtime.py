@@ -1,0 +1,50 @@
+"""What a world tells of itself, and how long its groups wait."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.engine.runtime import World, start, stop
+
+
+def test_every_group_waits_as_long_as_was_asked() -> None:
+    """Claim: --distributed-timeout-minutes holds for the groups that Megatron makes too, whose default is another."""
+    store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not mark its re-exports
+    world = start(ParallelConfig(distributed_timeout_minutes=7), seed=1, rank=0, world_size=1, store=store)
+    try:
+        groups: tuple[Any, ...] = (
+            dist.group.WORLD,
+            world.groups.tp,
+            world.groups.pp,
+            world.groups.cp,
+            world.groups.dp_cp,
+        )
+        waits = [group._get_backend(world.device).options._timeout for group in groups]
+        assert waits == [timedelta(minutes=7)] * len(groups)
+    finally:
+        stop(world)
+
+
+def test_rounds_are_whole_for_every_rank() -> None:
+    """Claim: three data-parallel ranks run alike, each whole rounds of pp where stages are interleaved."""
+    for parallel, rounds in ((ParallelConfig(pp=4), 3), (ParallelConfig(pp=4, vpp=2), 12)):
+        world = World(
+            rank=0,
+            world_size=12,
+            device=torch.device("cpu"),
+            parallel=parallel,
+            groups=ProcessGroupCollection(),
+            tp_rank=0,
+            cp_rank=0,
+            pp_rank=0,
+            dp_rank=0,
+            dp_size=3,
+            layout={},
+        )
+        assert world.microbatch_rounds == rounds

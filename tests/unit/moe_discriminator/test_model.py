@@ -1,0 +1,114 @@
+"""The scalar head, and what a discriminator asks of a batch (numbers: ``tests/parity/test_discriminator.py``)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_providers.moe_discriminator.model import Discriminator, ScoreHead, keyed_dropout
+from model_providers.moe_discriminator.provider import DiscriminatorProvider
+from model_providers.moe_discriminator.routing import TowerRouter, choose_experts, mask_other_towers
+from prism_megatron.engine.batch import Batch, collate
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.runtime import World
+from prism_megatron.types import TokenSequence
+from tests.distributed import checkpoint_ranks, tiny
+
+KEYS = torch.tensor([11, 2**62 + 1, 5])
+
+
+def head_of(dropout: float, dtype: torch.dtype = torch.float32) -> ScoreHead:
+    config = SimpleNamespace(hidden_size=64, params_dtype=dtype, use_cpu_initialization=True)
+    head = ScoreHead(config, dropout)
+    torch.nn.init.normal_(head.weight)
+    return head
+
+
+def test_the_head_scores_without_dropout_and_with_it() -> None:
+    """Claim: the first scores, from which rewards are read, have none; both are float32 products, for a bf16 weight
+    too, and equal where the rate is 0."""
+    hidden = torch.randn(3, 64)
+    head = head_of(0.3, torch.bfloat16)
+    weight = head.weight[0].double()
+    clean, dropped = head(hidden, KEYS)
+    torch.testing.assert_close(clean.double(), hidden.double() @ weight, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        dropped.double(), keyed_dropout(hidden, KEYS, 0.3).double() @ weight, rtol=1e-5, atol=1e-5
+    )
+    assert float((clean - dropped).detach().abs().min()) > 0.01
+    torch.testing.assert_close(*head_of(0.0)(hidden, None))
+
+
+def test_a_gradient_needs_dropout_keys() -> None:
+    """Claim: without keys only a pass without gradients is scored, and it is scored without dropout."""
+    head, hidden = head_of(0.3), torch.randn(3, 64)
+    with pytest.raises(ValueError, match=r"dropout of 0.3 needs extras\['dropout_key'\]"):
+        head(hidden, None)
+    with torch.no_grad():
+        torch.testing.assert_close(*head(hidden, None))
+
+
+def discriminator(world: World, *, router_z_loss: float) -> Discriminator:
+    shape = tiny.provider().shape
+    provider = DiscriminatorProvider(shape, checkpoint_ranks.TOWERS, router_z_loss=router_z_loss)
+    engine = MegatronEngine(
+        name="discriminator", provider=provider, world=world, dtype=torch.float32, optimizer=None, total_steps=1
+    )
+    (module,) = engine.modules
+    assert isinstance(module, Discriminator)
+    return module
+
+
+def batch_of(*, prefixes: tuple[int | None, ...] = (), **weights: float) -> Batch:
+    """A sequence of three tokens and one of five, which may go on from it; the same weight for both."""
+    return collate(
+        [TokenSequence((5, 6, 7)), TokenSequence((5, 6, 7, 8, 9))],
+        pad_token_id=tiny.PAD,
+        multiple_of=4,
+        device=torch.device("cpu"),
+        pack=True,
+        prefixes=prefixes,
+        tower_ids=[1, 0],
+        sequence_extras={name: [weight] * 2 for name, weight in weights.items()},
+    )
+
+
+def router_arguments(module: Discriminator, batch: Batch) -> tuple[Tensor, ...]:
+    return module.mlp_args(batch, module.local_tokens(batch))
+
+
+def test_a_routers_losses_need_whole_sequences(world: World) -> None:
+    """Claim: sequences that go on from a prefix are refused with losses, and taken without them."""
+    module, prefixes = discriminator(world, router_z_loss=0.0), (None, 0)
+    with pytest.raises(ValueError, match="collate without prefixes"):
+        router_arguments(module, batch_of(prefixes=prefixes, load_balance_weight=0.5))
+    assert len(router_arguments(module, batch_of(prefixes=prefixes))) == 3
+    with torch.no_grad():
+        assert len(router_arguments(module, batch_of(prefixes=prefixes, load_balance_weight=0.5))) == 3
+
+
+def test_a_z_loss_needs_the_share_of_each_sequence(world: World) -> None:
+    """Claim: without it a gradient is refused; with it every real token weighs coefficient · share / length."""
+    module = discriminator(world, router_z_loss=0.1)
+    with pytest.raises(ValueError, match=r"z-loss of 0.1 needs extras\['sequence_share'\]"):
+        router_arguments(module, batch_of(load_balance_weight=0.5))
+    *_, balance_Q, z_weights = router_arguments(module, batch_of(sequence_share=0.5))
+    assert balance_Q.tolist() == [0.0, 0.0]
+    expected = [0.1 * 0.5 / 3] * 3 + [0.0] + [0.1 * 0.5 / 5] * 5 + [0.0] * 3
+    assert z_weights.flatten().tolist() == pytest.approx(expected)
+
+
+def test_a_bf16_router_computes_in_float32(world: World) -> None:
+    """Claim: gates are the float32 products' of the bf16 weights and hidden states, to 1e-6."""
+    engine = checkpoint_ranks.build(world, "discriminator", dtype=torch.bfloat16)
+    router = next(part for part in engine.modules[0].modules() if isinstance(part, TowerRouter))
+    hidden, towers = torch.randn(16, 1, 64).bfloat16(), torch.arange(16)[:, None] % 2
+    gates, chosen = router(hidden, towers, torch.zeros(16, 1, dtype=torch.int64), torch.tensor([16]))
+    logits = hidden[:, 0].double() @ router.weight.double().T
+    expected = choose_experts(mask_other_towers(logits, towers[:, 0], 2), checkpoint_ranks.TOWERS.top_k)
+    assert gates.dtype == torch.float32
+    torch.testing.assert_close(gates.double(), expected[0], rtol=0, atol=1e-6)
+    assert torch.equal(chosen, expected[1])

@@ -1,0 +1,50 @@
+"""What a model's config says reaches Megatron's config and the modules (values that are no defaults)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.norms import RMSNorm
+from prism_megatron.engine.runtime import World
+from tests.distributed import tiny
+
+
+def provider_with(**text: Any) -> Qwen3VLProvider:
+    config = {**tiny.CONFIG, "text_config": {**tiny.CONFIG["text_config"], **text}}
+    return Qwen3VLProvider(Qwen3VLShape.from_dict(config))
+
+
+def test_the_norms_of_a_model_have_its_epsilon(world: World) -> None:
+    """Claim: those of layers, of queries and keys, and the last one."""
+    engine = MegatronEngine(
+        name="policy",
+        provider=provider_with(rms_norm_eps=0.03),
+        world=world,
+        dtype=torch.float32,
+        optimizer=None,
+        total_steps=1,
+    )
+    norms = [part for part in engine.modules[0].modules() if isinstance(part, RMSNorm)]
+    assert len(norms) == 4 * 4 + 1
+    assert {norm.eps for norm in norms} == {0.03}
+
+
+def test_uneven_ends_are_on_their_sides() -> None:
+    parallel = ParallelConfig(pp=3, first_stage_layers=1, last_stage_layers=2)
+    config = provider_with(num_hidden_layers=6).transformer_config(parallel, torch.float32)
+    assert config.num_layers_in_first_pipeline_stage == 1
+    assert config.num_layers_in_last_pipeline_stage == 2
+
+
+def test_freezing_vision_freezes_all_of_it_and_nothing_else(world: World) -> None:
+    """Claim: embeddings, blocks and all mergers of the tower stay; every weight of the language model learns."""
+    engine = tiny.build(world, freeze_vision=True, optimizer=OptimizerConfig())
+    for name, parameter in engine.modules[0].named_parameters():
+        assert parameter.requires_grad == (not name.startswith("vision_model.")), name

@@ -1,0 +1,332 @@
+"""Steps of the game with players of one tensor each: who moves, in which order, and the policy's loss by hand.
+
+Blind to several ranks and to the models; ``tests/integration/test_game.py`` plays with those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prism_megatron.advantages import GroupAdvantages
+from prism_megatron.config.game import GameConfig
+from prism_megatron.engine.provider import StepResult
+from prism_megatron.engine.runtime import World
+from prism_megatron.game.credit import GroupReward
+from prism_megatron.game.judge import Judgement, TrunkCost
+from prism_megatron.game.memory import GameMemory
+from prism_megatron.observability.timers import PhaseTimers
+from prism_megatron.rollout.base import Sampling
+from prism_megatron.sampling.queue import SampledStep, Staleness
+from prism_megatron.stages.align.stage import (
+    AlignPlan,
+    AlignStep,
+    Players,
+    align,
+    outcome_of,
+    policy_batches,
+    train_policy,
+)
+from prism_megatron.types import VersionSpan
+from tests.unit.game.tiny_game import (
+    VOCAB,
+    Bigram,
+    Scorer,
+    form,
+    group,
+    image,
+    invalid,
+    response,
+    rollout,
+    world_of_one,
+)
+
+MIXED = [VersionSpan(3, 0, 2), VersionSpan(4, 2, 4)]
+GROUPS = [
+    group(
+        response([8, 9], [10]),
+        rollout([11, 12, 13], [14, 15], versions=[VersionSpan(4, 0, 6)], logprobs=[-2.0, -3.0, -1.5, -4.0, -2.5, -3.5]),
+        rollout([16], [17, 18], versions=MIXED, logprobs=[-3.0, -3.1, -3.2, -3.3]),
+        prompt=(5, 6),
+        images=[image()],
+    ),
+    group(
+        response([19], [20]),
+        invalid(21, 22),
+        rollout([23], [24], versions=[VersionSpan(4, 0, 3)], logprobs=[-4.0, -30.0, -2.0]),
+        prompt=(7, 4, 7, 4),
+    ),
+]
+ADVANTAGES = [[0.5, -1.25], [-2.0, 0.75]]
+NUM_TOKENS = 6 + 4 + 2 + 3
+TEMPERATURE = 0.5
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with world_of_one() as one:
+        yield one
+
+
+def plan_of(game: GameConfig, *, budget: int = 10, **rest: Any) -> AlignPlan:
+    return AlignPlan(game, Sampling(temperature=TEMPERATURE), 2, budget, 0.0, VOCAB, 3, form(), **rest)
+
+
+def given_advantages() -> list[GroupAdvantages]:
+    return [GroupAdvantages(torch.tensor(own), None, None, 2, 0, 0) for own in ADVANTAGES]
+
+
+def responses() -> Iterator[tuple[int, int, int, int, int]]:
+    """Group, rollout, place, token and the token before it, of every token of every answer."""
+    for g, own in enumerate(GROUPS):
+        for r, answer in enumerate(own.rollouts):
+            tokens = (*own.prompt.token_ids, *answer.token_ids)
+            start = len(own.prompt.token_ids)
+            for place in range(len(answer.token_ids)):
+                yield g, r, place, tokens[start + place], tokens[start + place - 1]
+
+
+@pytest.mark.parametrize("budget", [10, 1000])
+def test_the_policy_gradient_is_that_of_every_response_token(world: World, budget: int) -> None:
+    """Claim: the gradient is that of a loop over all answers, invalid ones too, at the sampling temperature.
+
+    Each answer has its own advantage though answers are packed by their length; a mean over all tokens of the step.
+    """
+    policy: Any = Bigram()
+    table = policy.weight.detach().clone().requires_grad_(True)
+    logprobs = torch.log_softmax(table / TEMPERATURE, dim=-1)
+    terms = [ADVANTAGES[g][r] * logprobs[before, token] for g, r, _, token, before in responses()]
+    (-torch.stack(terms).sum() / NUM_TOKENS).backward()
+    mean_advantage = sum(ADVANTAGES[g][r] for g, r, *_ in responses()) / NUM_TOKENS
+    sums, result = train_policy(
+        policy, GROUPS, given_advantages(), plan_of(GameConfig(), budget=budget), version=4, world=world
+    )
+    assert (len(policy.passes[0]) > 1) == (budget == 10)
+    assert result is not None
+    assert sums["policy_loss"] == pytest.approx(-mean_advantage, abs=1e-6), "ratios are 1"
+    torch.testing.assert_close(policy.weight.grad, table.grad, rtol=0, atol=1e-6)
+
+
+def test_figures_beside_the_loss_are_those_of_their_tokens(world: World) -> None:
+    """Entropy and importance weights of all response tokens; the gap of those drawn by version 4, by kind of prompt."""
+    policy: Any = Bigram()
+    distribution = torch.log_softmax(policy.weight.detach().double() / TEMPERATURE, dim=-1)
+    entropy = -(distribution.exp() * distribution).sum(-1)
+    found, _ = train_policy(policy, GROUPS, given_advantages(), plan_of(GameConfig()), version=4, world=world)
+    gaps: dict[str, list[float]] = {"image": [], "text": []}
+    weights, entropies = [], []
+    for g, r, place, token, before in responses():
+        answer = GROUPS[g].rollouts[r]
+        gap = float(distribution[before, token]) - answer.logprobs[place]
+        weights.append(math.exp(gap))
+        entropies.append(float(entropy[before]))
+        if answer.token_versions()[place] == 4:
+            gaps["image" if g == 0 else "text"].append(gap)
+    assert found["entropy"] == pytest.approx(sum(entropies) / NUM_TOKENS, rel=1e-5)
+    assert found["importance/tokens"] == NUM_TOKENS
+    assert found["importance/sum"] == pytest.approx(sum(weights), rel=1e-5)
+    assert found["importance/max"] == pytest.approx(max(weights), rel=1e-5)
+    assert found["importance/truncated"] == sum(weight > 2.0 for weight in weights) > 0
+    for kind, num_tokens in (("image", 8), ("text", 3)):
+        assert found[f"gap/{kind}/tokens"] == num_tokens == len(gaps[kind])
+        assert found[f"gap/{kind}/sum"] == pytest.approx(sum(map(abs, gaps[kind])), rel=1e-5)
+        assert found[f"gap/{kind}/max"] == pytest.approx(max(map(abs, gaps[kind])), rel=1e-5)
+
+
+def test_without_an_update_nothing_is_left_behind(world: World) -> None:
+    policy: Any = Bigram()
+    sums, result = train_policy(
+        policy, GROUPS, given_advantages(), plan_of(GameConfig()), version=4, world=world, update=False
+    )
+    assert result is None
+    assert policy.calls == ["policy looks"]
+    assert policy.weight.grad is None
+    assert sums["importance/tokens"] == NUM_TOKENS
+
+
+@pytest.mark.parametrize(("rule", "moves"), [("zero", False), ("release", True)])
+def test_a_step_without_a_valid_rollout_moves_the_policy_only_as_released(world: World, rule: Any, moves: bool) -> None:
+    policy: Any = Bigram()
+    groups = [group(response([8], [9]), invalid(10), invalid(11, 12))]
+    advantages = [GroupAdvantages(torch.full((2,), -1.5), None, None, 0, 0, 0)]
+    _, result = train_policy(
+        policy, groups, advantages, plan_of(GameConfig(all_invalid_group=rule)), version=0, world=world
+    )
+    assert (result is not None) == moves == ("policy steps" in policy.calls)
+
+
+def test_credit_by_segment_reaches_the_tokens(world: World) -> None:
+    """The batch's advantages, row by row, are each rollout's own: perception's up to the caption's end."""
+    perception, reasoning = ([torch.tensor(own) * scale for own in ADVANTAGES] for scale in (1, 100))
+    advantages = [GroupAdvantages(p + 7, p, r, 2, 0, 0) for p, r in zip(perception, reasoning, strict=True)]
+    (batch,) = policy_batches(
+        GROUPS, advantages, plan_of(GameConfig(credit="segment"), budget=1000), version=4, world=world
+    )
+    label, found = batch.extras["label_mask"].bool(), batch.extras["advantages"]
+    by_token: dict[int, float] = {}
+    for g, r, place, token, _ in responses():
+        span = GROUPS[g].rollouts[r].segments.perception
+        own = ADVANTAGES[g][r]
+        by_token[token] = own + 7 if span is None else own if place < span.end else 100 * own
+    for token, value in zip(batch.input_ids_B_S[label].tolist(), found[label].tolist(), strict=True):
+        if token != 2:  # the end token stands in several answers
+            assert value == pytest.approx(by_token[token])
+
+
+@dataclass
+class Answers:
+    """Takes weights; says when it sleeps and wakes."""
+
+    calls: list[str]
+    expert_layout: str = "transformers"
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        assert [name for name, _ in tensors] == ["weight"]
+        self.calls.append(f"update {version}")
+
+    def sleep(self) -> None:
+        self.calls.append("sleep")
+
+    def wake(self) -> None:
+        self.calls.append("wake")
+
+
+@dataclass
+class Rounds:
+    """A queue that has the same groups for every step."""
+
+    calls: list[str]
+
+    def take(self, step: int) -> SampledStep:
+        self.calls.append(f"take {step}")
+        return SampledStep([], GROUPS, 4, Staleness(0.0, 0, 0.0))
+
+    def begin_again(self) -> None:
+        self.calls.append("begin again")
+
+
+@dataclass
+class Table:
+    """Two players and all that is called, in order."""
+
+    game: GameConfig
+    weight: float = 1.0
+    calls: list[str] = field(default_factory=list)
+    told: list[AlignStep] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.policy: Any = Bigram(self.calls)
+        self.discriminator: Any = Scorer(self.weight, calls=self.calls)
+        self.before = self.policy.weight.detach().clone()
+        self.memory = GameMemory.fresh(self.game, seed=3)
+
+    @property
+    def policy_is_as_before(self) -> bool:
+        return torch.equal(self.policy.weight, self.before)
+
+    def play(self, steps: range, world: World) -> None:
+        rollout_engine: Any = Answers(self.calls)
+        queue: Any = Rounds(self.calls)
+        plan = plan_of(self.game, check_served=lambda version: self.calls.append(f"check {version}"))
+        players = Players(self.policy, self.discriminator, rollout_engine)
+        align(
+            players, queue, plan, self.memory, world=world, steps=steps, timers=PhaseTimers(), on_step=self.tell,
+            roll_back=lambda: self.calls.append("roll back"),
+        )  # fmt: skip
+
+    def tell(self, step: AlignStep) -> None:
+        self.calls.append(f"told {step.step}")
+        self.told.append(step)
+
+
+JUDGED = ["discriminator learns", "discriminator steps"]
+
+
+def test_a_step_goes_in_its_order(world: World) -> None:
+    """Claim: the engine sleeps until training is over and it has the new weights, whose version is the steps played."""
+    table = Table(GameConfig())
+    table.play(range(6, 7), world)
+    handed = ["policy exports", "update 7", "check 7"]
+    assert table.calls == ["take 6", "sleep", *JUDGED, "policy learns", "policy steps", *handed, "wake", "told 6"]
+    assert not table.policy_is_as_before
+    assert table.told[0].verdict == "go on"
+
+
+def test_versions_of_a_step_are_those_of_before_it(world: World) -> None:
+    """The discriminator that judged is the one of the step before; the policy is the oldest that drew a token."""
+    table = Table(GameConfig(freeze_discriminator_steps=(1, 2)))
+    table.play(range(3), world)
+    assert [step.discriminator_version for step in table.told] == [0, 1, 1]
+    assert [step.sampled_version for step in table.told] == [0, 0, 0]
+    rewards = [GroupReward(given_advantages()[0], 9, versions) for versions in ((5, 4), (3, 6))]
+    step = AlignStep(0, Rounds([]).take(0), [], table.told[0].judgement, rewards, {}, None, "go on")
+    assert (step.sampled_version, step.discriminator_version) == (3, 9)
+
+
+def test_what_a_step_played_is_replayed_in_the_next(world: World) -> None:
+    table = Table(GameConfig(replay_prompts=5))
+    table.play(range(2), world)
+    assert [len(step.replayed) for step in table.told] == [0, 2]
+    assert [step.judgement.sums["perception/pairs"] for step in table.told] == [3, 6]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_not_finite_leave_every_byte_of_the_policy(world: World, bad: float) -> None:
+    """Claim: the policy is only looked at, both players go back, and what was drawn ahead is drawn again.
+
+    The weights that are back are handed over as a new version.
+    """
+    table = Table(GameConfig(rollbacks=1), weight=bad)
+    table.play(range(6, 7), world)
+    handed = ["roll back", "begin again", "policy exports", "update 7", "check 7"]
+    assert table.calls == ["take 6", "sleep", *JUDGED, "policy looks", *handed, "wake", "told 6"]
+    assert table.policy_is_as_before
+    assert table.told[0].policy_result is None
+    assert all(reward.advantages.all_invalid for reward in table.told[0].rewards)
+
+
+def test_a_dropped_gradient_of_the_policy_is_told(world: World) -> None:
+    """With rollbacks the game goes back; without, it goes on and weights that did not change are not handed over."""
+    for rollbacks, verdict in ((1, "roll back"), (0, "go on")):
+        table = Table(GameConfig(rollbacks=rollbacks))
+        table.policy.norms = [math.inf]
+        table.play(range(1), world)
+        assert table.told[0].verdict == verdict
+        assert table.policy_is_as_before
+        assert ("update 1" in table.calls) == (verdict == "roll back")
+
+
+def test_a_game_that_has_settled_ends(world: World) -> None:
+    table = Table(GameConfig(stop_gap_band=100.0, stop_gap_steps=2))
+    table.play(range(5), world)
+    assert [step.verdict for step in table.told] == ["go on", "stop"]
+
+
+def test_controls_see_figures_of_the_rollouts_and_what_became_of_gradients(world: World) -> None:
+    """By hand: three of four rollouts are valid; the references stand at 1 and 2, the rollouts at 0, 3 and 1."""
+    del world
+    scores: dict[tuple[int, int, int | None], float] = {
+        (g, tower, None): 1.0 + tower for g in (0, 1) for tower in (0, 1)
+    }
+    for tower in (0, 1):
+        scores.update({(0, tower, 0): 0.0, (0, tower, 1): 3.0, (1, tower, 1): 1.0})
+    fine, dropped = StepResult(1.0, 0.1, True), StepResult(math.inf, 0.1, False)
+
+    def outcome(results: Sequence[StepResult], policy: StepResult | None) -> Any:
+        return outcome_of(GROUPS, Judgement(scores, {}, results, TrunkCost(0, 0, 1)), policy)
+
+    found = outcome([fine], fine)
+    assert found.valid_share == 0.75
+    assert found.accuracies == {"perception": pytest.approx(1.5 / 3), "reasoning": pytest.approx(2 / 3)}
+    assert found.reward_gaps == {"perception": pytest.approx(-1 / 3), "reasoning": pytest.approx(2 / 3)}
+    assert (found.discriminator_updated, found.finite_scores, found.finite_gradients) == (True, True, True)
+    assert (outcome([], None).discriminator_updated, outcome([], None).finite_gradients) == (False, True)
+    assert outcome([dropped, fine], fine).discriminator_updated
+    for results, policy in (([fine], dropped), ([], dropped), ([fine, dropped], fine), ([dropped], None)):
+        assert not outcome(results, policy).finite_gradients
