@@ -21,9 +21,11 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.stages.align import AlignPlan, AlignStep, Players, align, outcome_of, policy_batches, train_policy
+from prism_megatron.stages.batches import BatchFormat, ScoreRow, dropout_key
 from prism_megatron.stages.game_memory import GameMemory
 from prism_megatron.stages.judge import Judgement, TrunkCost
-from prism_megatron.stages.rewards import GroupReward
+from prism_megatron.stages.replay import ReplayBuffer
+from prism_megatron.stages.rewards import GroupReward, group_rewards
 from prism_megatron.stages.rollout_queue import SampledStep, Staleness
 from prism_megatron.types import VersionSpan
 from tests.unit.stages.tiny_game import (
@@ -58,6 +60,7 @@ GROUPS = [
 ADVANTAGES = [[0.5, -1.25], [-2.0, 0.75]]
 NUM_TOKENS = 6 + 4 + 2 + 3
 TEMPERATURE = 0.5
+SEED = 3
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +69,11 @@ def world() -> Iterator[World]:
         yield one
 
 
-def plan_of(game: GameConfig, *, budget: int = 10, **rest: Any) -> AlignPlan:
-    return AlignPlan(game, Sampling(temperature=TEMPERATURE), 2, budget, 0.0, VOCAB, 3, form(), **rest)
+def plan_of(
+    game: GameConfig, *, budget: int = 10, load_balance: float = 0.0, own: BatchFormat | None = None, **rest: Any
+) -> AlignPlan:
+    sampling = Sampling(temperature=TEMPERATURE)
+    return AlignPlan(game, sampling, 2, budget, load_balance, VOCAB, SEED, own or form(), gather_bytes=77, **rest)
 
 
 def given_advantages() -> list[GroupAdvantages]:
@@ -171,6 +177,13 @@ def test_credit_by_segment_reaches_the_tokens(world: World) -> None:
             assert value == pytest.approx(by_token[token])
 
 
+def test_a_micro_batch_stays_within_its_budget_with_padding(world: World) -> None:
+    """Answers of 8, 7, 6 and 6 tokens in slots of 10: three would fit into 21 by their tokens, two do."""
+    own = plan_of(GameConfig(), budget=21, own=form(5))
+    batches = policy_batches(GROUPS, given_advantages(), own, version=4, world=world)
+    assert [batch.input_ids_B_S.numel() for batch in batches] == [20, 20]
+
+
 @dataclass
 class Answers:
     """Takes weights; says when it sleeps and wakes."""
@@ -209,6 +222,7 @@ class Table:
 
     game: GameConfig
     weight: float = 1.0
+    load_balance: float = 0.0
     calls: list[str] = field(default_factory=list)
     told: list[AlignStep] = field(default_factory=list)
 
@@ -216,7 +230,7 @@ class Table:
         self.policy: Any = Bigram(self.calls)
         self.discriminator: Any = Scorer(self.weight, calls=self.calls)
         self.before = self.policy.weight.detach().clone()
-        self.memory = GameMemory.fresh(self.game, seed=3)
+        self.memory = GameMemory.fresh(self.game, seed=SEED)
 
     @property
     def policy_is_as_before(self) -> bool:
@@ -225,7 +239,11 @@ class Table:
     def play(self, steps: range, world: World) -> None:
         rollout_engine: Any = Answers(self.calls)
         queue: Any = Rounds(self.calls)
-        plan = plan_of(self.game, check_served=lambda version: self.calls.append(f"check {version}"))
+        plan = plan_of(
+            self.game,
+            load_balance=self.load_balance,
+            check_served=lambda version: self.calls.append(f"check {version}"),
+        )
         players = Players(self.policy, self.discriminator, rollout_engine)
         align(
             players, queue, plan, self.memory, world=world, steps=steps, timers=PhaseTimers(), on_step=self.tell,
@@ -238,16 +256,48 @@ class Table:
 
 
 JUDGED = ["discriminator learns", "discriminator steps"]
+EXPORTS = "policy exports transformers by 77, what changed"
 
 
 def test_a_step_goes_in_its_order(world: World) -> None:
     """Claim: the engine sleeps until training is over and it has the new weights, whose version is the steps played."""
     table = Table(GameConfig())
     table.play(range(6, 7), world)
-    handed = ["policy exports", "update 7", "check 7"]
+    handed = [EXPORTS, "update 7", "check 7"]
     assert table.calls == ["take 6", "sleep", *JUDGED, "policy learns", "policy steps", *handed, "wake", "told 6"]
     assert not table.policy_is_as_before
     assert table.told[0].verdict == "go on"
+    assert table.told[0].policy_sums["gap/image/tokens"] == 8, "tokens of version 4, which the queue says is trained"
+
+
+def test_all_that_is_drawn_in_a_step_is_keyed_by_the_runs_seed_and_the_step(world: World) -> None:
+    """Claim: dropout, shuffled scores and what is replayed are those of seed and step, however the run got there."""
+    game, steps = GameConfig(shuffle_scores=True, replay_prompts=1, replay_steps=9), range(6, 14)
+    table, replay = Table(game), ReplayBuffer(game, seed=SEED)
+    table.play(steps, world)
+    for told, batches in zip(table.told, table.discriminator.passes, strict=True):
+        keys = {key for batch in batches for key in batch.extras["dropout_key"].tolist()}
+        assert dropout_key(SEED, told.step, ScoreRow(1, 1, None)) in keys
+        expected = group_rewards(GROUPS, told.judgement, game, seed=SEED, step=told.step, version=0)
+        for one, other in zip(told.rewards, expected, strict=True):
+            assert torch.equal(one.advantages.mixed_N, other.advantages.mixed_N)
+        drawn = replay.draw(told.step)
+        assert [group.prompt.id for group in told.replayed] == [group.prompt.id for group in drawn]
+        replay.add(told.step, GROUPS)
+
+
+def test_load_is_balanced_as_the_plan_says(world: World) -> None:
+    table = Table(GameConfig(), load_balance=0.25)
+    table.play(range(1), world)
+    for batch in table.discriminator.passes[0]:
+        torch.testing.assert_close(batch.extras["load_balance_weight"], 0.25 * batch.extras["sequence_share"])
+
+
+def test_a_policy_that_rests_is_only_looked_at(world: World) -> None:
+    table = Table(GameConfig(freeze_policy_steps=(1, 2)))
+    table.play(range(3), world)
+    assert [step.policy_result is None for step in table.told] == [False, True, False]
+    assert [call for call in table.calls if call.startswith("update")] == ["update 1", "update 3"]
 
 
 def test_versions_of_a_step_are_those_of_before_it(world: World) -> None:
@@ -276,7 +326,7 @@ def test_scores_that_are_not_finite_leave_every_byte_of_the_policy(world: World,
     """
     table = Table(GameConfig(rollbacks=1), weight=bad)
     table.play(range(6, 7), world)
-    handed = ["roll back", "begin again", "policy exports", "update 7", "check 7"]
+    handed = ["roll back", "begin again", EXPORTS, "update 7", "check 7"]
     assert table.calls == ["take 6", "sleep", *JUDGED, "policy looks", *handed, "wake", "told 6"]
     assert table.policy_is_as_before
     assert table.told[0].policy_result is None

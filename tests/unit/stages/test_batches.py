@@ -20,9 +20,10 @@ from prism_megatron.stages.batches import (
     prompt_slots,
     segment_row,
     segment_slots,
+    supervised_batch,
 )
 from prism_megatron.stages.microbatches import Share
-from prism_megatron.types import RolloutGroup, VersionSpan
+from prism_megatron.types import RolloutGroup, TokenSequence, VersionSpan
 from tests.unit.stages.tiny_game import END, form, group, image, invalid, response, rollout, sequences_of
 
 CAPTION_ALONE = group(response([8, 9]), rollout([10], [11, 12]), prompt=(4, 4))
@@ -104,6 +105,7 @@ def test_dropout_keys_differ_by_all_that_they_are_keyed_by() -> None:
     }
     assert len(keys) == 2 * 2 * 2 * 2 * 3
     assert all(0 <= key < 2**63 for key in keys)
+    assert dropout_key(1, 11, ScoreRow(0, 0, 0)) != dropout_key(11, 1, ScoreRow(0, 0, 0))
     own = form(share_prompts=True)
     batch, rows = discriminator_batch(GROUPS, SHARES, form=own, seed=1, step=2, sequences_per_tower=COUNTS)
     found = [0 if row is None else dropout_key(1, 2, row) for row in rows]
@@ -139,6 +141,28 @@ def test_a_discriminator_of_text_sees_neither_picture_nor_its_tokens() -> None:
     assert all(row.images == () for row in rows)
     with pytest.raises(ValueError, match="without a reasoning segment"):
         segment_row(CAPTION_ALONE, CAPTION_ALONE.reference, REASONING, text)
+
+
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_images_stand_where_the_prompt_does(share_prompts: bool) -> None:
+    """With every row, or with the shared prompts alone: the vision tower reads a picture once for each place it has."""
+    shown = group(response([8], [9]), rollout([10], [11]), prompt=(5, 6), images=[image()])
+    batch, keys = discriminator_batch(
+        [shown], (Share(0, (0,)),), form=form(share_prompts=share_prompts), seed=1, step=2, sequences_per_tower=(2, 2)
+    )
+    expected = [(0,) if key is None or not share_prompts else () for key in keys]
+    assert list(batch.images_by_sequence) == expected
+    assert len(batch.images) == 1
+
+
+def test_a_supervised_batch_has_its_mask_and_its_extras() -> None:
+    """Rows of their own, not packed; no extra takes the place of the mask."""
+    rows = [TokenSequence((5, 6, 7)), TokenSequence((8, 9))]
+    extras = {"weight": [[0.5, 0.5, 0.25], [2.0, 1.0]], "label_mask": [[1.0] * 3, [1.0] * 2]}
+    batch = supervised_batch(rows, [[0.0, 0.0, 1.0], [0.0, 1.0]], form=form(4), extras=extras)
+    assert batch.input_ids_B_S.tolist() == [[5, 6, 7, 0], [8, 9, 0, 0]]
+    assert batch.extras["label_mask"].tolist() == [[0, 0, 1, 0], [0, 1, 0, 0]]
+    assert batch.extras["weight"].tolist() == [[0.5, 0.5, 0.25, 0], [2, 1, 0, 0]]
 
 
 def test_scores_come_back_by_group_tower_and_rollout() -> None:
