@@ -57,10 +57,13 @@ class _Guard(pickle.Unpickler):
         self._allowed = allowed
         self._path = path
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        name = f"{module_name}.{global_name}"
+    def check(self, name: str) -> None:
+        """Raise CheckpointError for a name that is not allowed."""
         if name not in self._allowed:
             raise CheckpointError(f"{self._path} would run {name[:_MAX_SHOWN]!r} when read; do not use this checkpoint")
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        self.check(f"{module_name}.{global_name}")
         return super().find_class(module_name, global_name)
 
 
@@ -78,7 +81,8 @@ class _Rehearsal(pickle._Unpickler):
         self._guard = guard
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        return self._guard.find_class(module_name, global_name)
+        self._guard.check(f"{module_name}.{global_name}")
+        return super().find_class(module_name, global_name)
 
     def load_build(self) -> None:
         target = self.stack[-2]

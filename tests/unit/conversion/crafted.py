@@ -150,7 +150,7 @@ CHANGING: dict[str, bytes] = {
     "places that are no mapping": pickle.dumps(Metadata({}, storage_data=[1])),
     "PUT far away": program(b"Np4_000_000_000\n"),
     "a bytearray of no end": program(b"\x96" + struct.pack("<Q", 2**45) + b"x", protocol=5),
-    "what torch trusts": program(named("torch._utils", "_rebuild_tensor_v2"), b"0", EMPTY[2:-1]),
+    "what torch trusts": program(named("torch._utils", "_rebuild_tensor_v2"), EMPTY[2:-1]),
     "no stack": program(b"R"),
     "a name of a megabyte": program(named("x" * 2**20, "y")),
     "a name on two lines": program(text("torch\nfloat32") + text("x") + b"\x93", protocol=4),
@@ -158,10 +158,10 @@ CHANGING: dict[str, bytes] = {
 """Pickles that plain ``pickle`` reads with other damage, or not at all."""
 
 
-def stored(*entries: tuple[str, bytes]) -> bytes:
-    """An uncompressed archive; names may come twice."""
+def stored(*entries: tuple[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
+    """An archive, by default uncompressed; names may come twice."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(file, "w", how) as archive:
         for name, content in entries:
             archive.NameToInfo.pop(name, None)  # or zipfile warns
             archive.writestr(name, content)
@@ -254,6 +254,10 @@ ARCHIVES: dict[str, bytes] = {
     "two central directories": two_readings(
         stored(("a/pad", bytes(9)), ("a/data.pkl", EMPTY), ("a/version", b"3\n")),
         stored(("a/pad", bytes(9)), ("a/data.pkl", payload()), ("a/version", b"3\n")),
+    ),
+    "nothing, at length": stored(
+        ("a/data.pkl", program(b"N0" * 2**20, b"}")), ("a/byteorder", b"little"), ("a/version", b"3\n"),
+        how=zipfile.ZIP_DEFLATED,
     ),
     "an archive in an archive": torch_archive(torch_archive(payload())),
     "another name in the local header": patched(torch_archive(payload()), b"a/data.pkl", b"a/tata.pkl", last=False),

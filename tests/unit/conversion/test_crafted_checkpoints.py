@@ -31,12 +31,13 @@ from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.config.merge import read_yaml
 from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.conversion import pickles
 from prism_megatron.conversion.checkpoint_folder import files_folder, read_checkpoint
 from prism_megatron.conversion.pickles import check_objects
 from prism_megatron.conversion.quantised import DequantisedFolder
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.data.render import Renderer
-from prism_megatron.errors import PrismError
+from prism_megatron.errors import CheckpointError, PrismError
 from prism_megatron.jobs.check_weights import check_weights
 from prism_megatron.jobs.convert import to_hf, to_megatron
 from prism_megatron.jobs.inspect_folder import inspect_folder
@@ -174,6 +175,14 @@ def test_a_crafted_index_is_refused(folder: Path, content: bytes, door: Door, ex
     assert pathlib.PosixPath("x").is_symlink() is False
     assert not hasattr(torch.serialization, CANARY)
     assert StorageMeta().load_id is None is StorageMeta.load_id
+
+
+@pytest.mark.parametrize("name", [name for name in crafted.RUNNING if not name.startswith("EXT")])
+def test_the_fast_reader_refuses_by_itself(name: str, here: Path) -> None:
+    """Claim: what the rehearsal took for something else would still find nothing to call."""
+    guard = pickles._Guard(crafted.RUNNING[name], allowed=pickles._INDEX_GLOBALS, path=here)
+    with pytest.raises(CheckpointError, match="would run"):
+        guard.load()
 
 
 @cases(crafted.RUNNING | crafted.CHANGING, {"load": CHECKPOINT_DOORS["load"], "to-hf": CHECKPOINT_DOORS["to-hf"]})

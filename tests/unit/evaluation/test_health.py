@@ -94,6 +94,13 @@ def test_a_groups_level_is_no_correlation_with_length() -> None:
     assert tower_figures(groups)["length_correlation"] is None
 
 
+def test_equal_values_do_not_vary_however_their_mean_is_rounded() -> None:
+    """The mean of three times 0.003 is not 0.003 in float64, and what is left over is no variation."""
+    assert statistics.fmean([0.003] * 3) != 0.003, "blind: these must round"
+    assert correlation([0.003] * 3, [1.0, 2.0, 3.0]) is None
+    assert spread([0.003] * 3) == 0.0
+
+
 def test_agreement_is_a_mean_over_groups_that_have_one() -> None:
     """One group agrees, one disagrees, one has equal scores: 0 over 2 groups."""
     perception = [[1.0, 2.0], [1.0, 2.0], [3.0, 3.0]]

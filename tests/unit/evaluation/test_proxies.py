@@ -40,6 +40,7 @@ def test_items_are_lines_that_open_with_a_bullet(caption: str, items: int) -> No
         ("First I look\nat the picture.\n\nThen I count.\n \nDone.", 3),
         ("1.5 metres is the width", 1),
         ("I look.\n\nStep 1: count\n\nDone.", 1),
+        ("I count\nin step 2 of it\nby 3. hand", 3),
         ("  \n ", 0),
     ],
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prism_megatron.data.scenes import Kind, Question, Scene
 from prism_megatron.data.segments import response_text
+from prism_megatron.data.teachers import required_steps
 from prism_megatron.evaluation.scenes import judge
 
 RED, BLUE, GREEN = Kind("red", "circle"), Kind("blue", "square"), Kind("green", "triangle")
@@ -29,6 +32,7 @@ def test_a_perfect_response() -> None:
         ("- red circle: 2\n- red circle: 2\n- green triangle: 3", 3, 2),  # a repetition counts once
         (CAPTION + "\n- red square: 1", 4, 3),  # an invention
         ("red circle 2", 1, 0),  # not an item
+        (CAPTION.replace("circle: 2", "circle: 2 or 3"), 3, 2),  # more than a count
     ],
 )
 def test_caption_items(caption: str, items: int, right: int) -> None:
@@ -53,6 +57,17 @@ def test_reasoning_steps(think: str, answer: str, steps: int, right: int, verdic
     judged = judge(SCENE, response_text(CAPTION, think, answer))
     assert (judged.num_steps, judged.steps_right) == (steps, right)
     assert (judged.reasoning_exact, judged.answer_right) == verdict and judged.caption_exact
+
+
+def test_layout_and_letter_case_of_a_right_response_do_not_matter() -> None:
+    """Indented lines, blank ones between, a yes in capitals. An end token inside, or a second one, is text."""
+    question = replace(SCENE, question=Question("comparison", (RED, BLUE)))
+    think = "\n".join(required_steps(question))
+    caption, think = (text.replace("\n", "\n\n  ") for text in (CAPTION, think))
+    judged = judge(question, response_text(caption, think, " YES\n"))
+    assert judged.caption_exact and judged.reasoning_exact and judged.answer_right
+    assert not judge(SCENE, response_text(CAPTION, THINK, "3<|im_end|>")).answer_right
+    assert not judge(SCENE, response_text(CAPTION, THINK, "3") + 2 * "<|im_end|>").format_valid
 
 
 def test_an_invalid_response_has_nothing() -> None:

@@ -185,8 +185,7 @@ class Bigram(Player):
         return self.weight[batch.input_ids_B_S].transpose(0, 1)
 
     def export_hf(self, bucket_bytes: int, *, layout: str, changed_only: bool) -> Iterator[tuple[str, Tensor]]:
-        del bucket_bytes, layout, changed_only
-        self.calls.append("policy exports")
+        self.calls.append(f"policy exports {layout} by {bucket_bytes}{', what changed' * changed_only}")
         yield "weight", self.weight.detach().clone()
 
 

@@ -15,13 +15,13 @@ NUM_DRAWS = 200_000
 def test_figures_are_those_of_the_masked_tokens() -> None:
     """Oracle in float64, by hand. A weight that is exactly the bound is not above it."""
     rollout = torch.tensor([[-1.0, -2.0, 0.0], [-0.5, 0.0, 0.0]])
-    policy = torch.tensor([[-1.5, -1.5, -9.0], [-0.5, -9.0, -9.0]])
-    ratios = [math.exp(-0.5), math.exp(0.5), 1.0]
+    policy = torch.tensor([[-1.5, -1.375, -9.0], [-0.5, -9.0, -9.0]])
+    ratios = [math.exp(-0.5), math.exp(0.625), 1.0]
     weights = importance_weights(policy, rollout, torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), truncate_at=1.0)
     assert float(weights.tokens) == 3.0
     assert float(weights.total) == pytest.approx(math.fsum(ratios), rel=1e-12)
     assert float(weights.squares) == pytest.approx(math.fsum(r * r for r in ratios), rel=1e-12)
-    assert float(weights.largest) == pytest.approx(math.exp(0.5), rel=1e-12)
+    assert float(weights.largest) == pytest.approx(math.exp(0.625), rel=1e-12)
     assert float(weights.truncated) == 1.0
 
 

@@ -140,11 +140,12 @@ def test_splitting_rows_changes_nothing(seed: int, cut: int) -> None:
     assert share(slice(0, cut)) + share(slice(cut, None)) == pytest.approx(share(slice(None)), abs=1e-12)
 
 
-def test_padding_may_hold_anything() -> None:
+@pytest.mark.parametrize("logprob", [math.nan, math.inf, -1.0])
+def test_padding_may_hold_anything(logprob: float) -> None:
     """What is not finite outside the mask, advantages too, reaches neither the loss nor the gradient."""
     logprobs, old, advantages, mask = random_case(5)
     expected = policy_gradient_loss(logprobs, advantages, mask, token_count=9.0, old_logprobs_B_S=old).loss
-    dirty = logprobs.masked_fill(~mask, math.nan).requires_grad_(True)
+    dirty = logprobs.masked_fill(~mask, logprob).requires_grad_(True)
     loss = policy_gradient_loss(
         dirty,
         advantages.masked_fill(~mask, math.nan),

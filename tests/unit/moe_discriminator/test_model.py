@@ -13,6 +13,7 @@ from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.routing import TowerRouter, choose_experts, mask_other_towers
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.types import TokenSequence
 from tests.distributed import checkpoint_ranks, tiny
@@ -78,6 +79,18 @@ def batch_of(*, prefixes: tuple[int | None, ...] = (), **weights: float) -> Batc
 
 def router_arguments(module: Discriminator, batch: Batch) -> tuple[Tensor, ...]:
     return module.mlp_args(batch, module.local_tokens(batch))
+
+
+def test_scores_are_read_at_the_last_real_token(world: World) -> None:
+    """Claim: padding behind a sequence, and sequences behind it, have no part in its score."""
+    engine = checkpoint_ranks.build(world, "discriminator")
+    (module,) = engine.modules
+    assert isinstance(module, Discriminator)
+    seen: list[Tensor] = []
+    module.decoder.register_forward_hook(lambda _module, _inputs, hidden: seen.append(hidden))
+    output = engine.forward([batch_of()], lambda scores, _batch: LossOutput(scores.sum(), rows={"scores": scores[0]}))
+    expected = seen[0][[2, 4 + 4], 0] @ module.score_head.weight[0]
+    torch.testing.assert_close(output.rows[0]["scores"], expected)
 
 
 def test_a_routers_losses_need_whole_sequences(world: World) -> None:

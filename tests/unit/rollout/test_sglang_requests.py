@@ -47,6 +47,16 @@ def test_an_answer_is_its_tokens_log_probs_and_versions() -> None:
     assert second.versions == (VersionSpan(4, 0, 3),)
 
 
+def test_log_probs_are_those_of_the_whole_softmax() -> None:
+    """Each of the two barred tokens has probability exp(-1) of the drawn ones' sum, and would have without the bar."""
+    body = FORM.request(PROMPT, 1, Sampling(max_new_tokens=8))
+    one = FakeSGLang(498, barred_logprob=-1 - BARRED).sample(0, len(PROMPT.token_ids), body, ["3", "3"])
+    answers = FORM.answers(PROMPT, 1, [one])
+    assert answers is not None
+    share = math.log(1 + 2 * math.exp(-1))
+    assert answers[0].logprobs == pytest.approx([-0.005 - share, -0.006 - share, -0.488 - share], abs=1e-6)
+
+
 def test_an_answer_with_an_aborted_sample_is_none() -> None:
     """Whichever it is: half a group would be trained on as if it were whole."""
     aborted = changed(lambda one: one["meta_info"].update(finish_reason={"type": "abort"}))

@@ -15,6 +15,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.shared_prompt import SharedPrompts
 from prism_megatron.sampling.replicas import ReplicaPlan, check_fits, plan_replicas
+from prism_megatron.sampling.shares import sample_share
 from tests.mini_experts import write_mini_with_experts
 
 MINI = Qwen3VLShape.from_folder(MINI_FOLDER / "policy")
@@ -62,6 +63,19 @@ def test_the_planned_store_is_what_decoding_allocates() -> None:
     store = SharedPrompts(layers, [3] * 4, num_new=6, padded_P_S=None)
     held = sum(tensor.nbytes for layer in store._layers for tensor in vars(layer).values())
     assert planned == held
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_planned_store_is_that_of_the_largest_share(count: int) -> None:
+    """Eight prompts of five samples over some replicas: the share that reads most prompts has just the room it needs,
+    where shares begin and end inside of a prompt as where they do not."""
+    flags = "--prompts-per-step 8 --rollouts-per-prompt 5 --max-prompt-tokens 40 --max-response-tokens 3"
+    planned = plan(f"{flags} --rollout-embedded-ranks {count}").store_bytes
+    shares = [sample_share(8, 5, index=index, count=count) for index in range(count)]
+    positions = [len(share.samples) * 40 + sum(map(len, share.samples)) * 3 for share in shares]
+    text = MINI.text
+    of_one = text.num_layers * text.kv_heads * (2 * text.head_dim + 1) * 4
+    assert max(positions) * of_one <= planned <= (max(positions) + 2 * 40 + 5 * 3) * of_one
 
 
 def test_what_does_not_fit_is_refused_with_its_figures() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,14 @@ from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.cli import parse
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.data.render import Renderer
 from prism_megatron.errors import ConfigError, RolloutError
+from prism_megatron.rollout.base import Sampling
 from prism_megatron.sampling import servers
-from prism_megatron.sampling.servers import SharedRollout, build_served_rollout, first_server_gpu
+from prism_megatron.sampling.servers import API_KEY, SharedRollout, build_served_rollout, first_server_gpu
+from prism_megatron.types import Prompt
+from tests.unit.rollout.fake_sglang import KEY, running
+from tests.unit.rollout.stub_sglang import stub_python
 
 POLICY = MINI_FOLDER / "policy"
 MINI = Qwen3VLShape.from_folder(POLICY)
@@ -65,6 +71,45 @@ def test_servers_take_the_gpus_behind_the_trainers_or_share_them(
     assert first_server_gpu(config.rollout, ranks=ranks, num_gpus=num_gpus) == first
     with pytest.raises(ConfigError, match=f"take {num_gpus} GPUs, and this host has {num_gpus - 1}"):
         first_server_gpu(config.rollout, ranks=ranks, num_gpus=num_gpus - 1)
+
+
+def test_servers_have_room_for_all_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three prompts a step, two steps ahead: nine prompts over two servers are five on one of them, of four samples
+    each. A context holds the longest prompt and response, and the few tokens that SGLang keeps."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    flags = "--prompts-per-step 3 --rollouts-per-prompt 4 --rollout-ahead 2 --rollout-servers 2"
+    lengths = "--max-prompt-tokens 100 --max-response-tokens 50"
+    config = parse(
+        ["--rollout", "sglang", *flags.split(), *lengths.split(), "--rollout-python", str(stub_python(tmp_path))]
+    )
+    world: Any = SimpleNamespace(world_size=1)
+    logs = tmp_path / "logs"
+    servers._start(config.rollout, config.data, POLICY, world=world, dtype=torch.float16, logs=logs).stop()
+    started = [json.loads((tmp_path / "logs" / f"server-{i}.yaml").read_text()) for i in range(2)]
+    for arguments in started:
+        assert arguments["max-running-requests"] == 20 and arguments["context-length"] == 166
+        assert arguments["max-total-tokens"] == 20 * 166
+        assert arguments["dtype"] == "float16" and arguments["model-path"] == str(POLICY.resolve())
+    assert started[0]["port"] != started[1]["port"]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_ranks_with_one_request_each_ask_different_servers(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(API_KEY, KEY)
+    monkeypatch.setattr(servers, "broadcast_object", lambda value, source: value)  # noqa: ARG005
+    world: Any = SimpleNamespace(rank=rank, world_size=3, is_main=False)
+    with running(image_token_id=498) as one, running(image_token_id=498) as two:
+        config = parse(["--rollout", "sglang", "--rollout-urls", one.url, two.url, "--output", str(tmp_path)])
+        renderer = Renderer.from_folder(POLICY)
+        shared = build_served_rollout(config.rollout, config.data, POLICY, MINI, renderer, output=tmp_path, world=world,
+                                      dtype=torch.float32)  # fmt: skip
+        one.version = two.version = "5"
+        shared._engine.follow(5)
+        shared._engine.generate([Prompt("p", (5, 6), (), "")], 1, Sampling(max_new_tokens=4), seed=0, step=0)
+        shared.close()
+        assert ["/generate" in fake.paths() for fake in (one, two)] == [rank % 2 == 0, rank % 2 == 1]
 
 
 def test_a_run_that_stops_early_closes_its_servers_twice(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,24 +17,31 @@ from torch import Tensor
 
 from prism_megatron.advantages import GroupAdvantages
 from prism_megatron.config.game import GameConfig
+from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.data.loader import Example
+from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult
 from prism_megatron.engine.runtime import World
-from prism_megatron.game.credit import GroupReward
-from prism_megatron.game.judge import Judgement, TrunkCost
-from prism_megatron.game.memory import GameMemory
-from prism_megatron.observability.timers import PhaseTimers
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.game.credit import GroupCredit, credit_groups, experience_of
+from prism_megatron.game.judge import Judgement, JudgePlan, TrunkCost
+from prism_megatron.game.judged_rows import ScoreRow, dropout_key
+from prism_megatron.game.replay import ReplayBuffer
+from prism_megatron.run.session import Session
+from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.queue import SampledStep, Staleness
-from prism_megatron.stages.align.stage import (
-    AlignPlan,
-    AlignStep,
-    Players,
-    align,
-    outcome_of,
+from prism_megatron.stages.align.plan import AlignPlan, Exports, Players
+from prism_megatron.stages.align.rows import AlignStep, observation_of
+from prism_megatron.stages.align.stage import Alignment
+from prism_megatron.training.batches import BatchFormat
+from prism_megatron.training.experience import Experience
+from prism_megatron.training.policy_update import (
+    PolicyObjective,
+    UpdatePlan,
+    measure_policy,
     policy_batches,
-    train_policy,
+    update_policy,
 )
-from prism_megatron.types import VersionSpan
+from prism_megatron.types import RolloutGroup, VersionSpan
 from tests.unit.game.tiny_game import (
     VOCAB,
     Bigram,
@@ -66,6 +74,8 @@ GROUPS = [
 ADVANTAGES = [[0.5, -1.25], [-2.0, 0.75]]
 NUM_TOKENS = 6 + 4 + 2 + 3
 TEMPERATURE = 0.5
+SEED = 3
+GAME = GameConfig()
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +84,20 @@ def world() -> Iterator[World]:
         yield one
 
 
-def plan_of(game: GameConfig, *, budget: int = 10, **rest: Any) -> AlignPlan:
-    return AlignPlan(game, Sampling(temperature=TEMPERATURE), 2, budget, 0.0, VOCAB, 3, form(), **rest)
+def learning(*, budget: int = 10, own: BatchFormat | None = None) -> UpdatePlan:
+    return UpdatePlan(PolicyObjective(TEMPERATURE), own or form(), budget, VOCAB)
 
 
-def given_advantages() -> list[GroupAdvantages]:
-    return [GroupAdvantages(torch.tensor(own), None, None, 2, 0, 0) for own in ADVANTAGES]
+def credits_of(advantages: Sequence[GroupAdvantages]) -> list[GroupCredit]:
+    return [GroupCredit(own, 0, ()) for own in advantages]
+
+
+def given_credits() -> list[GroupCredit]:
+    return credits_of([GroupAdvantages(torch.tensor(own), None, None, 2, 0, 0) for own in ADVANTAGES])
+
+
+def given(game: GameConfig = GAME) -> Experience:
+    return experience_of(GROUPS, given_credits(), game, version=4)
 
 
 def responses() -> Iterator[tuple[int, int, int, int, int]]:
@@ -104,12 +122,10 @@ def test_the_policy_gradient_is_that_of_every_response_token(world: World, budge
     terms = [ADVANTAGES[g][r] * logprobs[before, token] for g, r, _, token, before in responses()]
     (-torch.stack(terms).sum() / NUM_TOKENS).backward()
     mean_advantage = sum(ADVANTAGES[g][r] for g, r, *_ in responses()) / NUM_TOKENS
-    sums, result = train_policy(
-        policy, GROUPS, given_advantages(), plan_of(GameConfig(), budget=budget), version=4, world=world
-    )
+    update = update_policy(policy, given(), learning(budget=budget), world=world)
     assert (len(policy.passes[0]) > 1) == (budget == 10)
-    assert result is not None
-    assert sums["policy_loss"] == pytest.approx(-mean_advantage, abs=1e-6), "ratios are 1"
+    assert update.updated
+    assert update.sums["policy_loss"] == pytest.approx(-mean_advantage, abs=1e-6), "ratios are 1"
     torch.testing.assert_close(policy.weight.grad, table.grad, rtol=0, atol=1e-6)
 
 
@@ -118,7 +134,7 @@ def test_figures_beside_the_loss_are_those_of_their_tokens(world: World) -> None
     policy: Any = Bigram()
     distribution = torch.log_softmax(policy.weight.detach().double() / TEMPERATURE, dim=-1)
     entropy = -(distribution.exp() * distribution).sum(-1)
-    found, _ = train_policy(policy, GROUPS, given_advantages(), plan_of(GameConfig()), version=4, world=world)
+    found = update_policy(policy, given(), learning(), world=world).sums
     gaps: dict[str, list[float]] = {"image": [], "text": []}
     weights, entropies = [], []
     for g, r, place, token, before in responses():
@@ -141,33 +157,27 @@ def test_figures_beside_the_loss_are_those_of_their_tokens(world: World) -> None
 
 def test_without_an_update_nothing_is_left_behind(world: World) -> None:
     policy: Any = Bigram()
-    sums, result = train_policy(
-        policy, GROUPS, given_advantages(), plan_of(GameConfig()), version=4, world=world, update=False
-    )
-    assert result is None
+    update = measure_policy(policy, given(), learning(), world=world)
+    assert update.result is None
+    assert not update.updated
     assert policy.calls == ["policy looks"]
     assert policy.weight.grad is None
-    assert sums["importance/tokens"] == NUM_TOKENS
+    assert update.sums["importance/tokens"] == NUM_TOKENS
 
 
 @pytest.mark.parametrize(("rule", "moves"), [("zero", False), ("release", True)])
 def test_a_step_without_a_valid_rollout_moves_the_policy_only_as_released(world: World, rule: Any, moves: bool) -> None:
-    policy: Any = Bigram()
-    groups = [group(response([8], [9]), invalid(10), invalid(11, 12))]
-    advantages = [GroupAdvantages(torch.full((2,), -1.5), None, None, 0, 0, 0)]
-    _, result = train_policy(
-        policy, groups, advantages, plan_of(GameConfig(all_invalid_group=rule)), version=0, world=world
-    )
-    assert (result is not None) == moves == ("policy steps" in policy.calls)
+    table = Table(GameConfig(all_invalid_group=rule), groups=[group(response([8], [9]), invalid(10), invalid(11, 12))])
+    table.play(range(1), world)
+    assert table.policy_is_as_before != moves == ("policy steps" in table.calls)
 
 
 def test_credit_by_segment_reaches_the_tokens(world: World) -> None:
     """The batch's advantages, row by row, are each rollout's own: perception's up to the caption's end."""
     perception, reasoning = ([torch.tensor(own) * scale for own in ADVANTAGES] for scale in (1, 100))
     advantages = [GroupAdvantages(p + 7, p, r, 2, 0, 0) for p, r in zip(perception, reasoning, strict=True)]
-    (batch,) = policy_batches(
-        GROUPS, advantages, plan_of(GameConfig(credit="segment"), budget=1000), version=4, world=world
-    )
+    experience = experience_of(GROUPS, credits_of(advantages), GameConfig(credit="segment"), version=4)
+    (batch,) = policy_batches(experience, learning(budget=1000), world=world)
     label, found = batch.extras["label_mask"].bool(), batch.extras["advantages"]
     by_token: dict[int, float] = {}
     for g, r, place, token, _ in responses():
@@ -177,6 +187,12 @@ def test_credit_by_segment_reaches_the_tokens(world: World) -> None:
     for token, value in zip(batch.input_ids_B_S[label].tolist(), found[label].tolist(), strict=True):
         if token != 2:  # the end token stands in several answers
             assert value == pytest.approx(by_token[token])
+
+
+def test_a_micro_batch_stays_within_its_budget_with_padding(world: World) -> None:
+    """Answers of 8, 7, 6 and 6 tokens in slots of 10: three would fit into 21 by their tokens, two do."""
+    batches = policy_batches(given(), learning(budget=21, own=form(5)), world=world)
+    assert [batch.input_ids_B_S.numel() for batch in batches] == [20, 20]
 
 
 @dataclass
@@ -196,16 +212,21 @@ class Answers:
     def wake(self) -> None:
         self.calls.append("wake")
 
+    def close(self) -> None:
+        self.calls.append("close")
+
 
 @dataclass
 class Rounds:
     """A queue that has the same groups for every step."""
 
     calls: list[str]
+    groups: Sequence[RolloutGroup] = tuple(GROUPS)
 
     def take(self, step: int) -> SampledStep:
         self.calls.append(f"take {step}")
-        return SampledStep([], GROUPS, 4, Staleness(0.0, 0, 0.0))
+        examples = [Example(one.prompt, one.reference) for one in self.groups]
+        return SampledStep(examples, self.groups, 4, Staleness(0.0, 0, 0.0))
 
     def begin_again(self) -> None:
         self.calls.append("begin again")
@@ -217,6 +238,8 @@ class Table:
 
     game: GameConfig
     weight: float = 1.0
+    load_balance: float = 0.0
+    groups: Sequence[RolloutGroup] = tuple(GROUPS)
     calls: list[str] = field(default_factory=list)
     told: list[AlignStep] = field(default_factory=list)
 
@@ -224,7 +247,6 @@ class Table:
         self.policy: Any = Bigram(self.calls)
         self.discriminator: Any = Scorer(self.weight, calls=self.calls)
         self.before = self.policy.weight.detach().clone()
-        self.memory = GameMemory.fresh(self.game, seed=3)
 
     @property
     def policy_is_as_before(self) -> bool:
@@ -232,30 +254,73 @@ class Table:
 
     def play(self, steps: range, world: World) -> None:
         rollout_engine: Any = Answers(self.calls)
-        queue: Any = Rounds(self.calls)
-        plan = plan_of(self.game, check_served=lambda version: self.calls.append(f"check {version}"))
-        players = Players(self.policy, self.discriminator, rollout_engine)
-        align(
-            players, queue, plan, self.memory, world=world, steps=steps, timers=PhaseTimers(), on_step=self.tell,
-            roll_back=lambda: self.calls.append("roll back"),
-        )  # fmt: skip
-
-    def tell(self, step: AlignStep) -> None:
-        self.calls.append(f"told {step.step}")
-        self.told.append(step)
+        queue: Any = Rounds(self.calls, self.groups)
+        nothing: Any = None
+        handover = Handover(self.policy, rollout_engine, 77, lambda version: self.calls.append(f"check {version}"))
+        session: Any = Session(world, Path(), quiet=True)
+        session.go_back = lambda _engines: self.calls.append("roll back")
+        judging = JudgePlan(
+            form(), 10, score_regulariser=self.game.score_regulariser, seed=SEED, load_balance=self.load_balance
+        )
+        stage = Alignment(
+            Players(self.policy, self.discriminator, rollout_engine, queue, handover),
+            AlignPlan(self.game, judging, learning(), seed=SEED, steps=steps.stop),
+            nothing,
+            Exports({}, Path(), "", Renderer.from_folder(MINI_FOLDER / "policy")),
+            session,
+        )
+        for step in steps:
+            outcome = stage.play(step)
+            assert stage.last is not None
+            self.calls.append(f"told {step}")
+            self.told.append(stage.last)
+            if outcome.verdict == "stop":
+                break
 
 
 JUDGED = ["discriminator learns", "discriminator steps"]
+EXPORTS = "policy exports transformers by 77, what changed"
 
 
 def test_a_step_goes_in_its_order(world: World) -> None:
     """Claim: the engine sleeps until training is over and it has the new weights, whose version is the steps played."""
     table = Table(GameConfig())
     table.play(range(6, 7), world)
-    handed = ["policy exports", "update 7", "check 7"]
+    handed = [EXPORTS, "update 7", "check 7"]
     assert table.calls == ["take 6", "sleep", *JUDGED, "policy learns", "policy steps", *handed, "wake", "told 6"]
     assert not table.policy_is_as_before
     assert table.told[0].verdict == "go on"
+    assert table.told[0].policy.sums["gap/image/tokens"] == 8, "tokens of version 4, which the queue says is trained"
+
+
+def test_all_that_is_drawn_in_a_step_is_keyed_by_the_runs_seed_and_the_step(world: World) -> None:
+    """Claim: dropout, shuffled scores and what is replayed are those of seed and step, however the run got there."""
+    game, steps = GameConfig(shuffle_scores=True, replay_prompts=1, replay_steps=9), range(6, 14)
+    table, replay = Table(game), ReplayBuffer(game, seed=SEED)
+    table.play(steps, world)
+    for told, batches in zip(table.told, table.discriminator.passes, strict=True):
+        keys = {key for batch in batches for key in batch.extras["dropout_key"].tolist()}
+        assert dropout_key(SEED, told.step, ScoreRow(1, 1, None)) in keys
+        expected = credit_groups(GROUPS, told.judgement, game, seed=SEED, step=told.step, version=0)
+        for one, other in zip(told.credits, expected, strict=True):
+            assert torch.equal(one.advantages.mixed_N, other.advantages.mixed_N)
+        drawn = replay.draw(told.step)
+        assert [group.prompt.id for group in told.replayed] == [group.prompt.id for group in drawn]
+        replay.add(told.step, GROUPS)
+
+
+def test_load_is_balanced_as_the_plan_says(world: World) -> None:
+    table = Table(GameConfig(), load_balance=0.25)
+    table.play(range(1), world)
+    for batch in table.discriminator.passes[0]:
+        torch.testing.assert_close(batch.extras["load_balance_weight"], 0.25 * batch.extras["sequence_share"])
+
+
+def test_a_policy_that_rests_is_only_looked_at(world: World) -> None:
+    table = Table(GameConfig(freeze_policy_steps=(1, 2)))
+    table.play(range(3), world)
+    assert [step.policy.result is None for step in table.told] == [False, True, False]
+    assert [call for call in table.calls if call.startswith("update")] == ["update 1", "update 3"]
 
 
 def test_versions_of_a_step_are_those_of_before_it(world: World) -> None:
@@ -264,8 +329,8 @@ def test_versions_of_a_step_are_those_of_before_it(world: World) -> None:
     table.play(range(3), world)
     assert [step.discriminator_version for step in table.told] == [0, 1, 1]
     assert [step.sampled_version for step in table.told] == [0, 0, 0]
-    rewards = [GroupReward(given_advantages()[0], 9, versions) for versions in ((5, 4), (3, 6))]
-    step = AlignStep(0, Rounds([]).take(0), [], table.told[0].judgement, rewards, {}, None, "go on")
+    credited = [GroupCredit(given_credits()[0].advantages, 9, versions) for versions in ((5, 4), (3, 6))]
+    step = replace(table.told[0], credits=credited)
     assert (step.sampled_version, step.discriminator_version) == (3, 9)
 
 
@@ -284,11 +349,11 @@ def test_scores_that_are_not_finite_leave_every_byte_of_the_policy(world: World,
     """
     table = Table(GameConfig(rollbacks=1), weight=bad)
     table.play(range(6, 7), world)
-    handed = ["roll back", "begin again", "policy exports", "update 7", "check 7"]
+    handed = ["roll back", "begin again", EXPORTS, "update 7", "check 7"]
     assert table.calls == ["take 6", "sleep", *JUDGED, "policy looks", *handed, "wake", "told 6"]
     assert table.policy_is_as_before
-    assert table.told[0].policy_result is None
-    assert all(reward.advantages.all_invalid for reward in table.told[0].rewards)
+    assert table.told[0].policy.result is None
+    assert all(credit.advantages.all_invalid for credit in table.told[0].credits)
 
 
 def test_a_dropped_gradient_of_the_policy_is_told(world: World) -> None:
@@ -319,7 +384,7 @@ def test_controls_see_figures_of_the_rollouts_and_what_became_of_gradients(world
     fine, dropped = StepResult(1.0, 0.1, True), StepResult(math.inf, 0.1, False)
 
     def outcome(results: Sequence[StepResult], policy: StepResult | None) -> Any:
-        return outcome_of(GROUPS, Judgement(scores, {}, results, TrunkCost(0, 0, 1)), policy)
+        return observation_of(GROUPS, Judgement(scores, {}, results, TrunkCost(0, 0, 1)), policy)
 
     found = outcome([fine], fine)
     assert found.valid_share == 0.75

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.data.loader import Example
+from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult
-from prism_megatron.evaluation.scenes import SceneJudgement
-from prism_megatron.game.credit import group_rewards
+from prism_megatron.evaluation.scenes import SceneJudgement, item_accuracy
+from prism_megatron.game.credit import credit_groups
 from prism_megatron.game.judge import Judgement, TrunkCost
 from prism_megatron.sampling.queue import SampledStep, Staleness
 from prism_megatron.stages.align.rows import (
+    AlignStep,
     gap_alarms,
     gap_row,
     importance_row,
-    item_accuracy,
     policy_version,
+    report_samples,
     step_row,
+    truth_row,
 )
-from prism_megatron.stages.align.stage import AlignStep
+from prism_megatron.training.policy_update import PolicyUpdate
 from tests.unit.game.tiny_game import group, invalid, response, rollout
 
 
@@ -59,6 +62,7 @@ def test_the_alarm_names_the_prompts_that_are_off() -> None:
     assert "0.2 a token for image prompts" in line
     assert "--logprob-gap-alarm 0.05" in line
     assert gap_alarms(row, 0.3) == []
+    assert gap_alarms({"step": 7} | gap_row(sums(text=2.5, image=0.0)), 0.25) == [], "only above the threshold"
 
 
 def test_a_gap_that_is_no_number_raises_the_alarm_and_missing_prompts_do_not() -> None:
@@ -86,30 +90,36 @@ def test_importance_weights_are_shares_of_the_tokens() -> None:
 
 
 def step_of(verdict: Any, policy_result: StepResult | None) -> AlignStep:
-    """Three rollouts of two prompts, one of them cut; one rollout replayed; references stood in five micro-batches."""
+    """Four rollouts of three prompts, one cut and one without tags; one replayed; five copies of references."""
     groups = [
         group(response([8], [9]), rollout([8], [9]), invalid(10, 11, 12, 13)),
         group(response([8]), rollout([8], [9])),
+        group(response([8]), replace(invalid(10), finish_reason="stop")),
     ]
-    scores: dict[tuple[int, int, int | None], float] = {(0, 0, None): 1.0, (0, 1, None): 1.0, (1, 0, None): 1.0}
+    scores: dict[tuple[int, int, int | None], float] = {
+        (0, 0, None): 1.0,
+        (0, 1, None): 1.5,
+        (1, 0, None): 1.25,
+        (2, 0, None): 0.0,
+    }
     scores |= {(0, 0, 0): 2.0, (0, 1, 0): 12.0, (1, 0, 0): 0.5}
     results = [StepResult(1.5, 0.1, True), StepResult(2.5, 0.2, True)]
     judgement = Judgement(scores, {"discriminator_loss": 0.25}, results, TrunkCost(100, 60, 5))
-    rewards = group_rewards(groups, judgement, GameConfig(), seed=0, step=6, version=5)
+    credited = credit_groups(groups, judgement, GameConfig(), seed=0, step=6, version=5)
     policy_sums = sums(text=1.0, image=2.0) | {
         f"importance/{name}": 4.0 for name in ("tokens", "sum", "squares", "truncated", "max")
     }
     sampled = SampledStep([Example(one.prompt, one.reference) for one in groups], groups, 4, Staleness(0.5, 2, 0.25))
-    return AlignStep(6, sampled, groups[:1], judgement, rewards, policy_sums, policy_result, verdict)
+    return AlignStep(6, sampled, groups[:1], judgement, credited, PolicyUpdate(policy_sums, policy_result), verdict)
 
 
 def test_a_row_counts_what_the_step_was_made_of() -> None:
     row = step_row(step_of("go on", StepResult(3.5, 0.3, True)), Renderer.from_folder(MINI_FOLDER / "policy"))
     expected = {
-        "step": 6, "policy_version": 7, "sampled_version": 0, "discriminator_version": 5, "rollouts": 3,
-        "valid_rollouts": 2, "valid_share": 2 / 3, "replayed_rollouts": 1, "truncated_rollouts": 1,
-        "response_tokens": 3 + 4 + 3, "unrewarded_step": 0, "discriminator_updates": 2, "rolled_back": 0, "settled": 0,
-        "staleness/mean": 0.5, "staleness/max": 2, "off_policy_share": 0.25, "all_invalid_groups": 0,
+        "step": 6, "policy_version": 7, "sampled_version": 0, "discriminator_version": 5, "rollouts": 4,
+        "valid_rollouts": 2, "valid_share": 0.5, "replayed_rollouts": 1, "truncated_rollouts": 1,
+        "response_tokens": 3 + 4 + 3 + 1, "unrewarded_step": 0, "discriminator_updates": 2, "rolled_back": 0,
+        "settled": 0, "staleness/mean": 0.5, "staleness/max": 2, "off_policy_share": 0.25, "all_invalid_groups": 1,
         "one_valid_groups": 2, "flat_rewards": 0, "clipped_scores": 1, "discriminator/trunk_tokens": 100,
         "discriminator/unique_tokens": 60, "discriminator/rollouts_per_reference": (2 + 1) / 5,
         "discriminator_grad_norm": 2.5, "policy_grad_norm": 3.5, "policy_lr": 0.3, "policy_updated": 1,
@@ -117,6 +127,9 @@ def test_a_row_counts_what_the_step_was_made_of() -> None:
     }  # fmt: skip
     assert {name: row[name] for name in expected} == expected
     assert not [name for name in row if name.startswith(("gap/", "truth/"))]
+    for verdict, flags in (("roll back", (1, 0)), ("stop", (0, 1))):
+        row = step_row(step_of(verdict, None), Renderer.from_folder(MINI_FOLDER / "policy"))
+        assert (row["rolled_back"], row["settled"], row["policy_updated"]) == (*flags, None)
 
 
 @pytest.mark.parametrize(
@@ -143,3 +156,38 @@ def test_item_accuracy_falls_by_what_is_missing_and_by_what_is_too_much() -> Non
     assert judged(written=4, right=2, there=3) == 0.5
     assert judged(written=2, right=2, there=4) == 0.5
     assert judged(written=3, right=3, there=3) == 1.0
+
+
+def test_what_is_known_of_scenes_is_a_mean_over_responses() -> None:
+    """Two responses: one right in all but an item too much, the other in its item alone."""
+    one = SceneJudgement(True, 4, 3, 3, False, 2, 2, True, True)
+    other = SceneJudgement(True, 1, 1, 2, False, 4, 1, False, False)
+    assert truth_row([one, other]) == {
+        "truth/responses": 2,
+        "truth/item_accuracy": (3 / 4 + 1 / 2) / 2,
+        "truth/caption_exact": 0.0,
+        "truth/step_validity": (1.0 + 1 / 4) / 2,
+        "truth/reasoning_exact": 0.5,
+        "truth/answer_right": 0.5,
+        "truth/items": 2.5,
+    }
+    assert truth_row([]) == {}
+
+
+def test_samples_show_the_first_rollout_of_each_group_with_its_own_scores() -> None:
+    """As many groups as asked for; None where a tower did not judge."""
+    renderer = Renderer.from_folder(MINI_FOLDER / "policy")
+    step = step_of("go on", None)
+    scenes = SceneSource(renderer, split="heldout", seed=0, batch_size=3).batch(0)
+    samples = report_samples(replace(step, sampled=replace(step.sampled, examples=scenes)), renderer, count=2)
+    assert [sample.scores for sample in samples] == [
+        {"perception": 2.0, "reasoning": 12.0},
+        {"perception": 0.5, "reasoning": None},
+    ]
+    assert [sample.reference_scores for sample in samples] == [
+        {"perception": 1.0, "reasoning": 1.5},
+        {"perception": 1.25, "reasoning": None},
+    ]
+    assert [sample.response for sample in samples] == [renderer.decode((8, 9, 2))] * 2
+    shown = [sample.images[0].tobytes() for sample in samples]
+    assert shown == [one.scene.image().tobytes() for one in scenes[:2] if one.scene is not None]

@@ -7,22 +7,20 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from prism_megatron.training.batches import (
-    PERCEPTION,
-    REASONING,
-    BatchFormat,
+from prism_megatron.game.judged_rows import (
     ScoreRow,
     collect_scores,
     discriminator_batch,
     dropout_key,
     judged_prompt,
-    policy_batch,
     prompt_slots,
     segment_row,
     segment_slots,
 )
+from prism_megatron.training.batches import BatchFormat, policy_batch, supervised_batch
+from prism_megatron.training.experience import ExperienceRow
 from prism_megatron.training.microbatches import Share
-from prism_megatron.types import RolloutGroup, VersionSpan
+from prism_megatron.types import PERCEPTION, REASONING, TokenSequence, VersionSpan
 from tests.unit.game.tiny_game import END, form, group, image, invalid, response, rollout, sequences_of
 
 CAPTION_ALONE = group(response([8, 9]), rollout([10], [11, 12]), prompt=(4, 4))
@@ -104,6 +102,7 @@ def test_dropout_keys_differ_by_all_that_they_are_keyed_by() -> None:
     }
     assert len(keys) == 2 * 2 * 2 * 2 * 3
     assert all(0 <= key < 2**63 for key in keys)
+    assert dropout_key(1, 11, ScoreRow(0, 0, 0)) != dropout_key(11, 1, ScoreRow(0, 0, 0))
     own = form(share_prompts=True)
     batch, rows = discriminator_batch(GROUPS, SHARES, form=own, seed=1, step=2, sequences_per_tower=COUNTS)
     found = [0 if row is None else dropout_key(1, 2, row) for row in rows]
@@ -141,6 +140,28 @@ def test_a_discriminator_of_text_sees_neither_picture_nor_its_tokens() -> None:
         segment_row(CAPTION_ALONE, CAPTION_ALONE.reference, REASONING, text)
 
 
+@pytest.mark.parametrize("share_prompts", [False, True])
+def test_images_stand_where_the_prompt_does(share_prompts: bool) -> None:
+    """With every row, or with the shared prompts alone: the vision tower reads a picture once for each place it has."""
+    shown = group(response([8], [9]), rollout([10], [11]), prompt=(5, 6), images=[image()])
+    batch, keys = discriminator_batch(
+        [shown], (Share(0, (0,)),), form=form(share_prompts=share_prompts), seed=1, step=2, sequences_per_tower=(2, 2)
+    )
+    expected = [(0,) if key is None or not share_prompts else () for key in keys]
+    assert list(batch.images_by_sequence) == expected
+    assert len(batch.images) == 1
+
+
+def test_a_supervised_batch_has_its_mask_and_its_extras() -> None:
+    """Rows of their own, not packed; no extra takes the place of the mask."""
+    rows = [TokenSequence((5, 6, 7)), TokenSequence((8, 9))]
+    extras = {"weight": [[0.5, 0.5, 0.25], [2.0, 1.0]], "label_mask": [[1.0] * 3, [1.0] * 2]}
+    batch = supervised_batch(rows, [[0.0, 0.0, 1.0], [0.0, 1.0]], form=form(4), extras=extras)
+    assert batch.input_ids_B_S.tolist() == [[5, 6, 7, 0], [8, 9, 0, 0]]
+    assert batch.extras["label_mask"].tolist() == [[0, 0, 1, 0], [0, 1, 0, 0]]
+    assert batch.extras["weight"].tolist() == [[0.5, 0.5, 0.25, 0], [2, 1, 0, 0]]
+
+
 def test_scores_come_back_by_group_tower_and_rollout() -> None:
     """Two micro-batches; the score of a shared prompt, which has no key, is nowhere."""
     keys = [(None, ScoreRow(0, 1, None), ScoreRow(0, 1, 0)), (ScoreRow(1, 0, 2),)]
@@ -161,8 +182,11 @@ def test_a_policy_batch_has_every_figure_at_its_own_token() -> None:
     mixed = rollout([8], [9, 10], versions=versions, logprobs=[-0.1, -0.2, -0.3, -0.4])
     shown = group(response([8], [9]), mixed, prompt=(5, 6), images=[image()])
     text = group(response([8], [9]), invalid(11), prompt=(7, 7, 7, 7))
-    rows: list[tuple[RolloutGroup, object]] = [(shown, mixed), (text, text.rollouts[0])]
-    batch = policy_batch(rows, [[1.0, 2.0, 3.0, 4.0], [5.0]], version=4, form=form(4))  # type: ignore[arg-type]
+    rows = [
+        ExperienceRow(shown.prompt, mixed, [1.0, 2.0, 3.0, 4.0]),
+        ExperienceRow(text.prompt, text.rollouts[0], [5.0]),
+    ]
+    batch = policy_batch(rows, version=4, form=form(4))
     assert sequences_of(batch) == [(5, 6, 8, 9, 10, END), (7, 7, 7, 7, 11)]
     first, second = range(2, 6), range(12, 13)
     expected = {
