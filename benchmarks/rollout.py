@@ -37,7 +37,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.images import ImagePreprocessor
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
 from prism_megatron.rollout.sglang_requests import Answer, RequestFormat
@@ -207,7 +207,7 @@ def roomy_folder(target: Path) -> Path:
 def check_greedy(bench: Bench, prompts: Sequence[Prompt]) -> None:
     """Raise unless all take the same tokens at temperature 0."""
     greedy = Sampling(temperature=0.0, max_new_tokens=bench.new_tokens)
-    ours = [group[0].token_ids for group in bench.embedded.generate(prompts, 1, greedy, seed=0, step=0)]
+    ours = [group[0].token_ids for group in bench.embedded.generate(SampleRequest(prompts, 1, greedy, seed=0, step=0))]
     theirs = {"transformers": bench.vendor.generate(prompts, bench.new_tokens, do_sample=False).tolist()}
     if bench.served is not None:
         theirs["SGLang"] = [answer.token_ids for (answer,) in bench.served.generate(prompts, 1, greedy)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from prism_megatron.errors import ConfigError
@@ -36,6 +36,29 @@ class Sampling:
             raise ConfigError(f"top_p {self.top_p} is outside (0, 1]; 1 turns it off")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; use 1 or more")
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Responses to draw: ``n`` for each prompt, or of each the ``samples`` with these numbers.
+
+    Draws are keyed by (seed, step, number of the prompt, number of the sample, position), where the first prompt has
+    number ``prompt_offset``: a rank that holds a slice of the step's prompts passes the slice's start.
+    Example: ``SampleRequest(prompts, 16, Sampling(max_new_tokens=96), seed=42, step=7)``.
+    """
+
+    prompts: Sequence[Prompt]
+    n: int
+    sampling: Sampling
+    seed: int = field(kw_only=True)
+    step: int = field(kw_only=True)
+    prompt_offset: int = field(default=0, kw_only=True)
+    samples: Sequence[range] | None = field(default=None, kw_only=True)
+
+    @property
+    def wanted(self) -> Sequence[range]:
+        """Numbers of the samples of each prompt."""
+        return [range(self.n)] * len(self.prompts) if self.samples is None else self.samples
 
 
 class Watch(Protocol):
@@ -73,23 +96,8 @@ class RolloutEngine(Protocol):
         held: the weights before, or none, and generating is refused until an update succeeds.
         """
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        sampling: Sampling,
-        *,
-        seed: int,
-        step: int,
-        prompt_offset: int = 0,
-        samples: Sequence[range] | None = None,
-    ) -> list[tuple[Rollout, ...]]:
-        """Draw ``n`` responses for each prompt, in the order of the prompts.
-
-        Draws are keyed by (seed, step, number of the prompt, number of the sample, position), where the first
-        prompt has number ``prompt_offset``: a rank that holds a slice of the step's prompts passes the slice's start.
-        Servers draw from generators of their own; ``sglang`` says so.
-        """
+    def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
+        """Draw what is asked for, in the order of the prompts. Servers draw from generators of their own."""
 
     def sleep(self) -> None:
         """Release memory that the trainer could use, where the engine takes it from the trainer's devices.

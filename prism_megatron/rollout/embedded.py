@@ -13,7 +13,7 @@ from torch import Tensor
 from prism_megatron.conversion.announced_weights import left_out_of
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
-from prism_megatron.rollout.base import Sampling, SegmentFinder
+from prism_megatron.rollout.base import SampleRequest, Sampling, SegmentFinder
 from prism_megatron.rollout.decode import Decoder
 from prism_megatron.rollout.replica import build_replica, copy_weights
 from prism_megatron.rollout.sampling import choose_tokens, keyed_uniforms
@@ -85,18 +85,8 @@ class EmbeddedRollout:
         self._version = version
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        sampling: Sampling,
-        *,
-        seed: int,
-        step: int,
-        prompt_offset: int = 0,
-        samples: Sequence[range] | None = None,
-    ) -> list[tuple[Rollout, ...]]:
-        """Draw ``n`` responses for each prompt; see ``RolloutEngine.generate`` for the keys.
+    def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
+        """Draw what is asked for; see ``SampleRequest`` for the keys.
 
         Another split of the prompts draws the same tokens unless a uniform number falls within float rounding (about
         1e-6) of a boundary between two tokens. Raises WeightSyncError before a first complete update, DataError for
@@ -104,19 +94,24 @@ class EmbeddedRollout:
         """
         if self._version is None:
             raise WeightSyncError("the rollout model has no complete set of weights; call update_weights first")
+        prompts, sampling, wanted = request.prompts, request.sampling, request.wanted
         for prompt in prompts:
             if len(prompt.token_ids) + sampling.max_new_tokens > self._max_positions:
                 raise DataError(
                     f"prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with {sampling.max_new_tokens} new ones "
                     f"it exceeds the model's {self._max_positions} positions; shorten it or lower max_new_tokens"
                 )
-        wanted = [range(n)] * len(prompts) if samples is None else samples
         rollouts: list[tuple[Rollout, ...]] = []
         for batch in self._batches([len(numbers) for numbers in wanted]):
             numbers = wanted[batch.start : batch.stop]
-            keys = [(prompt_offset + p, sample) for p, some in zip(batch, numbers, strict=True) for sample in some]
+            first = request.prompt_offset
+            keys = [(first + p, sample) for p, some in zip(batch, numbers, strict=True) for sample in some]
             uniforms = keyed_uniforms(
-                seed=seed, step=step, rows=keys, num_positions=sampling.max_new_tokens, device=self._device
+                seed=request.seed,
+                step=request.step,
+                rows=keys,
+                num_positions=sampling.max_new_tokens,
+                device=self._device,
             )
             counts = [len(some) for some in numbers]
             rows = iter(self._sample(prompts[batch.start : batch.stop], counts, sampling, uniforms))

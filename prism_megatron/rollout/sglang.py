@@ -23,7 +23,7 @@ from prism_megatron.conversion.expert_layout import ExpertLayout, per_expert_sha
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.errors import DataError, RolloutError, WeightSyncError
-from prism_megatron.rollout.base import Sampling, SegmentFinder
+from prism_megatron.rollout.base import SampleRequest, SegmentFinder
 from prism_megatron.rollout.served_weights import ServedWeights
 from prism_megatron.rollout.sglang_attach import ServedModel, attach, attach_router
 from prism_megatron.rollout.sglang_http import Patience, ServerClient
@@ -170,26 +170,15 @@ class SGLangRollout:
         """Take note that another process has given the servers ``version`` (or that they have none in common)."""
         self._weights.follow(version)
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        sampling: Sampling,
-        *,
-        seed: int,
-        step: int,
-        prompt_offset: int = 0,
-        samples: Sequence[range] | None = None,
-    ) -> list[tuple[Rollout, ...]]:
-        """Draw ``n`` responses for each prompt, or as many as ``samples`` has of it, in the order of the prompts.
+    def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
+        """Draw what is asked for, in the order of the prompts.
 
-        Servers draw from generators of their own: ``seed``, ``step`` and the numbers of prompts change nothing. Raises
+        Servers draw from generators of their own: seed, step and the numbers of prompts change nothing. Raises
         WeightSyncError before a first complete update, DataError for a prompt that does not fit the servers' context
         or whose images they would see differently, and RolloutError when no whole answer comes in time. Threads may
         call it beside each other and beside ``update_weights``; earlier calls are served first.
         """
-        del seed, step, prompt_offset
-        version = self.policy_version
+        version, prompts, sampling = self.policy_version, request.prompts, request.sampling
         if self._weights.asleep:
             raise WeightSyncError("the rollout servers have released their memory; call wake or update_weights first")
         if version is None:
@@ -202,7 +191,7 @@ class SGLangRollout:
                     f"it exceeds the servers' {self._context_length}; shorten it, lower max_new_tokens, or start the "
                     "servers with a larger context length"
                 )
-        counts = [n] * len(prompts) if samples is None else [len(numbers) for numbers in samples]
+        counts = [len(numbers) for numbers in request.wanted]
         return self._sampler.generate(prompts, counts, sampling, since=version)
 
     def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:

@@ -23,9 +23,9 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, WeightSyncError
 from prism_megatron.parallel.collectives import all_gather_objects
-from prism_megatron.rollout.base import RolloutEngine, Sampling
+from prism_megatron.rollout.base import RolloutEngine, SampleRequest
 from prism_megatron.rollout.embedded import ROWS_PER_BATCH, EmbeddedRollout
-from prism_megatron.types import Prompt, Rollout
+from prism_megatron.types import Rollout
 
 EVERY_RANK_BELOW = 10**9
 """Bytes of weights up to which every rank holds a replica by default; a larger model has one on each node."""
@@ -46,19 +46,9 @@ class NoReplica:
         del version
         deque(tensors, maxlen=0)
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        sampling: Sampling,
-        *,
-        seed: int,
-        step: int,
-        prompt_offset: int = 0,
-        samples: Sequence[range] | None = None,
-    ) -> list[tuple[Rollout, ...]]:
+    def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
         """Raises WeightSyncError."""
-        del prompts, n, sampling, seed, step, prompt_offset, samples
+        del request
         raise WeightSyncError("this rank holds no rollout replica; sample on those of --rollout-embedded-ranks")
 
     def sleep(self) -> None:

@@ -26,7 +26,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError, WeightSyncError
 from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_arguments import ServerOptions
 from prism_megatron.rollout.sglang_server import SGLangServers
@@ -82,21 +82,9 @@ class SharedRollout:
         if problem is not None:
             raise WeightSyncError(problem)
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        sampling: Sampling,
-        *,
-        seed: int,
-        step: int,
-        prompt_offset: int = 0,
-        samples: Sequence[range] | None = None,
-    ) -> list[tuple[Rollout, ...]]:
+    def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
         """As of ``SGLangRollout``; every rank asks for its own samples."""
-        return self._engine.generate(
-            prompts, n, sampling, seed=seed, step=step, prompt_offset=prompt_offset, samples=samples
-        )
+        return self._engine.generate(request)
 
     def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
         """As of ``SGLangRollout``, asked by the main rank and known to all, which call it together.

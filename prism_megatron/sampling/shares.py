@@ -11,7 +11,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError, RolloutError, WeightSyncError
 from prism_megatron.parallel.collectives import all_gather_objects
 from prism_megatron.parallel.layout import share_of
-from prism_megatron.rollout.base import RolloutEngine, Sampling
+from prism_megatron.rollout.base import RolloutEngine, SampleRequest, Sampling
 from prism_megatron.types import Rollout, RolloutGroup
 
 Draw = Callable[[], Sequence[tuple[Rollout, ...]]]
@@ -101,9 +101,10 @@ def share_to_draw(
     if not share.samples:
         return lambda: ()
     prompts = [example.prompt for example in examples[share.first : share.first + len(share.samples)]]
-    return partial(
-        rollout.generate, prompts, n, sampling, seed=seed, step=step, prompt_offset=share.first, samples=share.samples
+    request = SampleRequest(
+        prompts, n, sampling, seed=seed, step=step, prompt_offset=share.first, samples=share.samples
     )
+    return partial(rollout.generate, request)
 
 
 def gather_groups(draw: Draw, examples: Sequence[Example], *, n: int) -> list[RolloutGroup]:

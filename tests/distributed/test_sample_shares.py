@@ -11,7 +11,7 @@ import torch
 
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.runtime import World
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.sampling.replicas import NoReplica
 from prism_megatron.sampling.shares import sample_groups
@@ -28,8 +28,8 @@ class CountingRollout(EmbeddedRollout):
 
     num_drawn = 0
 
-    def generate(self, *arguments: Any, **keywords: Any) -> list[tuple[Rollout, ...]]:
-        drawn = super().generate(*arguments, **keywords)
+    def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
+        drawn = super().generate(request)
         self.num_drawn += sum(map(len, drawn))
         return drawn
 

@@ -33,7 +33,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError, WeightSyncError
 from prism_megatron.jobs.convert import to_megatron
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.sglang import SGLangRollout
 from prism_megatron.rollout.sglang_http import ServerClient
 from prism_megatron.sampling.probe import ServingProbe
@@ -81,7 +81,9 @@ def two_updates(world: World, urls: Sequence[str], spool: str) -> tuple[str, int
         shared.update_weights(gathered(next(mini_weights())[0]), 2)
     except WeightSyncError as error:
         message = str(error)
-    groups = shared.generate([Prompt(str(world.rank), (5, 6), (), "")], 3, Sampling(max_new_tokens=4), seed=0, step=0)
+    groups = shared.generate(
+        SampleRequest([Prompt(str(world.rank), (5, 6), (), "")], 3, Sampling(max_new_tokens=4), seed=0, step=0)
+    )
     version = shared.policy_version
     shared.close()
     return message, version, len(groups[0]), [rollout.policy_version for rollout in groups[0]]

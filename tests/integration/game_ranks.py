@@ -19,7 +19,7 @@ from prism_megatron.data.teachers import write
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.judge import JudgePlan
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.run.checkpoints import Checkpoints
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.handover import Handover
@@ -27,7 +27,7 @@ from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.stages.align.plan import AlignPlan, Exports, Players, Prompts
 from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.roles import batch_format
-from prism_megatron.types import Prompt, Rollout, VersionSpan
+from prism_megatron.types import Rollout, VersionSpan
 from tests.mini_players import FOLDER, mini_discriminator, mini_policy, update_plan
 
 PROMPTS, ROLLOUTS, SEED = 2, 3, 5
@@ -55,22 +55,10 @@ class Script:
     def wake(self) -> None:
         """Nothing was released."""
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        sampling: Sampling,
-        *,
-        seed: int,
-        step: int,
-        prompt_offset: int = 0,
-        samples: Sequence[range] | None = None,
-    ) -> list[tuple[Rollout, ...]]:
-        del sampling, seed
-        asked = samples or [range(n) for _ in prompts]
+    def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
         return [
-            tuple(self._answer(step, prompt_offset + p, sample) for sample in numbers)
-            for p, numbers in enumerate(asked)
+            tuple(self._answer(request.step, request.prompt_offset + p, sample) for sample in numbers)
+            for p, numbers in enumerate(request.wanted)
         ]
 
     def _answer(self, step: int, prompt: int, sample: int) -> Rollout:

@@ -16,7 +16,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import broadcast_object
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_weights import Transport
 from prism_megatron.sampling.servers import SharedRollout
@@ -91,7 +91,7 @@ def train_on_servers(
         rollout.update_weights(policy.export_hf(layout=rollout.expert_layout), version)
         drawn: list[tuple[Rollout, ...]] | None = None
         if world.is_main:
-            drawn = rollout.generate(prompts, 2, sampling, seed=0, step=0)
+            drawn = rollout.generate(SampleRequest(prompts, 2, sampling, seed=0, step=0))
         groups = as_groups(prompts, broadcast_object(drawn, source=0))
         found.append(gaps(policy, plan, groups, train=True))
         rollout.close()

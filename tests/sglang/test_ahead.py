@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from prism_megatron.observability.metrics import read_metrics
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.sglang_arguments import PYTHON
 from prism_megatron.types import Rollout
 from tests.sglang.conftest import REPOSITORY, World, steps_told, wait_until_sampling
@@ -33,7 +33,7 @@ def test_unfinished_answers_go_on_under_the_new_weights(world: World) -> None:
     prompts, sampling = world.prompts() * 2, Sampling(temperature=2.0, max_new_tokens=400)
     collected: list[list[tuple[Rollout, ...]]] = []
     thread = threading.Thread(
-        target=lambda: collected.append(world.engine.generate(prompts, 4, sampling, seed=0, step=0))
+        target=lambda: collected.append(world.engine.generate(SampleRequest(prompts, 4, sampling, seed=0, step=0)))
     )
     servers = world.servers.servers
     told = steps_told(servers)

@@ -19,7 +19,7 @@ from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World as Ranks
 from prism_megatron.game.judge import score
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.testing import GlooWorld
 from prism_megatron.training.roles import batch_format
@@ -79,7 +79,10 @@ def test_neither_log_probs_nor_scores_tell_who_sampled(world: World, capsys: pyt
     embedded.update_weights(iter(weights.items()), 1)
     examples = SceneSource(world.renderer, split="align", seed=7, batch_size=SCENES).batch(0)
     prompts = [example.prompt for example in examples]
-    sets = [engine.generate(prompts, SAMPLES, SAMPLING, seed=3, step=0) for engine in (embedded, world.engine)]
+    sets = [
+        engine.generate(SampleRequest(prompts, SAMPLES, SAMPLING, seed=3, step=0))
+        for engine in (embedded, world.engine)
+    ]
     gap = max(
         float((served_logprobs(world, prompt, rollout) - torch.tensor(rollout.logprobs)).abs().max())
         for prompt, group in zip(prompts, sets[0], strict=True)

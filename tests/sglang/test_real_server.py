@@ -19,7 +19,7 @@ from torch import Tensor
 from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.errors import RolloutError, WeightSyncError
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_http import ServerClient
@@ -67,7 +67,7 @@ def held(world: World) -> list[tuple[str, str]]:
 def assert_close(world: World, version: int) -> None:
     """Every kind of prompt, sampled twice over so that both servers answer."""
     prompts = [*world.prompts(), *world.prompts()]
-    groups = world.engine.generate(prompts, 2, Sampling(max_new_tokens=24), seed=0, step=0)
+    groups = world.engine.generate(SampleRequest(prompts, 2, Sampling(max_new_tokens=24), seed=0, step=0))
     for prompt, group in zip(prompts, groups, strict=True):
         assert {rollout.policy_version for rollout in group} == {version}
         assert world.gap(prompt, group) <= TOLERANCE, prompt.id
@@ -77,7 +77,7 @@ def assert_close(world: World, version: int) -> None:
 def test_logprobs_are_those_of_transformers(world: World, temperature: float) -> None:
     hand_over(world, dict(mini_weights()), 1)
     prompts = world.prompts()
-    groups = world.engine.generate(prompts, 8, Sampling(temperature, max_new_tokens=40), seed=0, step=0)
+    groups = world.engine.generate(SampleRequest(prompts, 8, Sampling(temperature, max_new_tokens=40), seed=0, step=0))
     for prompt, group in zip(prompts, groups, strict=True):
         assert len(group) == 8
         assert world.gap(prompt, group, temperature or 1.0) <= TOLERANCE, prompt.id
@@ -101,7 +101,10 @@ def test_greedy_tokens_are_those_of_the_embedded_engine(world: World) -> None:
     )
     embedded.update_weights(iter(weights.items()), 1)
     greedy = Sampling(temperature=0.0, max_new_tokens=40)
-    groups = [engine.generate(world.prompts(), 1, greedy, seed=0, step=0) for engine in (world.engine, embedded)]
+    groups = [
+        engine.generate(SampleRequest(world.prompts(), 1, greedy, seed=0, step=0))
+        for engine in (world.engine, embedded)
+    ]
     for (ours,), (theirs,) in zip(*groups, strict=True):
         assert ours.token_ids == theirs.token_ids
         assert (ours.finish_reason, ours.segments) == (theirs.finish_reason, theirs.segments)
@@ -122,11 +125,11 @@ def test_responses_end_where_the_embedded_engine_ends_them(world: World) -> None
     embedded = EmbeddedRollout(FOLDER, world.renderer.segment_finder, end_token_ids=[end], device=torch.device("cpu"))
     embedded.update_weights(iter(weights.items()), 1)
     prompts, greedy = world.prompts(), Sampling(temperature=0.0, max_new_tokens=160)
-    groups = [engine.generate(prompts, 1, greedy, seed=0, step=0) for engine in (world.engine, embedded)]
+    groups = [engine.generate(SampleRequest(prompts, 1, greedy, seed=0, step=0)) for engine in (world.engine, embedded)]
     for (ours,), (theirs,) in zip(*groups, strict=True):
         assert (ours.token_ids, ours.finish_reason) == (theirs.token_ids, theirs.finish_reason)
     assert any(ours.finish_reason == "stop" for (ours,) in groups[0]), "blind: none went on after its answer"
-    sampled = world.engine.generate(prompts, 16, Sampling(max_new_tokens=160), seed=0, step=0)
+    sampled = world.engine.generate(SampleRequest(prompts, 16, Sampling(max_new_tokens=160), seed=0, step=0))
     stopped = [r for group in sampled for r in group if r.finish_reason == "stop" and r.token_ids[-1] != end]
     assert stopped, "blind: none went on after its answer"
     for rollout in stopped:
@@ -245,7 +248,7 @@ def test_a_server_killed_while_it_samples_costs_no_answer(world: World) -> None:
 
     def generate() -> None:
         sampling = Sampling(temperature=2.0, max_new_tokens=200)
-        collected.append(world.engine.generate(prompts, 4, sampling, seed=0, step=0))
+        collected.append(world.engine.generate(SampleRequest(prompts, 4, sampling, seed=0, step=0)))
 
     thread = threading.Thread(target=generate)
     victim = world.servers.servers[0]

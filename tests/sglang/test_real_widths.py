@@ -17,7 +17,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.data.render import Renderer
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
 from prism_megatron.rollout.sglang_server import SGLangServers
@@ -84,7 +84,7 @@ def test_logprobs_and_an_update_at_the_widths_of_2b(shared_dir: Path, tmp_path: 
     try:
         for version in (1, 2):
             engine.update_weights(weights_of(oracle), version)
-            drawn.append(engine.generate(prompts, 2, sampling, seed=0, step=0))
+            drawn.append(engine.generate(SampleRequest(prompts, 2, sampling, seed=0, step=0)))
             for prompt, group in zip(prompts, drawn[-1], strict=True):
                 assert world.gap(prompt, group) <= TOLERANCE, (version, prompt.id)
             step(oracle)

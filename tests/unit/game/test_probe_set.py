@@ -15,9 +15,9 @@ from prism_megatron.data.loader import Example
 from prism_megatron.errors import CheckpointError
 from prism_megatron.game.judge import JudgePlan
 from prism_megatron.game.probe_set import ProbeSet
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.sampling.queue import RolloutQueue
-from prism_megatron.types import Prompt, Rollout, VersionSpan
+from prism_megatron.types import Rollout, VersionSpan
 from tests.mini_players import judge_plan
 from tests.unit.game.mini_judge import MiniJudge, answer, mini_judge, scenes
 
@@ -44,11 +44,12 @@ class Script:
         self._examples = {example.prompt.id: example for example in examples}
         self.drawn: list[tuple[int, int]] = []
 
-    def generate(
-        self, prompts: Sequence[Prompt], n: int, _sampling: Sampling, *, seed: int, step: int, **_: Any
-    ) -> list[tuple[Rollout, ...]]:
-        self.drawn.append((seed, step))
-        return [tuple(self._rollout(prompt.id, number) for number in range(n)) for prompt in prompts]
+    def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
+        self.drawn.append((request.seed, request.step))
+        return [
+            tuple(self._rollout(prompt.id, number) for number in numbers)
+            for prompt, numbers in zip(request.prompts, request.wanted, strict=True)
+        ]
 
     def _rollout(self, prompt: str, number: int) -> Rollout:
         given = answer(self._examples[prompt], self._judge.renderer, number, valid=number != 1)

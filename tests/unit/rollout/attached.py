@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from prism_megatron.rollout.base import Sampling, SegmentFinder
+from prism_megatron.rollout.base import SampleRequest, Sampling, SegmentFinder
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_http import Patience
 from prism_megatron.types import Prompt, Rollout
@@ -63,4 +63,4 @@ def attached(
 def draw(engine: SGLangRollout, count: int = 1, n: int = 1, max_new_tokens: int = 8) -> list[tuple[Rollout, ...]]:
     """``n`` samples of each of ``count`` text prompts."""
     prompts = [Prompt(f"p{i}", (5, 6, 7), (), "") for i in range(count)]
-    return engine.generate(prompts, n, Sampling(max_new_tokens=max_new_tokens), seed=0, step=0)
+    return engine.generate(SampleRequest(prompts, n, Sampling(max_new_tokens=max_new_tokens), seed=0, step=0))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.types import Segments
 from tests.unit.rollout.oracle import forced_logprobs, model_inputs
@@ -56,7 +56,9 @@ def test_greedy_tokens_are_those_of_transformers_generate(
 ) -> None:
     model, engine = worlds[kind]
     prompts = unequal_prompts()
-    for prompt_, (rollout,) in zip(prompts, engine.generate(prompts, 1, GREEDY, seed=0, step=0), strict=True):
+    for prompt_, (rollout,) in zip(
+        prompts, engine.generate(SampleRequest(prompts, 1, GREEDY, seed=0, step=0)), strict=True
+    ):
         expected = model.generate(
             **model_inputs(prompt_),
             do_sample=False,
@@ -75,7 +77,9 @@ def test_logprobs_are_those_of_a_teacher_forced_forward(
     """Rows leave the batch as they end, so a row's experts are those of its own state, whoever stands beside it."""
     model, engine = worlds[kind]
     prompts = unequal_prompts()
-    groups = engine.generate(prompts, 5, Sampling(temperature=temperature, max_new_tokens=40), seed=1, step=2)
+    groups = engine.generate(
+        SampleRequest(prompts, 5, Sampling(temperature=temperature, max_new_tokens=40), seed=1, step=2)
+    )
     for prompt_, group in zip(prompts, groups, strict=True):
         for rollout in group:
             forced = forced_logprobs(model, prompt_, rollout, temperature)
@@ -87,7 +91,9 @@ def test_logprobs_are_those_of_a_teacher_forced_forward(
 def test_a_response_ends_at_the_end_token_or_is_cut(world: tuple[Any, EmbeddedRollout]) -> None:
     _, engine = world
     rollouts = [
-        r for g in engine.generate(unequal_prompts(), 16, Sampling(max_new_tokens=60), seed=5, step=0) for r in g
+        r
+        for g in engine.generate(SampleRequest(unequal_prompts(), 16, Sampling(max_new_tokens=60), seed=5, step=0))
+        for r in g
     ]
     reasons = {rollout.finish_reason for rollout in rollouts}
     assert reasons == {"stop", "length"}, "blind: this seed must show both"
@@ -124,7 +130,9 @@ def test_a_response_sampled_in_vain_ends_there(world: tuple[Any, EmbeddedRollout
     cutting.update_weights(policy_weights(model), version=3)
     prompts, sampling = unequal_prompts(), Sampling(max_new_tokens=30)
     kinds = set()
-    for whole, cut in zip(*(e.generate(prompts, 8, sampling, seed=5, step=0) for e in (engine, cutting)), strict=True):
+    for whole, cut in zip(
+        *(e.generate(SampleRequest(prompts, 8, sampling, seed=5, step=0)) for e in (engine, cutting)), strict=True
+    ):
         for before, after in zip(whole, cut, strict=True):
             named = [t for t, token in enumerate(before.token_ids) if t >= 3 and token < 20]
             length = named[0] + 1 if named else len(before.token_ids)
@@ -140,15 +148,15 @@ def test_samples_do_not_depend_on_how_prompts_are_split(world: tuple[Any, Embedd
     model, engine = world
     prompts = unequal_prompts()
     sampling = Sampling(max_new_tokens=30)
-    whole = engine.generate(prompts, 4, sampling, seed=7, step=9)
+    whole = engine.generate(SampleRequest(prompts, 4, sampling, seed=7, step=9))
     halves = [
-        *engine.generate(prompts[:1], 4, sampling, seed=7, step=9),
-        *engine.generate(prompts[1:], 4, sampling, seed=7, step=9, prompt_offset=1),
+        *engine.generate(SampleRequest(prompts[:1], 4, sampling, seed=7, step=9)),
+        *engine.generate(SampleRequest(prompts[1:], 4, sampling, seed=7, step=9, prompt_offset=1)),
     ]
     model.config.save_pretrained(tmp_path)
     narrow = engine_for(tmp_path, rows_per_batch=5)
     narrow.update_weights(policy_weights(model), version=3)
-    one_by_one = narrow.generate(prompts, 4, sampling, seed=7, step=9)
+    one_by_one = narrow.generate(SampleRequest(prompts, 4, sampling, seed=7, step=9))
     tokens = [[r.token_ids for r in group] for group in whole]
     assert [[r.token_ids for r in group] for group in halves] == tokens
     assert [[r.token_ids for r in group] for group in one_by_one] == tokens
@@ -158,9 +166,9 @@ def test_any_samples_of_any_prompts_can_be_drawn(world: tuple[Any, EmbeddedRollo
     """Unequal numbers of rows a prompt, in one batch and in several: each row is the one of the whole draw."""
     _, engine = world
     prompts, sampling = unequal_prompts(), Sampling(max_new_tokens=60)
-    whole = engine.generate(prompts, 6, sampling, seed=5, step=1)
+    whole = engine.generate(SampleRequest(prompts, 6, sampling, seed=5, step=1))
     wanted = [range(4, 6), range(6), range(1)]
-    part = engine.generate(prompts[1:], 6, sampling, seed=5, step=1, prompt_offset=1, samples=wanted)
+    part = engine.generate(SampleRequest(prompts[1:], 6, sampling, seed=5, step=1, prompt_offset=1, samples=wanted))
     for drawn, group, numbers in zip(part, whole[1:], wanted, strict=True):
         assert [r.token_ids for r in drawn] == [group[i].token_ids for i in numbers]
     assert len({len(r.token_ids) for drawn in part for r in drawn}) > 2, "blind: rows must leave at different times"
@@ -172,7 +180,7 @@ def test_seed_step_and_sample_all_change_the_draw(world: tuple[Any, EmbeddedRoll
     draws = {
         rollout.token_ids
         for seed, step in ((0, 0), (1, 0), (0, 1))
-        for rollout in engine.generate([prompt(1)], 3, sampling, seed=seed, step=step)[0]
+        for rollout in engine.generate(SampleRequest([prompt(1)], 3, sampling, seed=seed, step=step))[0]
     }
     assert len(draws) == 9
 
@@ -185,7 +193,7 @@ def test_placeholders_are_never_sampled(tmp_path: Path) -> None:
     engine = engine_for(tmp_path)
     engine.update_weights(policy_weights(model), version=0)
     for sampling in (Sampling(max_new_tokens=30), GREEDY, Sampling(top_p=0.5, max_new_tokens=30)):
-        for group in engine.generate([prompt(2)], 8, sampling, seed=0, step=0):
+        for group in engine.generate(SampleRequest([prompt(2)], 8, sampling, seed=0, step=0)):
             assert all(not {IMAGE, VIDEO} & set(rollout.token_ids) for rollout in group)
 
 
@@ -198,7 +206,9 @@ def test_updated_weights_are_used(
     engine = engine_for(tmp_path)
     for version, model in ((0, worlds[kind][0]), (1, other)):
         engine.update_weights(policy_weights(model), version)
-        (rollout,) = engine.generate([prompt(2, (4, 4))], 1, Sampling(max_new_tokens=12), seed=0, step=0)[0]
+        (rollout,) = engine.generate(
+            SampleRequest([prompt(2, (4, 4))], 1, Sampling(max_new_tokens=12), seed=0, step=0)
+        )[0]
         forced = forced_logprobs(model, prompt(2, (4, 4)), rollout, 1.0)
         torch.testing.assert_close(torch.tensor(rollout.logprobs).double(), forced, atol=LOGPROB_TOLERANCE, rtol=0.0)
         assert rollout.policy_version == version == engine.policy_version
@@ -210,7 +220,7 @@ def test_an_untied_head_is_a_weight_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(WeightSyncError, match=r"1 of \d+ .* lm_head\.weight"):
         engine.update_weights(policy_weights(model), version=0)
     engine.update_weights(model.state_dict().items(), version=0)
-    (rollout,) = engine.generate([prompt(1)], 1, Sampling(max_new_tokens=12), seed=0, step=0)[0]
+    (rollout,) = engine.generate(SampleRequest([prompt(1)], 1, Sampling(max_new_tokens=12), seed=0, step=0))[0]
     forced = forced_logprobs(model, prompt(1), rollout, 1.0)
     torch.testing.assert_close(torch.tensor(rollout.logprobs).double(), forced, atol=LOGPROB_TOLERANCE, rtol=0.0)
 
@@ -271,7 +281,7 @@ def test_weights_that_are_not_the_models_are_refused_and_nothing_can_be_sampled(
         engine.update_weights(weights.items(), version=1)
     assert engine.policy_version is None
     with pytest.raises(WeightSyncError, match="no complete set of weights"):
-        engine.generate([prompt(1)], 1, GREEDY, seed=0, step=0)
+        engine.generate(SampleRequest([prompt(1)], 1, GREEDY, seed=0, step=0))
 
 
 def test_a_weight_sent_twice_is_refused(tmp_path: Path) -> None:
@@ -283,8 +293,10 @@ def test_a_weight_sent_twice_is_refused(tmp_path: Path) -> None:
 def test_bad_requests_and_diverged_weights_are_named(world: tuple[Any, EmbeddedRollout], tmp_path: Path) -> None:
     _, engine = world
     with pytest.raises(DataError, match="'p1' has 10 tokens"):
-        engine.generate([prompt(1)], 1, Sampling(max_new_tokens=247), seed=0, step=0)
-    assert engine.generate([prompt(1)], 1, Sampling(max_new_tokens=246), seed=0, step=0), "all 256 may be filled"
+        engine.generate(SampleRequest([prompt(1)], 1, Sampling(max_new_tokens=247), seed=0, step=0))
+    assert engine.generate(SampleRequest([prompt(1)], 1, Sampling(max_new_tokens=246), seed=0, step=0)), (
+        "all 256 may be filled"
+    )
     with pytest.raises(ConfigError, match="end token"):
         EmbeddedRollout(tmp_path, NoSegments(), end_token_ids=[], device=CPU)
     model = tiny_model(tmp_path)
@@ -293,4 +305,4 @@ def test_bad_requests_and_diverged_weights_are_named(world: tuple[Any, EmbeddedR
     broken = engine_for(tmp_path)
     broken.update_weights(policy_weights(model), version=8)
     with pytest.raises(PrismError, match=r"version 8 .* not finite"):
-        broken.generate([prompt(1)], 1, Sampling(max_new_tokens=4), seed=0, step=0)
+        broken.generate(SampleRequest([prompt(1)], 1, Sampling(max_new_tokens=4), seed=0, step=0))

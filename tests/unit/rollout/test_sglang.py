@@ -22,7 +22,7 @@ from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import DataError, RolloutError, WeightSyncError
 from prism_megatron.rollout import sglang_requests
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_http import Patience
 from prism_megatron.types import ImageInput, Prompt
@@ -83,7 +83,7 @@ def generated(fakes: list[FakeSGLang]) -> list[dict[str, Any]]:
 
 
 def generate(engine: SGLangRollout, asked: list[Prompt], n: int = 2) -> Any:
-    return engine.generate(asked, n, SAMPLING, seed=0, step=0)
+    return engine.generate(SampleRequest(asked, n, SAMPLING, seed=0, step=0))
 
 
 def test_the_server_sees_the_policys_pixels_once_for_all_samples(
@@ -107,7 +107,7 @@ def test_the_server_sees_the_policys_pixels_once_for_all_samples(
 def test_the_server_samples_as_it_is_told(engine: SGLangRollout, fakes: list[FakeSGLang], renderer: Renderer) -> None:
     """Claim: every setting reaches it; the log-probs that it gives are those under the temperature it was told."""
     sampling = Sampling(temperature=0.6, top_p=0.9, max_new_tokens=7)
-    engine.generate(prompts(renderer), 2, sampling, seed=0, step=0)
+    engine.generate(SampleRequest(prompts(renderer), 2, sampling, seed=0, step=0))
     (body,) = generated(fakes)
     asked = {name: body["sampling_params"][name] for name in ("temperature", "top_p", "max_new_tokens", "n")}
     assert asked == {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": 7, "n": 2}
@@ -298,7 +298,7 @@ def test_a_prompt_must_fit_each_of_the_servers(fakes: list[FakeSGLang], renderer
 
 def test_a_rank_draws_its_own_samples_only(engine: SGLangRollout, fakes: list[FakeSGLang], renderer: Renderer) -> None:
     groups = engine.generate(
-        prompts(renderer, 3), 4, SAMPLING, seed=0, step=0, samples=[range(3, 4), range(4), range(1, 3)]
+        SampleRequest(prompts(renderer, 3), 4, SAMPLING, seed=0, step=0, samples=[range(3, 4), range(4), range(1, 3)])
     )
     assert [len(group) for group in groups] == [1, 4, 2]
     assert sorted(body["sampling_params"]["n"] for body in generated(fakes)) == [1, 2, 4]

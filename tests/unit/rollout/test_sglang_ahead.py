@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from prism_megatron.errors import RolloutError, WeightSyncError
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.types import Prompt, Rollout, VersionSpan
 from tests.unit.rollout.attached import IMPATIENT
@@ -59,7 +59,7 @@ def beside() -> Iterator[Callable[..., Future[Any]]]:
 
 def generate(engine: SGLangRollout, *token_ids: int) -> list[tuple[Rollout, ...]]:
     prompts = [Prompt(str(token), (token, 6), (), "") for token in token_ids]
-    return engine.generate(prompts, 2, Sampling(max_new_tokens=8), seed=0, step=0)
+    return engine.generate(SampleRequest(prompts, 2, Sampling(max_new_tokens=8), seed=0, step=0))
 
 
 def num_requests(fakes: list[FakeSGLang]) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from prism_megatron.data.loader import Example
 from prism_megatron.errors import DataError, RolloutError
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.sampling.queue import RolloutQueue, Staleness, staleness
 from prism_megatron.types import Prompt, Response, Rollout, RolloutGroup, Segments, VersionSpan
 
@@ -41,9 +41,9 @@ class GatedEngine:
         self.seeds: set[int] = set()
         self._gated = gated
 
-    def generate(self, prompts: Sequence[Prompt], n: int, _: Sampling, *, seed: int, step: int, **__: Any) -> Any:
-        first = 0 if self.lags else self.policy_version
-        self.seeds.add(seed)
+    def generate(self, request: SampleRequest) -> Any:
+        first, prompts, step = 0 if self.lags else self.policy_version, request.prompts, request.step
+        self.seeds.add(request.seed)
         self.asked.append((step, tuple(prompt.id for prompt in prompts)))
         together = self.together
         self.started[step].set()
@@ -55,7 +55,7 @@ class GatedEngine:
             raise RolloutError("closed")
         if step == self.broken_step:
             raise DataError(f"prompt {prompts[0].id!r} is too long")
-        return [(rollout(first, self.policy_version),) * n for _ in prompts]
+        return [(rollout(first, self.policy_version),) * len(numbers) for numbers in request.wanted]
 
     def close(self) -> None:
         self.closed = True

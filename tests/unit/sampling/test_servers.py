@@ -16,7 +16,7 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import ConfigError, RolloutError
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.sampling import servers
 from prism_megatron.sampling.servers import API_KEY, SharedRollout, build_served_rollout, first_server_gpu
 from prism_megatron.types import Prompt
@@ -107,7 +107,9 @@ def test_ranks_with_one_request_each_ask_different_servers(
                                       dtype=torch.float32)  # fmt: skip
         one.version = two.version = "5"
         shared._engine.follow(5)
-        shared._engine.generate([Prompt("p", (5, 6), (), "")], 1, Sampling(max_new_tokens=4), seed=0, step=0)
+        shared._engine.generate(
+            SampleRequest([Prompt("p", (5, 6), (), "")], 1, Sampling(max_new_tokens=4), seed=0, step=0)
+        )
         shared.close()
         assert ["/generate" in fake.paths() for fake in (one, two)] == [rank % 2 == 0, rank % 2 == 1]
 

@@ -16,7 +16,7 @@ from prism_megatron.config.warm_start import MINI_WARM_START, MINI_WARM_START_RE
 from prism_megatron.data.loader import Example
 from prism_megatron.data.records import Record, in_part
 from prism_megatron.errors import ConfigError, DataError
-from prism_megatron.rollout.base import Sampling
+from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.stages.warm_start.build import build_sources
 from prism_megatron.stages.warm_start.pairs import SampledPairs
@@ -80,10 +80,10 @@ class Napping:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def generate(self, prompts: list[Prompt], n: int, *_: Any, **__: Any) -> list[tuple[Rollout, ...]]:
+    def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
         self.calls.append("generate")
         answer = Rollout((5,), (-0.1,), "stop", (VersionSpan(0, 0, 1),), Segments(None, None, "not judged"))
-        return [(answer,) * n for _ in prompts]
+        return [(answer,) * len(numbers) for numbers in request.wanted]
 
     def wake(self) -> None:
         self.calls.append("wake")
