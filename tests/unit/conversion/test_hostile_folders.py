@@ -63,6 +63,10 @@ def test_damaged_and_hostile_folders_are_refused(tmp_path: Path, like: Path) -> 
     edit_index(folder, "a.weight", max(folder.glob("model-*.safetensors")).name)
     refused("wrong-shard", "puts 'a.weight' into .*which does not hold it")
 
+    folder = sharded(tmp_path / "beside-others", like)
+    edit_index(folder, "c.bias", first_shard(folder).name)
+    refused("beside-others", "puts 'c.bias' into .*which does not hold it")
+
     folder = sharded(tmp_path / "unlisted", like)
     index = json.loads((folder / INDEX).read_text())
     del index["weight_map"]["b.weight"]

@@ -54,7 +54,9 @@ def test_rows_put_together_are_what_the_op_makes(op: Op, shapes: tuple[tuple[int
     for number, tensor in enumerate(tensors):
         start, stop = 1, len(tensor)
         back = torch.full_like(tensor[start:stop], torch.nan)
-        for run in origins_of(mapping, number, start, stop):
+        found = list(origins_of(mapping, number, start, stop))
+        assert [run.origin for run in found] == sorted(run.origin for run in found)
+        for run in found:
             rows = whole[run.target : run.target + run.count]
             target = back[run.origin - start : run.origin - start + run.count]
             target.copy_(rows.reshape(target.shape))
