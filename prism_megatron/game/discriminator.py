@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -95,10 +97,12 @@ class DiscriminatorOrigin:
 
     def _provider(self, policy: Qwen3VLShape, execution: Execution) -> DiscriminatorProvider:
         variant = Variant.of(self.flags)
-        return DiscriminatorProvider(
-            self._shape(policy),
-            variant.towers,
-            modality=variant.modality,
+        make: Callable[..., DiscriminatorProvider] = partial(
+            DiscriminatorProvider, policy, variant.towers, modality=variant.modality
+        )
+        if self.folder is not None:
+            make = partial(DiscriminatorProvider.from_folder, files_folder(self.folder, "discriminator"))
+        return make(
             head_dropout=self.flags.head_dropout,
             load_balance_scope=self.flags.load_balance_scope,
             router_z_loss=self.flags.router_z_loss,

@@ -17,6 +17,7 @@ with ``equivalent = "why"`` changes nothing that can be observed; its tests have
 from __future__ import annotations
 
 import ast
+import functools
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -53,7 +54,7 @@ class Defect:
             raise CatalogueError(f"{self.name}: the text to replace stands {found} times in {self.file}, not once")
         wrong = text.replace(self.old, self.new)
         try:
-            same = ast.dump(ast.parse(text)) == ast.dump(ast.parse(wrong))
+            same = _code(text) == ast.dump(ast.parse(wrong))
         except SyntaxError as error:
             raise CatalogueError(f"{self.name}: {self.file} is no Python any more after the edit: {error}") from None
         if same:
@@ -63,6 +64,11 @@ class Defect:
     def line(self, root: Path) -> int:
         """The line at which ``old`` begins, counted from 1."""
         return (root / self.file).read_text(encoding="utf-8").partition(self.old)[0].count("\n") + 1
+
+
+@functools.cache
+def _code(text: str) -> str:
+    return ast.dump(ast.parse(text))
 
 
 def load(folder: Path = FOLDER) -> list[Defect]:

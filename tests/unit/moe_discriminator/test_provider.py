@@ -11,6 +11,7 @@ from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.engine.execution import Execution
 from tests.distributed import tiny
 
 
@@ -23,9 +24,7 @@ def test_a_loaded_discriminator_is_trained_as_asked(tmp_path: Path) -> None:
         "load_balance_scope": "microbatch",
         "router_z_loss": 0.02,
         "freeze_vision": True,
-        "recompute": RecomputeConfig("full"),
-        "precision": PrecisionConfig(transformer_engine="off"),
-        "layers": "te",
+        "execution": Execution(RecomputeConfig("full"), PrecisionConfig(transformer_engine="off"), "te"),
     }
     provider = DiscriminatorProvider.from_folder(tmp_path, **asked)  # type: ignore[arg-type]  # the literals above
     assert {name: getattr(provider, name) for name in asked} == asked
