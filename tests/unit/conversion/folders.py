@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from prism_megatron.conversion.checkpoint_folder import write_state
 from prism_megatron.conversion.hf_writer import write_hf_folder
+from prism_megatron.conversion.ops import Box
+from prism_megatron.conversion.torch_dist_writer import WrittenChunk, write_data_file, write_index
 
 
 def companions(folder: Path) -> Path:
@@ -30,4 +35,17 @@ def weights() -> dict[str, torch.Tensor]:
 
 def sharded(folder: Path, like: Path) -> Path:
     write_hf_folder(folder, weights().items(), like=like, max_shard_bytes=70)
+    return folder
+
+
+def checkpoint_of(folder: Path, tensors: Mapping[str, Tensor], engines: Mapping[str, Mapping[str, int]]) -> Path:
+    """A checkpoint of these tensors, each in one chunk, without models."""
+    folder.mkdir(exist_ok=True)
+    lengths = write_data_file(folder / "__0_0.distcp", tensors.values(), lambda _: None)
+    chunks = [
+        WrittenChunk(key, Box((0,) * tensor.dim(), tuple(tensor.shape)), "__0_0.distcp", sum(lengths[:n]), lengths[n])
+        for n, (key, tensor) in enumerate(tensors.items())
+    ]
+    write_index(folder, {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}, chunks)
+    write_state(folder, engines=engines, models={}, state={"step": 11})
     return folder

@@ -152,9 +152,10 @@ def test_scales_that_do_not_fit_are_refused(tmp_path: Path, change: str) -> None
         open_weights(write(tmp_path / "m", held, {"quantization_config": SETTINGS}))
 
 
-def test_scales_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_scales_that_are_not_finite_are_refused(tmp_path: Path, number: float) -> None:
     held = stored()
-    held[f"{Q}_scale_inv"][1, 1] = float("nan")
+    held[f"{Q}_scale_inv"][1, 1] = number
     opened = open_weights(write(tmp_path / "m", held, {"quantization_config": SETTINGS}))
     with pytest.raises(ConversionError, match=f"'{Q}_scale_inv' holds numbers that are not finite"):
         opened.get(Q)

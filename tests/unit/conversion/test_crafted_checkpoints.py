@@ -292,15 +292,17 @@ def test_code_that_a_model_brings_along_is_not_asked_for(model: Path, monkeypatc
     """Claim: transformers is not left to ask the user whether to run it; the folder's tokenizer needs none."""
     (model / "evil.py").write_text(f"import os\nos.mkdir({CANARY!r})\nclass Evil: pass\n")
     own = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
-    for name in ("config.json", "tokenizer_config.json"):
-        document = json.loads((model / name).read_text())
-        (model / name).write_text(json.dumps(document | own))
+    document = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(document | own))
+    asked: list[str] = []
 
     def answer(question: str = "") -> str:
-        raise AssertionError(question)
+        asked.append(question)
+        return "n"
 
     monkeypatch.setattr(builtins, "input", answer)
     Renderer.from_folder(model)
+    assert not asked
 
 
 @cases(crafted.FLAGS, {"--config": read_yaml})

@@ -71,6 +71,13 @@ def test_everything_is_on_disk_before_it_has_its_name(
     assert after == f"flush {tmp_path}"
 
 
+def test_overlapping_views_are_written_each_for_itself(tmp_path: Path, like: Path) -> None:
+    numbers = torch.arange(8.0)
+    views = {"x": numbers[:5], "y": numbers[3:], "z": numbers}
+    write_hf_folder(tmp_path / "model", views.items(), like=like)
+    assert all(torch.equal(HFFolder(tmp_path / "model").get(name), view) for name, view in views.items())
+
+
 def test_shards_are_no_larger_than_asked_for(tmp_path: Path, like: Path) -> None:
     """Claim: a tensor goes into the next shard where it would make this one larger; the index counts all bytes."""
     sizes = {"a": 6, "b": 4, "c": 5, "d": 9, "e": 1}

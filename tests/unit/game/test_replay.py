@@ -93,6 +93,6 @@ def test_answers_are_not_put_to_other_prompts() -> None:
     buffer = ReplayBuffer(GAME, seed=1)
     buffer.add(0, played(0))
     plain = json.loads(json.dumps(buffer.to_plain()))
-    for others in (lambda step: prompts(step + 1), lambda step: prompts(step)[:1]):
+    for others in (lambda step: prompts(step + 1), lambda step: prompts(step)[:2]):
         with pytest.raises(CheckpointError, match=r"answers to prompt '0/[02]'.*--prompts-per-step"):
             ReplayBuffer(GAME, seed=1).restore(plain, others)

@@ -20,11 +20,12 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.conversion import compare
 from prism_megatron.conversion.hf_reader import SINGLE
 from prism_megatron.errors import ConfigError
-from prism_megatron.jobs.check_weights import check_weights
+from prism_megatron.jobs.check_weights import Check, check_weights
 from prism_megatron.jobs.convert import to_megatron
 from prism_megatron.jobs.inspect_folder import inspect_folder, text
 from prism_megatron.parity.tiny import MODELS, tiny_config, tiny_model
 from tests.conftest import REPOSITORY
+from tests.unit.conversion.folders import checkpoint_of
 
 NORM = "model.language_model.norm.weight"
 GATE_UP = "model.language_model.layers.1.mlp.experts.gate_up_proj"
@@ -113,6 +114,44 @@ def test_differences_are_named_and_measured(experts: Path, checkpoint: Path, tmp
     assert [t["max_difference"] for t in document["tensors"] if t["name"] == "scale"] == ["inf"]
     with pytest.raises(ConfigError, match="--role policy picks what of a checkpoint"):
         check_weights(CheckConfig(str(a), str(b), role="policy"))
+
+
+def test_two_checkpoints_are_compared_with_each_other(tmp_path: Path) -> None:
+    """Claim: names that one of them lacks make a difference on either side; only what both have is counted. Where one
+    has no optimizer, weights alone are compared, and that is said."""
+    weights = {"policy.a": torch.arange(3.0), "policy.b": torch.zeros(5)}
+    state = {"optimizer.exp_avg.policy.a": torch.ones(3)}
+
+    def check(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> Check:
+        engines = {"policy": {"steps_taken": 1, "adam_step": 1}}
+        for name, tensors in (("a", a), ("b", b)):
+            checkpoint_of(tmp_path / name, tensors, engines)
+        return check_weights(CheckConfig(str(tmp_path / "a"), str(tmp_path / "b")))
+
+    assert check(weights | state, weights | state).equal
+    trained = check(weights | state, weights)
+    assert trained.equal
+    assert trained.notes == ["one of the checkpoints has no optimizer state: only weights are compared"]
+    assert trained.num_bytes == 32
+    changed_state = {name: tensor + 1 for name, tensor in state.items()}
+    assert [one.name for one in check(weights | state, weights | changed_state).compared if not one.equal] == [*state]
+    assert check(weights | state, weights | changed_state).notes == []
+    more = weights | {"policy.c": torch.zeros(7)}
+    for a, b, only_in_a, only_in_b in ((more, weights, ["policy.c"], []), (weights, more, [], ["policy.c"])):
+        found = check(a, b)
+        assert (found.only_in_a, found.only_in_b, found.num_bytes, found.equal) == (only_in_a, only_in_b, 32, False)
+
+
+def test_the_first_ten_differences_are_shown(tmp_path: Path) -> None:
+    """Claim: more are counted, and ten are all."""
+    for count, rest in ((10, []), (11, ["  … and 1 more"]), (13, ["  … and 3 more"])):
+        for name, value in (("a", 0.0), ("b", 1.0)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            save_file({f"{n:02d}": torch.tensor(value) for n in range(count)}, tmp_path / name / SINGLE)
+        lines = check_weights(CheckConfig(str(tmp_path / "a"), str(tmp_path / "b"))).text().splitlines()
+        assert lines[0] == f"{count} tensors differ:"
+        assert lines[1:11] == [f"  {n:02d} float32 []: 1 elements differ, by at most 1" for n in range(10)]
+        assert lines[11:-1] == rest
 
 
 def test_inspect_says_what_a_folder_holds(experts: Path, checkpoint: Path) -> None:

@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 
 from prism_megatron.config.check import InspectConfig
-from prism_megatron.conversion.checkpoint_folder import write_state
-from prism_megatron.conversion.ops import Box
-from prism_megatron.conversion.torch_dist_writer import WrittenChunk, write_data_file, write_index
 from prism_megatron.jobs.inspect_folder import inspect_folder, text
+from tests.unit.conversion.folders import checkpoint_of
 
 TENSORS = {
     "policy.a": torch.zeros(3, 2),
@@ -25,17 +23,11 @@ TENSORS = {
 def test_each_role_is_told_with_its_own(tmp_path: Path) -> None:
     """Claim: weights, optimizer state, their bytes and counts of steps are the role's own; Adam's count is not that of
     the steps, because a step may be skipped."""
-    lengths = write_data_file(tmp_path / "__0_0.distcp", TENSORS.values(), lambda _: None)
-    chunks = [
-        WrittenChunk(key, Box((0,) * tensor.dim(), tuple(tensor.shape)), "__0_0.distcp", sum(lengths[:n]), lengths[n])
-        for n, (key, tensor) in enumerate(TENSORS.items())
-    ]
-    write_index(tmp_path, {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in TENSORS.items()}, chunks)
     engines = {
         "policy": {"steps_taken": 9, "adam_step": 8},
         "discriminator": {"steps_taken": 4, "adam_step": 3},
     }
-    write_state(tmp_path, engines=engines, models={}, state={"step": 11})
+    checkpoint_of(tmp_path, TENSORS, engines)
     facts = inspect_folder(InspectConfig(str(tmp_path)))
     assert facts["kind"] == "checkpoint of training"
     assert facts["state"] == {"step": 11}

@@ -183,12 +183,12 @@ def test_weights_that_go_wrong_on_their_way_bring_all_servers_back(attach: Attac
 
 @pytest.mark.parametrize("transport", ["tensor", "disk", "group"])
 def test_what_does_not_change_is_sent_once(transport: Transport, attach: Attach, fakes: list[FakeSGLang]) -> None:
-    """And a server that was restarted since gets it all the same."""
+    """And a server that was restarted since gets it all the same: the vision tower of its own folder is another one."""
     supervision = FakeSupervision(fakes)
     engine = attach(servers=supervision, transport=transport, bucket_bytes=1_000_000)
     with pytest.raises(WeightSyncError, match="send all first"):
-        engine.update_weights(announced(1.0, left_out=VISION), 1)
-    engine.update_weights(announced(1.0), 1)
+        engine.update_weights(announced(2.0, left_out=VISION), 1)
+    engine.update_weights(announced(2.0), 1)
     for version, factor in ((2, 3.0), (3, 4.0)):
         for fake in fakes:
             fake.calls.clear()
@@ -241,9 +241,9 @@ def test_one_version_is_on_disk_between_updates(attach: Attach, tmp_path: Path) 
 
 
 def assert_mixed(fake: FakeSGLang, factor: float, version: int) -> None:
-    """The vision tower as it was, all else times ``factor``."""
+    """The vision tower times 2, all else times ``factor``."""
     assert fake.version == str(version)
-    for (name, first), (_, changed) in zip(mini_weights(), mini_weights(factor), strict=True):
+    for (name, first), (_, changed) in zip(mini_weights(2.0), mini_weights(factor), strict=True):
         assert torch.equal(fake.weights[name], first if name in VISION else changed), name
 
 
@@ -421,6 +421,17 @@ def test_when_one_server_fails_all_keep_the_last_good_version(
     engine.update_weights(announced(3.0), 2)
     for fake in fakes:
         assert_holds(fake, 3.0, 2)
+
+
+def test_a_server_that_failed_gets_a_new_group_and_no_other_does(attach: Attach, fakes: list[FakeSGLang]) -> None:
+    """Of a group in which something went wrong nothing is known."""
+    engine = attach(transport="group")
+    fakes[1].refuse["/begin_weight_update"] = 1
+    with pytest.raises(WeightSyncError, match="was refused"):
+        engine.update_weights(announced(2.0), 1)
+    engine.update_weights(announced(2.0), 1)
+    assert [fake.paths().count("/init_weights_update_group") for fake in fakes] == [1, 2]
+    assert [fake.paths().count("/destroy_weights_update_group") for fake in fakes] == [0, 1]
 
 
 def test_a_server_that_fails_in_the_middle_ends_the_update(attach: Attach, fakes: list[FakeSGLang]) -> None:

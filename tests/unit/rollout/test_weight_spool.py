@@ -45,9 +45,9 @@ def test_tensors_are_written_in_the_order_of_their_indices(tmp_path: Path) -> No
 
 
 def test_what_is_left_out_is_taken_from_the_folder_before(tmp_path: Path) -> None:
-    """A file of which all is kept, one of which a part is, and one of which nothing is."""
+    """A file of which a part is kept, one of which all is, and one of which nothing is."""
     one, two, three = torch.ones(2), torch.full((3,), 2.0), torch.full((1,), 3.0)
-    before = spooled(tmp_path / "a", {"x": one, "y": one}, {"z": two, "changed": two}, {"changed too": three})
+    before = spooled(tmp_path / "a", {"z": two, "changed": two}, {"x": one, "y": one}, {"changed too": three})
     spool = Spool(tmp_path / "b", like=FOLDER)
     spool.carry_over(before, {"x", "y", "z"})
     spool.add([("changed", -two), ("changed too", -three)])
