@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.observability.metrics import Row, to_json, write_atomically
-from prism_megatron.types import TOWER_NAMES
 
-ROLES = ("policy", "discriminator")
 SECONDS_PREFIX = "seconds/"
 _WINDOW = 10
 
@@ -35,46 +33,22 @@ class RunFacts:
 
 
 def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
-    """The summary of a run.
+    """What the summary of any stage has; a stage adds its own figures.
 
-    Shares and gaps are pooled over the last ten steps, weighted by their counts, which stand beside them; totals and
-    the largest gradient norms are those of all steps. A share without data is None beside a count of 0. ``steps``
-    counts from the very first step, also where the rows begin at a later one (a run that went on in a new folder).
+    ``steps`` counts from the very first step, also where the rows begin at a later one (a run that went on in a new
+    folder).
     """
-    last = rows[-_WINDOW:]
-    tokens = _total(rows, "response_tokens")
+    tokens = total(rows, "response_tokens")
     in_steps = _seconds_by_phase(rows)
     outside = facts.other_seconds
     seconds = {phase: outside.get(phase, 0.0) + in_steps.get(phase, 0.0) for phase in {**outside, **in_steps}}
     seconds_of_steps = sum(in_steps.values())
     return {
         "steps": int(number(rows[-1], "step") or 0) + 1 if rows else 0,
-        "policy_version": rows[-1].get("policy_version") if rows else None,
         "world_size": facts.world_size,
         "layout": dict(facts.layout),
-        "window_steps": len(last),
-        "reward_gap": {tower: _pooled(last, f"{tower}/reward_gap", f"{tower}/pairs") for tower in TOWER_NAMES},
-        "disc_accuracy": {tower: _pooled(last, f"{tower}/accuracy", f"{tower}/pairs") for tower in TOWER_NAMES},
-        "pairs": {tower: _total(last, f"{tower}/pairs") for tower in TOWER_NAMES},
-        "auc": {tower: _pooled(last, f"{tower}/auc", f"{tower}/auc_pairs") for tower in TOWER_NAMES},
-        "auc_pairs": {tower: _total(last, f"{tower}/auc_pairs") for tower in TOWER_NAMES},
-        "length_correlation": {
-            tower: _pooled(last, f"{tower}/length_correlation", f"{tower}/length_correlation_count")
-            for tower in TOWER_NAMES
-        },
-        "tower_agreement": _pooled(last, "tower_agreement", "tower_agreement_groups"),
-        "rollbacks": _total(rows, "rolled_back"),
-        "valid_share": _pooled(last, "valid_share", "rollouts"),
-        "valid_rollouts": _total(last, "valid_rollouts"),
-        "rollouts": _total(last, "rollouts"),
+        "window_steps": len(window(rows)),
         "tokens_per_second": tokens / seconds_of_steps if seconds_of_steps else None,
-        "totals": {
-            "pairs": {tower: _total(rows, f"{tower}/pairs") for tower in TOWER_NAMES},
-            "valid_rollouts": _total(rows, "valid_rollouts"),
-            "rollouts": _total(rows, "rollouts"),
-            "response_tokens": tokens,
-        },
-        "largest_grad_norm": {role: _largest(rows, f"{role}_grad_norm") for role in ROLES},
         "seconds_by_phase": seconds,
         "hf_export": facts.hf_export,
         "checkpoint": facts.checkpoint,
@@ -86,6 +60,11 @@ def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write indented JSON in one rename."""
     write_atomically(path, to_json(summary, indent=2) + "\n")
+
+
+def window(rows: Sequence[Row]) -> Sequence[Row]:
+    """The last ten steps, which shares and gaps are pooled over."""
+    return rows[-_WINDOW:]
 
 
 def number(row: Row, key: str) -> float | None:
@@ -100,18 +79,21 @@ def step_seconds(row: Row) -> float | None:
     return sum(seconds) if seconds else None
 
 
-def _pooled(rows: Sequence[Row], key: str, count_key: str) -> float | None:
+def pooled(rows: Sequence[Row], key: str, count_key: str) -> float | None:
+    """Mean of a figure, weighted by its count; None where no row has both."""
     pairs = [(number(row, key), number(row, count_key)) for row in rows]
     known = [(value, count) for value, count in pairs if value is not None and count]
-    total = sum(count for _, count in known)
-    return sum(value * count for value, count in known) / total if total else None
+    weight = sum(count for _, count in known)
+    return sum(value * count for value, count in known) / weight if weight else None
 
 
-def _total(rows: Sequence[Row], key: str) -> int:
+def total(rows: Sequence[Row], key: str) -> int:
+    """Sum of a count over rows; rows without it count 0."""
     return int(sum(number(row, key) or 0.0 for row in rows))
 
 
-def _largest(rows: Sequence[Row], key: str) -> float | None:
+def largest(rows: Sequence[Row], key: str) -> float | None:
+    """The largest value of a figure, or None where no row has it."""
     return max((value for row in rows if (value := number(row, key)) is not None), default=None)
 
 

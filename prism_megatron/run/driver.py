@@ -60,7 +60,7 @@ def drive(world: World, config: ConfigT, build: Callable[[ConfigT, Session], Sta
         play(session, stage, range(first_step, stage.total_steps), config)
         artefacts = stage.finish(output)
     if world.is_main:
-        _report(session, artefacts)
+        _report(session, stage, artefacts)
     if artefacts.problem is not None:
         raise PrismError(artefacts.problem)
 
@@ -99,7 +99,7 @@ def _save(session: Session, stage: Stage, step: int, *, seed: int, good: bool) -
     session.say(f"saved {folder} in {time.perf_counter() - started:.1f} s")
 
 
-def _report(session: Session, artefacts: Artefacts) -> None:
+def _report(session: Session, stage: Stage, artefacts: Artefacts) -> None:
     """Write summary and, for a stage that has one, the report; for the main rank."""
     output, world = session.output, session.world
     rows = read_metrics(output / METRICS)
@@ -112,7 +112,7 @@ def _report(session: Session, artefacts: Artefacts) -> None:
         torch=torch.__version__,
         other_seconds=session.other_seconds,
     )
-    summary = {**summarise(rows, facts), **artefacts.figures}
+    summary = {**summarise(rows, facts), **stage.summarise(rows), **artefacts.figures}
     write_summary(output / SUMMARY, summary)
     written = [str(output / SUMMARY)]
     if artefacts.samples is not None:

@@ -76,6 +76,9 @@ class Stage(Protocol):
     def state(self) -> Plain:
         """What a checkpoint keeps beside the engines, as JSON."""
 
+    def summarise(self, rows: Sequence[Row]) -> Plain:
+        """What the summary of a run with these rows has beyond the figures of all stages."""
+
     def finish(self, output: Path) -> Artefacts:
         """Evaluate and export into the run's folder, on all ranks together, after the last step."""
 

@@ -34,6 +34,11 @@ class Players:
         """What a checkpoint holds."""
         return {"policy": self.policy, "discriminator": self.discriminator}
 
+    def close(self) -> None:
+        """End what samples; may be called again."""
+        self.queue.close()
+        self.rollout.close()
+
 
 @dataclass(frozen=True, eq=False)
 class Prompts:

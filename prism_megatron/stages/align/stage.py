@@ -1,13 +1,14 @@
 """Stage 2, alignment: the policy answers, the discriminator ranks the reference above the answers, each learns.
 
-Every rank holds all rollout groups of a step (docs/method.md, section 7), so global denominators need no collective.
-With rollouts drawn ahead a step is not strictly on-policy: how far is reported, and not corrected for.
+Every rank holds all groups of a step (docs/method.md, section 7): global denominators need no collective. Rollouts
+drawn ahead make a step off-policy by what is reported, and not corrected for.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from prism_megatron.evaluation.game_summary import game_summary
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.game.credit import credit_groups, experience_of
 from prism_megatron.game.figures import GAME_COLUMNS
@@ -25,7 +26,7 @@ from prism_megatron.training.policy_update import measure_policy, update_policy
 class Alignment:
     """The stage as the driver plays it (see ``run.stage.Stage``)."""
 
-    name, columns = "align", GAME_COLUMNS
+    name, columns, summarise = "align", GAME_COLUMNS, staticmethod(game_summary)
 
     def __init__(self, players: Players, plan: AlignPlan, prompts: Prompts, exports: Exports, session: Session) -> None:
         """The players have their weights, the rollout engine has none yet."""
@@ -96,5 +97,4 @@ class Alignment:
         return Artefacts(export, self.exports.title, report_samples(self.last, self.exports.renderer))
 
     def close(self) -> None:
-        self.players.queue.close()
-        self.players.rollout.close()
+        self.players.close()

@@ -12,6 +12,7 @@ from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_f
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.evaluation.game_summary import game_summary
 from prism_megatron.game.figures import GAME_COLUMNS
 from prism_megatron.game.judge import JudgePlan, train
 from prism_megatron.run.folder import CHECKPOINTS, EXPORT
@@ -28,6 +29,7 @@ class WarmStart:
     """The stage as the driver plays it (see ``run.stage.Stage``)."""
 
     name, columns, may_go_back = "warm-start", GAME_COLUMNS, False
+    summarise = staticmethod(game_summary)
 
     def __init__(self, discriminator: MegatronEngine, plan: JudgePlan, pairs: Pairs, gate: Gate, session: Session, *,
                  renderer: Renderer, models: Mapping[str, ModelFiles], total_steps: int,

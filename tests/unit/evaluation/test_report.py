@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from prism_megatron.evaluation.charts import line_chart
+from prism_megatron.evaluation.game_summary import game_summary
 from prism_megatron.evaluation.report import Sample, write_report
 from prism_megatron.observability.summary import RunFacts, summarise
 
@@ -62,7 +63,8 @@ def page_of(tmp_path: Path, *samples: Sample, steps: int = 3) -> Page:
         megatron_core="0.16.1", torch="2.13", other_seconds={},
     )  # fmt: skip
     path = tmp_path / "report.html"
-    write_report(path, title="Alignment & more", rows=rows, summary=summarise(rows, facts), samples=samples)
+    summary = {**summarise(rows, facts), **game_summary(rows)}
+    write_report(path, title="Alignment & more", rows=rows, summary=summary, samples=samples)
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -156,7 +158,7 @@ def test_health_of_the_game_is_shown_per_tower_where_there_is_any(tmp_path: Path
     pages = []
     for extra in (health, {}):
         rows = [{**row(step), **extra} for step in range(2)]
-        summary = summarise(rows, facts)
+        summary = {**summarise(rows, facts), **game_summary(rows)}
         assert summary["auc"] == {"perception": extra.get("perception/auc"), "reasoning": None}
         assert summary["tower_agreement"] == extra.get("tower_agreement")
         assert summary["rollbacks"] == (2 if extra else 0)

@@ -8,13 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prism_megatron.errors import DataError
-from prism_megatron.observability.metrics import MetricsWriter, read_metrics, write_atomically
+from prism_megatron.evaluation.game_summary import game_summary
+from prism_megatron.observability.metrics import MetricsWriter, Row, read_metrics, write_atomically
 from prism_megatron.observability.summary import RunFacts, summarise, write_summary
 from prism_megatron.observability.timers import PhaseTimers
 
@@ -123,9 +125,14 @@ def test_what_replaces_a_file_is_whole_and_on_disk_first(tmp_path: Path, monkeyp
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
+def whole_summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """As a run of a game writes it."""
+    return {**summarise(rows, FACTS), **game_summary(rows)}
+
+
 def test_summary_pools_by_count_and_keeps_missing_data_missing() -> None:
     rows = [row(0, **{"perception/pairs": 12, "perception/accuracy": 0.25}), row(1)]
-    summary = summarise(rows, FACTS)
+    summary = whole_summary(rows)
     assert summary["disc_accuracy"] == {"perception": (12 * 0.25 + 4 * 0.75) / 16, "reasoning": None}
     assert summary["reward_gap"] == {"perception": 2.0, "reasoning": None}
     assert summary["pairs"] == {"perception": 16, "reasoning": 0}
@@ -137,7 +144,7 @@ def test_summary_pools_by_count_and_keeps_missing_data_missing() -> None:
 
 def test_summary_looks_at_the_last_ten_steps_and_totals_at_all() -> None:
     rows = [row(step, valid_share=0.0 if step < 5 else 1.0) for step in range(15)]
-    summary = summarise(rows, FACTS)
+    summary = whole_summary(rows)
     assert (summary["valid_share"], summary["window_steps"], summary["rollouts"]) == (1.0, 10, 80)
     assert summary["totals"]["rollouts"] == 120
 
@@ -164,7 +171,7 @@ def test_each_figure_of_the_summary_has_its_own_count_and_its_own_steps() -> Non
         "tower_agreement": 1.0,
         "tower_agreement_groups": 3,
     }
-    summary = summarise([early, *steps, row(15, **figures), row(17, rolled_back=1, **others)], FACTS)
+    summary = whole_summary([early, *steps, row(15, **figures), row(17, rolled_back=1, **others)])
     assert (summary["steps"], summary["policy_version"], summary["window_steps"]) == (18, 18, 10)
     assert summary["auc"]["reasoning"] == pytest.approx((0.5 + 4 * 1.0) / 5)
     assert summary["length_correlation"]["reasoning"] == pytest.approx((3 * 0.2 + 0.6) / 4)
@@ -175,13 +182,13 @@ def test_each_figure_of_the_summary_has_its_own_count_and_its_own_steps() -> Non
 
 
 def test_a_run_without_steps_has_no_numbers() -> None:
-    summary = summarise([], FACTS)
+    summary = whole_summary([])
     assert (summary["steps"], summary["rollouts"], summary["valid_share"]) == (0, 0, None)
     assert summary["tokens_per_second"] is None
 
 
 def test_summary_file_has_the_promised_keys(tmp_path: Path) -> None:
-    write_summary(tmp_path / "summary.json", summarise([row(0)], FACTS))
+    write_summary(tmp_path / "summary.json", whole_summary([row(0)]))
     summary = json.loads((tmp_path / "summary.json").read_text())
     promised = (
         "steps policy_version world_size layout reward_gap disc_accuracy valid_share tokens_per_second "
