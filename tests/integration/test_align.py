@@ -28,6 +28,7 @@ from prism_megatron.jobs.convert import Role, to_hf
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.testing import GlooWorld
 from tests.integration.align_ranks import checkpoint_logprobs
+from tests.waiting import wait_for
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "run_align.py"
 SMALL = ("--prompts-per-step", "2", "--rollouts-per-prompt", "4", "--tokens-per-microbatch", "512", "--save-every", "2",
@@ -228,4 +229,14 @@ def kill_when(arguments: Sequence[str], condition: Any, *, timeout_s: float = 30
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    time.sleep(2.0)  # the kernel ends the ranks; they must be gone before the same folder is used again
+    # The kernel ends the ranks; they must be gone before the same folder is used again.
+    wait_for(lambda: not _runs(process.pid))
+
+
+def _runs(group: int) -> bool:
+    """Whether any process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
