@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter, deque
@@ -19,6 +18,7 @@ from prism_megatron.config.data import DataConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.conversion.expert_layout import ExpertLayout
+from prism_megatron.conversion.hf_files import read_object
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, WeightSyncError
@@ -165,9 +165,12 @@ def build_replica(folder: Path, renderer: Renderer, *, world: World, dtype: torc
 def end_token_ids(folder: Path, renderer: Renderer) -> list[int]:
     """What ends a response: the end token of turns, and those that the folder's ``generation_config.json`` adds.
 
-    SGLang ends with the latter on its own. A response is valid only with the former.
+    SGLang ends with the latter on its own. A response is valid only with the former. Raises ConversionError for a file
+    that is no JSON object, ConfigError for ends that are no token ids.
     """
     path = folder / "generation_config.json"
-    named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    named = read_object(path).get("eos_token_id") if path.is_file() else None
     also = named if isinstance(named, list) else [] if named is None else [named]
-    return sorted({renderer.end_token_id, *map(int, also)})
+    if not all(type(token_id) is int and token_id >= 0 for token_id in also):
+        raise ConfigError(f"{path}: eos_token_id is {named!r}; give a token id or a list of them, or remove it")
+    return sorted({renderer.end_token_id, *also})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from prism_megatron.config.presets import preset
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.shared_prompt import SharedPrompts
-from prism_megatron.sampling.replicas import ReplicaPlan, check_fits, plan_replicas
+from prism_megatron.sampling.replicas import ReplicaPlan, check_fits, end_token_ids, plan_replicas
 from prism_megatron.sampling.shares import sample_share
 from tests.mini_experts import write_mini_with_experts
 
@@ -87,3 +90,19 @@ def test_what_does_not_fit_is_refused_with_its_figures() -> None:
         check_fits(wanted, [7 * 10**9] * 8, ranks_per_node=4, shares_memory=True)
     with pytest.raises(ConfigError, match="rank 4 has 3 GB"):
         check_fits(wanted, [4 * 10**9] * 4 + [3 * 10**9] * 4, ranks_per_node=4, shares_memory=False)
+
+
+@pytest.mark.parametrize(("named", "ends"), [(7, [7]), ([9, 7], [7, 9]), (None, [])])
+def test_a_response_also_ends_where_the_folder_says(named: object, ends: list[int], tmp_path: Path) -> None:
+    renderer: Any = SimpleNamespace(end_token_id=2)
+    assert end_token_ids(tmp_path, renderer) == [2], "a folder need not say anything"
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    assert end_token_ids(tmp_path, renderer) == [2, *ends]
+
+
+@pytest.mark.parametrize("named", ["7", [7, "x"], True, 1.5, -1, {"a": 1}])
+def test_ends_that_are_no_token_ids_are_named(named: object, tmp_path: Path) -> None:
+    renderer: Any = SimpleNamespace(end_token_id=2)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    with pytest.raises(ConfigError, match=r"generation_config.json: eos_token_id is .*give a token id"):
+        end_token_ids(tmp_path, renderer)
