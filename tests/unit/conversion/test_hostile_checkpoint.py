@@ -76,7 +76,7 @@ def assert_refused(folder: Path, expected: str, readers: tuple[Callable[[Path], 
             read(folder)
         message = str(caught.value)
         assert expected in message and str(folder) in message and len(message.splitlines()) == 1, message
-        assert len(message) < 500
+        assert len(message.replace(str(folder), "")) < 500
     assert not (folder.parent / "hf").exists()
     assert not (folder.parent / "ran").exists()
 
