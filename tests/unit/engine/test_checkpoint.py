@@ -115,3 +115,14 @@ def test_a_loaded_engine_goes_on_where_the_saved_one_stood(world: World, tmp_pat
     assert tiny.train(loaded, range(3, 5)) == tiny.train(saved, range(3, 5))
     expected = tiny.exported(saved)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tiny.exported(loaded).items())
+
+
+def test_an_engine_saved_before_its_first_update_has_had_none(world: World, tmp_path: Path) -> None:
+    """Claim: Adam's count stays 0, so that the bias of its first moments is corrected as in a run that went on."""
+    saved, loaded = tiny.build(world), tiny.build(world)
+    folder = checkpoint.step_folder(tmp_path, 0)
+    checkpoint.save(folder, {"policy": saved}, {}, models={"policy": tiny.FILES})
+    tiny.train(loaded, range(1))
+    checkpoint.load(folder, {"policy": loaded})
+    assert loaded.progress() == {"steps_taken": 0, "adam_step": 0}
+    assert tiny.train(loaded, range(2)) == tiny.train(saved, range(2))

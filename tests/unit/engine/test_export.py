@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import Replicated
@@ -10,6 +11,7 @@ from prism_megatron.engine.export import WeightTable
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConversionError
 from tests.distributed import tiny
+from tests.unit.conversion.held import Held
 
 
 def test_what_is_announced_is_what_comes(world: World) -> None:
@@ -41,3 +43,18 @@ def test_a_mapping_that_no_stage_holds_is_refused(world: World) -> None:
     modules = tiny.build(world, optimizer=None).modules
     with pytest.raises(ConversionError, match=r"that no stage holds: \['decoder.layers.4.a.weight'\]"):
         WeightTable(modules, lambda layout: [*model.weight_mappings(layout), stray], world.groups, num_experts=0)
+
+
+def test_a_source_with_a_tensor_too_many_or_too_few_is_refused(world: World) -> None:
+    """Claim: before any weight is taken; a tensor that nothing maps would be lost without a word."""
+    engine = tiny.build(world)
+    before = tiny.exported(engine)
+    held = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
+    first = next(iter(held))
+    for tensors, message in (
+        ({**held, "model.strange.weight": torch.zeros(1)}, r"not weights of the model, first 'model\.strange\.weight'"),
+        ({name: tensor for name, tensor in held.items() if name != first}, "weights of the model are missing, first"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            engine.load_hf(Held(tensors))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.exported(engine).items())

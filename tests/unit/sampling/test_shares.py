@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
+from types import SimpleNamespace
+from typing import Any
 
-from prism_megatron.sampling.shares import sample_share
+from prism_megatron.data.loader import Example
+from prism_megatron.rollout.base import SampleRequest, Sampling
+from prism_megatron.sampling.shares import Samplers, sample_share, share_to_draw
+from prism_megatron.types import Prompt, Response, Segments
 
 
 def test_shares_are_even_and_concatenate_to_all_pairs() -> None:
@@ -18,3 +23,19 @@ def test_shares_are_even_and_concatenate_to_all_pairs() -> None:
         sizes = [len(part) for part in pairs]
         assert max(sizes) - min(sizes) <= 1
         assert all(samples for share in shares for samples in share.samples), "a prompt without samples is prefilled"
+
+
+def test_ranks_without_an_engine_leave_no_gap() -> None:
+    """Claim: where two of four ranks sample, these two draw everything between them, each with the keys of its part."""
+    examples = [
+        Example(Prompt(str(p), (5,), (), ""), Response((6,), Segments(None, None, "not judged"))) for p in range(3)
+    ]
+    asked: list[SampleRequest] = []
+    engine: Any = SimpleNamespace(generate=asked.append)
+    for rank in range(4):
+        world: Any = SimpleNamespace(rank=rank)
+        share_to_draw(engine, examples, Sampling(), Samplers([1, 3], 0), n=4, seed=8, step=9, world=world)()
+    assert [[prompt.id for prompt in request.prompts] for request in asked] == [["0", "1"], ["1", "2"]]
+    assert [request.wanted for request in asked] == [(range(4), range(2)), (range(2, 4), range(4))]
+    assert [request.prompt_offset for request in asked] == [0, 1]
+    assert {(request.n, request.seed, request.step) for request in asked} == {(4, 8, 9)}

@@ -1,0 +1,38 @@
+"""A run's clocks outside its steps, and who speaks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prism_megatron.run.session import Session
+
+
+def world(*, is_main: bool) -> Any:
+    return SimpleNamespace(is_main=is_main, layout={"tp": 2, "pp": 1})
+
+
+def test_a_phase_that_comes_again_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: three saves of a run are told as the seconds of all three."""
+    now = iter([0.0, 2.0, 10.0, 11.5, 20.0, 20.5])
+    session = Session(world(is_main=True), Path(), quiet=True)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    for _ in range(2):
+        with session.phase("checkpoint"):
+            pass
+    with session.phase("export"):
+        pass
+    assert session.other_seconds == {"checkpoint": 3.5, "export": 0.5}
+
+
+def test_only_the_main_rank_of_a_run_that_is_not_quiet_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    for is_main, quiet in ((False, False), (True, True)):
+        Session(world(is_main=is_main), Path(), quiet=quiet).say("nobody hears this")
+    session = Session(world(is_main=True), Path())
+    session.say("one line")
+    assert capsys.readouterr().out.splitlines()[0].endswith(" s  one line")
+    assert session.layout_text == "tp2 pp1"
