@@ -169,9 +169,10 @@ def test_world_must_hold_whole_copies() -> None:
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 @pytest.mark.parametrize("pp", [1, 2])
+@pytest.mark.parametrize("cp", [1, 3])
 @pytest.mark.parametrize("ep", [1, 3, 4])
-def test_smallest_world_passes_and_is_smallest(tp: int, pp: int, ep: int) -> None:
-    parallel = ParallelConfig(tp=tp, pp=pp, ep=ep)
+def test_smallest_world_passes_and_is_smallest(tp: int, pp: int, cp: int, ep: int) -> None:
+    parallel = ParallelConfig(tp=tp, pp=pp, cp=cp, ep=ep)
     size = smallest_world(parallel)
     check_world(parallel, size)
     for smaller in range(1, size):

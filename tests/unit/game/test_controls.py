@@ -46,6 +46,16 @@ def test_players_are_frozen_in_ranges_of_steps() -> None:
     assert [controls.decide(step).discriminator_updates for step in range(4)] == [1, 0, 0, 1]
 
 
+def test_a_player_that_is_frozen_never_moves() -> None:
+    """Claim: the controls of ``make effect`` are one player each; the other one goes on."""
+    frozen = [Controls(GameConfig(freeze_policy=True)), Controls(GameConfig(freeze_discriminator=True))]
+    moves = [
+        [(controls.decide(step).update_policy, controls.decide(step).discriminator_updates) for step in range(3)]
+        for controls in frozen
+    ]
+    assert moves == [[(False, 1)] * 3, [(True, 0)] * 3]
+
+
 def test_the_discriminator_pauses_while_both_towers_are_too_good() -> None:
     """The lower tower decides; a step without pairs changes nothing; below the bound it learns again."""
     controls = Controls(GameConfig(pause_discriminator_above=0.95))

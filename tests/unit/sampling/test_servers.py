@@ -15,7 +15,7 @@ from prism_megatron.config.cli import parse
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.data.render import Renderer
-from prism_megatron.errors import ConfigError, RolloutError
+from prism_megatron.errors import ConfigError, RolloutError, WeightSyncError
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.sampling import servers
 from prism_megatron.sampling.servers import API_KEY, SharedRollout, build_served_rollout, first_server_gpu
@@ -124,3 +124,17 @@ def test_a_run_that_stops_early_closes_its_servers_twice(tmp_path: Path) -> None
     shared.close()
     assert not exported.exists()
     shared.close()
+
+
+def test_after_a_failed_hand_over_every_rank_knows_what_the_servers_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: the version that the main rank found, not the one that was to be; all tensors are taken part in."""
+    followed: list[int | None] = []
+    engine: Any = SimpleNamespace(policy_version=None, expect=lambda _version: None, follow=followed.append)
+    world: Any = SimpleNamespace(is_main=False)
+    monkeypatch.setattr(servers, "all_gather_objects", lambda _value: None)
+    monkeypatch.setattr(servers, "broadcast_object", lambda _value, source: ("a server died", 4))  # noqa: ARG005
+    tensors = iter([("a", torch.zeros(1)), ("b", torch.zeros(1))])
+    with pytest.raises(WeightSyncError, match="a server died"):
+        SharedRollout(engine, world).update_weights(tensors, 5)
+    assert followed == [4]
+    assert next(tensors, None) is None
