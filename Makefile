@@ -29,6 +29,8 @@ SGLANG_NEEDS := aiohttp apache-tvm-ffi compressed-tensors dill distro einops fas
     msgspec numpy nvidia-ml-py openai orjson partial_json_parser pillow prometheus-client psutil py-spy pybase64 pydantic \
     python-multipart pyzmq requests scipy sentencepiece setproctitle soundfile tiktoken tokenizers tqdm transformers \
     uvicorn uvloop watchfiles xgrammar xxhash zstandard
+# Files of tests that run at a time; 0 runs all in one process, whose output can be seen as it comes.
+JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
@@ -37,7 +39,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 help:
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
-	@echo "make test [ARGS=...]    all tests that this machine can run"
+	@echo "make test [ARGS=...]    all tests that this machine can run, two files at a time (JOBS=0: in one process)"
 	@echo "make sglang             SGLang's own environment for rollout servers, on machines without CUDA (2.7 GB)"
 	@echo "make test-sglang        rollouts, log-probs and weight updates against real SGLang servers"
 	@echo "make lint               ruff and import-linter"
@@ -60,7 +62,7 @@ align: $(VENV)/.installed
 	$(RUN) torchrun tools/run_align.py --tp 4 --pp 2 $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest $(ARGS)
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 sglang: $(SGLANG_VENV)/.installed
 

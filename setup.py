@@ -51,6 +51,7 @@ setup(
             "import-linter",
             "mypy",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "types-psutil",
             "types-PyYAML",
