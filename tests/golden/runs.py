@@ -91,6 +91,12 @@ def provenance(name: str) -> dict[str, str]:
     """What the rows depend on beside the code."""
     return {
         **{package: version(package) for package in ("torch", "megatron-core", "transformers", "numpy")},
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "config": hashlib.sha256(RUNS[name].text().encode()).hexdigest(),
     }
+
+
+def _processor() -> str:
+    """The model of the CPU: libraries choose kernels by it, and these round differently."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
