@@ -1,8 +1,8 @@
 """Claim: whole runs of alignment and warm-start give the rows they gave when the golden files were made.
 
 Where versions and the CPU are those of the file, every figure is equal to the last bit. Elsewhere kernels round
-otherwise, and figures are compared within 1e-3: two layouts of one of these runs, which round otherwise too, agree within
-1e-6 in every step that they share.
+otherwise, and figures are compared within 1e-3: two layouts of one of these runs, which round otherwise too, agree
+within 1e-6 in every step that they share.
 ``make golden`` writes the files anew. Blind spot: one seed, and draws that another rounding happens to change.
 """
 
