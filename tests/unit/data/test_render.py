@@ -136,3 +136,12 @@ def test_control_tokens_exclude_the_end_token(renderer: Renderer) -> None:
 def test_a_folder_without_a_template_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"tokenizer\.json does not exist"):
         Renderer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("body", ["caption", "think", "answer"])
+def test_no_body_of_a_written_response_holds_added_tokens(body: str, mini_folder: Path) -> None:
+    """Claim: an image's place inside any body is text that is read as another token, and is refused."""
+    bodies = {"caption": "a", "think": "b", "answer": "c"} | {body: "<|image_pad|>"}
+    text = "\n".join(f"<{tag}>\n{inner}\n</{tag}>" for tag, inner in bodies.items())
+    with pytest.raises(DataError, match=r"x: .*image_pad"):
+        Renderer.from_folder(mini_folder).written(text, id="x")

@@ -94,6 +94,12 @@ def test_a_groups_level_is_no_correlation_with_length() -> None:
     assert tower_figures(groups)["length_correlation"] is None
 
 
+def test_length_explains_what_it_explains_inside_the_groups() -> None:
+    """Longer is better in both groups, whatever their own lengths: a correlation of 1."""
+    groups = [JudgedGroup(0.0, [1.0, 2.0], [10, 11]), JudgedGroup(0.0, [5.0, 6.0], [100, 101])]
+    assert tower_figures(groups)["length_correlation"] == pytest.approx(1.0)
+
+
 def test_equal_values_do_not_vary_however_their_mean_is_rounded() -> None:
     """The mean of three times 0.003 is not 0.003 in float64, and what is left over is no variation."""
     assert statistics.fmean([0.003] * 3) != 0.003, "blind: these must round"

@@ -80,6 +80,15 @@ def test_a_nucleus_that_is_reached_exactly_has_no_token_more() -> None:
     assert tokens.tolist() == [1, 3]
 
 
+def test_a_nucleus_is_of_what_forbidden_tokens_leave() -> None:
+    """Half of the mass is forbidden: a quarter is half of the rest, and one token reaches a top-p of 0.5."""
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+    tokens, _ = choose_tokens(
+        logits, torch.tensor([0.999], dtype=torch.float64), Sampling(top_p=0.5), torch.tensor([0])
+    )
+    assert tokens.tolist() == [1]
+
+
 def test_forbidden_tokens_leave_the_distribution_but_not_the_logprobs() -> None:
     probabilities = softmax(1.0)
     probabilities[0] = 0.0

@@ -52,6 +52,14 @@ def test_a_tied_head_may_come_to_a_model_that_has_none() -> None:
     assert f"no weight {TIED_NAME!r}" in refusal(WeightCheck(shapes, tied=False), ALL)
 
 
+def test_a_name_may_come_once_the_tied_heads_too() -> None:
+    without = {name: shape for name, shape in SHAPES.items() if name != TIED_NAME}
+    for shapes in (SHAPES, without):
+        for twice in ("norm", TIED_NAME):
+            with pytest.raises(WeightSyncError, match="was sent twice"):
+                list(WeightCheck(shapes, tied=True).passed(weights(*ALL, twice), left_out=frozenset()))
+
+
 def test_what_is_left_out_is_not_missing_and_all_else_is() -> None:
     check = WeightCheck(SHAPES, tied=False)
     assert not refusal(check, ("embed", "norm", TIED_NAME), frozenset({"vision"}))
