@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -58,3 +60,19 @@ def test_a_source_with_a_tensor_too_many_or_too_few_is_refused(world: World) -> 
         with pytest.raises(ConversionError, match=message):
             engine.load_hf(Held(tensors))
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.exported(engine).items())
+
+
+def test_buckets_are_bounded_in_what_they_carry(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: gradients of bf16 weights travel in float32, and so they are counted; one parameter may be too large."""
+    engine, carried = tiny.build(world, dtype=torch.bfloat16), list[tuple[int, int]]()
+    gather = engine.weights._gather
+
+    def counting(bucket: Any, of: Any, dtype: torch.dtype) -> Any:
+        carried.append((len(bucket), sum(entry.numel for entry in bucket) * dtype.itemsize))
+        return gather(bucket, of, dtype)
+
+    monkeypatch.setattr(engine.weights, "_gather", counting)
+    for _ in engine.export_gradients(20_000):
+        pass
+    assert all(num_bytes <= 20_000 for count, num_bytes in carried if count > 1)
+    assert max(num_bytes for count, num_bytes in carried if count > 1) > 10_000, "blind: no bucket is half full"
