@@ -5,6 +5,7 @@ The players stand where engines do: they read real batches and run the real loss
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -105,7 +106,7 @@ def score_of(tokens: Sequence[int], tower: int) -> float:
     return (sum((place + 1) * token for place, token in enumerate(tokens)) * (3 + tower) % 21 - 10) / 5
 
 
-class Player:
+class Player(ABC):
     """What the stages use of an engine. ``passes`` are the batches it has seen; ``calls`` may be shared with others."""
 
     name = "player"
@@ -117,8 +118,9 @@ class Player:
         self.norms: list[float] = []
         """gradient norms to report for the next steps, in place of the true ones"""
 
+    @abstractmethod
     def output(self, batch: Batch) -> Tensor:
-        raise NotImplementedError
+        """What the model says of a batch: scores, or logits."""
 
     def forward_backward(self, batches: Sequence[Batch], loss: Callable[[Tensor, Batch], LossOutput]) -> PassOutput:
         self.calls.append(f"{self.name} learns")
