@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prism_megatron.config.arm import effect_arms
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.effect import EffectConfig, check_experiment
+from prism_megatron.config.effect import EffectConfig
 from prism_megatron.config.mini import MINI_ALIGN
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
@@ -26,7 +26,6 @@ def run(config: EffectConfig) -> None:
 def main() -> int:
     try:
         config = parse_over(EffectConfig(output=Path("runs/effect")), sys.argv[1:], description=__doc__ or "")
-        check_experiment(config)
     except PrismError as error:
         return report_error(error)
     return launch(

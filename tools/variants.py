@@ -9,7 +9,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.effect import check_experiment
 from prism_megatron.config.variants import VariantsConfig
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
@@ -25,7 +24,6 @@ def run(config: VariantsConfig) -> None:
 def main() -> int:
     try:
         config = parse_over(VariantsConfig(output=Path("runs/variants")), sys.argv[1:], description=__doc__ or "")
-        check_experiment(config)
     except PrismError as error:
         return report_error(error)
     return launch(

@@ -10,6 +10,7 @@ import tyro
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig
+from prism_megatron.config.fields import AT_LEAST_ONE
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.model import ModelConfig
 from prism_megatron.config.optimizer import OptimizerConfig
@@ -36,10 +37,10 @@ class AlignConfig:
     discriminator_optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="discriminator")] = field(
         default_factory=OptimizerConfig
     )
-    steps: int = 500
+    steps: Annotated[int, AT_LEAST_ONE] = 500
     """alignment steps; each updates the discriminator once and the policy once, unless told otherwise"""
     seed: int = 42
     """keys sampling, dropout and the order of the data"""
-    tokens_per_microbatch: int = 16384
+    tokens_per_microbatch: Annotated[int, AT_LEAST_ONE] = 16384
     """tokens, padding included, that one forward and backward pass of either player holds at most; an answer that is
     longer by itself, or for the discriminator one with its reference, runs alone"""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from prism_megatron.config.fields import AT_LEAST_ONE, ExistingFolder
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,7 @@ class CheckpointConfig:
 
     output: Path | None = None
     """run folder; without it that of --load, or a new one under runs/"""
-    load: Path | None = None
+    load: Annotated[Path | None, ExistingFolder()] = None
     """checkpoint, or run folder whose newest checkpoint, to go on from"""
-    save_every: int = 100
+    save_every: Annotated[int, AT_LEAST_ONE] = 100
     """steps between checkpoints"""

@@ -12,8 +12,9 @@ import tyro
 
 from prism_megatron.config import merge
 from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.fields import check_fields
 from prism_megatron.config.mini import MINI_ALIGN, MINI_ALIGN_RECORDS
-from prism_megatron.config.validate import check_align_ranges
+from prism_megatron.config.validate import check_align_values
 
 ConfigT = TypeVar("ConfigT")
 
@@ -41,7 +42,7 @@ def parse(argv: Sequence[str]) -> AlignConfig:
         description="Align a policy against a discriminator, adversarially and on-policy (PRISM). Without --model and "
         "--data the built-in mini world runs.",
     )
-    check_align_ranges(config)
+    check_align_values(config)
     return config
 
 
@@ -66,7 +67,10 @@ def inputs_named(argv: Sequence[str], *names: str) -> frozenset[str]:
 
 
 def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str, prog: str | None = None) -> ConfigT:
-    """``defaults`` with the YAML of ``--config`` over them, and the flags over both. Raises ConfigError."""
+    """``defaults`` with the YAML of ``--config`` over them, and the flags over both.
+
+    Raises ConfigError for a bad YAML file, and for a value that its field's own rules forbid.
+    """
     arguments = _spell_out_bare_sp(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", type=Path)
@@ -75,6 +79,7 @@ def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str, prog
     form: Any = _CommandLine[type(defaults)]  # type: ignore[misc]  # the class is known at run time only
     default = _CommandLine(run=merge.merge(defaults, values), config=path)
     command: _CommandLine[ConfigT] = tyro.cli(form, default=default, args=arguments, description=description, prog=prog)
+    check_fields(command.run)
     return command.run
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from prism_megatron.config.discriminator import Modality, Routing, check_kind
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, check_fields
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.quant import QuantConfig, check_quant
 from prism_megatron.errors import ConfigError
@@ -18,15 +19,15 @@ from prism_megatron.errors import ConfigError
 class TargetLayout:
     """The layout whose ranks read whole chunks of a converted checkpoint; any other loads it too."""
 
-    tp: int = 1
+    tp: Annotated[int, AT_LEAST_ONE] = 1
     """tensor-parallel size"""
-    pp: int = 1
+    pp: Annotated[int, AT_LEAST_ONE] = 1
     """pipeline-parallel size"""
-    vpp: int = 1
+    vpp: Annotated[int, AT_LEAST_ONE] = 1
     """virtual pipeline stages (model chunks) per rank"""
-    ep: int = 1
+    ep: Annotated[int, AT_LEAST_ONE] = 1
     """expert-parallel size of models with experts"""
-    etp: int | None = None
+    etp: Annotated[int | None, AT_LEAST_ONE] = None
     """tensor-parallel size of experts; by default tp at --ep 1, else 1"""
     first_stage_layers: int | None = None
     """language layers of the first pipeline stage, where they do not divide evenly"""
@@ -35,11 +36,7 @@ class TargetLayout:
 
     @property
     def parallel(self) -> ParallelConfig:
-        """The same layout as a run has it. Raises ConfigError for a size below 1."""
-        for flag in ("tp", "pp", "vpp", "ep", "etp"):
-            size = getattr(self, flag)
-            if size is not None and size < 1:
-                raise ConfigError(f"--{flag} {size} must be at least 1")
+        """The same layout as a run has it."""
         return ParallelConfig(
             tp=self.tp,
             pp=self.pp,
@@ -59,13 +56,13 @@ class UpcyclingConfig:
     """segment: a tower of experts for perception, one for reasoning; learned: one pool for both; dense: no experts"""
     modality: Modality = "multimodal"
     """text: the discriminator is not to be shown images"""
-    experts_per_tower: int = 4
+    experts_per_tower: Annotated[int, AT_LEAST_ONE] = 4
     """experts in each of the two towers, or in the one pool of --routing learned"""
     top_k: int = 2
     """experts per token, picked inside the token's tower"""
-    upcycle_noise: float = 0.01
+    upcycle_noise: Annotated[float, NOT_NEGATIVE] = 0.01
     """standard deviation added to each expert's copy of the dense MLP"""
-    router_std: float = 0.02
+    router_std: Annotated[float, NOT_NEGATIVE] = 0.02
     """standard deviation of the fresh router and scalar head"""
     seed: int = 42
     """keys the noise, the router and the head"""
@@ -83,9 +80,9 @@ class ToMegatronConfig:
     """checkpoint folder to write"""
     as_role: Annotated[Literal["policy", "discriminator"] | None, tyro.conf.arg(name="as")] = None
     """what the model becomes, by default what it is; a dense Qwen3-VL becomes a discriminator by upcycling"""
-    bucket_mb: int = 512
+    bucket_mb: Annotated[int, AT_LEAST_ONE] = 512
     """most MB in one data file"""
-    workers: int = 2
+    workers: Annotated[int, AT_LEAST_ONE] = 2
     """threads that convert at the same time; each holds up to about 200 MB"""
     overwrite: bool = False
     """replace a finished checkpoint at --save"""
@@ -106,9 +103,9 @@ class ToHFConfig:
     """how experts are stored: fused as transformers 5 has them, fused as they are published, or one by one"""
     dtype: Literal["as-is", "bf16", "fp16", "fp32"] = "as-is"
     """number format to write; as-is keeps every bit"""
-    shard_mb: int = 4096
+    shard_mb: Annotated[int, AT_LEAST_ONE] = 4096
     """most MB in one safetensors file, except for a larger single tensor"""
-    workers: int = 2
+    workers: Annotated[int, AT_LEAST_ONE] = 2
     """threads that convert at the same time; each holds up to about 200 MB"""
     overwrite: bool = False
     """replace a finished model folder at --save"""
@@ -128,27 +125,24 @@ class MakeRandomConfig:
     """how experts are stored"""
     seed: int = 0
     """keys the weights"""
-    shard_mb: int = 4096
+    shard_mb: Annotated[int, AT_LEAST_ONE] = 4096
     """most MB in one safetensors file, except for a larger single tensor"""
 
 
 def check_to_megatron(config: ToMegatronConfig) -> None:
     """Raise ConfigError, naming the flag, for what no model could make work."""
     _check_folders("--hf", config.hf, config.save)
-    _check_counts({"--bucket-mb": config.bucket_mb, "--workers": config.workers})
+    check_fields(config)
     upcycling = config.upcycling
     if config.as_role != "discriminator" and upcycling != UpcyclingConfig():
         raise ConfigError("flags of upcycling make a dense model a discriminator; add --as discriminator")
     check_kind(upcycling)
-    for flag, value in (("--upcycle-noise", upcycling.upcycle_noise), ("--router-std", upcycling.router_std)):
-        if not value >= 0:
-            raise ConfigError(f"{flag} {value} must be at least 0")
 
 
 def check_to_hf(config: ToHFConfig) -> None:
     """Raise ConfigError, naming the flag, for what no checkpoint could make work."""
     _check_folders("--load", config.load, config.save)
-    _check_counts({"--shard-mb": config.shard_mb, "--workers": config.workers})
+    check_fields(config)
     check_quant(config.quantisation)
     if config.quantisation.quant is None:
         return
@@ -166,9 +160,3 @@ def _check_folders(flag: str, source: str | None, target: str | None) -> None:
         raise ConfigError(f"name the folder to read with {flag} and the folder to write with --save")
     if not Path(source).is_dir():
         raise ConfigError(f"{flag} {source} is not a folder; give one that exists")
-
-
-def _check_counts(flags: dict[str, int]) -> None:
-    for flag, count in flags.items():
-        if count < 1:
-            raise ConfigError(f"{flag} {count} must be at least 1")

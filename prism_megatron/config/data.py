@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, ExistingFolder
 
 STRUCTURED_SYSTEM_PROMPT = (
     "You are a helpful scientific assistant. Answer the question from the image. "
@@ -19,17 +22,17 @@ STRUCTURED_SYSTEM_PROMPT = (
 class DataConfig:
     """Records with references, and how they become tokens."""
 
-    data: Path | None = None
+    data: Annotated[Path | None, ExistingFolder()] = None
     """folder of records with images and references; without it the mini world's scenes"""
     system_prompt: str | None = STRUCTURED_SYSTEM_PROMPT
     """system message before every question; None for none"""
-    max_prompt_tokens: int = 2048
+    max_prompt_tokens: Annotated[int, AT_LEAST_ONE] = 2048
     """longer prompts, image tokens included, are filtered out"""
-    max_response_tokens: int = 6144
+    max_response_tokens: Annotated[int, AT_LEAST_ONE] = 6144
     """sampling stops here; longer references are filtered out"""
     strict_format: bool = True
     """exactly one of each tag, in order, no empty body, nothing outside; off: PRISM's released, lax rule"""
-    format_sft: int = 0
+    format_sft: Annotated[int, NOT_NEGATIVE] = 0
     """supervised steps on the data's training part before the game, so that answers have the asked format"""
-    format_sft_lr: float = 1e-5
+    format_sft_lr: Annotated[float, POSITIVE] = 1e-5
     """peak learning rate of these steps"""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, ExistingFolder, Range
 from prism_megatron.errors import ConfigError
 
 Routing = Literal["segment", "learned", "dense"]
@@ -19,7 +20,7 @@ SEGMENTS = ("perception", "reasoning")
 class DiscriminatorConfig:
     """A Qwen3-VL whose MLPs are towers of experts, with a scalar head."""
 
-    discriminator: str | None = None
+    discriminator: Annotated[str | None, ExistingFolder()] = None
     """folder of a saved discriminator, or a checkpoint with one, that reads the policy's tokens and images; without it
     the policy's weights are upcycled, if they are dense (mini world: its shipped one, if the flags ask for that
     kind)"""
@@ -28,23 +29,23 @@ class DiscriminatorConfig:
     judged; learned: one pool for both, as the paper's authors released it; dense: the MLPs stay as they are"""
     modality: Modality = "multimodal"
     """text: the discriminator is not shown the images"""
-    experts_per_tower: int = 4
+    experts_per_tower: Annotated[int, AT_LEAST_ONE] = 4
     """experts in each of the two towers, or in the one pool of --routing learned"""
     top_k: int = 2
     """experts per token, picked inside the token's tower"""
-    upcycle_noise: float = 0.01
+    upcycle_noise: Annotated[float, NOT_NEGATIVE] = 0.01
     """standard deviation added to each expert's copy of the dense MLP"""
-    router_std: float = 0.02
+    router_std: Annotated[float, NOT_NEGATIVE] = 0.02
     """standard deviation of the fresh router and scalar head"""
-    head_dropout: float = 0.1
+    head_dropout: Annotated[float, Range(at_least=0, below=1)] = 0.1
     """dropout before the scalar head, in the loss only; scores are read without it"""
-    load_balance: float | None = None
+    load_balance: Annotated[float | None, NOT_NEGATIVE] = None
     """coefficient of the load-balancing loss per layer and tower; by default 0 in alignment, and in warm-start what the
     paper's 0.01 over all layers together comes to, 0.01 · top_k / layers"""
     load_balance_scope: LoadBalanceScope = "sequence"
     """whose tokens are to be balanced: each sequence's, which does not change when a batch or the world is split, or
     all of a micro-batch's (Switch)"""
-    router_z_loss: float = 0.0
+    router_z_loss: Annotated[float, NOT_NEGATIVE] = 0.0
     """coefficient of the router's squared log-partition, which keeps its logits small (ST-MoE: 0.001)"""
     freeze_vision: bool = False
     """keep the discriminator's vision tower as loaded; --modality text always does"""
@@ -71,8 +72,6 @@ def check_kind(flags: KindFlags) -> None:
             if getattr(flags, name) != getattr(default, name):
                 flag = f"--{name.replace('_', '-')} {getattr(flags, name)}"
                 raise ConfigError(f"--routing dense has no experts; leave {flag} out")
-    if flags.experts_per_tower < 1:
-        raise ConfigError(f"--experts-per-tower {flags.experts_per_tower} must be at least 1")
     if not 1 <= flags.top_k <= flags.experts_per_tower:
         raise ConfigError(
             f"--top-k {flags.top_k} must lie between 1 and --experts-per-tower {flags.experts_per_tower}: "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from prism_megatron.config.variants import VariantsConfig
-from prism_megatron.errors import ConfigError
+from prism_megatron.config.fields import AT_LEAST_ONE
 
 
 @dataclass(frozen=True)
@@ -15,18 +15,11 @@ class EffectConfig:
 
     output: Path
     """folder for effect.json and effect.md"""
-    seeds: int = 3
+    seeds: Annotated[int, AT_LEAST_ONE] = 3
     """independent runs of every arm"""
-    steps: int = 30
+    steps: Annotated[int, AT_LEAST_ONE] = 30
     """alignment steps of a run"""
-    scenes: int = 256
+    scenes: Annotated[int, AT_LEAST_ONE] = 256
     """held-out scenes, the same for every arm and seed"""
-    data_parallel: int = 2
+    data_parallel: Annotated[int, AT_LEAST_ONE] = 2
     """processes to start"""
-
-
-def check_experiment(config: EffectConfig | VariantsConfig) -> None:
-    """Raise ConfigError for a count below 1."""
-    for name, value in asdict(config).items():
-        if isinstance(value, int) and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from prism_megatron.config.fields import ExistingFolder
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The policy's weights and the number format it trains in."""
 
-    model: str | None = None
+    model: Annotated[str | None, ExistingFolder()] = None
     """Hugging Face folder of a Qwen3-VL, dense or with experts, or a checkpoint of one; without it the built-in mini
     world runs"""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"

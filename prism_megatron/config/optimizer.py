@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from prism_megatron.config.fields import NOT_NEGATIVE, POSITIVE, SHARE, Range
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with decoupled weight decay. Defaults are those of PRISM's alignment (both players)."""
 
-    lr: float = 1e-6
+    lr: Annotated[float, NOT_NEGATIVE] = 1e-6
     """peak learning rate"""
-    min_lr_ratio: float = 0.0
+    min_lr_ratio: Annotated[float, SHARE] = 0.0
     """final learning rate of the cosine schedule, as a share of lr"""
     schedule: Literal["constant", "cosine"] = "constant"
     """shape after warm-up"""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, NOT_NEGATIVE] = 0
     """linear warm-up from 0, in optimizer steps"""
-    warmup_ratio: float = 0.0
+    warmup_ratio: Annotated[float, SHARE] = 0.0
     """the same as a share of all steps, where warmup_steps is 0"""
-    beta1: float = 0.9
+    beta1: Annotated[float, Range(at_least=0, below=1)] = 0.9
     """first-moment decay"""
-    beta2: float = 0.999
+    beta2: Annotated[float, Range(at_least=0, below=1)] = 0.999
     """second-moment decay"""
-    eps: float = 1e-8
+    eps: Annotated[float, POSITIVE] = 1e-8
     """AdamW epsilon"""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """decoupled weight decay, on all parameters"""
-    clip_grad: float = 1.0
+    clip_grad: Annotated[float, NOT_NEGATIVE] = 1.0
     """global gradient-norm clip; 0 turns clipping off"""
     offload: bool = False
     """after an update, release gradient buffers and keep optimizer state in host memory until the next backward pass"""

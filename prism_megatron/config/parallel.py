@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from prism_megatron.config.fields import AT_LEAST_ONE
 from prism_megatron.errors import ConfigError, listed
 
 
@@ -12,17 +13,17 @@ from prism_megatron.errors import ConfigError, listed
 class ParallelConfig:
     """Sizes of the parallel axes; data parallelism takes the ranks that are left."""
 
-    tp: int = 1
+    tp: Annotated[int, AT_LEAST_ONE] = 1
     """tensor-parallel size"""
-    pp: int = 1
+    pp: Annotated[int, AT_LEAST_ONE] = 1
     """pipeline-parallel size"""
-    vpp: int = 1
+    vpp: Annotated[int, AT_LEAST_ONE] = 1
     """virtual pipeline stages (model chunks) per rank"""
-    cp: int = 1
+    cp: Annotated[int, AT_LEAST_ONE] = 1
     """context-parallel size: ranks that share each sequence"""
-    ep: int = 1
+    ep: Annotated[int, AT_LEAST_ONE] = 1
     """expert-parallel size of models with experts"""
-    etp: int | None = None
+    etp: Annotated[int | None, AT_LEAST_ONE] = None
     """tensor-parallel size of experts; by default tp at --ep 1, else 1"""
     sp: Literal["auto", "on", "off"] = "auto"
     """sequence parallelism; auto turns it on for a model with experts at tp > 1, which Megatron requires"""
@@ -34,7 +35,7 @@ class ParallelConfig:
     """language layers of the last pipeline stage, where they do not divide evenly"""
     distributed_optimizer: bool = True
     """shard optimizer state over data-parallel ranks"""
-    distributed_timeout_minutes: int = 30
+    distributed_timeout_minutes: Annotated[int, AT_LEAST_ONE] = 30
     """how long ranks wait for one another, as while another one samples or hands weights over, before all give up"""
 
     @property

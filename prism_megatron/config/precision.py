@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from prism_megatron.config.fields import NOT_NEGATIVE
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError
@@ -26,9 +27,9 @@ class PrecisionConfig:
     """FP8 format of the decoder's matrix products: hybrid has E4M3 forward and E5M2 gradients"""
     fp8_recipe: Fp8Recipe = "tensorwise"
     """how FP8 scales are found; delayed keeps a history, which a resumed run starts anew"""
-    fp8_first_layers_bf16: int = 0
+    fp8_first_layers_bf16: Annotated[int, NOT_NEGATIVE] = 0
     """language layers at the start that stay in bf16 under --fp8"""
-    fp8_last_layers_bf16: int = 0
+    fp8_last_layers_bf16: Annotated[int, NOT_NEGATIVE] = 0
     """language layers at the end that stay in bf16 under --fp8"""
 
     @property
@@ -71,8 +72,6 @@ def check_precision(precision: PrecisionConfig, parallel: ParallelConfig, shape:
         "--fp8-last-layers-bf16": precision.fp8_last_layers_bf16,
     }
     for flag, count in bf16_layers.items():
-        if count < 0:
-            raise ConfigError(f"{flag} {count} must be at least 0")
         if count and precision.fp8 == "none":
             raise ConfigError(f"{flag} {count} has no meaning without FP8; add --fp8 hybrid, or leave it out")
     if precision.fp8 == "none":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from prism_megatron.config.fields import AT_LEAST_ONE, check_fields
 from prism_megatron.errors import ConfigError
 
 Recipe = Literal["fp8", "nvfp4"]
@@ -21,17 +22,16 @@ class QuantConfig:
     calibrate: Path | None = None
     """folder of records (as --data of training) that the range of every linear's input is measured on; the mini does
     without, on its own scenes"""
-    calibration_records: int = 64
+    calibration_records: Annotated[int, AT_LEAST_ONE] = 64
     """records to measure on, each a question with its image and its reference answer"""
 
 
 def check_quant(config: QuantConfig) -> None:
     """Raise ConfigError, naming the flag, for what cannot work whatever the model is."""
+    check_fields(config)
     if config.quant is None:
         if config.calibrate is not None:
             raise ConfigError(f"--calibrate {config.calibrate} does nothing without --quant; add --quant fp8")
         return
-    if config.calibration_records < 1:
-        raise ConfigError(f"--calibration-records {config.calibration_records} must be at least 1")
     if config.calibrate is not None and not (config.calibrate / "data.jsonl").is_file():
         raise ConfigError(f"--calibrate {config.calibrate} holds no data.jsonl; name a folder of records")

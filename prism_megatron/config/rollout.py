@@ -4,32 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, ZERO_IS_OFF, Range
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
     """Size and sampling of one step's rollouts (paper: 4 prompts x 16, plain sampling)."""
 
-    prompts_per_step: int = 4
+    prompts_per_step: Annotated[int, AT_LEAST_ONE] = 4
     """prompts in one alignment step, over all data-parallel ranks"""
-    rollouts_per_prompt: int = 16
+    rollouts_per_prompt: Annotated[int, AT_LEAST_ONE] = 16
     """samples of one prompt; they form one group"""
-    temperature: float = 1.0
+    temperature: Annotated[float, POSITIVE] = 1.0
     """sampling temperature"""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
     """nucleus mass; 1 samples from the whole distribution"""
-    logprob_gap_alarm: float = 0.05
+    logprob_gap_alarm: Annotated[float, POSITIVE] = 0.05
     """say so in every step whose rollout and trainer log-probs differ by more, on average a token, for either text or
     image prompts"""
     rollout: Literal["embedded", "sglang"] = "embedded"
     """who samples: a replica of the policy on every rank, or SGLang servers"""
-    rollout_ahead: int = 0
+    rollout_ahead: Annotated[int, NOT_NEGATIVE] = 0
     """steps whose rollouts SGLang servers already draw while an earlier step trains, from a policy that many updates
     old at most; 0 draws each step's rollouts from the policy that trains on them"""
-    rollout_servers: int = 1
+    rollout_servers: Annotated[int, AT_LEAST_ONE] = 1
     """SGLang servers to start on this host, each with a copy of the policy"""
-    rollout_tp: int = 1
+    rollout_tp: Annotated[int, AT_LEAST_ONE] = 1
     """GPUs of this host, next to one another, that share each started server's copy; without CUDA, processes"""
     rollout_urls: tuple[str, ...] = ()
     """SGLang servers that run already, instead of starting some; PRISM_ROLLOUT_API_KEY holds their key"""
@@ -39,23 +41,23 @@ class RolloutConfig:
     rollout_colocated: bool = False
     """servers use the trainer's GPUs, and release their memory while it trains; those of --rollout-urls must have been
     started with --enable-memory-saver"""
-    rollout_memory_fraction: float | None = None
+    rollout_memory_fraction: Annotated[float | None, Range(above=0, below=1)] = None
     """share of a GPU's memory for a started server's weights, keys and values; by default what SGLang takes"""
     rollout_sync: Literal["disk", "tensor", "group"] = "disk"
     """how servers get weights: from the run's folder, which all of them must be able to read, over HTTP, or through a
     process group (NCCL, or gloo without CUDA)"""
-    rollout_bucket_mib: int = 256
+    rollout_bucket_mib: Annotated[int, AT_LEAST_ONE] = 256
     """a hand-over by --rollout-sync tensor or group takes at most two such buckets of memory beside the weights, in
     MiB, or two of the largest tensor; half a bucket travels at a time"""
     rollout_master_address: str = "127.0.0.1"
     """where the workers of servers reach the first rank, for --rollout-sync group"""
-    rollout_probe_every: int = 10
+    rollout_probe_every: Annotated[int, ZERO_IS_OFF] = 10
     """after every so many steps each server and the trainer score the same answer, and must agree; 0 never asks"""
-    rollout_probe_bound: float = 0.1
+    rollout_probe_bound: Annotated[float, POSITIVE] = 0.1
     """by how much the probe's log-probs may differ, on average a token"""
-    rollout_timeout_minutes: int = 10
+    rollout_timeout_minutes: Annotated[int, AT_LEAST_ONE] = 10
     """how long servers may take for one step's samples of a rank, restarts included, before the run ends"""
     rollout_python: Path = Path(".venv-sglang/bin/python")
     """interpreter that has sglang; make sglang sets this one up"""
-    rollout_embedded_ranks: int | None = None
+    rollout_embedded_ranks: Annotated[int | None, AT_LEAST_ONE] = None
     """ranks that hold a replica of the policy and sample; by default all for weights below 1 GB, else one a node"""

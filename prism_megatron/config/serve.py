@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from prism_megatron.config.fields import AT_LEAST_ONE, ExistingFolder, Range, check_fields
 from prism_megatron.errors import ConfigError
 
 
@@ -12,17 +14,17 @@ from prism_megatron.errors import ConfigError
 class ServeConfig:
     """An OpenAI-compatible endpoint of a model, on loopback."""
 
-    load: str | None = None
+    load: Annotated[str | None, ExistingFolder()] = None
     """checkpoint folder, of training or converted, or Hugging Face folder of a Qwen3-VL"""
     name: str | None = None
     """the model's name in requests; by default that of the folder"""
-    port: int = 30000
+    port: Annotated[int, Range(at_least=1, at_most=65535)] = 30000
     """port on 127.0.0.1"""
-    tp: int = 1
+    tp: Annotated[int, AT_LEAST_ONE] = 1
     """GPUs that share the model"""
-    context_length: int = 4096
+    context_length: Annotated[int, AT_LEAST_ONE] = 4096
     """most tokens of a prompt and its response together"""
-    max_total_tokens: int | None = None
+    max_total_tokens: Annotated[int | None, AT_LEAST_ONE] = None
     """tokens that the key/value store holds; by default what the memory holds with CUDA, else two contexts"""
     sglang_python: Path = Path(".venv-sglang/bin/python")
     """interpreter that has sglang; make sglang sets this one up"""
@@ -32,16 +34,7 @@ class ServeConfig:
 
 def check_serve(config: ServeConfig) -> Path:
     """The folder to serve. Raises ConfigError, naming the flag, for what no model could make work."""
-    if config.load is None or not Path(config.load).is_dir():
-        raise ConfigError(f"--load {config.load} is not a folder; name a checkpoint or a Hugging Face model folder")
-    if not 0 < config.port < 2**16:
-        raise ConfigError(f"--port {config.port} is no port; use one from 1 to 65535")
-    counts = {
-        "--tp": config.tp,
-        "--context-length": config.context_length,
-        "--max-total-tokens": config.max_total_tokens,
-    }
-    for flag, count in counts.items():
-        if count is not None and count < 1:
-            raise ConfigError(f"{flag} {count} must be at least 1")
+    if config.load is None:
+        raise ConfigError("name what to serve: --load DIR, a checkpoint or a Hugging Face model folder")
+    check_fields(config)
     return Path(config.load)

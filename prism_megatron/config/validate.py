@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig, check_kind, check_router_losses, check_upcycling
+from prism_megatron.config.fields import check_fields
 from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import PrecisionConfig, check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -41,88 +40,22 @@ class TrainsDiscriminator(Protocol):
     @property
     def checkpoint(self) -> CheckpointConfig: ...
     @property
-    def discriminator_optimizer(self) -> OptimizerConfig: ...
-    @property
     def tokens_per_microbatch(self) -> int: ...
 
 
-def check_align_ranges(config: AlignConfig) -> None:
+def check_align_values(config: AlignConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use, or for a folder that is not there."""
-    game = config.game
-    check_ranges(config, steps=config.steps)
-    check_interval("--alpha", game.alpha, at_least=0.0, at_most=1.0)
-    check_interval("--score-clip", game.score_clip, above=0.0)
-    check_interval("--score-regulariser", game.score_regulariser, at_least=0.0)
-    check_interval("--format-penalty", game.penalty, at_least=0.0)
-    check_game(game)
-    _check_optimizer("policy", config.policy)
+    check_values(config)
+    check_game(config.game)
 
 
-def check_ranges(config: TrainsDiscriminator, *, steps: int) -> None:
-    """:func:`check_align_ranges` of what the stages have in common."""
-    at_least_one = {
-        "--tp": config.parallel.tp,
-        "--pp": config.parallel.pp,
-        "--vpp": config.parallel.vpp,
-        "--cp": config.parallel.cp,
-        "--ep": config.parallel.ep,
-        "--etp": config.parallel.expert_tp,
-        "--distributed-timeout-minutes": config.parallel.distributed_timeout_minutes,
-        "--steps": steps,
-        "--prompts-per-step": config.rollout.prompts_per_step,
-        "--rollouts-per-prompt": config.rollout.rollouts_per_prompt,
-        "--tokens-per-microbatch": config.tokens_per_microbatch,
-        "--max-prompt-tokens": config.data.max_prompt_tokens,
-        "--max-response-tokens": config.data.max_response_tokens,
-        "--save-every": config.checkpoint.save_every,
-        "--rollout-servers": config.rollout.rollout_servers,
-        "--rollout-tp": config.rollout.rollout_tp,
-        "--rollout-bucket-mib": config.rollout.rollout_bucket_mib,
-        "--rollout-timeout-minutes": config.rollout.rollout_timeout_minutes,
-    }
-    if config.rollout.rollout_embedded_ranks is not None:
-        at_least_one["--rollout-embedded-ranks"] = config.rollout.rollout_embedded_ranks
-    for flag, count in at_least_one.items():
-        if count < 1:
-            raise ConfigError(f"{flag} {count} must be at least 1")
-
+def check_values(config: TrainsDiscriminator) -> None:
+    """:func:`check_align_values` of what the stages have in common."""
+    check_fields(config)
     discriminator = config.discriminator
-    check_interval("--temperature", config.rollout.temperature, above=0.0)
-    check_interval("--top-p", config.rollout.top_p, above=0.0, at_most=1.0)
-    check_interval("--rollout-ahead", config.rollout.rollout_ahead, at_least=0)
-    check_interval("--logprob-gap-alarm", config.rollout.logprob_gap_alarm, above=0.0)
-    check_interval("--head-dropout", discriminator.head_dropout, at_least=0.0, below=1.0)
-    not_negative = {
-        "--format-sft": config.data.format_sft,
-        "--upcycle-noise": discriminator.upcycle_noise,
-        "--router-std": discriminator.router_std,
-        "--load-balance": discriminator.load_balance or 0.0,
-        "--router-z-loss": discriminator.router_z_loss,
-    }
-    check_interval("--format-sft-lr", config.data.format_sft_lr, above=0.0)
-    _check_optimizer("discriminator", config.discriminator_optimizer)
-    for flag, value in not_negative.items():
-        check_interval(flag, value, at_least=0.0)
     check_kind(discriminator)
     check_upcycling(discriminator)
     check_router_losses(discriminator, load_balance=discriminator.load_balance or 0.0)
-    for flag, folder in (
-        ("--model", config.model.model),
-        ("--data", config.data.data),
-        ("--discriminator", discriminator.discriminator),
-        ("--load", config.checkpoint.load),
-    ):
-        _check_folder(flag, folder)
-
-
-def _check_optimizer(role: str, optimizer: OptimizerConfig) -> None:
-    for name in ("lr", "weight_decay", "clip_grad", "warmup_steps"):
-        check_interval(f"--{role}.{name.replace('_', '-')}", getattr(optimizer, name), at_least=0.0)
-    check_interval(f"--{role}.eps", optimizer.eps, above=0.0)
-    for name in ("beta1", "beta2"):
-        check_interval(f"--{role}.{name}", getattr(optimizer, name), at_least=0.0, below=1.0)
-    for name in ("min_lr_ratio", "warmup_ratio"):
-        check_interval(f"--{role}.{name.replace('_', '-')}", getattr(optimizer, name), at_least=0.0, at_most=1.0)
 
 
 def check_rollout(rollout: RolloutConfig) -> None:
@@ -152,8 +85,6 @@ def check_rollout(rollout: RolloutConfig) -> None:
     if unused:
         raise ConfigError(f"--{min(unused).replace('_', '-')} {reason}")
     _check_sync(rollout, given)
-    if rollout.rollout_memory_fraction is not None:
-        check_interval("--rollout-memory-fraction", rollout.rollout_memory_fraction, above=0.0, below=1.0)
 
 
 def _check_timeouts(config: TrainsDiscriminator) -> None:
@@ -187,9 +118,6 @@ def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
         raise ConfigError("--rollout-bucket-mib is for weights in pieces; leave it out with --rollout-sync disk")
     if sync != "group" and "rollout_master_address" in given:
         raise ConfigError("--rollout-master-address needs --rollout-sync group")
-    if rollout.rollout_probe_every < 0:
-        raise ConfigError(f"--rollout-probe-every {rollout.rollout_probe_every} must be at least 0, which turns it off")
-    check_interval("--rollout-probe-bound", rollout.rollout_probe_bound, above=0.0)
     if rollout.rollout_probe_every == 0 and "rollout_probe_bound" in given:
         raise ConfigError("--rollout-probe-bound is for the probe, which --rollout-probe-every 0 turns off")
 
@@ -225,14 +153,14 @@ def check_align(
 
     ``shape`` is the policy's, ``discriminator`` that of the model in ``--discriminator``.
     """
-    check_align_ranges(config)
+    check_align_values(config)
     check_shared(config, shape, world_size=world_size, discriminator=discriminator)
 
 
 def check_shared(
     config: TrainsDiscriminator, shape: Qwen3VLShape, *, world_size: int, discriminator: Qwen3VLShape | None
 ) -> None:
-    """:func:`check_align` of what the stages have in common, ranges aside."""
+    """:func:`check_align` of what the stages have in common, values aside."""
     check_recompute(config.recompute)
     check_rollout(config.rollout)
     _check_timeouts(config)
@@ -282,30 +210,3 @@ def _check_microbatches(config: TrainsDiscriminator, data_parallel: int) -> None
             f"--prompts-per-step times --rollouts-per-prompt is {answers}; make it a multiple of {wanted}, or use "
             "--vpp 1"
         )
-
-
-def check_interval(
-    flag: str,
-    value: float,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> None:
-    """Raise ConfigError, naming ``flag``, for a value outside its bounds."""
-    # Written so that a NaN fails every bound.
-    bounds = (
-        (at_least, at_least is None or value >= at_least, "at least"),
-        (above, above is None or value > above, "above"),
-        (at_most, at_most is None or value <= at_most, "at most"),
-        (below, below is None or value < below, "below"),
-    )
-    if not all(holds for _, holds, _ in bounds):
-        wanted = " and ".join(f"{word} {bound:g}" for bound, _, word in bounds if bound is not None)
-        raise ConfigError(f"{flag} {value:g} must be {wanted}")
-
-
-def _check_folder(flag: str, folder: object) -> None:
-    if folder is not None and not Path(str(folder)).is_dir():
-        raise ConfigError(f"{flag} {folder} is not a folder; give one that exists, or leave {flag} out")

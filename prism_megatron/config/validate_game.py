@@ -15,32 +15,6 @@ def check_game(game: GameConfig) -> None:
             "--credit segment gives every segment its own tower's advantage, and --advantage joint has one advantage "
             "only; use --credit response or --advantage per_expert"
         )
-    counts = {
-        "--discriminator-updates-per-step": game.discriminator_updates_per_step,
-        "--policy-update-every": game.policy_update_every,
-        "--replay-steps": game.replay_steps,
-        "--collapse-steps": game.collapse_steps,
-    }
-    for flag, count in counts.items():
-        if count < 1:
-            raise ConfigError(f"{flag} {count} must be at least 1")
-    if game.stop_gap_steps < 2:
-        raise ConfigError(f"--stop-gap-steps {game.stop_gap_steps} must be at least 2: one gap is always within a band")
-    for flag, count in {
-        "--replay-prompts": game.replay_prompts,
-        "--rollbacks": game.rollbacks,
-        "--probe-every": game.probe_every,
-    }.items():
-        if count < 0:
-            raise ConfigError(f"{flag} {count} must be at least 0, which turns it off")
-    if game.pause_discriminator_above is not None and not 0.0 <= game.pause_discriminator_above < 1.0:
-        raise ConfigError(
-            f"--pause-discriminator-above {game.pause_discriminator_above:g} must be at least 0 and below 1"
-        )
-    if not 0.0 < game.collapse_valid_share <= 1.0:
-        raise ConfigError(f"--collapse-valid-share {game.collapse_valid_share:g} must be above 0 and at most 1")
-    if game.stop_gap_band is not None and not game.stop_gap_band > 0.0:
-        raise ConfigError(f"--stop-gap-band {game.stop_gap_band:g} must be above 0")
     _check_steps("--freeze-policy-steps", game.freeze_policy_steps)
     _check_steps("--freeze-discriminator-steps", game.freeze_discriminator_steps)
     _check_used(game)

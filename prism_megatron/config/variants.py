@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from prism_megatron.config.fields import AT_LEAST_ONE
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "segment": (),
@@ -22,13 +25,13 @@ class VariantsConfig:
 
     output: Path
     """folder for variants.json, report.html and the warm-started discriminators, which a later run takes as they are"""
-    seeds: int = 1
+    seeds: Annotated[int, AT_LEAST_ONE] = 1
     """independent alignment runs of every variant"""
-    steps: int = 30
+    steps: Annotated[int, AT_LEAST_ONE] = 30
     """alignment steps of a run"""
-    scenes: int = 256
+    scenes: Annotated[int, AT_LEAST_ONE] = 256
     """held-out scenes, the same for every variant and seed"""
-    data_parallel: int = 2
+    data_parallel: Annotated[int, AT_LEAST_ONE] = 2
     """processes to start"""
-    warm_start_steps: int = 80
+    warm_start_steps: Annotated[int, AT_LEAST_ONE] = 80
     """steps of warm-start for every kind of discriminator"""

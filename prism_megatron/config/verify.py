@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from prism_megatron.config.fields import check_fields
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
@@ -61,18 +62,7 @@ def check_verify(
     ``experts_per_tower`` is a discriminator's, 0 for one without experts; None for a policy.
     """
     parallel = config.parallel
-    sizes = {
-        "--tp": parallel.tp,
-        "--pp": parallel.pp,
-        "--vpp": parallel.vpp,
-        "--cp": parallel.cp,
-        "--ep": parallel.ep,
-        "--etp": parallel.expert_tp,
-        "--distributed-timeout-minutes": parallel.distributed_timeout_minutes,
-    }
-    for flag, size in sizes.items():
-        if size < 1:
-            raise ConfigError(f"{flag} {size} must be at least 1")
+    check_fields(parallel)
     check_layout(parallel, shape, experts_per_tower=experts_per_tower or 0)
     if experts_per_tower is not None and config.by_layer:
         raise ConfigError("a discriminator is compared whole; leave --by-layer out")

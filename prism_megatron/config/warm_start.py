@@ -13,6 +13,7 @@ from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.cli import inputs_named, parse_over
 from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE
 from prism_megatron.config.model import ModelConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
@@ -20,7 +21,7 @@ from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
-from prism_megatron.config.validate import check_interval, check_ranges, check_shared
+from prism_megatron.config.validate import check_shared, check_values
 from prism_megatron.errors import ConfigError
 
 POOLED_LOAD_BALANCE = 0.01
@@ -41,14 +42,14 @@ class PairsConfig:
 class GateConfig:
     """What the trained discriminator must show on prompts it has not seen; a run that does not get there fails."""
 
-    min_auc: float = 0.0
+    min_auc: Annotated[float, SHARE] = 0.0
     """least share of (right, wrong) answers to one prompt that it ranks so, in each tower where it is known which is
     right; 0 asks for none"""
-    min_accuracy: float = 0.0
+    min_accuracy: Annotated[float, SHARE] = 0.0
     """least share of pairs in which the reference scores higher, in each tower; 0 asks for none"""
-    gate_prompts: int = 48
+    gate_prompts: Annotated[int, AT_LEAST_ONE] = 48
     """held-out prompts to measure both on, or as many as there are"""
-    gate_rollouts: int = 8
+    gate_rollouts: Annotated[int, AT_LEAST_ONE] = 8
     """answers sampled for each of them"""
 
 
@@ -71,13 +72,13 @@ class WarmStartConfig:
     discriminator_optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="discriminator")] = field(
         default_factory=lambda: OptimizerConfig(lr=1e-5, schedule="cosine", warmup_ratio=0.1)
     )
-    score_regulariser: float = 0.0
+    score_regulariser: Annotated[float, NOT_NEGATIVE] = 0.0
     """weight of the mean squared score in the loss"""
-    steps: int | None = None
+    steps: Annotated[int | None, AT_LEAST_ONE] = None
     """optimizer steps; by default one epoch of the pairs or records"""
     seed: int = 42
     """keys upcycling, sampling, dropout and the order of the data"""
-    tokens_per_microbatch: int = 16384
+    tokens_per_microbatch: Annotated[int, AT_LEAST_ONE] = 16384
     """tokens, padding included, that one forward and backward pass holds at most; an answer that is longer with its
     reference runs alone"""
 
@@ -141,7 +142,7 @@ def parse(argv: Sequence[str]) -> WarmStartConfig:
         description="Warm a discriminator up on preference pairs: references against samples of the policy, or --pairs "
         "of a file. Without flags the built-in mini world's discriminator is made anew, in few steps.",
     )
-    _check_ranges(config)
+    check_values(config)
     return config
 
 
@@ -149,13 +150,7 @@ def check_warm_start(
     config: WarmStartConfig, shape: Qwen3VLShape, *, world_size: int, discriminator: Qwen3VLShape | None = None
 ) -> None:
     """All checks of a warm-start on ``world_size`` processes; shapes as in ``check_align``. Raises ConfigError."""
-    pairs, gate = config.pairs, config.gate
-    for flag, count in (("--gate-prompts", gate.gate_prompts), ("--gate-rollouts", gate.gate_rollouts)):
-        if count < 1:
-            raise ConfigError(f"{flag} {count} must be at least 1")
-    for flag, share in (("--min-auc", gate.min_auc), ("--min-accuracy", gate.min_accuracy)):
-        if not 0.0 <= share <= 1.0:
-            raise ConfigError(f"{flag} {share:g} must be at least 0 and at most 1")
+    pairs = config.pairs
     for name in ("logprob_gap_alarm", "rollout_probe_every", "rollout_probe_bound"):
         if getattr(config.rollout, name) != getattr(RolloutConfig(), name):
             flag = f"--{name.replace('_', '-')}"
@@ -168,13 +163,8 @@ def check_warm_start(
         _check_new_file(config)
     if pairs.pairs is None and config.steps is None and config.data.data is None:
         raise ConfigError("scenes have no end: say how many --steps to take, or name records with --data")
-    _check_ranges(config)
+    check_values(config)
     check_shared(config, shape, world_size=world_size, discriminator=discriminator)
-
-
-def _check_ranges(config: WarmStartConfig) -> None:
-    check_ranges(config, steps=1 if config.steps is None else config.steps)
-    check_interval("--score-regulariser", config.score_regulariser, at_least=0.0)
 
 
 def _check_new_file(config: WarmStartConfig) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import weight_mappings
 from prism_megatron.config.convert import MakeRandomConfig
+from prism_megatron.config.fields import check_fields
 from prism_megatron.config.presets import PRESETS, hf_config, preset
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.hf_writer import stated
@@ -28,9 +29,13 @@ _SCALE = 0.05
 
 
 def make_random(config: MakeRandomConfig) -> None:
-    """Write ``config.save``: ``config.json`` and safetensors. Raises ConfigError for a folder that is there already."""
+    """Write ``config.save``: ``config.json`` and safetensors.
+
+    Raises ConfigError for a folder that is there already, and for a size below 1.
+    """
     if config.config is None or config.save is None:
         raise ConfigError("name a config.json or a published size with --config, and the folder to write with --save")
+    check_fields(config)
     save = Path(config.save)
     if save.exists():
         raise ConfigError(f"--save {save} exists; name another place")

@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 
 from prism_megatron.config.cli import parse
+from prism_megatron.config.fields import check_fields
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.validate_game import check_game
 from prism_megatron.errors import ConfigError
+
+
+def check(game: GameConfig) -> None:
+    check_fields(game)
+    check_game(game)
 
 
 @pytest.mark.parametrize(
@@ -36,19 +42,19 @@ from prism_megatron.errors import ConfigError
 )
 def test_a_rule_that_cannot_be_kept_is_refused(game: GameConfig, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        check_game(game)
+        check(game)
 
 
 def test_rules_at_their_bounds_are_kept() -> None:
     """The least and the most that each rule takes, and steps frozen from the very first on."""
-    check_game(GameConfig())
-    check_game(
+    check(GameConfig())
+    check(
         GameConfig(replay_prompts=1, replay_steps=1, rollbacks=1, collapse_steps=1, collapse_valid_share=1.0,
                    stop_gap_band=1e-9, stop_gap_steps=2, pause_discriminator_above=0.0, freeze_policy_steps=(0, 1),
                    freeze_discriminator_steps=(0, 1, 2, 3))
     )  # fmt: skip
-    check_game(GameConfig(advantage="joint", credit="response"))
-    check_game(GameConfig(freeze_discriminator=True, freeze_policy_steps=(0, 20)))
+    check(GameConfig(advantage="joint", credit="response"))
+    check(GameConfig(freeze_discriminator=True, freeze_policy_steps=(0, 20)))
 
 
 def test_the_default_penalty_follows_the_form() -> None:

@@ -185,6 +185,7 @@ def test_smallest_world_passes_and_is_smallest(tp: int, pp: int, cp: int, ep: in
     [
         (["--tp", "0"], "--tp 0 must be at least 1"),
         (["--steps", "-1"], "--steps -1 must be at least 1"),
+        (["--fp8-first-layers-bf16", "-1"], "--fp8-first-layers-bf16 -1 must be at least 0"),
         (["--top-p", "0"], "--top-p 0 must be above 0 and at most 1"),
         (["--temperature", "nan"], "--temperature nan must be above 0"),
         (["--alpha", "1.5"], "--alpha 1.5 must be at least 0 and at most 1"),

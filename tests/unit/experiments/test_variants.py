@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from prism_megatron.config.cli import parse
-from prism_megatron.config.effect import EffectConfig, check_experiment
+from prism_megatron.config.effect import EffectConfig
+from prism_megatron.config.fields import check_fields
 from prism_megatron.config.variants import VARIANTS, VariantsConfig
 from prism_megatron.errors import ConfigError
 from prism_megatron.evaluation.proxies import ResponseForm
@@ -84,5 +85,5 @@ def test_figures_come_from_the_variant_s_own_responses() -> None:
 @pytest.mark.parametrize("name", ["seeds", "steps", "scenes", "data_parallel", "warm_start_steps"])
 def test_an_experiment_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"--{name.replace('_', '-')} 0 must be at least 1"):
-        check_experiment(VariantsConfig(Path("unused"), **{name: 0}))
-    check_experiment(EffectConfig(Path("unused")))
+        check_fields(VariantsConfig(Path("unused"), **{name: 0}))
+    check_fields(EffectConfig(Path("unused")))

@@ -1,0 +1,116 @@
+"""What stands beside a field of a configuration: the values it may have, as ``steps: Annotated[int, AT_LEAST_ONE]``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import tyro
+
+from prism_megatron.errors import ConfigError
+
+_NO_PREFIX = get_args(tyro.conf.OmitArgPrefixes[int])[1]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The bounds of a number; None, where a field may be that, lies in every range, and a NaN in none.
+
+    Example: ``top_p: Annotated[float, Range(above=0.0, at_most=1.0)] = 1.0``.
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    remark: str = ""
+    """what a complaint adds to the bounds"""
+
+    def check(self, flag: str, value: float) -> None:
+        """Raise ConfigError, naming ``flag``, for a value outside the bounds."""
+        # Written so that a NaN fails every bound.
+        bounds = (
+            (self.at_least, self.at_least is None or value >= self.at_least, "at least"),
+            (self.above, self.above is None or value > self.above, "above"),
+            (self.at_most, self.at_most is None or value <= self.at_most, "at most"),
+            (self.below, self.below is None or value < self.below, "below"),
+        )
+        if not all(holds for _, holds, _ in bounds):
+            wanted = " and ".join(f"{word} {bound:g}" for bound, _, word in bounds if bound is not None)
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ConfigError(f"{flag} {shown} must be {wanted}{self.remark}")
+
+
+@dataclass(frozen=True)
+class ExistingFolder:
+    """A folder that must be there, where one is named."""
+
+    def check(self, flag: str, value: object) -> None:
+        """Raise ConfigError, naming ``flag``, for anything but a folder."""
+        if not Path(str(value)).is_dir():
+            raise ConfigError(f"{flag} {value} is not a folder; give one that exists, or leave {flag} out")
+
+
+AT_LEAST_ONE = Range(at_least=1)
+NOT_NEGATIVE = Range(at_least=0)
+POSITIVE = Range(above=0)
+SHARE = Range(at_least=0, at_most=1)
+ZERO_IS_OFF = Range(at_least=0, remark=", which turns it off")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One leaf of a configuration."""
+
+    path: tuple[str, ...]
+    """names from the outermost section inwards, as in the YAML"""
+    flag: str
+    """as typed, such as ``--discriminator.lr``"""
+    value: Any
+    rules: tuple[Any, ...]
+    """what its annotation says beside the type"""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    name: str
+    spelled: str
+    prefixed: bool
+    rules: tuple[Any, ...]
+
+
+def fields_of(config: object) -> list[Field]:
+    """All leaves of a nested configuration, in the order in which they are declared."""
+    return list(_walk(config, path=(), prefix=""))
+
+
+def check_fields(config: object) -> None:
+    """Raise ConfigError for the first field whose value its own annotation rules out."""
+    for field in fields_of(config):
+        for rule in field.rules:
+            if isinstance(rule, Range | ExistingFolder) and field.value is not None:
+                rule.check(field.flag, field.value)
+
+
+def _walk(config: object, *, path: tuple[str, ...], prefix: str) -> Iterator[Field]:
+    for slot in _slots(type(config)):
+        value = getattr(config, slot.name)
+        here = (*path, slot.name)
+        if dataclasses.is_dataclass(value):
+            yield from _walk(value, path=here, prefix=f"{prefix}{slot.spelled}." if slot.prefixed else prefix)
+        else:
+            yield Field(here, f"--{prefix}{slot.spelled}", value, slot.rules)
+
+
+def _slots(form: type) -> tuple[_Slot, ...]:
+    hints = get_type_hints(form, include_extras=True)
+    return tuple(_slot(item.name, hints[item.name]) for item in dataclasses.fields(form))
+
+
+def _slot(name: str, hint: Any) -> _Slot:
+    rules = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    named = [rule.name for rule in rules if getattr(rule, "name", None) is not None]
+    return _Slot(name, (named or [name])[0].replace("_", "-"), _NO_PREFIX not in rules, rules)
