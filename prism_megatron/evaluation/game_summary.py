@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from prism_megatron.observability.catalogue import ROLES
 from prism_megatron.observability.metrics import Row
 from prism_megatron.observability.summary import largest, pooled, total, window
 from prism_megatron.types import TOWER_NAMES
-
-ROLES = ("policy", "discriminator")
 
 
 def game_summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -21,18 +20,15 @@ def game_summary(rows: Sequence[Row]) -> dict[str, Any]:
     last = window(rows)
     return {
         "policy_version": rows[-1].get("policy_version") if rows else None,
-        "reward_gap": {tower: pooled(last, f"{tower}/reward_gap", f"{tower}/pairs") for tower in TOWER_NAMES},
-        "disc_accuracy": {tower: pooled(last, f"{tower}/accuracy", f"{tower}/pairs") for tower in TOWER_NAMES},
+        "reward_gap": {tower: pooled(last, f"{tower}/reward_gap") for tower in TOWER_NAMES},
+        "disc_accuracy": {tower: pooled(last, f"{tower}/accuracy") for tower in TOWER_NAMES},
         "pairs": {tower: total(last, f"{tower}/pairs") for tower in TOWER_NAMES},
-        "auc": {tower: pooled(last, f"{tower}/auc", f"{tower}/auc_pairs") for tower in TOWER_NAMES},
+        "auc": {tower: pooled(last, f"{tower}/auc") for tower in TOWER_NAMES},
         "auc_pairs": {tower: total(last, f"{tower}/auc_pairs") for tower in TOWER_NAMES},
-        "length_correlation": {
-            tower: pooled(last, f"{tower}/length_correlation", f"{tower}/length_correlation_count")
-            for tower in TOWER_NAMES
-        },
-        "tower_agreement": pooled(last, "tower_agreement", "tower_agreement_groups"),
+        "length_correlation": {tower: pooled(last, f"{tower}/length_correlation") for tower in TOWER_NAMES},
+        "tower_agreement": pooled(last, "tower_agreement"),
         "rollbacks": total(rows, "rolled_back"),
-        "valid_share": pooled(last, "valid_share", "rollouts"),
+        "valid_share": pooled(last, "valid_share"),
         "valid_rollouts": total(last, "valid_rollouts"),
         "rollouts": total(last, "rollouts"),
         "totals": {

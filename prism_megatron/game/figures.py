@@ -97,7 +97,7 @@ def _scores(
     return [scores[index, tower, r] for r in group.valid_rollouts]
 
 
-def share(total: float, count: float) -> float | None:
+def ratio(total: float, count: float) -> float | None:
     """``total / count``, or None where there is nothing to divide."""
     return total / count if count else None
 
@@ -122,9 +122,9 @@ def update_row(role: str, result: StepResult | None) -> Figures:
 
 def _cells(row: Row) -> str:
     gaps = [_figure(row, f"{name}/reward_gap", "+.2f") for name in TOWER_NAMES]
-    shares = [_figure(row, f"{name}/accuracy", ".2f") for name in TOWER_NAMES]
+    accuracies = [_figure(row, f"{name}/accuracy", ".2f") for name in TOWER_NAMES]
     valid = _figure(row, "valid_share", ".2f")
-    return f"{gaps[0]:>10}  {gaps[1]:>7} | {shares[0]:>10}  {shares[1]:>7} | {valid:>5}"
+    return f"{gaps[0]:>10}  {gaps[1]:>7} | {accuracies[0]:>10}  {accuracies[1]:>7} | {valid:>5}"
 
 
 def _figure(row: Row, name: str, form: str) -> str:

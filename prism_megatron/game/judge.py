@@ -150,14 +150,14 @@ class _Pass:
         made = [
             discriminator_batch(
                 self.learnt,
-                shares,
+                parts,
                 form=self.form,
                 seed=self.plan.seed,
                 step=step * self.plan.updates_per_step + update,
                 load_balance=self.plan.load_balance,
                 sequences_per_tower=sequences,
             )
-            for shares in self.mine
+            for parts in self.mine
         ]
         return [batch for batch, _ in made], [keys for _, keys in made]
 
@@ -183,8 +183,8 @@ class _Pass:
         own = collect_scores([rows["scores"] for rows in output.rows], keys)
         scores = {
             key: score
-            for share in all_gather_objects(dict(own), group=self.world.groups.dp)
-            for key, score in share.items()
+            for mine in all_gather_objects(dict(own), group=self.world.groups.dp)
+            for key, score in mine.items()
             if key[0] < groups
         }
         return Judgement(scores=scores, sums=output.sums, results=results, cost=self.cost)
@@ -197,7 +197,7 @@ def plan_scoring(
     references = [prompt_slots(group, form) + segment_slots(group, group.reference, form) for group in groups]
     rollouts = [{r: segment_slots(group, group.rollouts[r], form) for r in group.valid_rollouts} for group in groups]
     plan = plan_pairs(references, rollouts, budget=tokens_per_microbatch, rounds_of=world.microbatch_rounds)
-    shares = [share for microbatch in plan for share in microbatch]
+    parts = [part for microbatch in plan for part in microbatch]
     unpadded = replace(form, length_multiple=1)
     unique_tokens = 0
     for group in groups:
@@ -206,9 +206,9 @@ def plan_scoring(
             segment_slots(group, answer, unpadded) for answer in answers
         )
     return plan, TrunkCost(
-        trunk_tokens=sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in shares),
+        trunk_tokens=sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in parts),
         unique_tokens=unique_tokens,
-        references=len(shares),
+        references=len(parts),
     )
 
 

@@ -60,7 +60,7 @@ def segment_row(group: PreferenceGroup, answer: Response | Rollout, tower: int, 
 
 
 def prompt_slots(group: PreferenceGroup, form: BatchFormat) -> int:
-    """Token slots of a share's prompts, one for each tower of the group, where the segments do not repeat them."""
+    """Token slots of a part's prompts, one for each tower of the group, where the segments do not repeat them."""
     return len(group.towers) * form.slot(len(judged_prompt(group, form).token_ids)) if form.share_prompts else 0
 
 
@@ -88,16 +88,16 @@ class JudgedSequence:
     prefix: int | None = None
 
 
-def judged_sequences(groups: Sequence[PreferenceGroup], shares: MicroBatch, form: BatchFormat) -> list[JudgedSequence]:
-    """Per share and tower of its group: the prompt, if it is shared, then reference and rollouts by their length.
+def judged_sequences(groups: Sequence[PreferenceGroup], parts: MicroBatch, form: BatchFormat) -> list[JudgedSequence]:
+    """Per part and tower of its group: the prompt, if it is shared, then reference and rollouts by their length.
 
     (Neighbours of one length attend in one call of the kernel.) A repeated reference does not count.
     """
     sequences: list[JudgedSequence] = []
-    for share in shares:
-        group = groups[share.group]
+    for part in parts:
+        group = groups[part.group]
         answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
-        answers += [(r, group.rollouts[r]) for r in share.rollouts]
+        answers += [(r, group.rollouts[r]) for r in part.rollouts]
         for tower in group.towers:
             prefix = None
             if form.share_prompts:
@@ -108,7 +108,7 @@ def judged_sequences(groups: Sequence[PreferenceGroup], shares: MicroBatch, form
                 row = segment_row(group, answer, tower, form)
                 if form.share_prompts:
                     row = TokenSequence(judged_segment(group, answer, tower, form))
-                key, counts = ScoreRow(share.group, tower, index), index is not None or not share.repeated
+                key, counts = ScoreRow(part.group, tower, index), index is not None or not part.repeated
                 rows.append(JudgedSequence(row, tower, key, counts, prefix))
             sequences += sorted(rows, key=lambda row: form.slot(len(row.tokens.token_ids)))
     if not form.share_prompts:
@@ -118,7 +118,7 @@ def judged_sequences(groups: Sequence[PreferenceGroup], shares: MicroBatch, form
 
 def discriminator_batch(
     groups: Sequence[PreferenceGroup],
-    shares: MicroBatch,
+    parts: MicroBatch,
     *,
     form: BatchFormat,
     seed: int,
@@ -133,7 +133,7 @@ def discriminator_batch(
     the step's ``sequences_per_tower``, 0 for a reference that another micro-batch counts, and ``load_balance_weight``
     that times a ``load_balance`` coefficient above 0, with which prompts cannot be shared.
     """
-    sequences = judged_sequences(groups, shares, form)
+    sequences = judged_sequences(groups, parts, form)
     keys = [sequence.key for sequence in sequences]
     places = {(key.group, key.tower): at for at, key in enumerate(keys) if key is not None and key.rollout is None}
     towers = [sequence.tower for sequence in sequences]

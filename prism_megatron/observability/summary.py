@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prism_megatron.observability.catalogue import describe
 from prism_megatron.observability.metrics import Row, to_json, write_atomically
 
 SECONDS_PREFIX = "seconds/"
@@ -79,8 +80,14 @@ def step_seconds(row: Row) -> float | None:
     return sum(seconds) if seconds else None
 
 
-def pooled(rows: Sequence[Row], key: str, count_key: str) -> float | None:
-    """Mean of a figure, weighted by its count; None where no row has both."""
+def pooled(rows: Sequence[Row], key: str) -> float | None:
+    """Mean of a figure, weighted by its count as the catalogue names it; None where no row has both.
+
+    Raises UnknownMetricError for a figure without an entry, ValueError for one without a count.
+    """
+    count_key = describe(key).counted_by
+    if count_key is None:
+        raise ValueError(f"{key} has no count in observability/catalogue.py, so that its steps cannot be pooled")
     pairs = [(number(row, key), number(row, count_key)) for row in rows]
     known = [(value, count) for value, count in pairs if value is not None and count]
     weight = sum(count for _, count in known)

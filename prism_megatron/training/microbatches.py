@@ -1,4 +1,4 @@
-"""Which sequences share a micro-batch: a pure function of their lengths, so every rank makes the same plan.
+"""Which sequences lie together in a micro-batch: a pure function of their lengths, so every rank makes the same plan.
 
 A micro-batch is filled up to a budget of token slots (a sequence's length, rounded up to what the layout divides).
 """
@@ -13,11 +13,12 @@ Bin = TypeVar("Bin")
 
 
 @dataclass(frozen=True)
-class Share:
+class GroupPart:
     """Rollouts of one group and the copy of its reference that they are judged beside.
 
-    Exactly one share of a group is not ``repeated``: what counts a reference once counts that one's.
-    Example: a group of 16 in two micro-batches is ``Share(0, (0, …, 8))`` and ``Share(0, (9, …, 15), repeated=True)``.
+    Exactly one part of a group is not ``repeated``: what counts a reference once counts that one's.
+    Example: a group of 16 in two micro-batches is ``GroupPart(0, (0, …, 8))`` and
+    ``GroupPart(0, (9, …, 15), repeated=True)``.
     """
 
     group: int
@@ -25,7 +26,7 @@ class Share:
     repeated: bool = False
 
 
-MicroBatch = tuple[Share, ...]
+MicroBatch = tuple[GroupPart, ...]
 
 
 def plan_rows(costs: Sequence[int], *, budget: int, rounds_of: int) -> tuple[tuple[int, ...], ...]:
@@ -50,33 +51,33 @@ def plan_rows(costs: Sequence[int], *, budget: int, rounds_of: int) -> tuple[tup
 def plan_pairs(
     references: Sequence[int], rollouts: Sequence[Mapping[int, int]], *, budget: int, rounds_of: int
 ) -> tuple[MicroBatch, ...]:
-    """Shares of each micro-batch: every rollout once, beside its group's reference, and every group at least once.
+    """Parts of each micro-batch: every rollout once, beside its group's reference, and every group at least once.
 
-    ``references[g]`` and ``rollouts[g][r]`` are the slots of both segments of a reference and of its rollouts. A share
-    has as many rollouts as the budget holds beside the reference, and shares of several groups fill a micro-batch up.
+    ``references[g]`` and ``rollouts[g][r]`` are the slots of both segments of a reference and of its rollouts. A part
+    has as many rollouts as the budget holds beside the reference, and parts of several groups fill a micro-batch up.
     No micro-batch is above ``budget`` but a reference with one rollout, or alone, that is so by itself: a run must not
     end because one answer is long. Their number is a multiple of ``rounds_of``; where there are too few pairs for that,
     references alone fill the rest. They come in the order of their groups, so that neighbours show the same images.
     """
 
-    def cost(shares: Sequence[Share]) -> int:
-        return sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in shares)
+    def cost(parts: Sequence[GroupPart]) -> int:
+        return sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in parts)
 
-    shares: list[Share] = []
+    parts: list[GroupPart] = []
     for group, costs in enumerate(rollouts):
         numbers = list(costs)
-        parts = _first_fit([costs[r] for r in numbers], budget - references[group]) or [[]]
-        shares += [Share(group, tuple(numbers[i] for i in sorted(part))) for part in parts]
-    bins = [tuple(shares[i] for i in part) for part in _first_fit([cost([share]) for share in shares], budget)]
+        fitting = _first_fit([costs[r] for r in numbers], budget - references[group]) or [[]]
+        parts += [GroupPart(group, tuple(numbers[i] for i in sorted(places))) for places in fitting]
+    bins = [tuple(parts[i] for i in places) for places in _first_fit([cost([part]) for part in parts], budget)]
     bins = _split_to_rounds(bins, rounds_of, cost, _halves)
-    bins += [(Share(0, ()),)] * (-len(bins) % rounds_of)
+    bins += [(GroupPart(0, ()),)] * (-len(bins) % rounds_of)
 
-    ordered = sorted((tuple(sorted(shares, key=_order)) for shares in bins), key=lambda shares: _order(shares[0]))
+    ordered = sorted((tuple(sorted(parts, key=_order)) for parts in bins), key=lambda parts: _order(parts[0]))
     seen: set[int] = set()
     plan = []
-    for shares_of_bin in ordered:
-        plan.append(tuple(replace(share, repeated=share.group in seen) for share in shares_of_bin))
-        seen |= {share.group for share in shares_of_bin}
+    for parts_of_bin in ordered:
+        plan.append(tuple(replace(part, repeated=part.group in seen) for part in parts_of_bin))
+        seen |= {part.group for part in parts_of_bin}
     return tuple(plan)
 
 
@@ -87,18 +88,18 @@ def of_rank(plan: Sequence[Bin], *, dp_rank: int, dp_size: int) -> Sequence[Bin]
     return plan[dp_rank * count : (dp_rank + 1) * count]
 
 
-def _order(share: Share) -> tuple[int, tuple[int, ...]]:
-    return share.group, share.rollouts
+def _order(part: GroupPart) -> tuple[int, tuple[int, ...]]:
+    return part.group, part.rollouts
 
 
-def _halves(shares: MicroBatch) -> tuple[MicroBatch, MicroBatch] | None:
-    """A micro-batch in two: by shares, and where there is only one, by its rollouts, at the price of a reference."""
-    if len(shares) > 1:
-        return shares[::2], shares[1::2]
-    (share,) = shares
-    if len(share.rollouts) < 2:
+def _halves(parts: MicroBatch) -> tuple[MicroBatch, MicroBatch] | None:
+    """A micro-batch in two: by parts, and where there is only one, by its rollouts, at the price of a reference."""
+    if len(parts) > 1:
+        return parts[::2], parts[1::2]
+    (part,) = parts
+    if len(part.rollouts) < 2:
         return None
-    return (Share(share.group, share.rollouts[::2]),), (Share(share.group, share.rollouts[1::2]),)
+    return (GroupPart(part.group, part.rollouts[::2]),), (GroupPart(part.group, part.rollouts[1::2]),)
 
 
 def _first_fit(costs: Sequence[int], budget: int) -> list[list[int]]:

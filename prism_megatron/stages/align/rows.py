@@ -18,16 +18,15 @@ from prism_megatron.evaluation.report import Sample
 from prism_megatron.evaluation.scenes import SceneJudgement, item_accuracy
 from prism_megatron.game.controls import Observation, Verdict
 from prism_megatron.game.credit import GroupCredit
-from prism_megatron.game.figures import cost_row, game_row, judged_groups, rights_of, share, truths_of, update_row
+from prism_megatron.game.figures import cost_row, game_row, judged_groups, ratio, rights_of, truths_of, update_row
 from prism_megatron.game.judge import Judgement
+from prism_megatron.observability.catalogue import PROMPT_KINDS
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.run.stage import Outcome
 from prism_megatron.sampling.queue import SampledStep
 from prism_megatron.stages.align.plan import AlignPlan
 from prism_megatron.training.policy_update import PolicyUpdate
 from prism_megatron.types import TOWER_NAMES, TOWERS, PreferenceGroup, RolloutGroup
-
-PROMPT_KINDS = ("text", "image")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def step_row(step: AlignStep, renderer: Renderer) -> Figures:
         "off_policy_share": step.sampled.staleness.off_policy_share,
         "rollouts": len(rollouts),
         "valid_rollouts": num_valid,
-        "valid_share": share(num_valid, len(rollouts)),
+        "valid_share": ratio(num_valid, len(rollouts)),
         "replayed_rollouts": num_replayed,
         "truncated_rollouts": sum(rollout.finish_reason == "length" for rollout in rollouts),
         "response_tokens": sum(len(rollout.token_ids) for rollout in rollouts),
@@ -118,12 +117,12 @@ def advantage_row(step: AlignStep) -> Figures:
 def gap_row(sums: Mapping[str, float]) -> Figures:
     """|Rollout - trainer| log-prob a token drawn by the policy that trains: mean, then by kind of prompt."""
     tokens = {kind: sums[f"gap/{kind}/tokens"] for kind in PROMPT_KINDS}
-    row: Figures = {"logprob_gap": share(sum(sums[f"gap/{kind}/sum"] for kind in PROMPT_KINDS), sum(tokens.values()))}
+    row: Figures = {"logprob_gap": ratio(sum(sums[f"gap/{kind}/sum"] for kind in PROMPT_KINDS), sum(tokens.values()))}
     for kind, count in tokens.items():
         row[f"logprob_gap/{kind}/tokens"] = int(count)
-        row[f"logprob_gap/{kind}/mean"] = share(sums[f"gap/{kind}/sum"], count)
+        row[f"logprob_gap/{kind}/mean"] = ratio(sums[f"gap/{kind}/sum"], count)
         row[f"logprob_gap/{kind}/max"] = sums[f"gap/{kind}/max"] if count else None
-        row[f"logprob_gap/{kind}/kl"] = share(sums[f"gap/{kind}/kl"], count)
+        row[f"logprob_gap/{kind}/kl"] = ratio(sums[f"gap/{kind}/kl"], count)
     return row
 
 
@@ -134,10 +133,10 @@ def importance_row(sums: Mapping[str, float]) -> Figures:
     """
     tokens, total = sums["importance/tokens"], sums["importance/sum"]
     return {
-        "importance/mean": share(total, tokens),
+        "importance/mean": ratio(total, tokens),
         "importance/max": sums["importance/max"] if tokens else None,
-        "importance/truncated_share": share(sums["importance/truncated"], tokens),
-        "importance/effective_share": share(total**2, tokens * sums["importance/squares"]),
+        "importance/truncated_share": ratio(sums["importance/truncated"], tokens),
+        "importance/effective_share": ratio(total**2, tokens * sums["importance/squares"]),
     }
 
 

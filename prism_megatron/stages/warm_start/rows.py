@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prism_megatron.data.render import Renderer
 from prism_megatron.evaluation.health import Figures
-from prism_megatron.game.figures import cost_row, game_row, share, update_row
+from prism_megatron.game.figures import cost_row, game_row, ratio, update_row
 from prism_megatron.game.judge import Judgement
 from prism_megatron.stages.warm_start.pairs import StepPairs
 from prism_megatron.types import Rollout
@@ -30,7 +30,7 @@ def step_row(step: WarmStartStep, renderer: Renderer) -> Figures:
         "step": step.step,
         "rollouts": len(answers),
         "valid_rollouts": num_valid,
-        "valid_share": share(num_valid, len(answers)),
+        "valid_share": ratio(num_valid, len(answers)),
         "truncated_rollouts": sum(isinstance(one, Rollout) and one.finish_reason == "length" for one in answers),
         "response_tokens": sum(len(answer.token_ids) for answer in answers),
     }

@@ -20,7 +20,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.game.judge import Judgement, JudgePlan, TrunkCost, game_loss, train
 from prism_megatron.game.judged_rows import discriminator_batch, segment_row
 from prism_megatron.training.batches import BatchFormat
-from prism_megatron.training.microbatches import Share
+from prism_megatron.training.microbatches import GroupPart
 from prism_megatron.types import PERCEPTION, REASONING, PreferenceGroup
 from tests.unit.game.tiny_game import Scorer, form, group, invalid, response, rollout, score_of, world_of_one
 
@@ -180,8 +180,8 @@ def test_cost_counts_padding_and_repetition_apart(world: World) -> None:
 
 
 def batch_of_a_group() -> Batch:
-    shares = (Share(0, (0, 2)),)
-    return discriminator_batch(GROUPS, shares, form=form(), seed=1, step=0, sequences_per_tower=(3, 3))[0]
+    parts = (GroupPart(0, (0, 2)),)
+    return discriminator_batch(GROUPS, parts, form=form(), seed=1, step=0, sequences_per_tower=(3, 3))[0]
 
 
 def test_only_the_loss_reads_scores_with_dropout() -> None:

@@ -19,7 +19,7 @@ from prism_megatron.game.judged_rows import (
 )
 from prism_megatron.training.batches import BatchFormat, policy_batch, supervised_batch
 from prism_megatron.training.experience import ExperienceRow
-from prism_megatron.training.microbatches import Share
+from prism_megatron.training.microbatches import GroupPart
 from prism_megatron.types import PERCEPTION, REASONING, TokenSequence, VersionSpan
 from tests.unit.game.tiny_game import END, form, group, image, invalid, response, rollout, sequences_of
 
@@ -29,7 +29,7 @@ GROUPS = [
     group(response([13, 14], [15]), rollout([16], [17, 18]), invalid(19, 20), rollout([21, 22, 23], [24])),
     group(response([25], [26, 27, 28]), rollout([29], [30]), prompt=(3, 1, 3, 1)),
 ]
-SHARES = (Share(1, (2,)), Share(0, (0,)), Share(1, (0,), repeated=True), Share(2, (0,)))
+SHARES = (GroupPart(1, (2,)), GroupPart(0, (0,)), GroupPart(1, (0,), repeated=True), GroupPart(2, (0,)))
 COUNTS = (10, 4)
 """sequences of each tower in the whole step: more than are in this micro-batch"""
 
@@ -116,7 +116,7 @@ def test_planned_slots_are_those_of_the_batch(share_prompts: bool, multiple: int
     own = form(multiple, share_prompts=share_prompts)
     for g, one in enumerate(GROUPS):
         batch, _ = discriminator_batch(
-            GROUPS, (Share(g, one.valid_rollouts),), form=own, seed=1, step=2, sequences_per_tower=COUNTS
+            GROUPS, (GroupPart(g, one.valid_rollouts),), form=own, seed=1, step=2, sequences_per_tower=COUNTS
         )
         rollouts = sum(segment_slots(one, one.rollouts[r], own) for r in one.valid_rollouts)
         planned = prompt_slots(one, own) + segment_slots(one, one.reference, own) + rollouts
@@ -145,7 +145,12 @@ def test_images_stand_where_the_prompt_does(share_prompts: bool) -> None:
     """With every row, or with the shared prompts alone: the vision tower reads a picture once for each place it has."""
     shown = group(response([8], [9]), rollout([10], [11]), prompt=(5, 6), images=[image()])
     batch, keys = discriminator_batch(
-        [shown], (Share(0, (0,)),), form=form(share_prompts=share_prompts), seed=1, step=2, sequences_per_tower=(2, 2)
+        [shown],
+        (GroupPart(0, (0,)),),
+        form=form(share_prompts=share_prompts),
+        seed=1,
+        step=2,
+        sequences_per_tower=(2, 2),
     )
     expected = [(0,) if key is None or not share_prompts else () for key in keys]
     assert list(batch.images_by_sequence) == expected

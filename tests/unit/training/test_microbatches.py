@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prism_megatron.training.microbatches import Share, of_rank, plan_pairs, plan_rows
+from prism_megatron.training.microbatches import GroupPart, of_rank, plan_pairs, plan_rows
 
 COSTS = st.integers(1, 60)
 GROUPS = st.lists(st.tuples(COSTS, st.dictionaries(st.integers(0, 15), COSTS, max_size=8)), min_size=1, max_size=6)
@@ -27,26 +27,26 @@ def test_every_pair_once_within_the_budget(
     references, rollouts = [reference for reference, _ in groups], [costs for _, costs in groups]
     plan = plan_pairs(references, rollouts, budget=budget, rounds_of=rounds_of)
 
-    judged = Counter((share.group, r) for shares in plan for share in shares for r in share.rollouts)
+    judged = Counter((part.group, r) for parts in plan for part in parts for r in part.rollouts)
     assert judged == Counter((g, r) for g, costs in enumerate(rollouts) for r in costs)
-    counted = Counter(share.group for shares in plan for share in shares if not share.repeated)
+    counted = Counter(part.group for parts in plan for part in parts if not part.repeated)
     assert counted == Counter(range(len(groups)))
     assert len(plan) % rounds_of == 0
-    for shares in plan:
-        cost = sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in shares)
-        assert cost <= budget or (len(shares) == 1 and len(shares[0].rollouts) <= 1)
+    for parts in plan:
+        cost = sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in parts)
+        assert cost <= budget or (len(parts) == 1 and len(parts[0].rollouts) <= 1)
 
 
 @given(groups=GROUPS, budget=BUDGETS)
 def test_a_reference_is_repeated_only_where_the_budget_forces_it(
     groups: list[tuple[int, dict[int, int]]], budget: int
 ) -> None:
-    """With no rounds to fill, two shares of one group could never have shared one copy of the reference."""
+    """With no rounds to fill, two parts of one group could never have shared one copy of the reference."""
     references, rollouts = [reference for reference, _ in groups], [costs for _, costs in groups]
     plan = plan_pairs(references, rollouts, budget=budget, rounds_of=1)
-    shares = [share for microbatch in plan for share in microbatch]
-    for i, one in enumerate(shares):
-        for other in shares[i + 1 :]:
+    parts = [part for microbatch in plan for part in microbatch]
+    for i, one in enumerate(parts):
+        for other in parts[i + 1 :]:
             if one.group == other.group:
                 joined = sum(rollouts[one.group][r] for r in one.rollouts + other.rollouts)
                 assert references[one.group] + joined > budget
@@ -73,10 +73,10 @@ def test_long_rows_are_placed_first_and_the_costliest_micro_batch_is_halved() ->
 def test_examples() -> None:
     """Two groups that fit together; one that does not; a pair above the budget; more ranks than pairs."""
     twice = plan_pairs([10, 10], [{0: 10, 1: 10}, {3: 10}], budget=50, rounds_of=1)
-    assert twice == ((Share(0, (0, 1)), Share(1, (3,))),)
+    assert twice == ((GroupPart(0, (0, 1)), GroupPart(1, (3,))),)
     cut = plan_pairs([10], [dict.fromkeys(range(4), 10)], budget=30, rounds_of=1)
-    assert cut == ((Share(0, (0, 1)),), (Share(0, (2, 3), repeated=True),))
-    assert plan_pairs([10], [{0: 90}], budget=30, rounds_of=1) == ((Share(0, (0,)),),)
+    assert cut == ((GroupPart(0, (0, 1)),), (GroupPart(0, (2, 3), repeated=True),))
+    assert plan_pairs([10], [{0: 90}], budget=30, rounds_of=1) == ((GroupPart(0, (0,)),),)
     (alone,), (filler,) = plan_pairs([10], [{0: 10}], budget=30, rounds_of=2)
     assert {alone.rollouts, filler.rollouts} == {(0,), ()}
     with pytest.raises(ValueError, match="whole rounds"):

@@ -1,0 +1,174 @@
+"""Every metric of ``metrics.jsonl``: its name, what it means, and the count that weights it in a mean over steps.
+
+A figure without data is null, beside a count of 0. ``{tower}`` stands for perception and reasoning, ``{role}`` for
+policy and discriminator, ``{kind}`` for text and image prompts, ``{expert}`` and ``{phase}`` for whatever the run has.
+The page ``docs/metrics.md`` is made of this: ``python -m prism_megatron.observability.catalogue > docs/metrics.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prism_megatron.types import TOWER_NAMES
+
+ROLES = ("policy", "discriminator")
+PROMPT_KINDS = ("text", "image")
+_HELD_OUT = "probe/"
+_STANDS_FOR = {
+    "tower": "|".join(TOWER_NAMES),
+    "role": "|".join(ROLES),
+    "kind": "|".join(PROMPT_KINDS),
+    "expert": "[0-9]+",
+    "phase": "[a-z_]+",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a figure of one step says. ``counted_by`` names the metric that weights it in a mean over steps."""
+
+    meaning: str
+    counted_by: str | None = None
+
+
+METRICS: Mapping[str, Mapping[str, Metric]] = {
+    "The step": {
+        "step": Metric("number of the step, from 0"),
+        "policy_version": Metric("number of steps played when the policy last changed, after this one"),
+        "sampled_version": Metric("the oldest such version of the policy that drew the step's rollouts"),
+        "discriminator_version": Metric("the same of the discriminator that judged them"),
+        "seconds/{phase}": Metric("seconds that a phase of the step took"),
+    },
+    "Rollouts": {
+        "rollouts": Metric("answers of the step"),
+        "valid_rollouts": Metric("answers that keep the format"),
+        "valid_share": Metric("their share", "rollouts"),
+        "truncated_rollouts": Metric("answers cut at --max-response-tokens"),
+        "replayed_rollouts": Metric("valid answers of earlier steps among the discriminator's pairs"),
+        "response_tokens": Metric("tokens of all answers"),
+        "staleness/mean": Metric("updates of the policy between drawing an answer and training on it", "rollouts"),
+        "staleness/max": Metric("the most of them"),
+        "off_policy_share": Metric("share of tokens drawn by an earlier policy than the one that trains"),
+    },
+    "The game, tower by tower": {
+        "{tower}/pairs": Metric("pairs of a reference and a valid answer"),
+        "{tower}/accuracy": Metric("share of pairs ranked right before the update; a tie is one half", "{tower}/pairs"),
+        "{tower}/reward_gap": Metric("reference score less answer score, before the update", "{tower}/pairs"),
+        "{tower}/auc": Metric(
+            "does it score right answers above wrong ones of the same prompt? Only this reaches the policy. Known for "
+            "the mini's scenes, and in reasoning for records, by their final answer",
+            "{tower}/auc_pairs",
+        ),
+        "{tower}/auc_pairs": Metric("pairs of a right and a wrong answer to one prompt"),
+        "{tower}/reference_count": Metric("references scored"),
+        "{tower}/reference_score": Metric("their mean score; advantages ignore its level", "{tower}/reference_count"),
+        "{tower}/reference_std": Metric("their unbiased standard deviation", "{tower}/reference_count"),
+        "{tower}/rollout_score": Metric("mean score of valid answers", "{tower}/pairs"),
+        "{tower}/rollout_std": Metric("their unbiased standard deviation", "{tower}/pairs"),
+        "{tower}/length_correlation": Metric(
+            "score against length of the segment, inside groups (Pearson)", "{tower}/length_correlation_count"
+        ),
+        "{tower}/length_correlation_count": Metric("answers in groups with at least two valid ones"),
+        "{tower}/expert_load/{expert}": Metric("share of the tower's tokens that an expert got"),
+        "{tower}/expert_entropy": Metric("evenness of the experts' load; 1 is even"),
+        "tower_agreement": Metric("do both towers rank a group's answers alike? (Spearman)", "tower_agreement_groups"),
+        "tower_agreement_groups": Metric("groups in which both towers rank at least two answers"),
+    },
+    "Groups and scores that teach little": {
+        "all_invalid_groups": Metric("groups without a valid answer"),
+        "one_valid_groups": Metric("groups with one valid answer, whose advantage is 0"),
+        "flat_rewards": Metric("groups, tower by tower, whose scores are all equal"),
+        "clipped_scores": Metric("scores beyond --score-clip"),
+        "unrewarded_step": Metric("1 where no answer of the step was valid, so that the policy was only measured"),
+    },
+    "Updates": {
+        "{role}_updated": Metric("1 where the optimizer took its step, 0 where a gradient was not finite"),
+        "{role}_grad_norm": Metric("gradient norm before the clip"),
+        "{role}_lr": Metric("learning rate of the update"),
+        "policy_loss": Metric("the policy's loss, a mean over response tokens"),
+        "entropy": Metric("entropy of the policy's next token, a mean over response tokens", "response_tokens"),
+        "discriminator_loss": Metric("the discriminator's loss on the step's pairs"),
+        "discriminator_updates": Metric("updates of the discriminator in this step"),
+        "rolled_back": Metric("1 where both players went back to a checkpoint (--rollbacks)"),
+        "settled": Metric("1 where the reward gaps have settled and the run ends (--stop-gap-band)"),
+    },
+    "Do rollout engine and trainer agree?": {
+        "logprob_gap": Metric("|rollout - trainer| log-prob a token, of tokens drawn by the policy that trains"),
+        "logprob_gap/{kind}/tokens": Metric("such tokens"),
+        "logprob_gap/{kind}/mean": Metric("the same by kind of prompt", "logprob_gap/{kind}/tokens"),
+        "logprob_gap/{kind}/max": Metric("the largest"),
+        "logprob_gap/{kind}/kl": Metric("KL divergence (k3 estimate), a token", "logprob_gap/{kind}/tokens"),
+        "importance/mean": Metric("importance weight of all response tokens", "response_tokens"),
+        "importance/max": Metric("the largest"),
+        "importance/truncated_share": Metric("share of tokens whose weight is above the truncation", "response_tokens"),
+        "importance/effective_share": Metric("effective sample size as a share of the tokens", "response_tokens"),
+    },
+    "What the discriminator's pass ran": {
+        "discriminator/trunk_tokens": Metric("tokens through the trunk"),
+        "discriminator/unique_tokens": Metric("tokens judged, each counted once"),
+        "discriminator/rollouts_per_reference": Metric("answers that share one reference's pass"),
+    },
+    "Against the known truth (the mini's scenes)": {
+        "truth/responses": Metric("answers judged"),
+        "truth/items": Metric("items that a caption names", "truth/responses"),
+        "truth/item_accuracy": Metric("caption items that are right", "truth/responses"),
+        "truth/caption_exact": Metric("captions with every item right", "truth/responses"),
+        "truth/step_validity": Metric("reasoning steps that are right", "truth/responses"),
+        "truth/reasoning_exact": Metric("reasoning with every step right", "truth/responses"),
+        "truth/answer_right": Metric("final answers that are right", "truth/responses"),
+    },
+}
+"""Under headings, in the order of the page. ``probe/NAME`` is NAME on the fixed set of --probe-every."""
+
+
+class UnknownMetricError(KeyError):
+    """A metric that the catalogue does not have."""
+
+
+def describe(name: str) -> Metric:
+    """The entry of a metric as it stands in a row, with ``counted_by`` spelled out alike.
+
+    Raises UnknownMetricError. Example: ``describe("reasoning/auc").counted_by == "reasoning/auc_pairs"``.
+    """
+    prefix, bare = (_HELD_OUT, name.removeprefix(_HELD_OUT)) if name.startswith(_HELD_OUT) else ("", name)
+    for entries in METRICS.values():
+        for pattern, metric in entries.items():
+            if (found := _regex(pattern).fullmatch(bare)) is not None:
+                count = None if metric.counted_by is None else prefix + metric.counted_by.format(**found.groupdict())
+                return Metric(metric.meaning, count)
+    raise UnknownMetricError(f"{name!r} has no entry in observability/catalogue.py; give it one")
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"{(\w+)}", pattern)
+    texts, holes = parts[::2], parts[1::2]
+    groups = [f"(?P<{hole}>{_STANDS_FOR[hole]})" for hole in holes]
+    return re.compile("".join(re.escape(text) + group for text, group in zip(texts, [*groups, ""], strict=True)))
+
+
+def page() -> str:
+    """The Markdown of ``docs/metrics.md``."""
+    lines = [
+        "# Metrics",
+        "",
+        "What the rows of `metrics.jsonl` hold, one row a step. A figure without data is null beside a count of 0;",
+        "the count in brackets also weights it wherever several steps are summed up. `{tower}` is `perception` or",
+        "`reasoning`, `{role}` is `policy` or `discriminator`, `{kind}` is `text` or `image`. `probe/NAME` is NAME on",
+        "the fixed set of `--probe-every`: what changes there is the discriminator alone. Which of them a row has",
+        "depends on the stage.",
+        "",
+        "This page is written by `python -m prism_megatron.observability.catalogue`.",
+    ]
+    for heading, entries in METRICS.items():
+        lines += ["", f"## {heading}", "| metric | meaning |", "|---|---|"]
+        for name, metric in entries.items():
+            count = "" if metric.counted_by is None else f" (`{metric.counted_by}`)"
+            meaning = metric.meaning.replace("|", r"\|")
+            lines.append(f"| `{name}`{count} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
