@@ -115,7 +115,10 @@ class Qwen3VLShape:
         generation: Mapping[str, Any] | None = None,
         where: str = "config",
     ) -> Qwen3VLShape:
-        """Read the sizes from a parsed ``config.json``; ``where`` names the file in error messages."""
+        """Read the sizes from a parsed ``config.json``; ``where`` names the file in error messages.
+
+        Raises ConfigError for a config that is no Qwen3-VL, or a variant that our model does not compute.
+        """
         top = _Section(config, where)
         if (model_type := top.text("model_type")) not in MODEL_TYPES:
             raise ConfigError(f"{where}: model_type {model_type!r} is not a Qwen3-VL; expected one of {MODEL_TYPES}")
@@ -202,12 +205,14 @@ class _Section:
         return value
 
     def integer(self, *names: str) -> int:
+        """A whole number. Raises ConfigError for anything else."""
         value = int(self._typed(int, *names))
         if value < 0:
             raise ConfigError(f"{self.where}: key {names[0]!r} is {value}, expected a count or an id of at least 0")
         return value
 
     def size(self, *names: str) -> int:
+        """A whole number of at least 1. Raises ConfigError for anything else."""
         if (value := self.integer(*names)) == 0:
             raise ConfigError(f"{self.where}: key {names[0]!r} is 0, expected a positive size")
         return value
@@ -222,6 +227,7 @@ class _Section:
         return bool(self._typed(bool, *names))
 
     def integers(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers. Raises ConfigError for anything else."""
         value = self._get(name)
         if not isinstance(value, list) or not all(isinstance(item, int) and item >= 0 for item in value):
             raise ConfigError(f"{self.where}: key {name!r} is {value!r}, expected a list of integers")
@@ -231,7 +237,7 @@ class _Section:
         return _Section(self._typed(dict, *names), f"{self.where}: {names[0]}")
 
     def expect(self, name: str, wanted: object) -> None:
-        """Refuse a variant that our model does not compute."""
+        """Refuse a variant that our model does not compute. Raises ConfigError."""
         if self.values.get(name, wanted) != wanted:
             raise ConfigError(f"{self.where}: {name} is {self.values[name]!r}; only {wanted!r} is supported")
 

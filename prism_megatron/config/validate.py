@@ -160,7 +160,7 @@ def check_align(
 def check_shared(
     config: TrainsDiscriminator, shape: Qwen3VLShape, *, world_size: int, discriminator: Qwen3VLShape | None
 ) -> None:
-    """:func:`check_align` of what the stages have in common, values aside."""
+    """:func:`check_align` of what the stages have in common, values aside. Raises ConfigError."""
     check_recompute(config.recompute)
     check_rollout(config.rollout)
     _check_timeouts(config)

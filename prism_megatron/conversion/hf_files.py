@@ -49,7 +49,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_object(text: str, path: Path) -> dict[str, Any]:
-    """``text`` as one JSON object; ``path`` names it in errors, which are those of ``read_object``."""
+    """``text`` as one JSON object; ``path`` names it in errors, which are those of ``read_object``.
+
+    Raises ConversionError.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}

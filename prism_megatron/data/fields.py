@@ -18,7 +18,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def object_of(line: bytes, keys: Sequence[str], where: str) -> dict[str, Any]:
-    """The line as an object with exactly these keys."""
+    """The line as an object with exactly these keys. Raises DataError."""
     try:
         fields = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
@@ -43,7 +43,10 @@ def check_text(value: Any, key: str, where: str) -> None:
 
 
 def image_path(text: str, folder: Path, where: str) -> Path:
-    """The file an image field names, with every link followed; it must lie inside ``folder``, itself without links."""
+    """The file an image field names, with every link followed; it must lie inside ``folder``, itself without links.
+
+    Raises DataError.
+    """
     named = PurePosixPath(text)
     if named.is_absolute() or ".." in named.parts or "\0" in text:
         raise DataError(f"{where}: field image: {text!r} must be a path below the set's folder, without '..'")

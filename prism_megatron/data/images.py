@@ -103,7 +103,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels from the file's header."""
+    """(width, height) in pixels from the file's header. Raises DataError for a file that is no image."""
     try:
         with Image.open(path) as image:
             _check_size(image.size, path)

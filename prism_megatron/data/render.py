@@ -85,7 +85,10 @@ class Renderer:
         return Prompt(id=id, token_ids=tuple(token_ids), images=inputs, question=question)
 
     def num_prompt_tokens(self, id: str, question: str, image_sizes: Sequence[tuple[int, int]]) -> int:  # noqa: A002
-        """Length of the prompt with images of these (width, height), without reading pixels. Raises as ``prompt``."""
+        """Length of the prompt with images of these (width, height), without reading pixels.
+
+        Raises DataError, as ``prompt``.
+        """
         text = self._chat_text(id, question, num_images=len(image_sizes))
         try:
             pads = sum(self.preprocessor.num_tokens_of_size(size) for size in image_sizes)

@@ -143,6 +143,7 @@ def collate(
     with 0. ``sequence_extras`` hold one number a sequence: ints become int64, floats float32.
     Images are deduplicated by object identity. ``prefixes`` (see ``Batch``) need ``pack``; a prefix stands before those
     that go on from it, and has none itself.
+    Raises ValueError for rows and extras that do not fit each other.
     """
     assert not prefixes or pack
     for sequence, prefix in enumerate(prefixes):

@@ -160,6 +160,7 @@ class MegatronEngine:
 
         ``batches`` are this data-parallel rank's micro-batches, at least one, the same on all its ranks. Every
         data-parallel rank calls this, with losses that return the same names of sums.
+        Raises RuntimeError for an engine that is not to be trained.
         """
         if self.optimizer is None:
             raise RuntimeError(f"engine {self.name!r} was built without an optimizer; it only runs forward")

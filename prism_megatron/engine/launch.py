@@ -76,6 +76,7 @@ def launch(
 
     A PrismError on a rank is printed once, in one line, with status 2; any other exception ends the world with one
     traceback and status 1.
+    Raises ConfigError for a number of processes that the layout cannot use.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()

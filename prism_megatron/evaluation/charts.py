@@ -33,7 +33,10 @@ class _Scale:
 
 
 def line_chart(title: str, series: Mapping[str, Points], *, share: bool = False) -> str:
-    """A ``<figure>`` with one line for each of at most four series. ``share`` fixes the y axis to 0…1."""
+    """A ``<figure>`` with one line for each of at most four series. ``share`` fixes the y axis to 0…1.
+
+    Raises ValueError for more.
+    """
     if len(series) > len(_STYLES):
         raise ValueError(f"chart {title!r} has {len(series)} series; at most {len(_STYLES)} can be told apart")
     caption = f"<figcaption>{escape(title)}</figcaption>"

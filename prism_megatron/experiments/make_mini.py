@@ -160,7 +160,10 @@ def supervised(
 
 
 def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, world: World) -> None:
-    """Upcycle the supervised policy, warm it up on references against its samples, and gate on held-out AUC."""
+    """Upcycle the supervised policy, warm it up on references against its samples, and gate on held-out AUC.
+
+    Raises PrismError where the gate is missed.
+    """
     if target.exists():
         return
     phase, seed = config.warm_start, config.seed

@@ -44,6 +44,7 @@ def judged_segment(
 
     Reference and rollout end in the same token, so the last token tells nothing about who wrote the segment (see
     docs/method.md, section 3). The caption is not in the reasoning's context.
+    Raises ValueError for an answer without that segment.
     """
     span = answer.segments.of_tower(tower)
     if span is None:

@@ -184,7 +184,10 @@ def _discriminator(source: TensorSource, shape: Qwen3VLShape, variant: Variant) 
 
 
 def mappings_of(companions: Path, layout: ExpertLayout | None) -> Sequence[WeightMapping]:
-    """The mappings of the model whose files stand in ``companions``, its experts stored as ``layout``."""
+    """The mappings of the model whose files stand in ``companions``, its experts stored as ``layout``.
+
+    Raises ConfigError.
+    """
     shape = Qwen3VLShape.from_folder(companions)
     if is_discriminator(companions):
         towers = read_variant(companions).towers
@@ -197,6 +200,10 @@ def mappings_of(companions: Path, layout: ExpertLayout | None) -> Sequence[Weigh
 
 
 def role_of(folder: TorchDistFolder, asked: Role | None) -> Role:
+    """Whose weights are meant: ``asked``, else the only role's or the policy's.
+
+    Raises ConfigError for a role that the checkpoint does not hold, ConversionError where none is meant.
+    """
     roles = sorted(folder.document["models"])
     if asked is not None:
         if asked not in roles:

@@ -14,6 +14,7 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
 
     Both tensors have the same shape. With an all-false mask the result is 0 and still part of the graph, so a rank
     without data runs the same backward, and the same collectives, as the others.
+    Raises ValueError for a mask of another shape.
     """
     if values.shape != mask.shape:
         raise ValueError(f"values have shape {tuple(values.shape)}, mask {tuple(mask.shape)}")

@@ -108,6 +108,7 @@ def bf16_tolerance(theirs: Sequence[Difference]) -> Tolerance:
 
     A model with experts differs most where rounding makes it choose another expert; the wider the samples, the likelier
     theirs hold such a choice, and a bug hidden below it shows in float32.
+    Raises ValueError where those are not finite.
     """
     if not all(math.isfinite(one.worst[1]) for one in theirs):
         raise ValueError(f"transformers' own bf16 gradient of {theirs[0].worst[0]!r} cannot be measured by")

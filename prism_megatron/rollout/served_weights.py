@@ -72,7 +72,7 @@ class ServedWeights:
         self._lock = threading.Lock()
 
     def update(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """As of ``SGLangRollout.update_weights``."""
+        """As of ``SGLangRollout.update_weights``. Raises WeightSyncError, as that does."""
         with self._lock:
             left_out = left_out_of(tensors)
             if left_out and self._held is None:
