@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -48,6 +47,7 @@ from tests.unit.rollout.fake_sglang import CONTEXT, FOLDER, KEY, FakeSGLang, run
 from tests.unit.rollout.oracle import forced_logprobs
 from tests.unit.rollout.tiny_qwen import NoSegments
 from tests.unit.rollout.weights import mini_weights
+from tests.waiting import wait_for
 
 RANKS = 2
 LONG = 77
@@ -110,8 +110,7 @@ def three_steps_ahead(
     )
     first = queue.take(0)
     clients = [ServerClient(url, api_key=KEY) for url in urls]
-    while sum(client.get("/server_info")["running"] for client in clients) < RANKS:
-        time.sleep(0.01)
+    wait_for(lambda: sum(client.get("/server_info")["running"] for client in clients) >= RANKS)
     dist.barrier()
     shared.update_weights(gathered(None), 2)
     second = queue.take(1)

@@ -11,12 +11,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "tests" / "integration" / "launch_script.py"
@@ -60,18 +61,15 @@ def start() -> Iterator[Start]:
 
 def ranks(folder: Path, size: int) -> list[dict[str, float]]:
     """What the ranks wrote once all had met, waiting until they have."""
-    deadline = time.monotonic() + START_SECONDS
-    while len(files := sorted(folder.glob("rank*.json"))) < size:
-        assert time.monotonic() < deadline, f"only {len(files)} of {size} ranks met"
-        time.sleep(0.2)
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    wait_for(lambda: len(list(folder.glob("rank*.json"))) >= size, seconds=START_SECONDS)
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("rank*.json"))]
 
 
 def assert_gone(pids: Sequence[int], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while alive := [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]:
-        assert time.monotonic() < deadline, f"processes {alive} are left"
-        time.sleep(0.1)
+    def alive() -> list[int]:
+        return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+
+    wait_for(lambda: not alive(), seconds=seconds)
 
 
 @pytest.mark.parametrize("outer", OUTER)
