@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,19 @@ def steps_told(servers: Sequence[SGLangServer]) -> list[int]:
     ]
 
 
-def wait_until_sampling(servers: Sequence[SGLangServer], told: Sequence[int], thread: threading.Thread) -> None:
-    """Until all ``servers`` have sampled since their logs ``told`` so often, or the ``thread`` that asks them ended."""
+def wait_until_sampling(
+    servers: Sequence[SGLangServer],
+    told: Sequence[int],
+    thread: threading.Thread,
+    *,
+    enough: Callable[[Iterable[bool]], bool] = all,
+) -> None:
+    """Until ``enough`` of the ``servers`` have sampled since their logs ``told`` so often, or the ``thread`` ended.
+
+    The thread is the one that asks them.
+    """
     wait_for(
-        lambda: not thread.is_alive() or all(map(int.__gt__, steps_told(servers), told)),
+        lambda: not thread.is_alive() or enough(map(int.__gt__, steps_told(servers), told)),
         seconds=SAMPLING_SECONDS,
         poll_seconds=0.01,
     )

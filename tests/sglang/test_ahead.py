@@ -22,7 +22,7 @@ from tests.sglang.conftest import REPOSITORY, World, steps_told, wait_until_samp
 from tests.sglang.test_real_server import TOLERANCE, hand_over, moved
 from tests.unit.rollout.oracle import forced_logprobs
 
-FIRST_VERSION = 20
+FIRST_VERSION, UPDATES = 20, 8
 FLAGS = "--tp 2 --dtype fp32 --steps 4 --prompts-per-step 2 --rollouts-per-prompt 4 --rollout sglang --rollout-ahead 1"
 
 
@@ -39,11 +39,12 @@ def test_unfinished_answers_go_on_under_the_new_weights(world: World) -> None:
     told = steps_told(servers)
     thread.start()
     last = FIRST_VERSION
-    wait_until_sampling(servers, told, thread)
-    while thread.is_alive() and last < FIRST_VERSION + 5:
+    # Text is sampled first: a server that is slow to begin must not let the other one end its text before an update.
+    wait_until_sampling(servers, told, thread, enough=any)
+    while thread.is_alive() and last < FIRST_VERSION + UPDATES:
         last += 1
         world.engine.update_weights(iter(some_weights[(last - FIRST_VERSION) % 3].items()), last)
-        wait_until_sampling(servers, steps_told(servers), thread)
+        wait_until_sampling(servers, steps_told(servers), thread, enough=any)
     thread.join()
     answers = [(prompt, rollout) for prompt, group in zip(prompts, *collected, strict=True) for rollout in group]
     assert len(answers) == 4 * len(prompts)
