@@ -62,6 +62,7 @@ def saved(gloo: GlooWorld, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return root, gloo.run(train_and_save, root, num_ranks=4, parallel=ParallelConfig(tp=2, pp=2))[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_goes_on_in_another_layout(gloo: GlooWorld, saved: Saved, tmp_path: Path, layout: str) -> None:
     """Claim: every tensor is taken up to the bit, and the next step is that of the run that never stopped.

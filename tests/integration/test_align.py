@@ -159,6 +159,7 @@ def test_a_killed_run_goes_on_to_the_same_losses(finished: Path, tmp_path: Path)
     assert_same_losses(rows_of(output), rows_of(finished), relative=1e-6)
 
 
+@pytest.mark.long
 def test_a_kill_inside_a_save_loses_nothing(finished: Path, tmp_path: Path) -> None:
     """SIGKILL while the second checkpoint is being written: the first one is what the run goes on from."""
     output = tmp_path / "run"
@@ -171,6 +172,7 @@ def test_a_kill_inside_a_save_loses_nothing(finished: Path, tmp_path: Path) -> N
     assert_same_losses(rows_of(output), rows_of(finished), relative=1e-6)
 
 
+@pytest.mark.long
 def test_a_checkpoint_goes_on_in_another_layout(finished: Path, tmp_path: Path) -> None:
     """Saved at TP2·PP2, continued at TP1·DP2: the same losses up to fp32 rounding in another order of summation."""
     output = tmp_path / "run"

@@ -50,6 +50,7 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
+@pytest.mark.long
 def test_the_same_seed_makes_the_same_bytes(rebuilt: list[Path]) -> None:
     """Base, policy and discriminator of two runs are equal, byte for byte."""
     for name in ("base", "policy", "discriminator"):
@@ -57,6 +58,7 @@ def test_the_same_seed_makes_the_same_bytes(rebuilt: list[Path]) -> None:
         assert first == second, name
 
 
+@pytest.mark.long
 def test_each_phase_trains_what_it_should(rebuilt: list[Path]) -> None:
     """Pre-training moves everything; SFT leaves vision tower and projector alone; warm-start moves the experts."""
     init, base, policy, discriminator = (

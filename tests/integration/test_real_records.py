@@ -70,6 +70,7 @@ def gloo() -> Iterator[GlooWorld]:
         yield world
 
 
+@pytest.mark.long
 def test_captions_without_solutions_are_learnt_from(data_sets: Path, gloo: GlooWorld, tmp_path: Path) -> None:
     """Claim: NLVR, which has no solutions, trains both players by its captions alone, and goes on from a checkpoint."""
     warm, game = tmp_path / "warm", tmp_path / "game"

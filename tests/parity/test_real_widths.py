@@ -53,6 +53,7 @@ def verified(world: World, config: VerifyConfig) -> Report | None:
     return verify(world, config)
 
 
+@pytest.mark.long
 def test_2b_widths_equal_transformers(folder: Path, shared_dir: Path) -> None:
     """Claim: float32 tolerances, in one process of at most 12 GiB."""
     shape = Qwen3VLShape.from_folder(folder)
