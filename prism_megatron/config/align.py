@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.fields import AT_LEAST_ONE
+from prism_megatron.config.fields import AT_LEAST_ONE, OnResume
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.model import ModelConfig
 from prism_megatron.config.optimizer import OptimizerConfig
@@ -18,11 +18,14 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.run import RunConfig
 
 
 @dataclass(frozen=True)
 class AlignConfig:
     """Align a policy against a discriminator, adversarially and on-policy."""
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
 
     parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
     recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
@@ -33,14 +36,15 @@ class AlignConfig:
     discriminator: tyro.conf.OmitArgPrefixes[DiscriminatorConfig] = field(default_factory=DiscriminatorConfig)
     game: tyro.conf.OmitArgPrefixes[GameConfig] = field(default_factory=GameConfig)
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
+    run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     policy: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="discriminator")] = field(
         default_factory=OptimizerConfig
     )
-    steps: Annotated[int, AT_LEAST_ONE] = 500
+    steps: Annotated[int, AT_LEAST_ONE, OnResume.LONGER] = 500
     """alignment steps; each updates the discriminator once and the policy once, unless told otherwise"""
     seed: int = 42
     """keys sampling, dropout and the order of the data"""
-    tokens_per_microbatch: Annotated[int, AT_LEAST_ONE] = 16384
+    tokens_per_microbatch: Annotated[int, AT_LEAST_ONE, OnResume.FREE] = 16384
     """tokens, padding included, that one forward and backward pass of either player holds at most; an answer that is
     longer by itself, or for the discriminator one with its reference, runs alone"""

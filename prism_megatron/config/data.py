@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, ExistingFolder
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, ExistingFolder, OnResume
 
 STRUCTURED_SYSTEM_PROMPT = (
     "You are a helpful scientific assistant. Answer the question from the image. "
@@ -21,6 +21,8 @@ STRUCTURED_SYSTEM_PROMPT = (
 @dataclass(frozen=True)
 class DataConfig:
     """Records with references, and how they become tokens."""
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
 
     data: Annotated[Path | None, ExistingFolder()] = None
     """folder of records with images and references; without it the mini world's scenes"""

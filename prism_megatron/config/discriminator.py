@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
-from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, ExistingFolder, Range
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, ExistingFolder, OnResume, Range
 from prism_megatron.errors import ConfigError
 
 Routing = Literal["segment", "learned", "dense"]
@@ -19,6 +19,8 @@ SEGMENTS = ("perception", "reasoning")
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     """A Qwen3-VL whose MLPs are towers of experts, with a scalar head."""
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
 
     discriminator: Annotated[str | None, ExistingFolder()] = None
     """folder of a saved discriminator, or a checkpoint with one, that reads the policy's tokens and images; without it

@@ -1,10 +1,14 @@
-"""What stands beside a field of a configuration: the values it may have, as ``steps: Annotated[int, AT_LEAST_ONE]``."""
+"""What stands beside a field of a configuration: the values it may have, and whether a run may go on with another.
+
+``steps: Annotated[int, AT_LEAST_ONE, OnResume.LONGER]``: at least 1, and a run that goes on may have more of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -13,6 +17,16 @@ import tyro
 from prism_megatron.errors import ConfigError
 
 _NO_PREFIX = get_args(tyro.conf.OmitArgPrefixes[int])[1]
+_SPELLING: type[Any] = type(tyro.conf.arg(name="x"))
+
+
+class OnResume(Enum):
+    """What a run that goes on may do to a field; a section's ``ON_RESUME`` stands for those fields that say nothing."""
+
+    FIXED = "changes what is trained: refused, unless --change names it"
+    LONGER = "may grow, and the run says what that does"
+    FREE = "changes how the run is kept, split or watched, and nothing that is trained"
+    COMMAND = "belongs to one command, and not to the run"
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,8 @@ class Field:
     value: Any
     rules: tuple[Any, ...]
     """what its annotation says beside the type"""
+    on_resume: OnResume | None
+    """None for a field that neither its annotation nor its section speaks for"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,7 @@ class _Slot:
     spelled: str
     prefixed: bool
     rules: tuple[Any, ...]
+    on_resume: OnResume | None
 
 
 def fields_of(config: object) -> list[Field]:
@@ -102,15 +119,18 @@ def _walk(config: object, *, path: tuple[str, ...], prefix: str) -> Iterator[Fie
         if dataclasses.is_dataclass(value):
             yield from _walk(value, path=here, prefix=f"{prefix}{slot.spelled}." if slot.prefixed else prefix)
         else:
-            yield Field(here, f"--{prefix}{slot.spelled}", value, slot.rules)
+            yield Field(here, f"--{prefix}{slot.spelled}", value, slot.rules, slot.on_resume)
 
 
 def _slots(form: type) -> tuple[_Slot, ...]:
     hints = get_type_hints(form, include_extras=True)
-    return tuple(_slot(item.name, hints[item.name]) for item in dataclasses.fields(form))
+    section: OnResume | None = getattr(form, "ON_RESUME", None)
+    return tuple(_slot(item.name, hints[item.name], section) for item in dataclasses.fields(form))
 
 
-def _slot(name: str, hint: Any) -> _Slot:
+def _slot(name: str, hint: Any, section: OnResume | None) -> _Slot:
     rules = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-    named = [rule.name for rule in rules if getattr(rule, "name", None) is not None]
-    return _Slot(name, (named or [name])[0].replace("_", "-"), _NO_PREFIX not in rules, rules)
+    named = [rule.name for rule in rules if isinstance(rule, _SPELLING) and rule.name is not None]
+    own: list[OnResume | None] = [rule for rule in rules if isinstance(rule, OnResume)]
+    spelled = (named or [name])[0].replace("_", "-")
+    return _Slot(name, spelled, _NO_PREFIX not in rules, rules, (own or [section])[0])

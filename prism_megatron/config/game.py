@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, ZERO_IS_OFF, Range
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, ZERO_IS_OFF, OnResume, Range
 
 RELEASED_FORMAT_PENALTY = 1.5
 
@@ -16,6 +16,8 @@ class GameConfig:
 
     Steps are numbered from 0, as in ``metrics.jsonl``.
     """
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
 
     advantage: Literal["per_expert", "joint"] = "per_expert"
     """per_expert: normalise each tower's scores in the group, then mix; joint: mix the scores, then normalise"""

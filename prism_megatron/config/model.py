@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from prism_megatron.config.fields import ExistingFolder
+from prism_megatron.config.fields import ExistingFolder, OnResume
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The policy's weights and the number format it trains in."""
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
 
     model: Annotated[str | None, ExistingFolder()] = None
     """Hugging Face folder of a Qwen3-VL, dense or with experts, or a checkpoint of one; without it the built-in mini

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from prism_megatron.config.fields import NOT_NEGATIVE, POSITIVE, SHARE, Range
+from prism_megatron.config.fields import NOT_NEGATIVE, POSITIVE, SHARE, OnResume, Range
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with decoupled weight decay. Defaults are those of PRISM's alignment (both players)."""
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
 
     lr: Annotated[float, NOT_NEGATIVE] = 1e-6
     """peak learning rate"""
@@ -33,7 +35,7 @@ class OptimizerConfig:
     """decoupled weight decay, on all parameters"""
     clip_grad: Annotated[float, NOT_NEGATIVE] = 1.0
     """global gradient-norm clip; 0 turns clipping off"""
-    offload: bool = False
+    offload: Annotated[bool, OnResume.FREE] = False
     """after an update, release gradient buffers and keep optimizer state in host memory until the next backward pass"""
 
     def lr_at(self, step: int, total_steps: int) -> float:

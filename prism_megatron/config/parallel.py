@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from prism_megatron.config.fields import AT_LEAST_ONE
+from prism_megatron.config.fields import AT_LEAST_ONE, OnResume
 from prism_megatron.errors import ConfigError, listed
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
     """Sizes of the parallel axes; data parallelism takes the ranks that are left."""
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FREE
 
     tp: Annotated[int, AT_LEAST_ONE] = 1
     """tensor-parallel size"""

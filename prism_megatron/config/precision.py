@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from prism_megatron.config.fields import NOT_NEGATIVE
+from prism_megatron.config.fields import NOT_NEGATIVE, OnResume
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError
@@ -21,7 +21,9 @@ class PrecisionConfig:
     The vision tower, embeddings, output layer, router and score head never run in FP8.
     """
 
-    transformer_engine: Literal["auto", "on", "off"] = "auto"
+    ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
+
+    transformer_engine: Annotated[Literal["auto", "on", "off"], OnResume.FREE] = "auto"
     """build decoder layers from Transformer Engine's modules; auto does where it and a CUDA device are present"""
     fp8: Literal["none", "hybrid", "e4m3"] = "none"
     """FP8 format of the decoder's matrix products: hybrid has E4M3 forward and E5M2 gradients"""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from prism_megatron.config.fields import OnResume
 
 
 @dataclass(frozen=True)
 class RecomputeConfig:
     """Less memory for more arithmetic; gradients are the same."""
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FREE
 
     recompute: Literal["none", "selective", "full"] = "none"
     """in the language tower: nothing, the parts of --recompute-modules, or every layer as a whole"""

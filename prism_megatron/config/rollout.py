@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, ZERO_IS_OFF, Range
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, ZERO_IS_OFF, OnResume, Range
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
     """Size and sampling of one step's rollouts (paper: 4 prompts x 16, plain sampling)."""
 
-    prompts_per_step: Annotated[int, AT_LEAST_ONE] = 4
+    ON_RESUME: ClassVar[OnResume] = OnResume.FREE
+
+    prompts_per_step: Annotated[int, AT_LEAST_ONE, OnResume.FIXED] = 4
     """prompts in one alignment step, over all data-parallel ranks"""
-    rollouts_per_prompt: Annotated[int, AT_LEAST_ONE] = 16
+    rollouts_per_prompt: Annotated[int, AT_LEAST_ONE, OnResume.FIXED] = 16
     """samples of one prompt; they form one group"""
-    temperature: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[float, POSITIVE, OnResume.FIXED] = 1.0
     """sampling temperature"""
-    top_p: Annotated[float, Range(above=0, at_most=1)] = 1.0
+    top_p: Annotated[float, Range(above=0, at_most=1), OnResume.FIXED] = 1.0
     """nucleus mass; 1 samples from the whole distribution"""
     logprob_gap_alarm: Annotated[float, POSITIVE] = 0.05
     """say so in every step whose rollout and trainer log-probs differ by more, on average a token, for either text or
     image prompts"""
-    rollout: Literal["embedded", "sglang"] = "embedded"
+    rollout: Annotated[Literal["embedded", "sglang"], OnResume.FIXED] = "embedded"
     """who samples: a replica of the policy on every rank, or SGLang servers"""
-    rollout_ahead: Annotated[int, NOT_NEGATIVE] = 0
+    rollout_ahead: Annotated[int, NOT_NEGATIVE, OnResume.FIXED] = 0
     """steps whose rollouts SGLang servers already draw while an earlier step trains, from a policy that many updates
     old at most; 0 draws each step's rollouts from the policy that trains on them"""
     rollout_servers: Annotated[int, AT_LEAST_ONE] = 1

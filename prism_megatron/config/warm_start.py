@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -13,7 +13,7 @@ from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.cli import inputs_named, parse_over
 from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, OnResume
 from prism_megatron.config.model import ModelConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
@@ -21,6 +21,7 @@ from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.run import RunConfig
 from prism_megatron.config.validate import check_shared, check_values
 from prism_megatron.errors import ConfigError
 
@@ -32,15 +33,19 @@ POOLED_LOAD_BALANCE = 0.01
 class PairsConfig:
     """Where preference pairs come from when they are not sampled, and where sampled ones go."""
 
+    ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
+
     pairs: Path | None = None
     """file of preference pairs, JSON lines beside their images; without it the policy's samples against references"""
-    write_pairs: Path | None = None
+    write_pairs: Annotated[Path | None, OnResume.FREE] = None
     """file to write the sampled pairs to, with the images beside it, for a later --pairs"""
 
 
 @dataclass(frozen=True)
 class GateConfig:
     """What the trained discriminator must show on prompts it has not seen; a run that does not get there fails."""
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FREE
 
     min_auc: Annotated[float, SHARE] = 0.0
     """least share of (right, wrong) answers to one prompt that it ranks so, in each tower where it is known which is
@@ -57,6 +62,8 @@ class GateConfig:
 class WarmStartConfig:
     """Train a discriminator on preference pairs before the game: a reference should score above an answer."""
 
+    ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
+
     parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
     recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
     precision: tyro.conf.OmitArgPrefixes[PrecisionConfig] = field(default_factory=PrecisionConfig)
@@ -69,16 +76,17 @@ class WarmStartConfig:
     discriminator: tyro.conf.OmitArgPrefixes[DiscriminatorConfig] = field(default_factory=DiscriminatorConfig)
     gate: tyro.conf.OmitArgPrefixes[GateConfig] = field(default_factory=GateConfig)
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
+    run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     discriminator_optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="discriminator")] = field(
         default_factory=lambda: OptimizerConfig(lr=1e-5, schedule="cosine", warmup_ratio=0.1)
     )
     score_regulariser: Annotated[float, NOT_NEGATIVE] = 0.0
     """weight of the mean squared score in the loss"""
-    steps: Annotated[int | None, AT_LEAST_ONE] = None
+    steps: Annotated[int | None, AT_LEAST_ONE, OnResume.LONGER] = None
     """optimizer steps; by default one epoch of the pairs or records"""
     seed: int = 42
     """keys upcycling, sampling, dropout and the order of the data"""
-    tokens_per_microbatch: Annotated[int, AT_LEAST_ONE] = 16384
+    tokens_per_microbatch: Annotated[int, AT_LEAST_ONE, OnResume.FREE] = 16384
     """tokens, padding included, that one forward and backward pass holds at most; an answer that is longer with its
     reference runs alone"""
 

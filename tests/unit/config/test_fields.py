@@ -18,6 +18,7 @@ from prism_megatron.config.fields import (
     SHARE,
     ZERO_IS_OFF,
     ExistingFolder,
+    OnResume,
     Range,
     check_fields,
     fields_of,
@@ -135,3 +136,20 @@ def test_nothing_is_in_every_range() -> None:
     check_fields(replace(config, parallel=replace(config.parallel, etp=None)))
     with pytest.raises(ConfigError, match="--etp 0 must be at least 1"):
         check_fields(replace(config, parallel=replace(config.parallel, etp=0)))
+
+
+@pytest.mark.parametrize("config", [AlignConfig(), WarmStartConfig()])
+def test_every_field_of_a_stage_says_what_a_run_that_goes_on_may_do_to_it(config: object) -> None:
+    """Claim: a field that is added later is covered: its section, or itself, has to say which class it is of."""
+    assert not [field.flag for field in fields_of(config) if field.on_resume is None]
+
+
+def test_a_field_speaks_for_itself_before_its_section_does() -> None:
+    classes = {field.flag: field.on_resume for field in fields_of(AlignConfig())}
+    assert classes["--rollout-servers"] is OnResume.FREE
+    assert classes["--temperature"] is OnResume.FIXED
+    assert classes["--policy.lr"] is classes["--discriminator.lr"] is classes["--seed"] is OnResume.FIXED
+    assert classes["--policy.offload"] is classes["--tp"] is classes["--save-every"] is OnResume.FREE
+    assert classes["--steps"] is OnResume.LONGER
+    assert classes["--load"] is OnResume.COMMAND
+    assert {field.on_resume for field in fields_of(Outer())} == {None}
