@@ -1,6 +1,6 @@
 """Every error that prism_megatron raises on purpose.
 
-The message says where the trouble is and what to do; tools print it in one line and exit with status 2.
+The message says where the trouble is and what to do; tools print it in one line and exit with the error's status.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,9 @@ def listed(values: Iterable[int]) -> str:
 
 
 class PrismError(Exception):
-    """Base of all errors that a user can act on."""
+    """Base of all errors that a user can act on. ``status`` is what a command that ends by one exits with."""
+
+    status = 2
 
 
 class ConfigError(PrismError):
@@ -42,3 +44,30 @@ class RolloutError(PrismError):
 
 class GameError(PrismError):
     """The game between policy and discriminator has broken down."""
+
+
+class DiskError(PrismError):
+    """A disk took no more of what had to be written."""
+
+
+class NothingTrainsError(PrismError):
+    """Step after step something kept a role from learning. Everything up to there was written."""
+
+    status = 4
+
+
+class LostRankError(PrismError):
+    """A rank of the run is gone; ``speaker`` is the rank that says so for all that are left."""
+
+    status = 1
+
+    def __init__(self, message: str, *, speaker: int) -> None:
+        """``speaker`` is a rank."""
+        super().__init__(message)
+        self.speaker = speaker
+
+
+class RunStopped(PrismError):  # noqa: N818  # no error: the run did as it was asked to
+    """The run was asked to end, and has saved its last whole step."""
+
+    status = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,6 +19,7 @@ from prism_megatron.config.validate_layout import smallest_world
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
+from prism_megatron.run.start import defaults_of, find_start
 
 
 def run(config: AlignConfig) -> None:
@@ -32,7 +34,8 @@ def run(config: AlignConfig) -> None:
 
 def main() -> int:
     try:
-        config = parse(sys.argv[1:])
+        config = parse(sys.argv[1:], resume=partial(defaults_of, stage="align"))
+        find_start(config, stage="align")
         parallel = config.parallel
         smallest, present = smallest_world(parallel), int(os.environ.get("WORLD_SIZE", "1"))
         shape = Qwen3VLShape.from_folder(files_folder(policy_folder(config.model.model), "policy"))

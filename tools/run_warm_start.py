@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -16,6 +17,7 @@ from prism_megatron.config.warm_start import WarmStartConfig, check_warm_start, 
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
+from prism_megatron.run.start import defaults_of, find_start
 
 
 def run(config: WarmStartConfig) -> None:
@@ -30,7 +32,8 @@ def run(config: WarmStartConfig) -> None:
 
 def main() -> int:
     try:
-        config = parse(sys.argv[1:])
+        config = parse(sys.argv[1:], resume=partial(defaults_of, stage="warm-start"))
+        find_start(config, stage="warm-start")
         parallel = config.parallel
         smallest, present = smallest_world(parallel), int(os.environ.get("WORLD_SIZE", "1"))
         shape = Qwen3VLShape.from_folder(files_folder(policy_folder(config.model.model), "policy"))

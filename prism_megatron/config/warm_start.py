@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.cli import inputs_named, parse_over
+from prism_megatron.config.cli import Resume, begin, inputs_named, parse_over
 from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, OnResume
@@ -131,7 +131,7 @@ MINI_WARM_START_PAIRS = replace(
 )
 
 
-def parse(argv: Sequence[str]) -> WarmStartConfig:
+def parse(argv: Sequence[str], *, resume: Resume[WarmStartConfig] = begin) -> WarmStartConfig:
     """The configuration that ``tools/run_warm_start.py`` was asked for, as ``cli.parse`` makes that of an alignment.
 
     Raises ConfigError as that does.
@@ -145,7 +145,7 @@ def parse(argv: Sequence[str]) -> WarmStartConfig:
     elif "pairs" in named:
         defaults = MINI_WARM_START_PAIRS
     config = parse_over(
-        defaults,
+        resume(argv, defaults),
         argv,
         description="Warm a discriminator up on preference pairs: references against samples of the policy, or --pairs "
         "of a file. Without flags the built-in mini world's discriminator is made anew, in few steps.",

@@ -67,6 +67,18 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / STATE_FILE).is_file()
 
 
+def step_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies."""
+    return root / f"step_{step:06d}"
+
+
+def latest(root: Path) -> Path | None:
+    """``root`` itself if it is a checkpoint, else its newest complete ``step_*``, else None; leftovers do not count."""
+    if is_checkpoint(root):
+        return root
+    return max((path.parent for path in root.glob(f"step_*/{STATE_FILE}")), default=None, key=lambda path: path.name)
+
+
 def companions_folder(folder: Path, role: str) -> Path:
     """Where a checkpoint keeps the files that make ``role`` a Hugging Face model folder, weights aside."""
     return folder / COMPANIONS_FOLDER / role

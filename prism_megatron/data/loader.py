@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from prism_megatron.data.identity import Identity, identity_of
 from prism_megatron.data.images import image_size, open_image
 from prism_megatron.data.records import Part, Record, in_part, read_records
 from prism_megatron.data.render import Renderer
@@ -31,6 +32,10 @@ class Example:
 
 class ExampleSource(Protocol):
     """Anything a stage can draw batches from."""
+
+    @property
+    def identity(self) -> Identity:
+        """Which examples, in which order, how many at a time."""
 
     def batch(self, step: int) -> list[Example]:
         """The examples of step 0, 1, 2, …; always equally many."""
@@ -55,6 +60,11 @@ class SceneSource:
         self._batch_size = batch_size
         self._teacher: Teacher = teacher
         self._faithful_share = faithful_share
+
+    @property
+    def identity(self) -> Identity:
+        """Scenes are made from their number: the split stands for them all."""
+        return identity_of("data", [(f"scenes of {self._split} by {self._teacher}", ())], batch_size=self._batch_size)
 
     def batch(self, step: int) -> list[Example]:
         return [self.example(step * self._batch_size + i) for i in range(self._batch_size)]
@@ -125,6 +135,11 @@ class RecordSource:
                 f"{long_prompt} prompts exceed {max_prompt_tokens} tokens, "
                 f"{long_response} references exceed {max_response_tokens} tokens"
             )
+
+    @property
+    def identity(self) -> Identity:
+        parts = ((f"{one.id}\n{one.question_text}", reference.token_ids) for one, reference in self._usable)
+        return identity_of("data", parts, batch_size=self._batch_size)
 
     def batch(self, step: int) -> list[Example]:
         return [self.example(step * self._batch_size + i) for i in range(self._batch_size)]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.data.fields import check_text, image_path, lines_of, object_of
+from prism_megatron.data.identity import Identity, identity_of
 from prism_megatron.data.images import image_size, open_image
 from prism_megatron.data.records import Part, in_part, refuse_evaluation_folder, refuse_evaluation_source
 from prism_megatron.data.render import Renderer
@@ -107,6 +108,15 @@ class PairSource:
                 f"{path}: no line of the {part} part can be used: {long_prompts} prompts exceed {max_prompt_tokens} "
                 f"tokens, {long_responses} responses exceed {max_response_tokens} tokens"
             )
+
+    @property
+    def identity(self) -> Identity:
+        """Which lines, in which order, how many at a time."""
+        parts = (
+            (f"{line.id}\n{line.question}", [*chosen.token_ids, *(i for one in rejected for i in one.token_ids)])
+            for line, chosen, rejected in self._usable
+        )
+        return identity_of("pairs", parts, batch_size=self._batch_size)
 
     def batch(self, step: int) -> list[PreferenceGroup]:
         """The lines of step 0, 1, 2, …; always equally many."""

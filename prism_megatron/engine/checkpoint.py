@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -30,34 +31,21 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from prism_megatron.conversion.checkpoint_folder import (
     COMPANIONS_FOLDER,
     OBJECTS_FILE,
-    STATE_FILE,
     ModelFiles,
     companions_folder,
     flush_folder,
-    is_checkpoint,
     read_checkpoint,
     write_state,
 )
+from prism_megatron.disk import check_room, disk_error, writing
 from prism_megatron.engine.compat import quiet_checkpointing
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.export import WeightTable
-from prism_megatron.errors import CheckpointError
-from prism_megatron.parallel.collectives import broadcast_object
+from prism_megatron.errors import CheckpointError, DiskError
+from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object, on_main
 
 _SAVING = ".saving"
 _REPLACED = ".replaced"
-
-
-def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` lies."""
-    return root / f"step_{step:06d}"
-
-
-def latest(root: Path) -> Path | None:
-    """``root`` itself if it is a checkpoint, else its newest complete ``step_*``, else None; leftovers do not count."""
-    if is_checkpoint(root):
-        return root
-    return max((path.parent for path in root.glob(f"step_*/{STATE_FILE}")), default=None, key=lambda path: path.name)
 
 
 def save(
@@ -73,30 +61,61 @@ def save(
     Everything is written and flushed to a hidden sibling first; one rename makes it the checkpoint, so a save that is
     killed leaves what was there before. Its leftovers are removed by the next save. Only a save over the
     same step takes two renames, and a kill between them loses that step (not older ones).
+    Raises DiskError, on every rank, before a byte is written where the disk has no room, and where it fills up.
     """
     hidden = folder.with_name(f".{folder.name}{_SAVING}")
-    if dist.get_rank() == 0:
+    shards = {name: engine.sharded_state_dict(is_loading=False) for name, engine in engines.items()}
+    needed = sum(all_gather_objects(_bytes_of(shards)))
+    on_main(lambda: _make_room(hidden, folder, needed))
+    try:
+        with quiet_checkpointing():
+            dist_checkpointing.save(shards, str(hidden), sharded_strategy=_InProcessSave("torch_dist", 1))
+    except (CheckpointException, OSError) as error:  # torch's is no Exception: it carries what ranks raised, by rank
+        first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise _not_written(hidden, first) from None
+    for engine in engines.values():
+        engine.release()
+
+    def finish() -> None:
+        with writing(folder):
+            progress = {name: engine.progress() for name, engine in engines.items()}
+            for role, model in models.items():
+                model.write(companions_folder(hidden, role))
+            kept = {
+                role: {"expert_layout": engines[role].expert_layout, "aliases": sorted(model.aliases)}
+                for role, model in models.items()
+            }
+            write_state(hidden, engines=progress, models=kept, state=state)
+            _commit(hidden, folder)
+
+    on_main(finish)
+
+
+def _make_room(hidden: Path, folder: Path, needed: int) -> None:
+    """Remove what killed saves left, and make ``hidden`` for ``needed`` bytes of tensors."""
+    with writing(hidden):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for leftover in [*folder.parent.glob(f".*{_SAVING}"), *folder.parent.glob(f".*{_REPLACED}")]:
             shutil.rmtree(leftover)
+        check_room(folder.parent, needed, what=str(folder))
         hidden.mkdir()
-    dist.barrier()
-    shards = {name: engine.sharded_state_dict(is_loading=False) for name, engine in engines.items()}
-    with quiet_checkpointing():
-        dist_checkpointing.save(shards, str(hidden), sharded_strategy=_InProcessSave("torch_dist", 1))
-    for engine in engines.values():
-        engine.release()
+
+
+def _bytes_of(shards: Any) -> int:
+    """Bytes of tensors that this rank writes: of what several ranks hold, one copy."""
+    return sum(
+        shard.data.nbytes
+        for shard in nested_values(shards)
+        if isinstance(shard, ShardedTensor) and shard.data is not None and is_main_replica(shard.replica_id)
+    )
+
+
+def _not_written(hidden: Path, error: BaseException) -> DiskError | CheckpointError:
+    """What a failed save is called. Its leftovers go where that still works, so that there is room again."""
+    known = disk_error(error, hidden)
     if dist.get_rank() == 0:
-        progress = {name: engine.progress() for name, engine in engines.items()}
-        for role, model in models.items():
-            model.write(companions_folder(hidden, role))
-        kept = {
-            role: {"expert_layout": engines[role].expert_layout, "aliases": sorted(model.aliases)}
-            for role, model in models.items()
-        }
-        write_state(hidden, engines=progress, models=kept, state=state)
-        _commit(hidden, folder)
-    dist.barrier()
+        shutil.rmtree(hidden, ignore_errors=True)
+    return known or CheckpointError(f"{hidden} cannot be written: {type(error).__name__}: {error}")
 
 
 def load(folder: Path, engines: Mapping[str, MegatronEngine]) -> dict[str, Any]:

@@ -213,6 +213,11 @@ class MegatronEngine:
             self._offload.restore()
             self._offload.wait()
 
+    @property
+    def was_updated(self) -> bool:
+        """Whether an update has ever changed its weights, that of an earlier part of the run included."""
+        return self.optimizer is not None and adam_step(self.optimizer) > 0
+
     def progress(self) -> dict[str, int]:
         """What a checkpoint keeps of this engine beside its tensors."""
         return {

@@ -24,15 +24,16 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
-from prism_megatron.errors import ConfigError, PrismError
+from prism_megatron.errors import ConfigError, LostRankError, PrismError, RunStopped
 
 ConfigT = TypeVar("ConfigT")
 
-USER_ERROR = 2
+USER_ERROR = PrismError.status
+STOPPED = RunStopped.status
 FAILURE = 1
-INTERRUPTED = 130
 LAUNCHER_PID = "PRISM_LAUNCHER_PID"
 """Set for the fork server: the process it must not outlive."""
 
@@ -54,9 +55,12 @@ PRELOAD = (
 The first optimizer step would import torch._dynamo. Nothing here may compute: a thread pool or a generator that a
 module starts at import would be broken, or shared, in every rank."""
 
+_TORCHRUN = "TORCHELASTIC_RUN_ID"
 _HOST = "127.0.0.1"
 _GRACE_SECONDS = 3.0
 _PR_SET_PDEATHSIG = 1
+_to_launcher: Connection | None = None
+"""In a rank that a launcher forked: where it listens."""
 
 
 def launch(
@@ -74,11 +78,11 @@ def launch(
     environment this process is a rank already, and ``fn`` runs in it. ``preload`` names the modules that forked ranks
     find imported; where a GPU is present none are, because CUDA does not survive a fork.
 
-    A PrismError on a rank is printed once, in one line, with status 2; any other exception ends the world with one
-    traceback and status 1.
+    A PrismError on a rank is printed once, in one line, with its own status; any other exception ends the world with
+    one traceback and status 1. SIGTERM and SIGINT are passed on to the ranks as SIGTERM, once; a second one ends all.
     Raises ConfigError for a number of processes that the layout cannot use.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if _TORCHRUN in os.environ:
         die_with_parent()
     present = int(os.environ.get("WORLD_SIZE", "1"))
     wanted = world_size or model_parallel_size
@@ -101,12 +105,24 @@ def launch(
 def report_error(error: PrismError) -> int:
     """Print the error in one line, once for all ranks of a torchrun, and return the exit status for it.
 
-    Ranks usually fail alike. Rank 0 speaks at once; the others give torchrun a second to end them first.
+    Ranks usually fail alike. Rank 0 speaks at once; the others give torchrun a second to end them first. A run that was
+    asked to stop ends well for torchrun, which would report, and restart, ranks with any other status than 0.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    rank = int(os.environ.get("RANK", "0"))
+    if isinstance(error, RunStopped | LostRankError):
+        if rank == (error.speaker if isinstance(error, LostRankError) else 0):
+            print(_one_line(error), file=sys.stderr, flush=True)
+        return 0 if isinstance(error, RunStopped) and _TORCHRUN in os.environ else error.status
+    if rank > 0:
         time.sleep(1.0)
     print(_one_line(error), file=sys.stderr, flush=True)
-    return USER_ERROR
+    return error.status
+
+
+def advise(text: str) -> None:
+    """What the launcher of this rank is to say if a rank is lost: how to go on. Without a launcher nobody hears it."""
+    if _to_launcher is not None:
+        _to_launcher.send((None, text))
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:
@@ -142,6 +158,7 @@ def _run_world(fn: Callable[[Any], None], config: object, world_size: int, *, pr
     context.set_forkserver_preload(["prism_megatron.engine.fork_server", *preload])
     ranks: list[ForkServerProcess] = []
     reports: list[Connection] = []
+    wishes = _Wishes(ranks, world_size)
     with _environment(_fork_server_environment(world_size)), socket.create_server((_HOST, 0), backlog=512) as listener:
         # Handing rank 0 a socket that already listens leaves no moment in which another command could take the port.
         port = listener.getsockname()[1]
@@ -159,16 +176,48 @@ def _run_world(fn: Callable[[Any], None], config: object, world_size: int, *, pr
                 ranks.append(process)
                 reports.append(receiver)
             listener.close()
-            return _supervise(ranks, reports)
+            return wishes.status_of(_supervise(ranks, reports, wishes))
         except KeyboardInterrupt:
-            return INTERRUPTED
+            return wishes.status_of(FAILURE)
         finally:
             _end(ranks)
+            wishes.forget()
 
 
-def _supervise(ranks: Sequence[ForkServerProcess], reports: Sequence[Connection]) -> int:
-    """Wait for all ranks, or for the first that fails; what that one reports is all that is printed."""
+class _Wishes:
+    """Signals to this process: the first is passed on to the ranks, which end by themselves; a second ends them all."""
+
+    def __init__(self, ranks: Sequence[ForkServerProcess], world_size: int) -> None:
+        self._ranks = ranks
+        self._world_size = world_size
+        self.heard: signal.Signals | None = None
+        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        first, self.heard = self.heard is None, self.heard or signal.Signals(number)
+        if not first or len(self._ranks) < self._world_size:
+            raise KeyboardInterrupt
+        for process in self._ranks:
+            if process.exitcode is None:
+                process.terminate()
+
+    def status_of(self, status: int) -> int:
+        """The command's own: ranks that knew of no wish were ended by the signal, as the command then was."""
+        return 128 + self.heard if self.heard is not None and status == FAILURE else status
+
+    def forget(self) -> None:
+        """Leave signals to whoever had them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _supervise(ranks: Sequence[ForkServerProcess], reports: Sequence[Connection], wishes: _Wishes) -> int:
+    """Wait for all ranks, or for the first that fails; what that one reports is all that is printed.
+
+    A rank that was ended from outside comes before the others' complaints about it.
+    """
     running = dict(enumerate(ranks))
+    advice = ""
     while running:
         wait(
             [
@@ -176,11 +225,13 @@ def _supervise(ranks: Sequence[ForkServerProcess], reports: Sequence[Connection]
                 *(reports[rank] for rank in running if not reports[rank].closed),
             ]
         )
-        for rank, process in list(running.items()):
-            if (report := _report(reports[rank])) is not None:
+        for rank, process in sorted(running.items(), key=lambda item: not _was_ended(item[1])):
+            while (report := _report(reports[rank])) is not None:
                 status, text = report
-                print(text, file=sys.stderr, flush=True)
-                return status
+                if status is not None:
+                    print(text, file=sys.stderr, flush=True)
+                    return status
+                advice = f"; {text}"
             if process.exitcode is not None:
                 del running[rank]
                 if process.exitcode:
@@ -189,13 +240,18 @@ def _supervise(ranks: Sequence[ForkServerProcess], reports: Sequence[Connection]
                         if process.exitcode < 0
                         else f"ended with status {process.exitcode}"
                     )
-                    print(f"rank {rank} {how}", file=sys.stderr, flush=True)
+                    if wishes.heard is None:
+                        print(f"rank {rank} {how}{advice}", file=sys.stderr, flush=True)
                     return FAILURE
     return 0
 
 
-def _report(connection: Connection) -> tuple[int, str] | None:
-    """What a failing rank says, or None: a rank that ends well closes its end without a word."""
+def _was_ended(process: ForkServerProcess) -> bool:
+    return process.exitcode is not None and process.exitcode < 0
+
+
+def _report(connection: Connection) -> tuple[int | None, str] | None:
+    """What a rank says, with the status it fails with or None for advice; None where it says nothing (more)."""
     if connection.closed or not connection.poll():
         return None
     try:
@@ -203,7 +259,7 @@ def _report(connection: Connection) -> tuple[int, str] | None:
     except EOFError:
         connection.close()
         return None
-    return int(status), str(text)
+    return None if status is None else int(status), str(text)
 
 
 def _end(ranks: Sequence[ForkServerProcess]) -> None:
@@ -233,6 +289,9 @@ def _rank_main(
         return
     # Ctrl-C reaches the whole terminal group; the launcher answers it for all ranks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    global _to_launcher  # noqa: PLW0603  # a process has one launcher
+    _to_launcher = reports
     os.environ.update(environment)
     try:
         store = None if listener is None else _serve_store(listener)
@@ -240,7 +299,7 @@ def _rank_main(
         del store
         return
     except PrismError as error:
-        reports.send((USER_ERROR, _one_line(error)))
+        reports.send((error.status, _one_line(error)))
     except Exception:  # noqa: BLE001  # whatever ended a rank is reported and ends the world
         reports.send((FAILURE, f"rank {environment['RANK']} failed\n{traceback.format_exc().rstrip()}"))
     # Ending now would close sockets under the other ranks, whose complaints would bury the cause.
@@ -293,4 +352,5 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _one_line(error: PrismError) -> str:
-    return f"error: {' '.join(str(error).split())}"
+    kind = "" if isinstance(error, RunStopped) else "error: "
+    return f"{kind}{' '.join(str(error).split())}"

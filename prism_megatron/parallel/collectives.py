@@ -5,11 +5,13 @@ Each call is a fixed number of collectives whatever the data, so ranks with litt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from prism_megatron.errors import PrismError
 
 T = TypeVar("T")
 
@@ -45,6 +47,23 @@ def broadcast_object(value: T | None, *, source: int, group: dist.ProcessGroup |
     box = [value]
     dist.broadcast_object_list(box, group=group, group_src=source)
     return box[0]  # type: ignore[return-value]  # the source's value
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What ``work`` gives on rank 0, on every rank; a PrismError that it raises there is raised everywhere.
+
+    Raises whatever error of ours ``work`` raises.
+    """
+    answer: tuple[T | None, PrismError | None] | None = None
+    if dist.get_rank() == 0:
+        try:
+            answer = work(), None
+        except PrismError as error:
+            answer = None, error
+    value, problem = broadcast_object(answer, source=0)
+    if problem is not None:
+        raise problem
+    return value  # type: ignore[return-value]  # there is one where there is no problem
 
 
 def sum_numbers(

@@ -1,38 +1,31 @@
-"""A run's checkpoints: saving, going on, going back."""
+"""A run's checkpoints: saving, keeping, going on, going back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_megatron.conversion.checkpoint_folder import read_state
+from prism_megatron.config.resume import changeable
+from prism_megatron.conversion.checkpoint_folder import STATE_FILE, step_folder
+from prism_megatron.data.identity import what_differs
+from prism_megatron.disk import writing
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.errors import CheckpointError
-from prism_megatron.parallel.collectives import broadcast_object
-from prism_megatron.run.folder import CHECKPOINTS, CONFIG
+from prism_megatron.parallel.collectives import broadcast_object, on_main
+from prism_megatron.run.folder import CHECKPOINTS
+from prism_megatron.run.saved import SavedRun
 from prism_megatron.run.stage import Stage
 
-
-def checkpoint_to_load(root: Path | None, output: Path) -> Path | None:
-    """The checkpoint that ``--load`` means; None for a new run, and for one killed before its first checkpoint.
-
-    Raises CheckpointError when ``root`` is neither a checkpoint nor a run folder, or when ``output`` holds newer
-    checkpoints, which would be mixed with this run's.
-    """
-    if root is None:
-        return None
-    folder = broadcast_object(checkpoint.latest(root) or checkpoint.latest(root / CHECKPOINTS), source=0)
-    if folder is None:
-        if not (root / CONFIG).is_file():
-            raise CheckpointError(f"--load {root} is neither a run folder nor a checkpoint; give one of those")
-        return None
-    newest = broadcast_object(checkpoint.latest(output / CHECKPOINTS), source=0)
-    if newest is not None and newest.name > folder.name:
-        raise CheckpointError(f"{newest} is newer than --load {folder}; remove it, or give another --output")
-    return folder
+_REMOVED = ".removed"
+_DATA_FLAGS = frozenset(
+    {"data", "pairs", "model", "prompts-per-step", "max-prompt-tokens", "max-response-tokens", "system-prompt",
+     "strict-format"}
+)  # fmt: skip
+"""Flags that decide which examples there are, and how many are taken at a time."""
 
 
 @dataclass(eq=False)
@@ -41,40 +34,53 @@ class Checkpoints:
 
     output: Path
     load: Path | None = None
+    run: str | None = None
+    """the run's identity"""
+    config: Mapping[str, Any] | None = None
+    """how it is configured, as plain values"""
+    keep_last: int | None = None
+    """how many of the newest to keep beside the newest good one; all where it is None"""
     good_step: int | None = None
     """the newest checkpoint that was saved of a good step: what :meth:`go_back` goes back to"""
 
     def save(self, stage: Stage, step: int, *, seed: int, good: bool) -> Path:
-        """Everything that going on after ``step`` steps needs; all ranks together. Returns the checkpoint's folder."""
-        if good:
-            self.good_step = step
-        folder = checkpoint.step_folder(self.output / CHECKPOINTS, step)
+        """Everything that going on after ``step`` steps needs; all ranks together. Returns the checkpoint's folder.
+
+        Raises DiskError where there is no room for it.
+        """
+        folder = step_folder(self.output / CHECKPOINTS, step)
         state = {
             "step": step,
             "seed": seed,
             "stage": stage.name,
-            "good_step": self.good_step,
+            "good_step": step if good else self.good_step,
             "kept": stage.state(),
+            "run": self.run,
+            "config": self.config,
+            "data": stage.identity,
         }
         checkpoint.save(folder, stage.engines(), state, models=stage.models)
+        if good:
+            self.good_step = step
+        if self.keep_last is not None:
+            on_main(self._remove_older)
         return folder
 
-    def restore(self, stage: Stage, folder: Path, *, seed: int) -> int:
-        """Load the stage from ``folder``, on all ranks together; the step to go on with.
+    def restore(self, stage: Stage, saved: SavedRun, *, seed: int, change: Collection[str] = ()) -> int:
+        """Load the stage from ``saved``, on all ranks together; the step to go on with.
 
-        Raises CheckpointError for a checkpoint of another stage, that is past the last step, of another seed (its data
-        and samples would not be those of an uninterrupted run), or whose state is damaged.
+        ``change`` are the flags that the run may go on with other values of. Raises CheckpointError for a checkpoint
+        that is past the last step, of other data or another seed (what is to come would not be that of an uninterrupted
+        run), or whose state is damaged.
         """
-        state = as_written_today(read_state(folder)["state"], folder)
-        if state["stage"] != stage.name:
-            raise CheckpointError(
-                f"{folder} was saved by a run of {state['stage']}, and this is one of {stage.name}; to begin with its "
-                "weights, name it with --model or --discriminator"
-            )
+        folder, state = saved.folder, saved.state
         if state["step"] > stage.total_steps:
             raise CheckpointError(f"{folder} is past --steps {stage.total_steps}; ask for at least {state['step']}")
-        if state["seed"] != seed:
+        changed = set(map(changeable, change))
+        if state["seed"] != seed and "seed" not in changed:
             raise CheckpointError(f"{folder} belongs to --seed {state['seed']}, this run has --seed {seed}")
+        if state["data"] is not None and not changed & _DATA_FLAGS:
+            _check_data(folder, state["data"], stage)
         checkpoint.load(folder, stage.engines())
         try:
             stage.restore(state["kept"])
@@ -93,7 +99,7 @@ class Checkpoints:
         assert self.good_step is not None, "a run that may go back saves its start"
         load = self.load
         roots = [self.output / CHECKPOINTS, *([] if load is None else [load / CHECKPOINTS, load, load.parent])]
-        folders = [checkpoint.step_folder(root, self.good_step) for root in roots]
+        folders = [step_folder(root, self.good_step) for root in roots]
         found = broadcast_object([folder.is_dir() for folder in folders], source=0)
         if not any(found):
             raise CheckpointError(
@@ -103,21 +109,30 @@ class Checkpoints:
         checkpoint.load(folder, engines)
         return folder
 
+    def _remove_older(self) -> None:
+        """Keep the newest and the good one. A kill in between leaves more than that, never fewer."""
+        assert self.keep_last is not None
+        root = self.output / CHECKPOINTS
+        complete = sorted(path.parent for path in root.glob(f"step_*/{STATE_FILE}"))
+        spared = {*complete[-self.keep_last :]}
+        if self.good_step is not None:
+            spared.add(step_folder(root, self.good_step))
+        with writing(root):
+            for folder in complete:
+                if folder not in spared:
+                    folder.rename(folder.with_name(f".{folder.name}{_REMOVED}"))
+            for hidden in root.glob(f".*{_REMOVED}"):
+                shutil.rmtree(hidden)
 
-def as_written_today(state: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """A checkpoint's state in the form of :meth:`Checkpoints.save`, also where version 0.1.0 wrote it.
 
-    Raises CheckpointError for a state that no run wrote.
-    """
-    if {"step", "seed", "stage", "good_step", "kept"} <= state.keys():
-        return state
-    if {"step", "seed", "game"} <= state.keys():  # an alignment of 0.1.0
-        game = state["game"]
-        kept = {**game["memory"], "probe": game["probe"]}
-        return {**state, "stage": "align", "good_step": game["good_step"], "kept": kept}
-    if {"step", "seed", "stage"} <= state.keys():  # a warm-start of 0.1.0
-        return {**state, "good_step": None, "kept": {}}
-    raise CheckpointError(
-        f"{folder} was not saved by a run (it holds {sorted(state) or 'weights alone'}); to begin with its weights, "
-        "name it with --model or --discriminator"
-    )
+def _check_data(folder: Path, before: Mapping[str, Any], stage: Stage) -> None:
+    try:
+        words = what_differs(before, stage.identity)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"what {folder} says of its data is damaged ({error!r}); load another step") from error
+    if words is not None:
+        flag = stage.identity["flag"]
+        raise CheckpointError(
+            f"--{flag} is not what {folder} was trained on: {words}; give the run its data back, or ask for the change "
+            f"by --change {flag}"
+        )

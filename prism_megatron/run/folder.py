@@ -4,46 +4,52 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.engine.runtime import World
-from prism_megatron.errors import ConfigError
-from prism_megatron.parallel.collectives import broadcast_object
-
 METRICS, SUMMARY, REPORT, CONFIG = "metrics.jsonl", "summary.json", "report.html", "config.yaml"
 CHECKPOINTS, EXPORT = "checkpoints", "hf"
+_EARLIER = "earlier-"
 
 
-def claim_run_folder(config: CheckpointConfig, world: World, *, kind: str) -> Path:
-    """The run's folder, made by the main rank and known to all.
-
-    ``--output``; else the run that ``--load`` goes on with; else a new folder, named after ``kind`` and the time, that
-    no other command can have taken. Raises ConfigError when a new run would write over an older one.
-    """
-    folder, problem = None, None
-    if world.is_main:
-        resumed = config.load if config.load is not None and (config.load / CONFIG).is_file() else None
-        folder = config.output or resumed or _new_folder(Path("runs"), time.strftime(f"{kind}-%Y%m%d-%H%M%S"))
-        if config.load is None and ((folder / METRICS).exists() or (folder / CHECKPOINTS).exists()):
-            problem = (
-                f"--output {folder} holds an earlier run; go on with it by --load {folder}, or give another folder"
-            )
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-    folder, problem = broadcast_object((folder, problem), source=0)
-    if problem is not None:
-        raise ConfigError(problem)
-    assert folder is not None
-    return folder
+def holds_run(folder: Path) -> bool:
+    """Whether a run has left rows or checkpoints in ``folder``."""
+    return (folder / METRICS).exists() or (folder / CHECKPOINTS).exists()
 
 
-def _new_folder(parent: Path, name: str) -> Path:
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, ``RUN/checkpoints/step_000040``; None for one that lies by itself."""
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
+
+
+def newest_config(folder: Path) -> Path | None:
+    """How the latest part of a run was configured: ``config-step_000040.yaml`` after ``config.yaml``."""
+    first = folder / CONFIG
+    later = sorted(folder.glob(f"{first.stem}-step_*{first.suffix}"))
+    return later[-1] if later else first if first.is_file() else None
+
+
+def move_aside(folder: Path) -> Path:
+    """Move all that a run left in ``folder`` into ``earlier-1`` (2, 3, …) inside it. Returns where it is now."""
+    left = [entry for entry in folder.iterdir() if not entry.name.startswith(_EARLIER)]
+    aside = _make_new(folder, lambda attempt: f"{_EARLIER}{attempt}")
+    for entry in left:
+        entry.rename(aside / entry.name)
+    return aside
+
+
+def folder_of_new_run(kind: str) -> Path:
+    """Make a folder for a new run, named after ``kind`` and the time, that no other command can have taken."""
+    name = time.strftime(f"{kind}-%Y%m%d-%H%M%S")
+    return _make_new(Path("runs"), lambda attempt: name if attempt == 1 else f"{name}-{attempt}")
+
+
+def _make_new(parent: Path, name: Callable[[int], str]) -> Path:
     """A folder that did not exist before: two commands started in the same second get two."""
     parent.mkdir(parents=True, exist_ok=True)
     for attempt in itertools.count(1):
-        folder = parent / (name if attempt == 1 else f"{name}-{attempt}")
+        folder = parent / name(attempt)
         with suppress(FileExistsError):
             folder.mkdir()
             return folder

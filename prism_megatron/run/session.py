@@ -13,19 +13,30 @@ from prism_megatron.observability.metrics import Row
 from prism_megatron.observability.progress import Columns, Progress
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.run.checkpoints import Checkpoints
+from prism_megatron.run.stopping import Stopping
 
 
 class Session:
     """One run of one stage. Lines are the main rank's, and nobody's where it is ``quiet``."""
 
     def __init__(
-        self, world: World, output: Path, *, load: Path | None = None, restored: Path | None = None, quiet: bool = False
+        self,
+        world: World,
+        output: Path,
+        *,
+        checkpoints: Checkpoints | None = None,
+        restored: Path | None = None,
+        max_minutes: float | None = None,
+        quiet: bool = False,
     ) -> None:
-        """``load`` is what ``--load`` named, and ``restored`` the checkpoint that it means, if there is one."""
+        """``restored`` is the checkpoint that the run goes on from, if there is one."""
         self.world = world
         self.output = output
         self.restored = restored
-        self.checkpoints = Checkpoints(output, load)
+        self.checkpoints = checkpoints or Checkpoints(output)
+        self.stopping = Stopping(max_minutes)
+        self.is_settled = False
+        """whether the run has begun: from then on trouble ends with the command that goes on"""
         self.timers = PhaseTimers()
         self.other_seconds: dict[str, float] = {}
         self._progress = Progress() if world.is_main and not quiet else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from prism_megatron.conversion.checkpoint_folder import ModelFiles
+from prism_megatron.data.identity import Identity
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.evaluation.report import Sample
 from prism_megatron.observability.metrics import Row
@@ -26,6 +27,10 @@ class Outcome:
     verdict: Verdict = "go on"
     good: bool = True
     """whether a checkpoint of this step is one to go back to"""
+    learned: Collection[str] = ()
+    """roles that an update changed"""
+    idle: Mapping[str, str] = field(default_factory=dict)
+    """roles that were to learn and did not, each with the reason; a role that rests on purpose is in neither"""
     lines: Sequence[str] = ()
     """what a reader of the table should be told below it"""
 
@@ -40,6 +45,8 @@ class Artefacts:
     """what the run was, in words: the report's head"""
     samples: Sequence[Sample] | None = None
     """what the report shows; None for a stage without one"""
+    exported: str = "the model"
+    """what the export is, in words: never more than was done to it"""
     figures: Plain = field(default_factory=dict)
     """what the summary has beyond the figures of all stages"""
     problem: str | None = None
@@ -57,6 +64,10 @@ class Stage(Protocol):
     """what checkpoints keep of each role beside its weights"""
     may_go_back: bool
     """whether a step may ask for an earlier checkpoint, so that there must be one from the start"""
+
+    @property
+    def identity(self) -> Identity:
+        """Which data it trains on."""
 
     def engines(self) -> Mapping[str, MegatronEngine]:
         """The roles that a checkpoint holds."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from prism_megatron.config.game import GameConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles
 from prism_megatron.conversion.expert_layout import ExpertLayout
+from prism_megatron.data.identity import Identity
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.teachers import write
@@ -121,6 +122,10 @@ class ScriptedScenes:
 
     source: SceneSource
     captions_only: Mapping[int, Sequence[int]]
+
+    @property
+    def identity(self) -> Identity:
+        return self.source.identity
 
     def batch(self, step: int) -> list[Example]:
         examples = self.source.batch(step)

@@ -60,9 +60,13 @@ class Exports:
     """the report's head"""
     renderer: Renderer
 
+    def described(self, policy: MegatronEngine) -> str:
+        """What the policy is by now: only one that was updated is aligned."""
+        return "aligned policy" if policy.was_updated else "policy as it came (no update touched it)"
+
     def write(self, policy: MegatronEngine, folder: Path, session: Session) -> Path:
         """The policy as a Hugging Face folder; all ranks together."""
-        with session.phase("export", f"exporting the aligned policy to {folder}"):
+        with session.phase("export", f"exporting the {self.described(policy)} to {folder}"):
             export_folder(policy, folder, like=self.like, world=policy.world)
         return folder
 

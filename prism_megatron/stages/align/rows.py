@@ -16,10 +16,11 @@ from prism_megatron.engine.provider import StepResult
 from prism_megatron.evaluation.health import Figures, tower_figures
 from prism_megatron.evaluation.report import Sample
 from prism_megatron.evaluation.scenes import SceneJudgement, item_accuracy
-from prism_megatron.game.controls import Observation, Verdict
+from prism_megatron.game.controls import Decision, Observation, Verdict
 from prism_megatron.game.credit import GroupCredit
 from prism_megatron.game.figures import cost_row, game_row, judged_groups, ratio, rights_of, truths_of, update_row
 from prism_megatron.game.judge import Judgement
+from prism_megatron.game.unlearned import NOT_FINITE, SCORES_NOT_FINITE, why_none_is_valid
 from prism_megatron.observability.catalogue import PROMPT_KINDS
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.run.stage import Outcome
@@ -39,6 +40,7 @@ class AlignStep:
     step: int
     sampled: SampledStep
     replayed: Sequence[PreferenceGroup]
+    decision: Decision
     judgement: Judgement
     credits: Sequence[GroupCredit]
     policy: PolicyUpdate
@@ -191,7 +193,27 @@ def outcome_of(step: AlignStep, probed: Figures, plan: AlignPlan, renderer: Rend
     """What the driver learns of a step; ``probed`` are the probe set's figures, where it was scored."""
     row = step_row(step, renderer) | probed
     lines = [*gap_alarms(row, plan.logprob_gap_alarm), *verdict_lines(step, plan.game)]
-    return Outcome(row, "stop" if step.verdict == "stop" else "go on", good=good, lines=lines)
+    learned, idle = who_learned(step, renderer)
+    return Outcome(
+        row, "stop" if step.verdict == "stop" else "go on", good=good, lines=lines, learned=learned, idle=idle
+    )
+
+
+def who_learned(step: AlignStep, renderer: Renderer) -> tuple[Sequence[str], dict[str, str]]:
+    """The players that an update changed; and those that were to learn and did not, with the reason."""
+    if step.verdict == "roll back":
+        return (), {}
+    unlearned = why_none_is_valid(step.groups, renderer)
+    updated = {
+        "policy": step.policy.updated,
+        "discriminator": any(result.updated for result in step.judgement.results),
+    }
+    idle = {}
+    if step.decision.update_policy and not updated["policy"]:
+        idle["policy"] = unlearned or (NOT_FINITE if step.judgement.finite else SCORES_NOT_FINITE)
+    if step.decision.discriminator_updates and not updated["discriminator"]:
+        idle["discriminator"] = unlearned or NOT_FINITE
+    return [role for role, changed in updated.items() if changed], idle
 
 
 def truth_row(judged: Sequence[SceneJudgement]) -> Figures:

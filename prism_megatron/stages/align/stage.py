@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prism_megatron.data.identity import Identity
 from prism_megatron.evaluation.game_summary import game_summary
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.game.credit import credit_groups, experience_of
@@ -34,6 +35,10 @@ class Alignment:
         self.engines, self.models, self.total_steps = players.engines, exports.models, plan.steps
         self.memory, self.may_go_back = GameMemory.fresh(plan.game, seed=plan.seed), plan.game.rollbacks > 0
         self.last: AlignStep | None = None
+
+    @property
+    def identity(self) -> Identity:
+        return self.prompts.steps.identity
 
     def prepare(self, first_step: int) -> None:
         """Hand the weights over and sample the probe set."""
@@ -75,7 +80,7 @@ class Alignment:
                 players.handover(step + 1)
         players.rollout.wake()
         memory.replay.add(step, groups)
-        self.last = AlignStep(step, sampled, replayed, judgement, credited, update, verdict)
+        self.last = AlignStep(step, sampled, replayed, decision, judgement, credited, update, verdict)
         probed: Figures = {}
         if memory.probe is not None and step % plan.game.probe_every == 0:
             with phase("probe"):
@@ -94,7 +99,8 @@ class Alignment:
     def finish(self, output: Path) -> Artefacts:
         self.close()
         export = self.exports.write(self.players.policy, output / EXPORT, self.session)
-        return Artefacts(export, self.exports.title, report_samples(self.last, self.exports.renderer))
+        exported = self.exports.described(self.players.policy)
+        return Artefacts(export, self.exports.title, report_samples(self.last, self.exports.renderer), exported)
 
     def close(self) -> None:
         self.players.close()

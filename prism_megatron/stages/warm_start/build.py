@@ -163,6 +163,7 @@ def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmS
         renderer=sources.renderer,
         models={"discriminator": origin.files(model_files(policy, "policy", dtype=dtype), dtype)},
         total_steps=sources.steps,
+        identity=sources.train.identity,
         write_pairs=config.pairs.write_pairs,
     )
 

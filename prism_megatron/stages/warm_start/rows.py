@@ -8,6 +8,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.game.figures import cost_row, game_row, ratio, update_row
 from prism_megatron.game.judge import Judgement
+from prism_megatron.game.unlearned import NOT_FINITE, why_none_is_valid
 from prism_megatron.stages.warm_start.pairs import StepPairs
 from prism_megatron.types import Rollout
 
@@ -37,3 +38,10 @@ def step_row(step: WarmStartStep, renderer: Renderer) -> Figures:
     row |= game_row(groups, judgement, step.pairs.rights(renderer))
     row |= cost_row(judgement.cost, pairs=num_valid)
     return row | update_row("discriminator", judgement.result)
+
+
+def why_idle(judgement: Judgement, pairs: StepPairs, renderer: Renderer) -> dict[str, str]:
+    """Why the step's update did not change the discriminator; empty where it did."""
+    if judgement.result is not None and judgement.result.updated:
+        return {}
+    return {"discriminator": why_none_is_valid(pairs.groups, renderer) or NOT_FINITE}

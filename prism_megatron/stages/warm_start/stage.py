@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder
+from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder, latest
+from prism_megatron.data.identity import Identity
 from prism_megatron.data.render import Renderer
-from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.evaluation.game_summary import game_summary
 from prism_megatron.game.figures import GAME_COLUMNS
@@ -21,7 +21,7 @@ from prism_megatron.run.stage import Artefacts, Outcome, Plain
 from prism_megatron.stages.warm_start.gate import Gate, described, measure
 from prism_megatron.stages.warm_start.pair_writer import PairWriter, check_new_file
 from prism_megatron.stages.warm_start.pairs import Pairs
-from prism_megatron.stages.warm_start.rows import WarmStartStep, step_row
+from prism_megatron.stages.warm_start.rows import WarmStartStep, step_row, why_idle
 from prism_megatron.training.roles import export_folder
 
 
@@ -32,12 +32,12 @@ class WarmStart:
     summarise = staticmethod(game_summary)
 
     def __init__(self, discriminator: MegatronEngine, plan: JudgePlan, pairs: Pairs, gate: Gate, session: Session, *,
-                 renderer: Renderer, models: Mapping[str, ModelFiles], total_steps: int,
+                 renderer: Renderer, models: Mapping[str, ModelFiles], total_steps: int, identity: Identity,
                  write_pairs: Path | None = None) -> None:  # fmt: skip
         """``write_pairs`` is the file that the sampled pairs go to as well."""
         self.discriminator, self.plan, self.pairs, self.gate = discriminator, plan, pairs, gate
         self.renderer, self.session, self.models, self.total_steps = renderer, session, models, total_steps
-        self.write_pairs = write_pairs
+        self.write_pairs, self.identity = write_pairs, identity
         self.writer: PairWriter | None = None
 
     def engines(self) -> Mapping[str, MegatronEngine]:
@@ -59,7 +59,8 @@ class WarmStart:
         row = step_row(WarmStartStep(step, pairs, judgement), self.renderer)
         if self.writer is not None:
             row["written_pairs"] = self.writer.write(step, pairs.examples, pairs.groups)
-        return Outcome(row)
+        idle = why_idle(judgement, pairs, self.renderer)
+        return Outcome(row, learned=() if idle else ("discriminator",), idle=idle)
 
     def finish(self, output: Path) -> Artefacts:
         """Measure on held-out pairs and export, whether the gate is passed or not."""
@@ -74,13 +75,19 @@ class WarmStart:
                 problem = self.gate.problem(figures)
                 session.say(f"held out: {described(figures)}")
         self.close()
-        with session.phase("export", f"exporting the discriminator to {output / EXPORT}"):
-            newest = checkpoint.latest(output / CHECKPOINTS)
+        touched = self.discriminator.was_updated
+        exported = "warmed-up discriminator" if touched else "discriminator as made (no update touched it)"
+        with session.phase("export", f"exporting the {exported} to {output / EXPORT}"):
+            newest = latest(output / CHECKPOINTS)
             assert newest is not None, "the last step is always saved"
             like = companions_folder(newest, "discriminator")
             export_folder(self.discriminator, output / EXPORT, like=like, world=session.world)
         return Artefacts(
-            output / EXPORT, "Warm-start of a discriminator", figures={"held_out": figures}, problem=problem
+            output / EXPORT,
+            "Warm-start of a discriminator",
+            exported=exported,
+            figures={"held_out": figures},
+            problem=problem,
         )
 
     def state(self) -> Plain:

@@ -10,20 +10,27 @@ import pytest
 
 from prism_megatron.errors import CheckpointError
 from prism_megatron.run import checkpoints
-from prism_megatron.run.checkpoints import Checkpoints, as_written_today
+from prism_megatron.run.checkpoints import Checkpoints
+from prism_megatron.run.saved import SavedRun, as_written_today
 
 LOAD = "prism_megatron.run.checkpoints.checkpoint.load"
-TODAY = {"step": 4, "seed": 7, "stage": "align", "good_step": 2, "kept": {"controls": {}, "replay": [], "probe": ["p"]}}
+DATA = {"flag": "data", "count": 3, "digest": "d", "batch_size": 2}
+TODAY = {"step": 4, "seed": 7, "stage": "align", "good_step": 2, "kept": {"controls": {}, "replay": [], "probe": ["p"]},
+         "run": "r1", "config": {"seed": 7}, "data": DATA}  # fmt: skip
+NAMELESS = {"run": None, "config": None, "data": None}
 
 
 def test_states_of_version_0_1_0_are_read_as_if_written_today() -> None:
     """Claim: an alignment's game and a warm-start's nothing come back in the places where they are kept now."""
     game: dict[str, Any] = {"memory": {"controls": {}, "replay": []}, "probe": ["p"], "good_step": 2}
     aligned = as_written_today({"step": 4, "seed": 7, "game": game}, Path("x"))
-    assert {name: aligned[name] for name in TODAY} == TODAY
+    assert {name: aligned[name] for name in TODAY} == TODAY | NAMELESS
     warm = as_written_today({"step": 4, "seed": 7, "stage": "warm-start"}, Path("x"))
     assert (warm["stage"], warm["good_step"], warm["kept"]) == ("warm-start", None, {})
+    assert {name: warm[name] for name in NAMELESS} == NAMELESS
     assert as_written_today(TODAY, Path("x")) == TODAY
+    unnamed = {name: value for name, value in TODAY.items() if name not in NAMELESS}
+    assert as_written_today(unnamed, Path("x")) == TODAY | NAMELESS
 
 
 @pytest.mark.parametrize("state", [{}, {"step": 1}, {"game": {}, "seed": 1}])
@@ -35,7 +42,7 @@ def test_a_state_that_no_run_wrote_is_refused(state: dict[str, Any]) -> None:
 class Restored:
     """A stage that writes down what it is given back."""
 
-    name, total_steps = "align", 5
+    name, total_steps, identity = "align", 5, DATA
 
     def __init__(self) -> None:
         self.kept: list[Any] = []
@@ -52,11 +59,12 @@ def restore(monkeypatch: pytest.MonkeyPatch) -> Any:
     loaded: list[Path] = []
     monkeypatch.setattr(LOAD, lambda folder, _engines: loaded.append(folder))
 
-    def run(state: dict[str, Any], *, seed: int = 7) -> tuple[int, Checkpoints, Restored, list[Path]]:
-        monkeypatch.setattr(checkpoints, "read_state", lambda _folder: {"state": state})
+    def run(
+        state: dict[str, Any], *, seed: int = 7, change: tuple[str, ...] = ()
+    ) -> tuple[int, Checkpoints, Restored, list[Path]]:
         stage: Any = Restored()
         own = Checkpoints(Path("out"))
-        return own.restore(stage, Path("ckpt"), seed=seed), own, stage, loaded
+        return own.restore(stage, SavedRun(Path("ckpt"), state), seed=seed, change=change), own, stage, loaded
 
     return run
 
@@ -70,15 +78,31 @@ def test_a_run_goes_on_with_what_was_kept(restore: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage": "warm-start"}, "was saved by a run of warm-start, and this is one of align"),
         ({"step": 6}, "is past --steps 5; ask for at least 6"),
         ({"seed": 8}, "belongs to --seed 8, this run has --seed 7"),
         ({"kept": {}}, "is damaged, or of another version"),
+        ({"data": {**DATA, "count": 4}}, r"--data is not what ckpt was trained on: there were 4 .* --change data"),
+        ({"data": {**DATA, "digest": "e"}}, "not the same ones in the same order"),
+        ({"data": {**DATA, "batch_size": 4}}, "batches of 4 are now of 2"),
+        ({"data": {"flag": "data"}}, "what ckpt says of its data is damaged"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(restore: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         restore({**TODAY, **changes})
+
+
+def test_what_was_asked_for_may_change(restore: Any) -> None:
+    """Claim: leave to change data or seed is leave for that alone."""
+    other = {**TODAY, "data": {**DATA, "count": 4}}
+    assert restore(other, change=("data",))[0] == 4
+    assert restore(other, change=("--prompts_per_step",))[0] == 4
+    with pytest.raises(CheckpointError, match="--data is not what"):
+        restore(other, change=("policy.lr", "seed"))
+    assert restore(TODAY, seed=8, change=("seed",))[0] == 4
+    with pytest.raises(CheckpointError, match="belongs to --seed 7"):
+        restore(TODAY, seed=8, change=("data",))
+    assert restore(TODAY | NAMELESS)[0] == 4, "an older version kept nothing of its data"
 
 
 def test_only_a_good_step_is_gone_back_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -90,12 +114,40 @@ def test_only_a_good_step_is_gone_back_to(monkeypatch: pytest.MonkeyPatch, tmp_p
         states.append(state)
 
     monkeypatch.setattr("prism_megatron.run.checkpoints.checkpoint.save", save)
-    stage: Any = SimpleNamespace(name="align", engines=dict, models={}, state=lambda: {"kept": 1})
-    own = Checkpoints(tmp_path)
+    stage: Any = SimpleNamespace(name="align", engines=dict, models={}, state=lambda: {"kept": 1}, identity=DATA)
+    own = Checkpoints(tmp_path, None, "r1", {"seed": 7})
     for step, good in ((2, True), (4, False), (6, True), (8, False)):
         assert own.save(stage, step, seed=7, good=good) == tmp_path / "checkpoints" / f"step_00000{step}"
     assert [state["good_step"] for state in states] == [2, 2, 6, 6]
-    assert states[-1] == {"step": 8, "seed": 7, "stage": "align", "good_step": 6, "kept": {"kept": 1}}
+    assert states[-1] == {"step": 8, "seed": 7, "stage": "align", "good_step": 6, "kept": {"kept": 1}, "run": "r1",
+                          "config": {"seed": 7}, "data": DATA}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "bad", "left"),
+    [(1, (), [10]), (2, (), [8, 10]), (3, (), [6, 8, 10]), (2, (6, 8, 10), [4, 8, 10]), (1, (2, 4, 6, 8, 10), [10])],
+)
+def test_the_newest_are_kept_and_the_good_one(
+    keep_last: int, bad: tuple[int, ...], left: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Claim: a kill while older ones are removed leaves more, and what it leaves is cleared by the next save."""
+    monkeypatch.setattr(checkpoints, "on_main", lambda work: work())
+
+    def save(folder: Path, _engines: Any, _state: Any, *, models: Any) -> None:
+        del models
+        folder.mkdir(parents=True)
+        (folder / "state.json").touch()
+
+    monkeypatch.setattr("prism_megatron.run.checkpoints.checkpoint.save", save)
+    stage: Any = SimpleNamespace(name="align", engines=dict, models={}, state=dict, identity=DATA)
+    own = Checkpoints(tmp_path, keep_last=keep_last)
+    root = tmp_path / "checkpoints"
+    (root / ".step_000001.removed" / "x").mkdir(parents=True)
+    (root / "step_000003").mkdir()  # no checkpoint: without its state it does not count, and is nobody's to remove
+    for step in (2, 4, 6, 8, 10):
+        own.save(stage, step, seed=7, good=step not in bad)
+        assert (root / f"step_{step:06d}").is_dir()
+    assert sorted(path.name for path in root.iterdir()) == sorted([*(f"step_{n:06d}" for n in left), "step_000003"])
 
 
 @pytest.mark.parametrize("load", [".", "checkpoints", "checkpoints/step_000004"])

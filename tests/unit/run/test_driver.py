@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.run import RunConfig
+from prism_megatron.errors import NothingTrainsError, PrismError, RunStopped
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.observability.progress import Columns
 from prism_megatron.run.driver import play
@@ -25,6 +28,7 @@ class Config:
     """What the driver reads of a configuration."""
 
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(save_every=2))
+    run: RunConfig = field(default_factory=RunConfig)
     seed: int = 3
 
 
@@ -36,6 +40,9 @@ class Counting:
     stops_at: int | None = None
     bad_steps: tuple[int, ...] = ()
     ended: str | None = None
+    idle_steps: Collection[int] = ()
+    wish_in: int | None = None
+    """a step during which somebody wishes the run to end"""
     name: str = "counting"
     columns: Columns = field(default_factory=lambda: Columns("    ", "seen", lambda row: f"{row['seen']:>4}"))
     played: list[int] = field(default_factory=list)
@@ -44,8 +51,16 @@ class Counting:
         self.played.append(step)
         with self.session.timers.phase("counting"):
             row: Mapping[str, Any] = {"step": step, "seen": 10 * step}
+        if step == self.wish_in:
+            signal.raise_signal(signal.SIGTERM)
+        rests = step in self.idle_steps
         return Outcome(
-            row, "stop" if step == self.stops_at else "go on", good=step not in self.bad_steps, lines=[f"saw {step}"]
+            row,
+            "stop" if step == self.stops_at else "go on",
+            good=step not in self.bad_steps,
+            lines=[f"saw {step}"],
+            learned=() if rests else ("policy",),
+            idle={"policy": "it rained"} if rests else {},
         )
 
     def finished(self) -> str | None:
@@ -63,14 +78,28 @@ class Saves:
         return Path(f"step_{step}")
 
 
-def driven(tmp_path: Path, steps: range, **stage: Any) -> tuple[Counting, list[tuple[int, int, bool]], list[Any]]:
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prism_megatron.run.stopping.all_gather_objects", lambda value: [value])
+
+
+def ended(
+    tmp_path: Path, steps: range, *, run: RunConfig | None = None, **stage: Any
+) -> tuple[PrismError | None, Counting, list[tuple[int, int, bool]], list[Any]]:
     session = Session(WORLD, tmp_path)
     saves: Any = Saves()
     session.checkpoints = saves
     counting: Any = Counting(session, **stage)
-    play(session, counting, steps, Config())
+    with session.stopping:
+        problem = play(session, counting, steps, Config(run=run or RunConfig()))
     path = tmp_path / "metrics.jsonl"
-    return counting, saves.saved, read_metrics(path) if path.exists() else []
+    return problem, counting, saves.saved, read_metrics(path) if path.exists() else []
+
+
+def driven(tmp_path: Path, steps: range, **stage: Any) -> tuple[Counting, list[tuple[int, int, bool]], list[Any]]:
+    problem, played, saved, rows = ended(tmp_path, steps, **stage)
+    assert problem is None
+    return played, saved, rows
 
 
 def test_every_step_has_its_row_with_its_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,3 +136,54 @@ def test_where_no_step_is_left_nothing_is_touched(tmp_path: Path, capsys: pytest
         stage, saved, rows = driven(tmp_path, steps, ended=why)
         assert (stage.played, saved, rows) == ([], [], [])
     assert "all is said" in capsys.readouterr().out
+
+
+def test_a_wish_is_granted_after_the_whole_step(tmp_path: Path) -> None:
+    """Claim: the step under way is played to its end, kept in a checkpoint of its own, and the last one of all."""
+    problem, stage, saved, rows = ended(tmp_path, range(9), wish_in=2)
+    assert isinstance(problem, RunStopped)
+    assert "stopped by SIGTERM after step 3; go on with `" in str(problem)
+    assert stage.played == [0, 1, 2] and len(rows) == 3
+    assert saved == [(2, 3, True), (3, 3, True)]
+    problem, stage, saved, _ = ended(tmp_path / "even", range(9), wish_in=1)
+    assert isinstance(problem, RunStopped) and saved == [(2, 3, True)], "what is saved is not saved twice"
+
+
+def test_a_stopped_bad_step_is_no_step_to_go_back_to(tmp_path: Path) -> None:
+    assert ended(tmp_path, range(9), wish_in=2, bad_steps=(2,))[2][-1] == (3, 3, False)
+
+
+def test_time_that_is_up_ends_a_run(tmp_path: Path) -> None:
+    session = Session(WORLD, tmp_path, max_minutes=1e-9)
+    assert session.stopping.wish == "--max-minutes 1e-09"
+
+
+def test_a_run_in_which_nothing_trains_says_so_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Claim: at once in the first steps, then ever more rarely; and the run ends after as many as were allowed."""
+    problem, stage, saved, _ = ended(tmp_path, range(9), run=RunConfig(max_idle_steps=5), idle_steps=range(9))
+    assert isinstance(problem, NothingTrainsError) and problem.status == 4
+    assert str(problem) == (
+        "stopped after step 5: the policy learned nothing in the last 5 steps (--max-idle-steps): it rained"
+    )
+    assert stage.played == [0, 1, 2, 3, 4]
+    assert saved == [(2, 3, True), (4, 3, True)], "what taught nothing is worth no checkpoint of its own"
+    shown = capsys.readouterr().out
+    assert shown.count("WARNING: the policy learned nothing in") == 4
+    assert "WARNING: the policy learned nothing in this step: it rained" in shown
+
+
+def test_steps_that_teach_begin_the_count_again(tmp_path: Path) -> None:
+    problem, stage, _, _ = ended(tmp_path, range(9), run=RunConfig(max_idle_steps=3), idle_steps=(0, 1, 3, 4, 6, 7))
+    assert problem is None and len(stage.played) == 9
+
+
+@pytest.mark.parametrize("limit", [0, 20])
+def test_a_run_that_never_trained_anything_is_no_success(limit: int, tmp_path: Path) -> None:
+    problem, stage, saved, _ = ended(tmp_path, range(4), run=RunConfig(max_idle_steps=limit), idle_steps=range(4))
+    assert isinstance(problem, NothingTrainsError)
+    assert str(problem) == "no step of 4 trained the policy: it rained"
+    assert len(stage.played) == 4 and saved[-1][0] == 4
+
+
+def test_one_step_that_taught_is_enough(tmp_path: Path) -> None:
+    assert ended(tmp_path, range(4), idle_steps=(0, 1, 3))[0] is None

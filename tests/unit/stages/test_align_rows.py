@@ -14,6 +14,7 @@ from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult
 from prism_megatron.evaluation.scenes import SceneJudgement, item_accuracy
+from prism_megatron.game.controls import Decision
 from prism_megatron.game.credit import credit_groups
 from prism_megatron.game.judge import Judgement, TrunkCost
 from prism_megatron.sampling.queue import SampledStep, Staleness
@@ -110,7 +111,8 @@ def step_of(verdict: Any, policy_result: StepResult | None) -> AlignStep:
         f"importance/{name}": 4.0 for name in ("tokens", "sum", "squares", "truncated", "max")
     }
     sampled = SampledStep([Example(one.prompt, one.reference) for one in groups], groups, 4, Staleness(0.5, 2, 0.25))
-    return AlignStep(6, sampled, groups[:1], judgement, credited, PolicyUpdate(policy_sums, policy_result), verdict)
+    update, decision = PolicyUpdate(policy_sums, policy_result), Decision(2, update_policy=True)
+    return AlignStep(6, sampled, groups[:1], decision, judgement, credited, update, verdict)
 
 
 def test_a_row_counts_what_the_step_was_made_of() -> None:

@@ -1,0 +1,22 @@
+"""The command that goes on with a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from prism_megatron.conversion.checkpoint_folder import latest
+from prism_megatron.run.folder import CHECKPOINTS
+
+
+def how_to_go_on(output: Path) -> str:
+    """What to type, in words; a run without a checkpoint is begun anew."""
+    flags = f"--load {output}" if latest(output / CHECKPOINTS) is not None else f"--output {output} --resume auto"
+    tool = sys.argv[0]
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return f"go on with `{tool} {flags}`"
+    local, everywhere = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
+    if local == everywhere:
+        return f"go on with `torchrun --nproc-per-node {local} {tool} {flags}`"
+    return f"go on with `{tool} {flags}` by the same torchrun on every host"

@@ -1,0 +1,82 @@
+"""What a checkpoint says of the run that saved it: who it is, how it was configured, what it trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prism_megatron.config.merge import merge, read_yaml
+from prism_megatron.conversion.checkpoint_folder import read_state
+from prism_megatron.errors import CheckpointError, ConfigError
+from prism_megatron.run.folder import CONFIG, run_of
+
+ConfigT = TypeVar("ConfigT")
+
+_TODAY = {"step", "seed", "stage", "good_step", "kept", "run", "config", "data"}
+_BEFORE_RUNS_HAD_NAMES: Mapping[str, Any] = {"run": None, "config": None, "data": None}
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint of training, without its tensors. ``state`` is what ``Checkpoints.save`` wrote."""
+
+    folder: Path
+    state: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, *, stage: str) -> SavedRun:
+        """Raises CheckpointError for a damaged one, one that no run saved, and one of another ``stage``."""
+        state = as_written_today(read_state(folder)["state"], folder)
+        if state["stage"] != stage:
+            raise CheckpointError(
+                f"{folder} was saved by a run of {state['stage']}, and this is one of {stage}; to begin with its "
+                "weights, name it with --model or --discriminator"
+            )
+        return cls(folder, state)
+
+    @property
+    def run(self) -> str | None:
+        """The identity of the run; None where a version saved it that gave none."""
+        name: str | None = self.state["run"]
+        return name
+
+    def config(self, fresh: ConfigT) -> ConfigT | None:
+        """How it was configured, over the field defaults ``fresh``; None where that is written nowhere.
+
+        Raises CheckpointError for a configuration that this version does not know.
+        """
+        written: Mapping[str, Any] | None = self.state["config"]
+        beside = run_of(self.folder)
+        if written is None and beside is not None and (beside / CONFIG).is_file():
+            written = read_yaml(beside / CONFIG)
+        if written is None:
+            return None
+        try:
+            return merge(fresh, written)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"the configuration that {self.folder} was saved with cannot be read: {error}"
+            ) from error
+
+
+def as_written_today(state: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """A checkpoint's state in the form of ``Checkpoints.save``, also where version 0.1.0 wrote it.
+
+    Raises CheckpointError for a state that no run wrote.
+    """
+    if state.keys() >= _TODAY:
+        return state
+    if state.keys() >= _TODAY - _BEFORE_RUNS_HAD_NAMES.keys():
+        return {**state, **_BEFORE_RUNS_HAD_NAMES}
+    if {"step", "seed", "game"} <= state.keys():  # an alignment of 0.1.0
+        game = state["game"]
+        kept = {**game["memory"], "probe": game["probe"]}
+        return {**state, "stage": "align", "good_step": game["good_step"], "kept": kept, **_BEFORE_RUNS_HAD_NAMES}
+    if {"step", "seed", "stage"} <= state.keys():  # a warm-start of 0.1.0
+        return {**state, "good_step": None, "kept": {}, **_BEFORE_RUNS_HAD_NAMES}
+    raise CheckpointError(
+        f"{folder} was not saved by a run (it holds {sorted(state) or 'weights alone'}); to begin with its weights, "
+        "name it with --model or --discriminator"
+    )

@@ -1,0 +1,190 @@
+"""Where a run begins: in a new folder, or where an earlier command of it ended. Nothing is written before it may be.
+
+Free of torch: the tools ask here before any process is started, the driver asks again on the main rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.merge import merge, read_yaml, save
+from prism_megatron.config.resume import check_changes, check_resume, differences
+from prism_megatron.config.run import RunConfig
+from prism_megatron.conversion.checkpoint_folder import latest
+from prism_megatron.errors import CheckpointError, ConfigError
+from prism_megatron.run.folder import CHECKPOINTS, CONFIG, holds_run, move_aside, newest_config, run_of
+from prism_megatron.run.saved import SavedRun
+
+
+class StageConfig(Protocol):
+    """What a run's driver reads of a stage's configuration."""
+
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a command takes a run up; the same on every rank."""
+
+    output: Path | None
+    """the run's folder; None for a new one, which has no name yet"""
+    run: str
+    """the run's identity, which its checkpoints carry"""
+    saved: SavedRun | None = None
+    """the checkpoint that it goes on from"""
+    lines: Sequence[str] = ()
+    """what differs from how it was begun, in words"""
+    begins_anew: bool = False
+    """whether the folder holds rows of a try that left no checkpoint"""
+
+    @property
+    def restored(self) -> Path | None:
+        """The folder of the checkpoint to go on from."""
+        return None if self.saved is None else self.saved.folder
+
+
+def defaults_of(argv: Sequence[str], fresh: ConfigT, *, stage: str) -> ConfigT:
+    """What flags are laid over: the run's own configuration where ``argv`` goes on with one, else ``fresh``.
+
+    Raises as :func:`checkpoint_of`, and ConfigError for a bad YAML file.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--config", "--load", "--output"):
+        early.add_argument(flag, type=Path)
+    early.add_argument("--resume")
+    known, _ = early.parse_known_args(argv)
+    yaml = read_yaml(known.config) if known.config else {}
+    load, output = (getattr(known, name) or _path(yaml, "checkpoint", name) for name in ("load", "output"))
+    resume = known.resume or _named(yaml, "run", "resume") or "no"
+    if load is not None and not load.is_dir():
+        return fresh  # the complaint about the flag says it best
+    folder = checkpoint_of(CheckpointConfig(output=output, load=load), resume=resume)
+    if folder is None:
+        return fresh
+    config = SavedRun.read(folder, stage=stage).config(type(fresh)())
+    return fresh if config is None else _without_command(config)
+
+
+def checkpoint_of(checkpoint: CheckpointConfig, *, resume: str) -> Path | None:
+    """The checkpoint that ``--load`` or ``--resume auto`` means; None for a run that begins.
+
+    Raises ConfigError for flags that contradict each other, CheckpointError where there is nothing to go on from.
+    """
+    load, output = checkpoint.load, checkpoint.output
+    if resume == "auto":
+        if load is not None:
+            raise ConfigError("--resume auto finds its checkpoint in --output; leave --load out")
+        if output is None:
+            raise ConfigError("--resume auto looks for a checkpoint in --output; name the run's folder with it")
+        return latest(output / CHECKPOINTS)
+    if load is None:
+        return None
+    folder = latest(load) or latest(load / CHECKPOINTS)
+    if folder is None and holds_run(load):
+        raise CheckpointError(
+            f"--load {load} holds no checkpoint, so there is nothing to go on from; begin it anew by --output {load} "
+            "--resume auto, which keeps its rows aside"
+        )
+    if folder is None:
+        raise CheckpointError(f"--load {load} is neither a run folder nor a checkpoint; give one of those")
+    return folder
+
+
+def find_start(config: ConfigT, *, stage: str) -> Start:
+    """How to take up the run that ``config`` asks for.
+
+    Raises ConfigError where it would write over another run or go on as another one, CheckpointError for a checkpoint
+    that cannot be gone on from.
+    """
+    flags, change = config.checkpoint, config.run.change
+    check_changes(config, change)
+    folder = checkpoint_of(flags, resume=config.run.resume)
+    if folder is None:
+        if flags.output is not None and holds_run(flags.output) and config.run.resume != "auto":
+            raise ConfigError(
+                f"--output {flags.output} holds an earlier run; go on with it by --load {flags.output}, or give "
+                "another folder"
+            )
+        anew = flags.output is not None and holds_run(flags.output)
+        return Start(flags.output, uuid.uuid4().hex, begins_anew=anew)
+    saved = SavedRun.read(folder, stage=stage)
+    home = run_of(folder)
+    output = flags.output or (flags.load if flags.load is not None and _same(home, flags.load) else None)
+    if output is not None:
+        _check_output(output, saved, stage=stage)
+    before = saved.config(type(config)())
+    lines = [] if before is None else check_resume(before, config, change=change, where=str(flags.load or output))
+    return Start(output, saved.run or uuid.uuid4().hex, saved, lines)
+
+
+def settle(config: ConfigT, start: Start) -> None:
+    """Write down how the run was configured, once all that could refuse it has been passed. For the main rank.
+
+    What an earlier part was configured with stays: a part that differs has a file of its own, named after its first
+    step. Rows of a try that left no checkpoint are moved aside.
+    """
+    output = config.checkpoint.output
+    assert output is not None, "a run that has begun has a folder"
+    if start.begins_anew:
+        move_aside(output)
+    newest = newest_config(output)
+    step = 0 if start.saved is None else int(start.saved.state["step"])
+    if newest is None:
+        save(config, output / CONFIG)
+    elif differences(_read(newest, config), config):
+        save(config, output / f"{CONFIG.removesuffix('.yaml')}-step_{step:06d}.yaml")
+
+
+def _read(path: Path, like: ConfigT) -> ConfigT:
+    return merge(type(like)(), read_yaml(path))
+
+
+def _check_output(output: Path, saved: SavedRun, *, stage: str) -> None:
+    """Raise where ``output`` holds another run than ``saved``, or newer checkpoints of it."""
+    newest = latest(output / CHECKPOINTS)
+    if newest is None:
+        if holds_run(output) and not _same(run_of(saved.folder), output):
+            raise ConfigError(f"--output {output} holds rows of another run; give another folder")
+        return
+    if SavedRun.read(newest, stage=stage).run != saved.run:
+        raise CheckpointError(
+            f"{saved.folder} and {newest} were saved by two runs, which must not be mixed in {output}; give another "
+            "--output, or go on from a checkpoint of the run that lies there"
+        )
+    if newest.name > saved.folder.name:
+        raise CheckpointError(f"{newest} is newer than --load {saved.folder}; remove it, or give another --output")
+
+
+def _same(one: Path | None, other: Path) -> bool:
+    return one is not None and one.resolve() == other.resolve()
+
+
+def _without_command(config: ConfigT) -> ConfigT:
+    """The configuration without what belonged to the command that saved it."""
+    checkpoint = replace(config.checkpoint, output=None, load=None)
+    run = replace(config.run, resume="no", change=())
+    return replace(config, checkpoint=checkpoint, run=run)  # type: ignore[type-var]  # stages' configs are dataclasses
+
+
+def _named(yaml: Mapping[str, Any], section: str, name: str) -> Any:
+    inner = yaml.get(section)
+    return inner.get(name) if isinstance(inner, Mapping) else None
+
+
+def _path(yaml: Mapping[str, Any], section: str, name: str) -> Path | None:
+    value = _named(yaml, section, name)
+    return Path(value) if isinstance(value, str) else None

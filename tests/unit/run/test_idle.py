@@ -1,0 +1,34 @@
+"""Counting steps that taught nothing, role by role."""
+
+from __future__ import annotations
+
+from prism_megatron.run.idle import Idleness
+
+
+def test_roles_are_counted_apart_and_those_that_rest_are_left_alone() -> None:
+    """Claim: a role in neither list neither learned nor failed to: its count stays as it is."""
+    own = Idleness(3)
+    own.see((), {"policy": "a"})
+    own.see((), {"policy": "b", "discriminator": "c"})
+    own.see(("discriminator",), {})
+    assert own.verdict is None
+    own.see((), {"policy": "d"})
+    assert own.verdict == "the policy learned nothing in the last 3 steps (--max-idle-steps): d"
+    assert own.never_trained == {"policy": "d"}
+    own.see(("policy",), {})
+    assert own.verdict is None and own.never_trained == {}
+
+
+def test_warnings_grow_rare() -> None:
+    own = Idleness(0)
+    warned = [step for step in range(1, 41) if own.see((), {"policy": "why"})]
+    assert warned == [1, 2, 3, 4, 8, 16, 32]
+    own.see(("policy",), {})
+    assert own.see((), {"policy": "why"}) == ["WARNING: the policy learned nothing in this step: why"]
+
+
+def test_no_limit_ends_nothing() -> None:
+    own = Idleness(0)
+    for _ in range(100):
+        own.see((), {"policy": "why"})
+    assert own.verdict is None
