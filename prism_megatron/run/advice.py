@@ -14,8 +14,9 @@ def how_to_go_on(output: Path) -> str:
     """What to type, in words; a run without a checkpoint is begun anew."""
     flags = f"--load {output}" if latest(output / CHECKPOINTS) is not None else f"--output {output} --resume auto"
     tool = sys.argv[0]
+    python = "python " if tool.endswith(".py") else ""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return f"go on with `{tool} {flags}`"
+        return f"go on with `{python}{tool} {flags}`"
     local, everywhere = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
     if local == everywhere:
         return f"go on with `torchrun --nproc-per-node {local} {tool} {flags}`"

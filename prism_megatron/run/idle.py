@@ -24,18 +24,20 @@ class Idleness:
 
         Returns what to tell the reader: of a role's first idle steps every one, later ever fewer.
         """
-        lines = []
         self._seen += 1
         for role in learned:
             self._on_end[role] = 0
             self._ever.add(role)
+        roles_of: dict[tuple[int, str], list[str]] = {}
         for role, reason in idle.items():
             self._on_end[role] += 1
             self._reasons[role] = reason
-            count = self._on_end[role]
-            if self._seen <= _FIRST_STEPS or count & (count - 1) == 0:
-                lines.append(f"WARNING: the {role} learned nothing in {_steps(count)}: {reason}")
-        return lines
+            roles_of.setdefault((self._on_end[role], reason), []).append(role)
+        return [
+            f"WARNING: the {' and the '.join(roles)} learned nothing in {_steps(count)}: {reason}"
+            for (count, reason), roles in roles_of.items()
+            if self._seen <= _FIRST_STEPS or count & (count - 1) == 0
+        ]
 
     @property
     def verdict(self) -> str | None:

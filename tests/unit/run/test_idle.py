@@ -32,3 +32,11 @@ def test_no_limit_ends_nothing() -> None:
     for _ in range(100):
         own.see((), {"policy": "why"})
     assert own.verdict is None
+
+
+def test_roles_with_one_reason_share_a_line() -> None:
+    own = Idleness(0)
+    assert own.see((), {"policy": "why", "discriminator": "why"}) == [
+        "WARNING: the policy and the discriminator learned nothing in this step: why"
+    ]
+    assert len(own.see((), {"policy": "why", "discriminator": "else"})) == 2
