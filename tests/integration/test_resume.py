@@ -119,7 +119,7 @@ def test_a_bare_load_goes_on_as_the_run_was_begun(finished: Finished, tmp_path: 
     [
         (
             ("--prompts-per-step", "4"),
-            "--prompts-per-step was 2 and is 4. Leave --prompts-per-step out, or ask for it by",
+            "--prompts-per-step was 2 and is 4. Leave --prompts-per-step out, or ask",
         ),
         (("--rollouts-per-prompt", "4"), "--rollouts-per-prompt was 2 and is 4"),
         (("--ROLE.schedule", "SCHEDULE"), "--ROLE.schedule was"),
