@@ -30,11 +30,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from prism_megatron.conversion.checkpoint_folder import (
     COMPANIONS_FOLDER,
     OBJECTS_FILE,
-    STATE_FILE,
     ModelFiles,
     companions_folder,
     flush_folder,
-    is_checkpoint,
     read_checkpoint,
     write_state,
 )
@@ -46,18 +44,6 @@ from prism_megatron.parallel.collectives import broadcast_object
 
 _SAVING = ".saving"
 _REPLACED = ".replaced"
-
-
-def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` lies."""
-    return root / f"step_{step:06d}"
-
-
-def latest(root: Path) -> Path | None:
-    """``root`` itself if it is a checkpoint, else its newest complete ``step_*``, else None; leftovers do not count."""
-    if is_checkpoint(root):
-        return root
-    return max((path.parent for path in root.glob(f"step_*/{STATE_FILE}")), default=None, key=lambda path: path.name)
 
 
 def save(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_megatron.conversion.checkpoint_folder import read_state
+from prism_megatron.conversion.checkpoint_folder import latest, read_state, step_folder
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.errors import CheckpointError
@@ -24,12 +24,12 @@ def checkpoint_to_load(root: Path | None, output: Path) -> Path | None:
     """
     if root is None:
         return None
-    folder = broadcast_object(checkpoint.latest(root) or checkpoint.latest(root / CHECKPOINTS), source=0)
+    folder = broadcast_object(latest(root) or latest(root / CHECKPOINTS), source=0)
     if folder is None:
         if not (root / CONFIG).is_file():
             raise CheckpointError(f"--load {root} is neither a run folder nor a checkpoint; give one of those")
         return None
-    newest = broadcast_object(checkpoint.latest(output / CHECKPOINTS), source=0)
+    newest = broadcast_object(latest(output / CHECKPOINTS), source=0)
     if newest is not None and newest.name > folder.name:
         raise CheckpointError(f"{newest} is newer than --load {folder}; remove it, or give another --output")
     return folder
@@ -48,7 +48,7 @@ class Checkpoints:
         """Everything that going on after ``step`` steps needs; all ranks together. Returns the checkpoint's folder."""
         if good:
             self.good_step = step
-        folder = checkpoint.step_folder(self.output / CHECKPOINTS, step)
+        folder = step_folder(self.output / CHECKPOINTS, step)
         state = {
             "step": step,
             "seed": seed,
@@ -93,7 +93,7 @@ class Checkpoints:
         assert self.good_step is not None, "a run that may go back saves its start"
         load = self.load
         roots = [self.output / CHECKPOINTS, *([] if load is None else [load / CHECKPOINTS, load, load.parent])]
-        folders = [checkpoint.step_folder(root, self.good_step) for root in roots]
+        folders = [step_folder(root, self.good_step) for root in roots]
         found = broadcast_object([folder.is_dir() for folder in folders], source=0)
         if not any(found):
             raise CheckpointError(

@@ -13,7 +13,7 @@ import torch
 
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.merge import save, to_yaml
-from prism_megatron.engine import checkpoint
+from prism_megatron.conversion.checkpoint_folder import latest
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
 from prism_megatron.evaluation.report import write_report
@@ -107,7 +107,7 @@ def _report(session: Session, stage: Stage, artefacts: Artefacts) -> None:
         world_size=world.world_size,
         layout=world.layout,
         hf_export=str(artefacts.export),
-        checkpoint=str(checkpoint.latest(output / CHECKPOINTS)),
+        checkpoint=str(latest(output / CHECKPOINTS)),
         megatron_core=version("megatron-core"),
         torch=torch.__version__,
         other_seconds=session.other_seconds,

@@ -8,12 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.conversion import checkpoint_folder
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.parallel.collectives import broadcast_object
 
-METRICS, SUMMARY, REPORT, CONFIG = "metrics.jsonl", "summary.json", "report.html", "config.yaml"
-CHECKPOINTS, EXPORT = "checkpoints", "hf"
+METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
+CONFIG, CHECKPOINTS, EXPORT = checkpoint_folder.RUN_CONFIG, checkpoint_folder.CHECKPOINTS, checkpoint_folder.EXPORT
 
 
 def claim_run_folder(config: CheckpointConfig, world: World, *, kind: str) -> Path:

@@ -19,6 +19,7 @@ import torch
 
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.conversion import checkpoint_folder
+from prism_megatron.conversion.checkpoint_folder import latest, step_folder
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import CheckpointError
@@ -41,7 +42,7 @@ def train_and_save(world: World, root: Path, dtype: torch.dtype) -> tuple[Histor
     for engine in engines.values():
         tiny.train(engine, range(2))
     started = time.monotonic()
-    checkpoint.save(checkpoint.step_folder(root, 2), engines, {"step": 2}, models=dict.fromkeys(engines, tiny.FILES))
+    checkpoint.save(step_folder(root, 2), engines, {"step": 2}, models=dict.fromkeys(engines, tiny.FILES))
     return tiny.train(engines["policy"], range(2, 4)), time.monotonic() - started
 
 
@@ -65,7 +66,7 @@ def saved(gloo: GlooWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     root = tmp_path_factory.mktemp("run")
     history, seconds = gloo.run(train_and_save, root, torch.float32, parallel=TP2_PP2)[0]
     print(f"first save of two roles on 4 ranks: {seconds:.2f} s")
-    return checkpoint.step_folder(root, 2), history
+    return step_folder(root, 2), history
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_without_the_distributed_optimizer_too(gloo: GlooWorld, tmp_path: Path) 
     """Claim: replicated optimizer state, in bf16 with fp32 masters, reshards and continues alike (bf16: 1e-3)."""
     replicated = ParallelConfig(tp=2, pp=2, distributed_optimizer=False)
     expected, _ = gloo.run(train_and_save, tmp_path, torch.bfloat16, parallel=replicated)[0]
-    folder = checkpoint.step_folder(tmp_path, 2)
+    folder = step_folder(tmp_path, 2)
     again = gloo.run(load_and_train, folder, torch.bfloat16, parallel=replicated)[0][0]
     assert again == expected
     other = ParallelConfig(distributed_optimizer=False)
@@ -120,7 +121,7 @@ def die_in_save(world: World, root: Path, moment: str) -> None:
 
     where = (engine, "progress") if moment == "tensors are written" else (checkpoint, "_commit")
     with mock.patch.object(*where, side_effect=_Killed), contextlib.suppress(_Killed):
-        checkpoint.save(checkpoint.step_folder(root, 4), {"policy": engine}, {"step": 4}, models={})
+        checkpoint.save(step_folder(root, 4), {"policy": engine}, {"step": 4}, models={})
 
 
 @pytest.mark.parametrize("moment", ["tensors are written", "all is written but the rename"])
@@ -132,7 +133,7 @@ def test_a_killed_save_leaves_the_one_before(
     shutil.copytree(saved[0], folder)
     gloo.run(die_in_save, tmp_path, moment, num_ranks=1)
     assert [path.name for path in tmp_path.iterdir() if path != folder] == [".step_000004.saving"]
-    assert checkpoint.latest(tmp_path) == folder
+    assert latest(tmp_path) == folder
     history, _ = gloo.run(load_and_train, folder, torch.float32, num_ranks=1)[0]
     assert history[0][0] == pytest.approx(saved[1][0][0], rel=1e-6)
     gloo.run(train_and_save, tmp_path, torch.float32, num_ranks=1)

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder
+from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder, latest
 from prism_megatron.data.render import Renderer
-from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.evaluation.game_summary import game_summary
 from prism_megatron.game.figures import GAME_COLUMNS
@@ -75,7 +74,7 @@ class WarmStart:
                 session.say(f"held out: {described(figures)}")
         self.close()
         with session.phase("export", f"exporting the discriminator to {output / EXPORT}"):
-            newest = checkpoint.latest(output / CHECKPOINTS)
+            newest = latest(output / CHECKPOINTS)
             assert newest is not None, "the last step is always saved"
             like = companions_folder(newest, "discriminator")
             export_folder(self.discriminator, output / EXPORT, like=like, world=session.world)

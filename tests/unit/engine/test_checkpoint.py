@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from prism_megatron.conversion.checkpoint_folder import COMPANIONS_FOLDER, STATE_FILE
+from prism_megatron.conversion.checkpoint_folder import COMPANIONS_FOLDER, STATE_FILE, latest, step_folder
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.optimizer import inner_optimizers
@@ -36,12 +36,12 @@ def test_the_latest_is_the_newest_that_was_committed(tmp_path: Path) -> None:
     for leftover in (".step_000008.saving", ".step_000004.replaced"):
         (tmp_path / leftover).mkdir()
         (tmp_path / leftover / STATE_FILE).touch()
-    assert checkpoint.latest(tmp_path) is None
+    assert latest(tmp_path) is None
     for step in (30, 4, 200):
-        checkpoint.step_folder(tmp_path, step).mkdir()
-        (checkpoint.step_folder(tmp_path, step) / STATE_FILE).touch()
+        step_folder(tmp_path, step).mkdir()
+        (step_folder(tmp_path, step) / STATE_FILE).touch()
     newest = tmp_path / "step_000200"
-    assert checkpoint.latest(tmp_path) == checkpoint.latest(newest) == newest
+    assert latest(tmp_path) == latest(newest) == newest
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["first save", "save over the same step"])
@@ -81,7 +81,7 @@ def test_a_commit_flushes_then_renames_then_removes(
 def test_a_save_removes_what_killed_ones_left(world: World, tmp_path: Path) -> None:
     for leftover in (".step_000001.saving", ".step_000003.replaced"):
         (tmp_path / leftover / COMPANIONS_FOLDER).mkdir(parents=True)
-    folder = checkpoint.step_folder(tmp_path, 2)
+    folder = step_folder(tmp_path, 2)
     checkpoint.save(folder, {"policy": tiny.build(world)}, {}, models={})
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -91,7 +91,7 @@ def test_a_save_puts_offloaded_state_away_again(world: World, tmp_path: Path) ->
     engine = tiny.build(world, optimizer=dataclasses.replace(tiny.OPTIMIZER, offload=True))
     tiny.train(engine, range(1))
     assert held_bytes(engine) == 0
-    checkpoint.save(checkpoint.step_folder(tmp_path, 1), {"policy": engine}, {}, models={})
+    checkpoint.save(step_folder(tmp_path, 1), {"policy": engine}, {}, models={})
     assert held_bytes(engine) == 0
     engine.sharded_state_dict(is_loading=False)
     assert held_bytes(engine) > 0, "blind: nothing would ever be held"
@@ -105,7 +105,7 @@ def test_a_loaded_engine_goes_on_where_the_saved_one_stood(world: World, tmp_pat
     next(saved.modules[0].parameters()).main_grad.view(-1)[0] = torch.nan
     assert not saved.step().updated
     saved.expert_layout = "hub"
-    folder = checkpoint.step_folder(tmp_path, 3)
+    folder = step_folder(tmp_path, 3)
     checkpoint.save(folder, {"policy": saved}, {"data": 3}, models={"policy": tiny.FILES})
 
     loaded = tiny.build(world)
@@ -120,7 +120,7 @@ def test_a_loaded_engine_goes_on_where_the_saved_one_stood(world: World, tmp_pat
 def test_an_engine_saved_before_its_first_update_has_had_none(world: World, tmp_path: Path) -> None:
     """Claim: Adam's count stays 0, so that the bias of its first moments is corrected as in a run that went on."""
     saved, loaded = tiny.build(world), tiny.build(world)
-    folder = checkpoint.step_folder(tmp_path, 0)
+    folder = step_folder(tmp_path, 0)
     checkpoint.save(folder, {"policy": saved}, {}, models={"policy": tiny.FILES})
     tiny.train(loaded, range(1))
     checkpoint.load(folder, {"policy": loaded})
