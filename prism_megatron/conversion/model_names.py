@@ -51,7 +51,7 @@ def folder_of(name: str, role: Role | None = None, *, flag: str, fetch: bool = F
     place = Path(name)
     if not name or not _is_folder(place):
         found = _snapshot(name, flag=flag, fetch=fetch)
-    elif is_checkpoint(place) or (place / _MODEL_CONFIG).is_file():
+    elif is_checkpoint(place) or _is_model(place):
         found = place
     elif is_run(place):
         found = _newest_of_run(place, flag=flag)
@@ -76,6 +76,11 @@ def _is_folder(place: Path) -> bool:
         return place.is_dir()
     except OSError:  # such as a name that is too long
         return False
+
+
+def _is_model(place: Path) -> bool:
+    """Weights are enough for those that compare weights alone."""
+    return (place / _MODEL_CONFIG).is_file() or any(place.glob("*.safetensors"))
 
 
 def _newest_of_run(run: Path, *, flag: str) -> Path:

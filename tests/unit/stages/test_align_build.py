@@ -48,6 +48,7 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Any:
     for module in (roles, discriminator):
         monkeypatch.setattr(module, "MegatronEngine", FakeEngine)
     monkeypatch.setattr(build, "build_rollout", lambda *_args, **_keywords: None)
+    monkeypatch.setattr(build, "broadcast_object", lambda value, **_keywords: value)
     monkeypatch.setattr(build, "inner_optimizers", lambda _optimizer: [])
     sizes = {"parallel": ParallelConfig(), "layout": {}, "world_size": 1, "is_main": True}
     world: Any = SimpleNamespace(device=torch.device("cpu"), **sizes)
