@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from prism_megatron.commands import align, verify, warm_start
 from prism_megatron.config.check import CheckConfig, InspectConfig
@@ -18,15 +19,20 @@ from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.serve import ServeConfig
 from prism_megatron.config.verify import VerifyConfig
-from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, step_folder
+from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, read_state, step_folder
 from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.engine import checkpoint
+from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.jobs.check_weights import check_weights
 from prism_megatron.jobs.convert import to_hf, to_megatron
 from prism_megatron.jobs.inspect_folder import inspect_folder
 from prism_megatron.jobs.serve import default_context, serve
+from prism_megatron.testing import GlooWorld
+from prism_megatron.training.roles import model_files
 from tests import hub_cache
+from tests.mini_players import mini_discriminator, mini_policy
 from tests.unit.rollout.stub_sglang import stub_python
 
 POLICY, DISCRIMINATOR = MINI_FOLDER / "policy", MINI_FOLDER / "discriminator"
@@ -140,21 +146,33 @@ def test_a_server_has_room_for_what_training_allows(allowed: int | None, context
     assert default_context(tmp_path) == context
 
 
-def test_a_checkpoint_of_both_gives_the_role_that_is_asked_for(folders: Path, tmp_path: Path) -> None:
-    """Claim: ``--as`` picks a role that the checkpoint has and upcycles where it has none."""
-    checkpoint = str(folders / "policy" / "checkpoint")
-    made = tmp_path / "made"
-    to_megatron(ToMegatronConfig(hf=checkpoint, save=str(made), as_role="discriminator"), say=silent)
-    direct = tmp_path / "direct"
-    to_megatron(ToMegatronConfig(hf=str(POLICY), save=str(direct), as_role="discriminator"), say=silent)
+def test_what_is_upcycled_may_be_a_checkpoint(folders: Path, tmp_path: Path) -> None:
+    made, direct = tmp_path / "made", tmp_path / "direct"
+    for source, save in ((folders / "policy" / "checkpoint", made), (POLICY, direct)):
+        to_megatron(ToMegatronConfig(hf=str(source), save=str(save), as_role="discriminator"), say=silent)
     assert check_weights(CheckConfig(str(made), str(direct))).equal
     with pytest.raises(ConfigError, match="is a discriminator already"):
-        to_megatron(
-            ToMegatronConfig(hf=str(DISCRIMINATOR), save=str(tmp_path / "x"), as_role="discriminator"), say=silent
-        )
-    again = tmp_path / "again"
-    to_megatron(ToMegatronConfig(hf=str(made), save=str(again), as_role="discriminator"), say=silent)
-    assert check_weights(CheckConfig(str(again), str(made))).equal
+        to_megatron(ToMegatronConfig(hf=str(DISCRIMINATOR), save="x", as_role="discriminator"), say=silent)
+
+
+def save_both(world: World, folder: Path) -> None:
+    players = {"policy": mini_policy(world), "discriminator": mini_discriminator(world)}
+    files = {role: model_files(MINI_FOLDER / role, role, dtype=torch.float32) for role in players}
+    checkpoint.save(folder, players, {}, models=files)
+
+
+@pytest.mark.long
+def test_a_checkpoint_of_both_gives_the_role_that_is_asked_for(tmp_path: Path) -> None:
+    """Claim: ``--as`` picks a role that it has, by default the policy, with its weights: nothing is upcycled then."""
+    both = tmp_path / "both"
+    with GlooWorld(1) as gloo:
+        gloo.run(save_both, both)
+    for asked, held in ((None, POLICY), ("policy", POLICY), ("discriminator", DISCRIMINATOR)):
+        save, back = tmp_path / f"{asked}", tmp_path / f"{asked}-back"
+        to_megatron(ToMegatronConfig(hf=str(both), save=str(save), as_role=asked), say=silent)  # type: ignore[arg-type]
+        assert read_state(save)["models"].keys() == {held.name}
+        to_hf(ToHFConfig(load=str(save), save=str(back), dtype="bf16"), say=silent)
+        assert check_weights(CheckConfig(str(back), str(held))).equal
 
 
 def test_a_role_that_a_model_folder_does_not_hold_is_refused(tmp_path: Path) -> None:
