@@ -39,7 +39,7 @@ def _summary(name: str) -> str:
     spec = find_spec(_module(name))
     assert spec is not None and spec.origin is not None
     text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-    return text.splitlines()[0].partition(":")[0]
+    return text.splitlines()[0].partition("``")[0].rstrip(" :")
 
 
 if __name__ == "__main__":
