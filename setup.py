@@ -23,6 +23,12 @@ setup(
             "rollout/sglang_cpu/**/*.py",  # on servers' own path, no package of ours
         ]
     },
+    entry_points={
+        "console_scripts": [
+            f"prism-{name.replace('_', '-')} = prism_megatron.commands.{name}:main"
+            for name in ("align", "warm_start", "convert", "serve", "verify", "make_random")
+        ]
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",
@@ -32,7 +38,8 @@ setup(
         "transformers==5.23.*",
         "tokenizers",
         "safetensors",
-        "httpx2",  # rollout servers
+        "httpx2",  # rollout servers, and what huggingface_hub raises
+        "huggingface_hub",  # models by their hub id
         "jinja2",  # the chat template
         "numpy",
         "pillow",

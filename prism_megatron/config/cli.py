@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -11,19 +11,9 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from prism_megatron.config import merge
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.fields import check_fields
-from prism_megatron.config.mini import MINI_ALIGN, MINI_ALIGN_RECORDS
-from prism_megatron.config.validate import check_align_values
 
 ConfigT = TypeVar("ConfigT")
-Resume = Callable[[Sequence[str], ConfigT], ConfigT]
-"""From a command line, and what it is laid over in a run that begins, to what it is laid over."""
-
-
-def begin(_argv: Sequence[str], fresh: ConfigT) -> ConfigT:
-    """A run that goes on with nothing."""
-    return fresh
 
 
 @dataclass(frozen=True)
@@ -31,27 +21,6 @@ class _CommandLine(Generic[ConfigT]):
     run: Annotated[ConfigT, tyro.conf.arg(name="")]
     config: Path | None = None
     """YAML with the same fields, nested as printed at the start of a run; flags win over it"""
-
-
-def parse(argv: Sequence[str], *, resume: Resume[AlignConfig] = begin) -> AlignConfig:
-    """The configuration that ``tools/run_align.py`` was asked for; ``argv`` is without the program's name.
-
-    Without a model, by flag or by YAML, the mini world's recipe stands in for the field defaults: the one for records
-    where data is named, else the one for scenes.
-    ``--help`` and unknown flags end the process as command-line tools do. Raises ConfigError for a bad YAML file,
-    for a value out of range and for an input folder that does not exist. ``resume`` gives what flags are laid over in
-    a run that goes on.
-    """
-    named = inputs_named(argv, "model", "data")
-    mini = MINI_ALIGN_RECORDS if "data" in named else MINI_ALIGN
-    config = parse_over(
-        resume(argv, AlignConfig() if "model" in named else mini),
-        argv,
-        description="Align a policy against a discriminator, adversarially and on-policy (PRISM). Without --model and "
-        "--data the built-in mini world runs.",
-    )
-    check_align_values(config)
-    return config
 
 
 def inputs_named(argv: Sequence[str], *names: str) -> frozenset[str]:

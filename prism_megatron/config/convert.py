@@ -1,9 +1,8 @@
-"""The configurations of ``tools/convert.py``, and what can be refused before a file is opened."""
+"""The configurations of ``prism-convert``, and what can be refused before a file is opened."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -70,16 +69,17 @@ class UpcyclingConfig:
 
 @dataclass(frozen=True)
 class ToMegatronConfig:
-    """Hugging Face folder -> torch_dist checkpoint."""
+    """A model, in whichever form -> torch_dist checkpoint."""
 
     layout: tyro.conf.OmitArgPrefixes[TargetLayout] = field(default_factory=TargetLayout)
     upcycling: tyro.conf.OmitArgPrefixes[UpcyclingConfig] = field(default_factory=UpcyclingConfig)
     hf: str | None = None
-    """folder of a Qwen3-VL or of a discriminator: safetensors with config.json"""
+    """a Qwen3-VL or a discriminator: model folder, hub id (org/name@revision), run folder or checkpoint"""
     save: str | None = None
     """checkpoint folder to write"""
     as_role: Annotated[Literal["policy", "discriminator"] | None, tyro.conf.arg(name="as")] = None
-    """what the model becomes, by default what it is; a dense Qwen3-VL becomes a discriminator by upcycling"""
+    """what the model becomes, by default what it is, or the policy of a checkpoint with both roles; a dense Qwen3-VL
+    becomes a discriminator by upcycling"""
     bucket_mb: Annotated[int, AT_LEAST_ONE] = 512
     """most MB in one data file"""
     workers: Annotated[int, AT_LEAST_ONE] = 2
@@ -94,7 +94,7 @@ class ToHFConfig:
 
     quantisation: tyro.conf.OmitArgPrefixes[QuantConfig] = field(default_factory=QuantConfig)
     load: str | None = None
-    """checkpoint folder"""
+    """run folder or checkpoint, of training or converted; also a model folder or hub id, to write it in another form"""
     save: str | None = None
     """Hugging Face folder to write"""
     role: Literal["policy", "discriminator"] | None = None
@@ -131,7 +131,7 @@ class MakeRandomConfig:
 
 def check_to_megatron(config: ToMegatronConfig) -> None:
     """Raise ConfigError, naming the flag, for what no model could make work."""
-    _check_folders("--hf", config.hf, config.save)
+    _check_named("--hf", config.hf, config.save)
     check_fields(config)
     upcycling = config.upcycling
     if config.as_role != "discriminator" and upcycling != UpcyclingConfig():
@@ -141,7 +141,7 @@ def check_to_megatron(config: ToMegatronConfig) -> None:
 
 def check_to_hf(config: ToHFConfig) -> None:
     """Raise ConfigError, naming the flag, for what no checkpoint could make work."""
-    _check_folders("--load", config.load, config.save)
+    _check_named("--load", config.load, config.save)
     check_fields(config)
     check_quant(config.quantisation)
     if config.quantisation.quant is None:
@@ -155,8 +155,6 @@ def check_to_hf(config: ToHFConfig) -> None:
         raise ConfigError(f"{asked} takes a model in bf16 or fp32; leave out --dtype fp16")
 
 
-def _check_folders(flag: str, source: str | None, target: str | None) -> None:
+def _check_named(flag: str, source: str | None, target: str | None) -> None:
     if source is None or target is None:
-        raise ConfigError(f"name the folder to read with {flag} and the folder to write with --save")
-    if not Path(source).is_dir():
-        raise ConfigError(f"{flag} {source} is not a folder; give one that exists")
+        raise ConfigError(f"name the model to read with {flag} and the folder to write with --save")

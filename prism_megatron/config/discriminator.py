@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol
 
-from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, ExistingFolder, OnResume, Range
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, OnResume, Range
 from prism_megatron.errors import ConfigError
 
 Routing = Literal["segment", "learned", "dense"]
 Modality = Literal["multimodal", "text"]
 LoadBalanceScope = Literal["sequence", "microbatch"]
+
+SECTION = "prism_discriminator"
+"""The section of a model folder's ``config.json`` that makes it a discriminator's, and says of which kind."""
 
 SEGMENTS = ("perception", "reasoning")
 """What is judged; a batch's ``tower_ids`` are places in this."""
@@ -22,10 +25,10 @@ class DiscriminatorConfig:
 
     ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
 
-    discriminator: Annotated[str | None, ExistingFolder()] = None
-    """folder of a saved discriminator, or a checkpoint with one, that reads the policy's tokens and images; without it
-    the policy's weights are upcycled, if they are dense (mini world: its shipped one, if the flags ask for that
-    kind)"""
+    discriminator: str | None = None
+    """a saved discriminator that reads the policy's tokens and images: run folder, checkpoint, model folder or hub id;
+    without it the policy's weights are upcycled, if they are dense (mini world: its shipped one, if the flags ask for
+    that kind)"""
     routing: Routing = "segment"
     """segment: one tower of experts for perception, one for reasoning, and a token goes to that of the segment being
     judged; learned: one pool for both, as the paper's authors released it; dense: the MLPs stay as they are"""

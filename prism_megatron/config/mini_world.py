@@ -16,11 +16,6 @@ MINI_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "mini"
 """The shipped weights: ``policy/`` and ``discriminator/``, made by ``tools/make_mini.py``."""
 
 
-def policy_folder(model: str | None) -> Path:
-    """The Hugging Face folder of ``--model``, or of the mini's supervised policy."""
-    return MINI_FOLDER / "policy" if model is None else Path(model)
-
-
 def mini_model_config(*, vocab_size: int, token_ids: dict[str, int]) -> dict[str, Any]:
     """The mini's Hugging Face ``config.json``. ``token_ids`` maps Qwen's special tokens to the mini tokenizer's ids.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from prism_megatron.config.fields import ExistingFolder, OnResume
+from prism_megatron.config.fields import OnResume
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class ModelConfig:
 
     ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
 
-    model: Annotated[str | None, ExistingFolder()] = None
-    """Hugging Face folder of a Qwen3-VL, dense or with experts, or a checkpoint of one; without it the built-in mini
-    world runs"""
+    model: str | None = None
+    """a Qwen3-VL, dense or with experts: run folder, checkpoint, model folder or hub id (org/name@revision); without it
+    the built-in mini world runs"""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """compute type of the parameters (masters are always fp32); auto takes the folder's own"""
     freeze_policy_vision: bool = False

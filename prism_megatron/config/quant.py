@@ -1,4 +1,4 @@
-"""Quantising a Hugging Face folder that ``tools/convert.py to-hf`` writes."""
+"""Quantising a Hugging Face folder that ``prism-convert to-hf`` writes."""
 
 from __future__ import annotations
 

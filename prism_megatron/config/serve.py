@@ -1,4 +1,4 @@
-"""The configuration of ``tools/serve.py``."""
+"""The configuration of ``prism-serve``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from prism_megatron.config.fields import AT_LEAST_ONE, ExistingFolder, Range, check_fields
+from prism_megatron.config.fields import AT_LEAST_ONE, Range, check_fields
 from prism_megatron.errors import ConfigError
 
 
@@ -14,16 +14,17 @@ from prism_megatron.errors import ConfigError
 class ServeConfig:
     """An OpenAI-compatible endpoint of a model, on loopback."""
 
-    load: Annotated[str | None, ExistingFolder()] = None
-    """checkpoint folder, of training or converted, or Hugging Face folder of a Qwen3-VL"""
+    load: str | None = None
+    """a Qwen3-VL: run folder, checkpoint (of training or converted), model folder or hub id (org/name@revision)"""
     name: str | None = None
-    """the model's name in requests; by default that of the folder"""
+    """the model's name in requests; by default the last part of --load"""
     port: Annotated[int, Range(at_least=1, at_most=65535)] = 30000
     """port on 127.0.0.1"""
     tp: Annotated[int, AT_LEAST_ONE] = 1
     """GPUs that share the model"""
-    context_length: Annotated[int, AT_LEAST_ONE] = 4096
-    """most tokens of a prompt and its response together"""
+    context_length: Annotated[int | None, AT_LEAST_ONE] = None
+    """most tokens of a prompt and its response together; by default as many as training allows by default, or the
+    model's own limit where that is lower"""
     max_total_tokens: Annotated[int | None, AT_LEAST_ONE] = None
     """tokens that the key/value store holds; by default what the memory holds with CUDA, else two contexts"""
     sglang_python: Path = Path(".venv-sglang/bin/python")
@@ -32,9 +33,9 @@ class ServeConfig:
     """folder for the server's log, and for the Hugging Face folder that a checkpoint becomes while it is served"""
 
 
-def check_serve(config: ServeConfig) -> Path:
-    """The folder to serve. Raises ConfigError, naming the flag, for what no model could make work."""
+def check_serve(config: ServeConfig) -> str:
+    """The name of what to serve. Raises ConfigError, naming the flag, for what no model could make work."""
     if config.load is None:
-        raise ConfigError("name what to serve: --load DIR, a checkpoint or a Hugging Face model folder")
+        raise ConfigError("name what to serve: --load MODEL, a run folder, a checkpoint, a model folder or a hub id")
     check_fields(config)
-    return Path(config.load)
+    return config.load

@@ -167,7 +167,7 @@ def check_shared(
     if shape.text.num_experts and discriminator is None:
         raise ConfigError(
             f"--model has {shape.text.num_experts} experts, and a discriminator is upcycled from a dense model only; "
-            "make one of a dense Qwen3-VL with the same tokenizer by `python tools/convert.py to-megatron --as "
+            "make one of a dense Qwen3-VL with the same tokenizer by `prism-convert to-megatron --as "
             "discriminator`, and name it with --discriminator"
         )
     routed = config.discriminator.routing != "dense"

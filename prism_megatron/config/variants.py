@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.cli import parse_over
 from prism_megatron.config.fields import AT_LEAST_ONE
+from prism_megatron.config.mini import MINI_ALIGN
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "segment": (),
@@ -16,7 +19,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "joint": ("--advantage", "joint"),
     "segment credit": ("--credit", "segment"),
 }
-"""Name and the flag of ``tools/run_align.py`` that sets a variant apart from the defaults."""
+"""Name and the flag of ``prism-align`` that sets a variant apart from the defaults."""
 
 
 @dataclass(frozen=True)
@@ -35,3 +38,8 @@ class VariantsConfig:
     """processes to start"""
     warm_start_steps: Annotated[int, AT_LEAST_ONE] = 80
     """steps of warm-start for every kind of discriminator"""
+
+
+def variant(name: str) -> AlignConfig:
+    """The mini world's recipe with the variant's flag."""
+    return parse_over(MINI_ALIGN, VARIANTS[name], description=name)

@@ -1,9 +1,8 @@
-"""The configuration of ``tools/verify.py``, and what can be refused before any process starts."""
+"""The configuration of ``prism-verify``, and what can be refused before any process starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -31,7 +30,8 @@ class VerifyConfig:
     )
     recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
     hf: str | None = None
-    """Hugging Face folder of a Qwen3-VL or of a discriminator, with its tokenizer, chat template and preprocessor"""
+    """a Qwen3-VL or a discriminator with its tokenizer, chat template and preprocessor: model folder, hub id
+    (org/name@revision), run folder or checkpoint; the last two are written as a model folder for as long as it takes"""
     pack: bool = False
     """pack samples into one row instead of padding them"""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -44,14 +44,11 @@ class VerifyConfig:
     """print the result as one last line of JSON"""
 
 
-def model_folder(config: VerifyConfig) -> Path:
-    """The folder named by ``--hf``. Raises ConfigError where there is none."""
+def model_name(config: VerifyConfig) -> str:
+    """What ``--hf`` names. Raises ConfigError where it is left out."""
     if config.hf is None:
-        raise ConfigError("name the model's Hugging Face folder: --hf DIR")
-    folder = Path(config.hf)
-    if not folder.is_dir():
-        raise ConfigError(f"--hf {folder} is not a folder; give a Hugging Face model folder")
-    return folder
+        raise ConfigError("name the model: --hf MODEL, a model folder, a hub id, a run folder or a checkpoint")
+    return config.hf
 
 
 def check_verify(

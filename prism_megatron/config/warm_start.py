@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -10,7 +9,6 @@ from typing import Annotated, ClassVar
 import tyro
 
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.cli import Resume, begin, inputs_named, parse_over
 from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, OnResume
@@ -129,29 +127,6 @@ MINI_WARM_START_PAIRS = replace(
     gate=GateConfig(),
     steps=None,
 )
-
-
-def parse(argv: Sequence[str], *, resume: Resume[WarmStartConfig] = begin) -> WarmStartConfig:
-    """The configuration that ``tools/run_warm_start.py`` was asked for, as ``cli.parse`` makes that of an alignment.
-
-    Raises ConfigError as that does.
-    """
-    named = inputs_named(argv, "model", "data", "pairs")
-    defaults = MINI_WARM_START
-    if "model" in named:
-        defaults = WarmStartConfig()
-    elif "data" in named:
-        defaults = MINI_WARM_START_RECORDS
-    elif "pairs" in named:
-        defaults = MINI_WARM_START_PAIRS
-    config = parse_over(
-        resume(argv, defaults),
-        argv,
-        description="Warm a discriminator up on preference pairs: references against samples of the policy, or --pairs "
-        "of a file. Without flags the built-in mini world's discriminator is made anew, in few steps.",
-    )
-    check_values(config)
-    return config
 
 
 def check_warm_start(

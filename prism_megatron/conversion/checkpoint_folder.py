@@ -27,6 +27,8 @@ INDEX_FILE = ".metadata"
 OBJECTS_FILE = "common.pt"
 BACKEND_FILE = "metadata.json"
 COMPANIONS_FOLDER = "hf"
+RUN_CONFIG, CHECKPOINTS, EXPORT = "config.yaml", "checkpoints", "hf"
+"""What a run's folder has of these: its configuration, the folder of its checkpoints, the model that it exported."""
 ROLES = ("policy", "discriminator")
 
 _PROGRESS_KEYS = {"steps_taken", "adam_step"}
@@ -65,6 +67,11 @@ class ModelFiles:
 def is_checkpoint(folder: Path) -> bool:
     """Whether ``folder`` is a committed checkpoint, of training or converted."""
     return (folder / STATE_FILE).is_file()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is that of a run, which has begun at least."""
+    return (folder / RUN_CONFIG).is_file()
 
 
 def step_folder(root: Path, step: int) -> Path:

@@ -17,9 +17,9 @@ import numpy as np
 import torch.distributed as dist
 
 from prism_megatron.config.arm import Arm
-from prism_megatron.config.cli import parse
+from prism_megatron.config.mini import MINI_ALIGN
 from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.variants import VARIANTS, VariantsConfig
+from prism_megatron.config.variants import VARIANTS, VariantsConfig, variant
 from prism_megatron.config.warm_start import MINI_WARM_START
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World, start, stop
@@ -40,7 +40,7 @@ BEFORE = "before"
 
 def measure_variants(config: VariantsConfig) -> None:
     """Play every variant and write ``variants.json`` and ``report.html`` under ``config.output``."""
-    world = start(parse([]).parallel, seed=0)
+    world = start(MINI_ALIGN.parallel, seed=0)
     renderer = Renderer.from_folder(MINI_FOLDER / "policy")
     examples = heldout_scenes(renderer, count=config.scenes, seed=0)
     supervision = reference_forms(examples, renderer)
@@ -48,8 +48,8 @@ def measure_variants(config: VariantsConfig) -> None:
     games: dict[str, list[Figures]] = {}
     held_out: dict[str, Any] = {}
     started = time.monotonic()
-    for name, flags in VARIANTS.items():
-        arm, held_out[name] = with_warm_discriminator(Arm(name, parse(list(flags))), config, world)
+    for name in VARIANTS:
+        arm, held_out[name] = with_warm_discriminator(Arm(name, variant(name)), config, world)
         runs[name], games[name] = [], []
         for seed in range(config.seeds):
             known = runs[BEFORE][seed] if len(runs[BEFORE]) > seed else None

@@ -19,6 +19,7 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder, files_folder
+from prism_megatron.conversion.model_names import discriminator_folder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.execution import PLAIN, Execution
@@ -37,9 +38,12 @@ class DiscriminatorOrigin:
 
     @classmethod
     def of(cls, flags: DiscriminatorConfig, *, of_the_mini: bool) -> DiscriminatorOrigin:
-        """``--discriminator``, or where the mini's own policy plays (``of_the_mini``) its shipped one of that kind."""
-        if flags.discriminator is not None:
-            return cls(flags, Path(flags.discriminator))
+        """``--discriminator``, or where the mini's own policy plays (``of_the_mini``) its shipped one of that kind.
+
+        Raises PrismError where the name stands for no discriminator.
+        """
+        if (named := discriminator_folder(flags.discriminator)) is not None:
+            return cls(flags, named)
         shipped = MINI_FOLDER / "discriminator"
         fits = of_the_mini and read_variant(shipped) == Variant.of(flags)
         return cls(flags, shipped if fits else None)

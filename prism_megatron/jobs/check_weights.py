@@ -1,4 +1,4 @@
-"""``tools/convert.py check A B``: two folders, of whichever kind, compared tensor by tensor and bit by bit."""
+"""``prism-convert check A B``: two models, in whichever form, compared tensor by tensor and bit by bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.compare import TensorComparison, Tensors, compare, num_bytes
 from prism_megatron.conversion.expert_layout import detect_expert_layout
 from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.model_names import FORMS, folder_of
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.errors import ConfigError
 from prism_megatron.jobs.convert import Role, mappings_of, role_of
@@ -109,10 +109,9 @@ def check_weights(config: CheckConfig) -> Check:
     folder under that folder's names and layout of experts, and against a checkpoint without optimizer by its weights.
     Config, tokenizer and ``state.json`` are not compared.
     """
-    for name in (config.a, config.b):
-        if not name or not Path(name).is_dir():
-            raise ConfigError(f"check {name}: not a folder; give two model folders or checkpoints")
-    paths = Path(config.a), Path(config.b)
+    if not (config.a and config.b):
+        raise ConfigError(f"check compares two models; name both: each {FORMS}")
+    paths = [folder_of(name, flag="check", fetch=True) for name in (config.a, config.b)]
     kinds = [is_checkpoint(path) for path in paths]
     if config.role is not None and kinds[0] == kinds[1]:
         raise ConfigError(

@@ -36,6 +36,7 @@ from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
 from prism_megatron.conversion.hf_writer import CONFIG, read_companions, stating
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
+from prism_megatron.conversion.model_names import folder_of
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.conversion.resumable import WorkFolder, check_target, fingerprint_of, run_units
 from prism_megatron.conversion.stored_tensor import DTYPES
@@ -58,14 +59,19 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class _Model:
-    """A folder's model: its tensors and the mappings that name them. ``variant`` is a discriminator's kind."""
+    """A folder's model: its tensors and the mappings that name them. ``variant`` is a discriminator's kind.
+
+    ``files`` is where its config and tokenizer lie; those of one that is ``upcycled`` are a policy's.
+    """
 
     role: Role
+    files: Path
     source: TensorSource
     shape: Qwen3VLShape
     mappings: Sequence[WeightMapping]
     expert_layout: ExpertLayout | None
     variant: Variant | None
+    upcycled: bool = False
 
     @property
     def aliases(self) -> list[str]:
@@ -77,7 +83,7 @@ class _Model:
 def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
     """Write ``config.save`` from ``config.hf``. Raises PrismError; what was written then waits for the same command."""
     check_to_megatron(config)
-    hf, save = Path(str(config.hf)), Path(str(config.save))
+    hf, save = folder_of(str(config.hf), flag="--hf", fetch=True), Path(str(config.save))
     check_target(save, source=hf, is_kind=is_checkpoint, kind="checkpoint", overwrite=config.overwrite)
     parallel = config.layout.parallel
     model = _open_model(hf, config.as_role, config.upcycling)
@@ -87,12 +93,12 @@ def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
     plan = plan_megatron(
         model.mappings, model.source, role=model.role, parallel=parallel, bucket_bytes=config.bucket_mb * MB
     )
-    fingerprint = _fingerprint(config, fingerprint_of(hf))
+    fingerprint = _fingerprint(config, fingerprint_of(hf, [] if model.files == hf else [model.files]))
     with WorkFolder(save, fingerprint, overwrite=config.overwrite, say=say) as work:
         lengths = run_units(plan.files, work, workers=config.workers, label="to-megatron")
         companions = companions_folder(work.folder, model.role)
-        _copy_companions(hf, companions)
-        if config.as_role == "discriminator" and model.variant is not None:
+        _copy_companions(model.files, companions)
+        if model.upcycled and model.variant is not None:
             write_config(companions, dense_folder=companions, variant=model.variant)
         write_index(work.folder, plan.tensors, plan.written(lengths))
         write_state(
@@ -107,8 +113,13 @@ def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
 def to_hf(config: ToHFConfig, *, say: Say) -> None:
     """Write ``config.save`` from ``config.load``, quantised where asked. Raises PrismError, as ``to_megatron``."""
     check_to_hf(config)
-    load, save = Path(str(config.load)), Path(str(config.save))
+    load, save = folder_of(str(config.load), flag="--load", fetch=True), Path(str(config.save))
     check_target(save, source=load, is_kind=_is_model_folder, kind="model folder", overwrite=config.overwrite)
+    if not is_checkpoint(load):
+        folder_of(str(load), config.role, flag="--load")  # refuses the other role
+        _rewrite(config, load, save, say=say)
+        return
+    config = dataclasses.replace(config, load=str(load))
     folder = TorchDistFolder(load)
     role = role_of(folder, config.role)
     if config.quantisation.quant is None:
@@ -130,6 +141,17 @@ def to_hf(config: ToHFConfig, *, say: Say) -> None:
         quantise_from(config.quantisation, plain, save, say)
     finally:
         shutil.rmtree(plain, ignore_errors=True)
+
+
+def _rewrite(config: ToHFConfig, load: Path, save: Path, *, say: Say) -> None:
+    """A model folder in another form, by way of a checkpoint beside it, which takes as much space for that long."""
+    aside = save.with_name(f".{save.name}.checkpoint")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        to_megatron(ToMegatronConfig(hf=str(load), save=str(aside), workers=config.workers), say=say)
+        to_hf(dataclasses.replace(config, load=str(aside)), say=say)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_hf(config: ToHFConfig, folder: TorchDistFolder, role: Role, *, say: Say) -> None:
@@ -155,11 +177,23 @@ def _write_hf(config: ToHFConfig, folder: TorchDistFolder, role: Role, *, say: S
 
 
 def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) -> _Model:
-    shape, source = Qwen3VLShape.from_folder(folder), open_weights(folder)
-    if is_discriminator(folder):
-        if as_role is not None:
-            raise ConfigError(f"--hf {folder} is a discriminator already; leave --as out")
-        return _discriminator(source, shape, read_variant(folder))
+    """What ``to-megatron`` writes of a model folder or a checkpoint, which may hold both roles."""
+    files = folder
+    source: TensorSource
+    held: ExpertLayout | None = None
+    if is_checkpoint(folder):
+        stored = TorchDistFolder(folder)
+        role = role_of(stored, as_role if as_role in stored.document["models"] else None)
+        files, held = companions_folder(folder, role), stored.document["models"][role]["expert_layout"]
+        aliases = stored.document["models"][role]["aliases"]
+        source = CheckpointSource(stored, role, mappings_of(files, held), aliases=aliases)
+    else:
+        source = open_weights(folder)
+    shape = Qwen3VLShape.from_folder(files)
+    if is_discriminator(files):
+        if as_role == "policy" or (as_role is not None and files == folder) or upcycling != UpcyclingConfig():
+            raise ConfigError(f"--hf {folder} is a discriminator already; leave --as and flags of upcycling out")
+        return _discriminator(files, source, shape, read_variant(files))
     if as_role == "discriminator":
         if shape.text.experts is not None:
             raise ConfigError(f"--as discriminator upcycles a dense Qwen3-VL, but --hf {folder} has experts")
@@ -172,15 +206,14 @@ def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) 
             expert_std=upcycling.upcycle_noise,
             init_std=upcycling.router_std,
         )
-        return _discriminator(upcycled, shape, variant)
-    layout = detect_expert_layout(source, shape)
-    mappings = policy_mappings(shape) if layout is None else policy_mappings(shape, layout)
-    return _Model("policy", source, shape, mappings, layout, None)
+        return dataclasses.replace(_discriminator(files, upcycled, shape, variant), upcycled=True)
+    layout = held if files != folder else detect_expert_layout(source, shape)
+    return _Model("policy", files, source, shape, mappings_of(files, layout), layout, None)
 
 
-def _discriminator(source: TensorSource, shape: Qwen3VLShape, variant: Variant) -> _Model:
+def _discriminator(files: Path, source: TensorSource, shape: Qwen3VLShape, variant: Variant) -> _Model:
     mappings, layout = discriminator_mappings(shape, variant.towers), discriminator_layout(variant.towers)
-    return _Model("discriminator", source, shape, mappings, layout, variant)
+    return _Model("discriminator", files, source, shape, mappings, layout, variant)
 
 
 def mappings_of(companions: Path, layout: ExpertLayout | None) -> Sequence[WeightMapping]:

@@ -1,4 +1,4 @@
-"""``tools/convert.py inspect DIR``: what a model folder or a checkpoint holds, from its headers and index alone."""
+"""``prism-convert inspect MODEL``: what a model folder or a checkpoint holds, from its headers and index alone."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from prism_megatron.conversion.checkpoint_folder import companions_folder, is_ch
 from prism_megatron.conversion.expert_layout import detect_expert_layout
 from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.model_names import FORMS, folder_of
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.errors import ConfigError
 
@@ -32,9 +33,9 @@ _QUANTISATION = ("quant_method", "quant_algo", "fmt", "weight_block_size")
 
 def inspect_folder(config: InspectConfig) -> Facts:
     """What ``config.folder`` holds, as JSON has it. Raises PrismError for one that is damaged or incomplete."""
-    if not config.folder or not Path(config.folder).is_dir():
-        raise ConfigError(f"inspect {config.folder}: not a folder; give a model folder or a checkpoint")
-    folder = Path(config.folder)
+    if not config.folder:
+        raise ConfigError(f"inspect needs a model: {FORMS}")
+    folder = folder_of(config.folder, flag="inspect", fetch=True)
     if is_checkpoint(folder):
         return _checkpoint_facts(TorchDistFolder(folder), list_tensors=config.tensors)
     return _model_facts(HFFolder(folder), list_tensors=config.tensors)

@@ -1,4 +1,4 @@
-"""Serves a checkpoint or a model folder with SGLang, as an OpenAI-compatible endpoint on loopback."""
+"""Serves a model with SGLang, as an OpenAI-compatible endpoint on loopback."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from typing import Literal
 
 import torch
 
-from model_providers.moe_discriminator.folder import is_discriminator
 from prism_megatron.config.convert import ToHFConfig
+from prism_megatron.config.data import DataConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.serve import ServeConfig, check_serve
 from prism_megatron.conversion.checkpoint_folder import is_checkpoint, read_state
 from prism_megatron.conversion.expert_layout import detect_expert_layout
+from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.model_names import folder_of, short_name
 from prism_megatron.errors import ConfigError
 from prism_megatron.jobs.convert import to_hf
 from prism_megatron.rollout.sglang_arguments import HOST, ServerOptions
@@ -39,34 +41,33 @@ Say = Callable[[str], None]
 def serve(config: ServeConfig, *, say: Say, stop: threading.Event) -> None:
     """Serve until ``stop`` is set. A checkpoint's policy is converted first, and that folder removed at the end.
 
-    A server that dies is started again, a few times. Raises ConfigError for a port that is taken, a discriminator, or
-    where SGLang is missing; ConversionError or CheckpointError for a damaged folder; RolloutError when the server
-    fails.
+    A server that dies is started again, a few times. Raises ConfigError for a port that is taken, a name that stands
+    for no policy, or where SGLang is missing; ConversionError or CheckpointError for a damaged folder; RolloutError
+    when the server fails.
     """
     load = check_serve(config)
     _check_port(config.port)
-    with _model_folder(load, config.logs, say) as folder:
-        if is_discriminator(folder):
-            raise ConfigError(f"--load {load} is a discriminator, which gives scores and no text; name a policy")
+    with _model_folder(folder_of(load, "policy", flag="--load", fetch=True), config.logs, say) as folder:
         shape = Qwen3VLShape.from_folder(folder)
         if detect_expert_layout(HFFolder(folder), shape) == "transformers":
             raise ConfigError(
                 f"--load {load} fuses experts as transformers 5 does, which SGLang misreads; write it with experts one "
-                "by one (tools/convert.py to-megatron, then to-hf --expert-layout per_expert)"
+                "by one (prism-convert to-hf --expert-layout per_expert)"
             )
+        context_length = config.context_length or default_context(folder)
         total = config.max_total_tokens
         if total is None and not torch.cuda.is_available():
-            total = _CONTEXTS_WITHOUT_CUDA * config.context_length
+            total = _CONTEXTS_WITHOUT_CUDA * context_length
         options = ServerOptions(
             model=folder,
             logs=config.logs,
             python=config.sglang_python,
             dtype=shape.dtype,
             tp=config.tp,
-            context_length=config.context_length,
+            context_length=context_length,
             max_total_tokens=total,
             port=config.port,
-            name=config.name or load.resolve().name,
+            name=config.name or short_name(load),
         )
         key = os.environ.get(API_KEY) or secrets.token_hex(32)
         servers = SGLangServers(options, count=1, api_key=key)
@@ -79,6 +80,17 @@ def serve(config: ServeConfig, *, say: Say, stop: threading.Event) -> None:
                 servers.supervises(servers.urls[0])  # raises once it is started no more
         finally:
             servers.stop()
+
+
+def default_context(folder: Path) -> int:
+    """Room for the longest prompt and response of training's defaults, or what the config allows where that is less.
+
+    Published models allow 262144 tokens, whose keys and values few hosts hold.
+    """
+    trained = DataConfig().max_prompt_tokens + DataConfig().max_response_tokens
+    config = read_object(member(folder, "config.json"))
+    allowed = config.get("text_config", {}).get("max_position_embeddings")
+    return min(trained, allowed) if isinstance(allowed, int) and allowed > 0 else trained
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``tools/verify.py`` on every rank: transformers' model on rank 0, then ours on all, on the same samples.
+"""``prism-verify`` on every rank: transformers' model on rank 0, then ours on all, on the same samples.
 
 A discriminator folder is held against ``parity/discriminator.py`` instead, scores in place of logits.
 """
@@ -16,7 +16,7 @@ import torch
 from model_providers.moe_discriminator.folder import is_discriminator, read_variant
 from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.verify import VerifyConfig, model_folder
+from prism_megatron.config.verify import VerifyConfig, model_name
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.parallel.collectives import all_gather_objects
 from prism_megatron.parity.by_layer import compare_by_layer
@@ -50,7 +50,7 @@ def run(config: VerifyConfig) -> None:
 
 def verify(world: World, config: VerifyConfig) -> Report | None:
     """The comparison that ``config`` asks for, on all ranks; rank 0 has the report."""
-    folder = model_folder(config)
+    folder = Path(model_name(config))
     shape = Qwen3VLShape.from_folder(folder)
     samples = prompted_samples(folder, config.image, world.dp_size * num_microbatches(world.parallel))
     variant = read_variant(folder) if is_discriminator(folder) else None

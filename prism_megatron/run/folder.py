@@ -8,8 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-METRICS, SUMMARY, REPORT, CONFIG = "metrics.jsonl", "summary.json", "report.html", "config.yaml"
-CHECKPOINTS, EXPORT = "checkpoints", "hf"
+from prism_megatron.conversion import checkpoint_folder
+
+METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
+CONFIG, CHECKPOINTS, EXPORT = checkpoint_folder.RUN_CONFIG, checkpoint_folder.CHECKPOINTS, checkpoint_folder.EXPORT
 _EARLIER = "earlier-"
 
 

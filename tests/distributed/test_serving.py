@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from prism_megatron.config.cli import parse
+from prism_megatron.commands.align import parse
 from prism_megatron.config.convert import ToMegatronConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from prism_megatron.config import cli, warm_start
+from prism_megatron.commands import align, warm_start
 from prism_megatron.config.merge import to_yaml
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.runtime import World
@@ -40,12 +40,12 @@ class GoldenRun:
         """One rank's part of the run."""
         extra = ("--output", str(output))
         if self.stage == "align":
-            align_on(world, cli.parse((*self.flags, *extra)))
+            align_on(world, align.parse((*self.flags, *extra)))
         else:
             warm_up_on(world, warm_start.parse((*self.flags, *extra)))
 
     def _config(self, extra: tuple[str, ...]) -> Any:
-        return (cli if self.stage == "align" else warm_start).parse((*self.flags, *extra))
+        return (align if self.stage == "align" else warm_start).parse((*self.flags, *extra))
 
 
 ALIGN = (*SMALL, "--rollouts-per-prompt", "4", "--tokens-per-microbatch", "1024")

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = {"AlignConfig", "WarmStartConfig"}
-MAY_KNOW = ("prism_megatron/config/", "prism_megatron/run/", "tools/")
+MAY_KNOW = ("prism_megatron/config/", "prism_megatron/run/", "prism_megatron/commands/", "tools/")
 STAGES = sorted((ROOT / "prism_megatron" / "stages").glob("*/stage.py"))
 
 

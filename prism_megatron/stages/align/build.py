@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.mini_world import policy_folder
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.conversion.model_names import policy_folder, short_name
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.capabilities import check_adam, choose, installed
@@ -19,6 +18,7 @@ from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.game.judge import JudgePlan
+from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.base import RolloutEngine
 from prism_megatron.rollout.weight_buckets import GATHERED_SHARE
 from prism_megatron.run.driver import drive
@@ -56,10 +56,11 @@ def build(config: AlignConfig, session: Session) -> Alignment:
 def _build(config: AlignConfig, session: Session) -> Alignment:
     world, output, flags = session.world, session.output, config.discriminator
     # What is checked without a weight.
-    source = policy_folder(config.model.model)
+    origin = DiscriminatorOrigin.of(flags, of_the_mini=config.model.model is None)
+    # What a run's folder stands for may change between two ranks' looks at it.
+    source, origin = broadcast_object((policy_folder(config.model.model), origin), source=0)
     folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
-    origin = DiscriminatorOrigin.of(flags, of_the_mini=config.model.model is None)
     origin.check(folder)
     if session.restored is not None:
         origin.check_checkpoint(session.restored)
@@ -125,7 +126,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         _handover(config, policy, rollout, examples=prompts.steps.batch(0), form=form, vocab_size=shape.text.vocab),
     )
     files = model_files(source, "policy", dtype=dtype)
-    name = "the mini" if config.model.model is None else Path(config.model.model).name
+    name = "the mini" if config.model.model is None else short_name(config.model.model)
     exports = Exports(
         {"policy": files, "discriminator": origin.files(files, dtype)},
         like=folder,

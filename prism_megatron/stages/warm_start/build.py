@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from prism_megatron.config.mini_world import policy_folder
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.warm_start import WarmStartConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.conversion.model_names import policy_folder
 from prism_megatron.data.loader import RecordSource, SceneSource
 from prism_megatron.data.pairs import PairSource
 from prism_megatron.data.records import Part
@@ -22,6 +22,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.game.judge import JudgePlan
+from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.run.driver import drive
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.build import build_rollout, sampling_of
@@ -102,7 +103,10 @@ def _source(config: WarmStartConfig, renderer: Renderer, part: Part) -> Source:
 def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmStart:
     world = session.world
     # What is checked without a weight.
-    policy = policy_folder(config.model.model)
+    # The mini's shipped discriminator has had its warm-start: here one is always made anew.
+    origin = DiscriminatorOrigin.of(config.discriminator, of_the_mini=False)
+    # What a run's folder stands for may change between two ranks' looks at it.
+    policy, origin = broadcast_object((policy_folder(config.model.model), origin), source=0)
     files = files_folder(policy, "policy")
     shape = Qwen3VLShape.from_folder(files)
     dtype = resolve_dtype(config.model.dtype, shape)
@@ -110,8 +114,6 @@ def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmS
     for line in capabilities.lines():
         session.say(line)
     execution = Execution(config.recompute, config.precision, capabilities.layers)
-    # The mini's shipped discriminator has had its warm-start: here one is always made anew.
-    origin = DiscriminatorOrigin.of(config.discriminator, of_the_mini=False)
     origin.check(files)
     if session.restored is not None:
         origin.check_checkpoint(session.restored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prism_megatron.config.cli import parse
+from prism_megatron.commands.align import parse
 from prism_megatron.config.fields import check_fields
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.validate_game import check_game

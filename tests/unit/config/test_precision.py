@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+from prism_megatron.commands.align import parse
 from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.cli import parse
 from prism_megatron.config.merge import merge
 from prism_megatron.config.mini_world import mini_model_config
 from prism_megatron.config.model import ModelConfig

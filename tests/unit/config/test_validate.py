@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from prism_megatron.commands.align import parse
 from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.cli import parse
 from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.mini_world import mini_model_config
@@ -267,7 +267,7 @@ def test_a_policy_with_experts_needs_a_saved_discriminator(mini: Qwen3VLShape) -
         check_align(AlignConfig(), policy, world_size=1)
     assert str(caught.value) == (
         "--model has 8 experts, and a discriminator is upcycled from a dense model only; make one of a dense Qwen3-VL "
-        "with the same tokenizer by `python tools/convert.py to-megatron --as discriminator`, and name it with "
+        "with the same tokenizer by `prism-convert to-megatron --as discriminator`, and name it with "
         "--discriminator"
     )
     check_align(AlignConfig(parallel=ParallelConfig(tp=2, ep=2)), policy, world_size=2, discriminator=mini)

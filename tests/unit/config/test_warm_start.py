@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prism_megatron.commands.warm_start import parse
 from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -17,7 +18,6 @@ from prism_megatron.config.warm_start import (
     MINI_WARM_START_RECORDS,
     WarmStartConfig,
     check_warm_start,
-    parse,
 )
 from prism_megatron.errors import ConfigError
 
@@ -102,10 +102,3 @@ def test_what_cannot_work_is_refused_by_flag(flags: list[str], message: str, tmp
     with pytest.raises(ConfigError) as error:
         check_warm_start(parse([places.get(flag, flag) for flag in flags]), MINI, world_size=2)
     assert message in str(error.value)
-
-
-@pytest.mark.parametrize("flag", ["--model", "--discriminator"])
-def test_a_folder_that_is_not_there_is_named_with_its_flag(flag: str) -> None:
-    """When the flags are read: the tool opens both folders before it checks the rest."""
-    with pytest.raises(ConfigError, match=f"{flag} nowhere is not a folder"):
-        parse([flag, "nowhere"])

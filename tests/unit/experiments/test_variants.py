@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.cli import parse
 from prism_megatron.config.effect import EffectConfig
 from prism_megatron.config.fields import check_fields
-from prism_megatron.config.variants import VARIANTS, VariantsConfig
+from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.variants import VARIANTS, VariantsConfig, variant
 from prism_megatron.errors import ConfigError
 from prism_megatron.evaluation.proxies import ResponseForm
 from prism_megatron.evaluation.scenes import SceneJudgement
@@ -33,8 +33,8 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_is_one_field_from_the_defaults(name: str) -> None:
-    default, variant = leaves(parse([])), leaves(parse(list(VARIANTS[name])))
-    changed = {field for field in default if default[field] != variant[field]}
+    default, changed_to = leaves(MINI_ALIGN), leaves(variant(name))
+    changed = {field for field in default if default[field] != changed_to[field]}
     assert len(changed) == (name != "segment"), changed
 
 

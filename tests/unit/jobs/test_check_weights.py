@@ -194,8 +194,9 @@ def test_the_tool_ends_with_a_status_for_scripts(
 
 
 def test_no_folder_is_one_line() -> None:
-    for config in (CheckConfig(), CheckConfig("no/such", "folder")):
-        with pytest.raises(ConfigError, match="not a folder; give two"):
-            check_weights(config)
-    with pytest.raises(ConfigError, match="not a folder; give a model folder"):
+    with pytest.raises(ConfigError, match="check compares two models; name both"):
+        check_weights(CheckConfig())
+    with pytest.raises(ConfigError, match="check no/such/folder is not a folder; give a run folder"):
+        check_weights(CheckConfig("no/such/folder", "no/such/folder"))
+    with pytest.raises(ConfigError, match="inspect needs a model: a run folder"):
         inspect_folder(InspectConfig())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from prism_megatron.config.cli import parse
+from prism_megatron.commands.align import parse
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.presets import preset
 from prism_megatron.config.qwen3_vl import Qwen3VLShape

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from prism_megatron.commands.align import parse
 from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.cli import parse
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.data.render import Renderer

@@ -17,7 +17,7 @@ import torch
 
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.variant import Variant
-from prism_megatron.config.cli import parse
+from prism_megatron.commands.align import parse
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.capabilities import Installed
@@ -48,6 +48,7 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Any:
     for module in (roles, discriminator):
         monkeypatch.setattr(module, "MegatronEngine", FakeEngine)
     monkeypatch.setattr(build, "build_rollout", lambda *_args, **_keywords: None)
+    monkeypatch.setattr(build, "broadcast_object", lambda value, **_keywords: value)
     monkeypatch.setattr(build, "inner_optimizers", lambda _optimizer: [])
     sizes = {"parallel": ParallelConfig(), "layout": {}, "world_size": 1, "is_main": True}
     world: Any = SimpleNamespace(device=torch.device("cpu"), **sizes)

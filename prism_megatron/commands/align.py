@@ -1,0 +1,72 @@
+"""Align a Qwen3-VL policy against a mixture-of-experts discriminator: ``prism-align --tp 4 --pp 2``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from prism_megatron.commands.named_models import named_shapes, world_size
+from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.cli import inputs_named, parse_over
+from prism_megatron.config.mini import MINI_ALIGN, MINI_ALIGN_RECORDS
+from prism_megatron.config.validate import check_align, check_align_values
+from prism_megatron.config.validate_layout import smallest_world
+from prism_megatron.engine.launch import PRELOAD, launch, report_error
+from prism_megatron.errors import PrismError
+from prism_megatron.run.start import defaults_of, find_start
+
+STAGE = "align"
+
+
+def parse(argv: Sequence[str]) -> AlignConfig:
+    """The configuration that was asked for; ``argv`` is without the program's name.
+
+    Without a model, by flag or by YAML, the mini world's recipe stands in for the field defaults: the one for records
+    where data is named, else the one for scenes. A run that goes on starts from its own configuration.
+    ``--help`` and unknown flags end the process as command-line tools do. Raises ConfigError for a bad YAML file,
+    for a value out of range and for a folder of data that does not exist, CheckpointError where there is nothing to go
+    on from.
+    """
+    named = inputs_named(argv, "model", "data")
+    mini = MINI_ALIGN_RECORDS if "data" in named else MINI_ALIGN
+    config = parse_over(
+        defaults_of(argv, AlignConfig() if "model" in named else mini, stage=STAGE),
+        argv,
+        description="Align a policy against a discriminator, adversarially and on-policy (PRISM). Without --model and "
+        "--data the built-in mini world runs.",
+    )
+    check_align_values(config)
+    return config
+
+
+def check(config: AlignConfig) -> None:
+    """Raise PrismError for what cannot work; what a hub id stands for is downloaded."""
+    find_start(config, stage=STAGE)
+    shape, judge = named_shapes(config.model, config.discriminator)
+    check_align(config, shape, world_size=world_size(config.parallel), discriminator=judge)
+
+
+def run(config: AlignConfig) -> None:
+    """One rank's work."""
+    from prism_megatron.engine.runtime import start, stop
+    from prism_megatron.stages.align.build import align_on
+
+    world = start(config.parallel, seed=config.seed)
+    align_on(world, config)
+    stop(world)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        check(config)
+    except PrismError as error:
+        return report_error(error)
+    return launch(
+        run,
+        config,
+        model_parallel_size=config.parallel.model_parallel_size,
+        world_size=smallest_world(config.parallel),
+        preload=(*PRELOAD, "prism_megatron.stages.align.build"),
+    )

@@ -1,0 +1,30 @@
+"""What the commands of stages look up of the models that flags name, before any process starts."""
+
+from __future__ import annotations
+
+import os
+
+from prism_megatron.config.discriminator import DiscriminatorConfig
+from prism_megatron.config.model import ModelConfig
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.validate_layout import smallest_world
+from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.conversion.model_names import discriminator_folder, policy_folder
+
+
+def named_shapes(model: ModelConfig, discriminator: DiscriminatorConfig) -> tuple[Qwen3VLShape, Qwen3VLShape | None]:
+    """The sizes of the policy and of a named discriminator; what a hub id stands for is downloaded.
+
+    Raises PrismError where a name stands for nothing, or for another role.
+    """
+    policy = policy_folder(model.model, fetch=True)
+    judge = discriminator_folder(discriminator.discriminator, fetch=True)
+    shape = Qwen3VLShape.from_folder(files_folder(policy, "policy"))
+    return shape, None if judge is None else Qwen3VLShape.from_folder(files_folder(judge, "discriminator"))
+
+
+def world_size(parallel: ParallelConfig) -> int:
+    """How many processes there will be: those that torchrun started, or the fewest that the layout takes."""
+    present = int(os.environ.get("WORLD_SIZE", "1"))
+    return present if present > 1 else smallest_world(parallel)

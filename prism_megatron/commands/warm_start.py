@@ -1,0 +1,79 @@
+"""Warm a discriminator up on preference pairs before the game: ``prism-warm-start``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from prism_megatron.commands.named_models import named_shapes, world_size
+from prism_megatron.config.cli import inputs_named, parse_over
+from prism_megatron.config.validate import check_values
+from prism_megatron.config.validate_layout import smallest_world
+from prism_megatron.config.warm_start import (
+    MINI_WARM_START,
+    MINI_WARM_START_PAIRS,
+    MINI_WARM_START_RECORDS,
+    WarmStartConfig,
+    check_warm_start,
+)
+from prism_megatron.engine.launch import PRELOAD, launch, report_error
+from prism_megatron.errors import PrismError
+from prism_megatron.run.start import defaults_of, find_start
+
+STAGE = "warm-start"
+
+
+def parse(argv: Sequence[str]) -> WarmStartConfig:
+    """The configuration that was asked for, as ``commands.align.parse`` makes that of an alignment.
+
+    Raises ConfigError as that does.
+    """
+    named = inputs_named(argv, "model", "data", "pairs")
+    defaults = MINI_WARM_START
+    if "model" in named:
+        defaults = WarmStartConfig()
+    elif "data" in named:
+        defaults = MINI_WARM_START_RECORDS
+    elif "pairs" in named:
+        defaults = MINI_WARM_START_PAIRS
+    config = parse_over(
+        defaults_of(argv, defaults, stage=STAGE),
+        argv,
+        description="Warm a discriminator up on preference pairs: references against samples of the policy, or --pairs "
+        "of a file. Without flags the built-in mini world's discriminator is made anew, in few steps.",
+    )
+    check_values(config)
+    return config
+
+
+def check(config: WarmStartConfig) -> None:
+    """Raise PrismError for what cannot work; what a hub id stands for is downloaded."""
+    find_start(config, stage=STAGE)
+    shape, judge = named_shapes(config.model, config.discriminator)
+    check_warm_start(config, shape, world_size=world_size(config.parallel), discriminator=judge)
+
+
+def run(config: WarmStartConfig) -> None:
+    """One rank's work."""
+    from prism_megatron.engine.runtime import start, stop
+    from prism_megatron.stages.warm_start.build import warm_up_on
+
+    world = start(config.parallel, seed=config.seed)
+    warm_up_on(world, config)
+    stop(world)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        check(config)
+    except PrismError as error:
+        return report_error(error)
+    return launch(
+        run,
+        config,
+        model_parallel_size=config.parallel.model_parallel_size,
+        world_size=smallest_world(config.parallel),
+        preload=(*PRELOAD, "prism_megatron.stages.warm_start.build"),
+    )
