@@ -73,7 +73,7 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig) -> N
         session.say(reason)
         return
     session.say(f"{stage.name}: steps {steps.start + 1} to {steps.stop}")
-    session.begin_table(stage.columns, total_steps=steps.stop)
+    session.begin_table(stage.view.columns, total_steps=steps.stop)
     writer = MetricsWriter(session.output / METRICS, first_step=steps.start) if session.world.is_main else None
     for step in steps:
         outcome = stage.play(step)
@@ -100,7 +100,7 @@ def _save(session: Session, stage: Stage, step: int, *, seed: int, good: bool) -
 
 
 def _report(session: Session, stage: Stage, artefacts: Artefacts) -> None:
-    """Write summary and, for a stage that has one, the report; for the main rank."""
+    """Write summary and report; for the main rank."""
     output, world = session.output, session.world
     rows = read_metrics(output / METRICS)
     facts = RunFacts(
@@ -112,13 +112,13 @@ def _report(session: Session, stage: Stage, artefacts: Artefacts) -> None:
         torch=torch.__version__,
         other_seconds=session.other_seconds,
     )
-    summary = {**summarise(rows, facts), **stage.summarise(rows), **artefacts.figures}
+    summary = {**summarise(rows, facts), **stage.view.summarise(rows), **artefacts.figures}
     write_summary(output / SUMMARY, summary)
-    written = [str(output / SUMMARY)]
-    if artefacts.samples is not None:
-        write_report(output / REPORT, title=artefacts.title, rows=rows, summary=summary, samples=artefacts.samples)
-        written.append(str(output / REPORT))
-    session.say(f"done: {', '.join((*written, str(facts.checkpoint), str(facts.hf_export)))}")
+    write_report(
+        output / REPORT, title=stage.title, view=stage.view, rows=rows, summary=summary, samples=stage.samples()
+    )
+    written = (output / SUMMARY, output / REPORT, facts.checkpoint, facts.hf_export)
+    session.say(f"done: {', '.join(map(str, written))}")
 
 
 def _with_output(config: Any, output: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.observability.progress import Columns
 from prism_megatron.run.driver import play
@@ -18,6 +19,14 @@ from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Outcome
 
 WORLD: Any = SimpleNamespace(is_main=True, layout={})
+
+
+VIEW = StageView(
+    Columns("    ", "seen", lambda row: f"{row['seen']:>4}"),
+    summarise=lambda rows: {"seen": [row["seen"] for row in rows]},
+    tables=lambda summary: [f"<p>seen {summary['seen']}</p>"],
+    charts=lambda _rows: [],
+)
 
 
 @dataclass
@@ -37,7 +46,7 @@ class Counting:
     bad_steps: tuple[int, ...] = ()
     ended: str | None = None
     name: str = "counting"
-    columns: Columns = field(default_factory=lambda: Columns("    ", "seen", lambda row: f"{row['seen']:>4}"))
+    view: StageView = VIEW
     played: list[int] = field(default_factory=list)
 
     def play(self, step: int) -> Outcome:
