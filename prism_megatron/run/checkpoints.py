@@ -12,7 +12,7 @@ from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.errors import CheckpointError
 from prism_megatron.parallel.collectives import broadcast_object
-from prism_megatron.run.folder import CHECKPOINTS, CONFIG
+from prism_megatron.run.files import CHECKPOINTS, CONFIG
 from prism_megatron.run.stage import Stage
 
 

@@ -6,23 +6,20 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any, Protocol, TypeVar
-
-import torch
 
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.merge import save, to_yaml
-from prism_megatron.engine import checkpoint
+from prism_megatron.config.run import RunConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
-from prism_megatron.evaluation.report import write_report
-from prism_megatron.observability.metrics import MetricsWriter, read_metrics
-from prism_megatron.observability.summary import RunFacts, summarise, write_summary
+from prism_megatron.observability.metrics import MetricsWriter
 from prism_megatron.run.checkpoints import checkpoint_to_load
-from prism_megatron.run.folder import CHECKPOINTS, CONFIG, METRICS, REPORT, SUMMARY, claim_run_folder
+from prism_megatron.run.files import CONFIG, METRICS
+from prism_megatron.run.folder import claim_run_folder
+from prism_megatron.run.reporting import Reporter
 from prism_megatron.run.session import Session
-from prism_megatron.run.stage import Artefacts, Stage
+from prism_megatron.run.stage import Stage
 
 
 class StageConfig(Protocol):
@@ -30,6 +27,8 @@ class StageConfig(Protocol):
 
     @property
     def checkpoint(self) -> CheckpointConfig: ...
+    @property
+    def run(self) -> RunConfig: ...
     @property
     def seed(self) -> int: ...
 
@@ -49,7 +48,7 @@ def drive(world: World, config: ConfigT, build: Callable[[ConfigT, Session], Sta
         save(config, output / CONFIG)
         print(to_yaml(config), flush=True)
     session = Session(world, output, load=config.checkpoint.load, restored=restored)
-    with closing(build(config, session)) as stage:
+    with closing(build(config, session)) as stage, Reporter(session, stage, every=config.run.report_every) as reporter:
         first_step = 0
         if restored is not None:
             first_step = session.checkpoints.restore(stage, restored, seed=config.seed)
@@ -57,15 +56,14 @@ def drive(world: World, config: ConfigT, build: Callable[[ConfigT, Session], Sta
         stage.prepare(first_step)
         if stage.may_go_back and session.checkpoints.good_step is None:
             _save(session, stage, first_step, seed=config.seed, good=True)
-        play(session, stage, range(first_step, stage.total_steps), config)
+        play(session, stage, range(first_step, stage.total_steps), config, reporter)
         artefacts = stage.finish(output)
-    if world.is_main:
-        _report(session, stage, artefacts)
+        reporter.finish(artefacts)
     if artefacts.problem is not None:
         raise PrismError(artefacts.problem)
 
 
-def play(session: Session, stage: Stage, steps: range, config: StageConfig) -> None:
+def play(session: Session, stage: Stage, steps: range, config: StageConfig, reporter: Reporter) -> None:
     """All ``steps``, or fewer where the stage stops, with a row, a line of the table and checkpoints."""
     if not steps:
         return
@@ -75,11 +73,14 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig) -> N
     session.say(f"{stage.name}: steps {steps.start + 1} to {steps.stop}")
     session.begin_table(stage.view.columns, total_steps=steps.stop)
     writer = MetricsWriter(session.output / METRICS, first_step=steps.start) if session.world.is_main else None
+    reporter.begin()
     for step in steps:
         outcome = stage.play(step)
-        row = {**outcome.row, **{f"seconds/{phase}": s for phase, s in session.timers.take().items()}}
+        seconds = {f"seconds/{phase}": s for phase, s in session.timers.take().items()}
+        row = {**outcome.row, **seconds}
         if writer is not None:
             writer.write(row)
+            reporter.step(row)
         session.show(row)
         for line in outcome.lines:
             session.say(line)
@@ -97,28 +98,6 @@ def _save(session: Session, stage: Stage, step: int, *, seed: int, good: bool) -
     with session.phase("checkpoint"):
         folder = session.checkpoints.save(stage, step, seed=seed, good=good)
     session.say(f"saved {folder} in {time.perf_counter() - started:.1f} s")
-
-
-def _report(session: Session, stage: Stage, artefacts: Artefacts) -> None:
-    """Write summary and report; for the main rank."""
-    output, world = session.output, session.world
-    rows = read_metrics(output / METRICS)
-    facts = RunFacts(
-        world_size=world.world_size,
-        layout=world.layout,
-        hf_export=str(artefacts.export),
-        checkpoint=str(checkpoint.latest(output / CHECKPOINTS)),
-        megatron_core=version("megatron-core"),
-        torch=torch.__version__,
-        other_seconds=session.other_seconds,
-    )
-    summary = {**summarise(rows, facts), **stage.view.summarise(rows), **artefacts.figures}
-    write_summary(output / SUMMARY, summary)
-    write_report(
-        output / REPORT, title=stage.title, view=stage.view, rows=rows, summary=summary, samples=stage.samples()
-    )
-    written = (output / SUMMARY, output / REPORT, facts.checkpoint, facts.hf_export)
-    session.say(f"done: {', '.join(map(str, written))}")
 
 
 def _with_output(config: Any, output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where a run writes, and what its files are called."""
+"""Where a run writes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.parallel.collectives import broadcast_object
-
-METRICS, SUMMARY, REPORT, CONFIG = "metrics.jsonl", "summary.json", "report.html", "config.yaml"
-CHECKPOINTS, EXPORT = "checkpoints", "hf"
+from prism_megatron.run.files import CHECKPOINTS, CONFIG, METRICS
 
 
 def claim_run_folder(config: CheckpointConfig, world: World, *, kind: str) -> Path:

@@ -14,7 +14,7 @@ from prism_megatron.game.credit import credit_groups, experience_of
 from prism_megatron.game.judge import train
 from prism_megatron.game.memory import GameMemory
 from prism_megatron.game.probe_set import ProbeSet
-from prism_megatron.run.folder import EXPORT
+from prism_megatron.run.files import EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
 from prism_megatron.stages.align.plan import AlignPlan, Exports, Players, Prompts

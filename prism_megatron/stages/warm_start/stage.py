@@ -14,7 +14,7 @@ from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.evaluation.sample import Sample
 from prism_megatron.game.judge import JudgePlan, train
-from prism_megatron.run.folder import CHECKPOINTS, EXPORT
+from prism_megatron.run.files import CHECKPOINTS, EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
 from prism_megatron.stages.warm_start.gate import Gate, described, measure

@@ -9,16 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.run import RunConfig
 from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.observability.progress import Columns
 from prism_megatron.run.driver import play
+from prism_megatron.run.reporting import Reporter
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Outcome
 
-WORLD: Any = SimpleNamespace(is_main=True, layout={})
+WORLD: Any = SimpleNamespace(is_main=True, world_size=1, layout={}, device=torch.device("cpu"))
 
 
 VIEW = StageView(
@@ -34,6 +37,7 @@ class Config:
     """What the driver reads of a configuration."""
 
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(save_every=2))
+    run: RunConfig = field(default_factory=RunConfig)
     seed: int = 3
 
 
@@ -46,6 +50,8 @@ class Counting:
     bad_steps: tuple[int, ...] = ()
     ended: str | None = None
     name: str = "counting"
+    title: str = "Counting"
+    total_steps: int = 9
     view: StageView = VIEW
     played: list[int] = field(default_factory=list)
 
@@ -56,6 +62,9 @@ class Counting:
         return Outcome(
             row, "stop" if step == self.stops_at else "go on", good=step not in self.bad_steps, lines=[f"saw {step}"]
         )
+
+    def samples(self) -> list[Any]:
+        return []
 
     def finished(self) -> str | None:
         return self.ended
@@ -77,7 +86,7 @@ def driven(tmp_path: Path, steps: range, **stage: Any) -> tuple[Counting, list[t
     saves: Any = Saves()
     session.checkpoints = saves
     counting: Any = Counting(session, **stage)
-    play(session, counting, steps, Config())
+    play(session, counting, steps, Config(), Reporter(session, counting, every=100))
     path = tmp_path / "metrics.jsonl"
     return counting, saves.saved, read_metrics(path) if path.exists() else []
 
