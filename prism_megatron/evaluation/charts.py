@@ -61,6 +61,11 @@ def line_chart(title: str, series: Mapping[str, Points], *, share: bool = False)
     )
 
 
+def has_data(points: Points) -> bool:
+    """Whether a line of these would show anything."""
+    return any(y is not None and math.isfinite(y) for _, y in points)
+
+
 def _ticks(low: float, high: float, *, smallest: float) -> tuple[float, ...]:
     """Round numbers 1, 2 or 5 · 10^k apart that enclose [low, high]."""
     wanted = max((high - low) / _INTERVALS, smallest, abs(high) * 1e-6, 1e-9)

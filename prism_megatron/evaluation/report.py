@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from prism_megatron.evaluation.charts import line_chart
+from prism_megatron.evaluation.charts import has_data, line_chart
 from prism_megatron.evaluation.page import figure_of, text_of, write_page
 from prism_megatron.evaluation.sample import Sample
 from prism_megatron.evaluation.view import StageView
@@ -63,8 +63,18 @@ def _files_table(summary: Mapping[str, Any]) -> str:
 
 
 def _charts_of_all_stages(rows: Sequence[Row]) -> list[str]:
-    seconds = [(number(row, "step") or 0.0, step_seconds(row)) for row in rows]
-    return [line_chart("Seconds a step", {"seconds": seconds})]
+    steps = [number(row, "step") or 0.0 for row in rows]
+    seconds = [(step, step_seconds(row)) for step, row in zip(steps, rows, strict=True)]
+    memory = {
+        where: [(step, number(row, f"memory/{where}_gib")) for step, row in zip(steps, rows, strict=True)]
+        for where in ("host", "gpu")
+    }
+    return [
+        line_chart("Seconds a step", {"seconds": seconds}),
+        line_chart(
+            "Memory of the rank that holds most, GiB", {name: own for name, own in memory.items() if has_data(own)}
+        ),
+    ]
 
 
 def _article(sample: Sample) -> str:

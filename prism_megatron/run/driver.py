@@ -17,6 +17,7 @@ from prism_megatron.observability.metrics import MetricsWriter
 from prism_megatron.run.checkpoints import checkpoint_to_load
 from prism_megatron.run.files import CONFIG, METRICS
 from prism_megatron.run.folder import claim_run_folder
+from prism_megatron.run.readings import readings
 from prism_megatron.run.reporting import Reporter
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Stage
@@ -77,7 +78,7 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
     for step in steps:
         outcome = stage.play(step)
         seconds = {f"seconds/{phase}": s for phase, s in session.timers.take().items()}
-        row = {**outcome.row, **seconds}
+        row = {**outcome.row, **seconds, **readings(session.world)}
         if writer is not None:
             writer.write(row)
             reporter.step(row)
