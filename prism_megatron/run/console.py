@@ -54,14 +54,15 @@ class Console:
     def flush(self) -> None:
         """Nothing: every write is flushed."""
 
-    def open(self, path: Path, *, goes_on: bool) -> None:
-        """Append to ``path`` from now on, beginning with all that was said so far; a run that ``goes_on`` says so.
+    def open(self, path: Path) -> None:
+        """Append to ``path`` from now on, beginning with all that was said so far; where it has lines, one says so.
 
         A file that cannot be written is said and done without.
         """
         with self._lock:
             waiting, self._waiting = self._waiting or [], None
             try:
+                goes_on = path.exists() and path.stat().st_size > 0
                 self._file = path.open("a", encoding="utf-8", errors="replace")
             except OSError as error:
                 self._print(f"{path} cannot be written: {error.strerror}\n")

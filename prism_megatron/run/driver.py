@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from prism_megatron.config.checkpoint import CheckpointConfig
@@ -45,11 +46,13 @@ def drive(world: World, config: ConfigT, build: Callable[[ConfigT, Session], Sta
     output = claim_run_folder(config.checkpoint, world, kind=kind)
     restored = checkpoint_to_load(config.checkpoint.load, output)
     config = _with_output(config, output)
+    session = Session(world, output, load=config.checkpoint.load, restored=restored)
     if world.is_main:
         save(config, output / CONFIG)
-        print(to_yaml(config), flush=True)
-    session = Session(world, output, load=config.checkpoint.load, restored=restored)
-    with closing(build(config, session)) as stage, Reporter(session, stage, every=config.run.report_every) as reporter:
+    session.open()
+    session.show_text(to_yaml(config))
+    reporting = partial(Reporter, session, every=config.run.report_every)
+    with closing(session), closing(build(config, session)) as stage, reporting(stage) as reporter:
         first_step = 0
         if restored is not None:
             first_step = session.checkpoints.restore(stage, restored, seed=config.seed)

@@ -13,6 +13,8 @@ from prism_megatron.observability.metrics import Row
 from prism_megatron.observability.progress import Columns, Progress
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.run.checkpoints import Checkpoints
+from prism_megatron.run.console import Console
+from prism_megatron.run.files import CONSOLE
 
 
 class Session:
@@ -28,12 +30,28 @@ class Session:
         self.checkpoints = Checkpoints(output, load)
         self.timers = PhaseTimers()
         self.other_seconds: dict[str, float] = {}
-        self._progress = Progress() if world.is_main and not quiet else None
+        self.console = Console() if world.is_main and not quiet else None
+        self._progress = None if self.console is None else Progress(stream=self.console)
 
     @property
     def layout_text(self) -> str:
         """The sizes of the parallel groups."""
         return " ".join(f"{axis}{size}" for axis, size in self.world.layout.items())
+
+    def open(self) -> None:
+        """Once the run's folder is this run's: from now on lines are kept there too. :meth:`close` ends it."""
+        if self.console is not None:
+            self.console.open(self.output / CONSOLE)
+
+    def close(self) -> None:
+        """Close what :meth:`open` opened. May be called again."""
+        if self.console is not None:
+            self.console.close()
+
+    def show_text(self, text: str) -> None:
+        """Lines as they are, without the seconds."""
+        if self.console is not None:
+            self.console.line(text)
 
     def say(self, text: str) -> None:
         """One line with the seconds so far."""

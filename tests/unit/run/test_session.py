@@ -34,5 +34,17 @@ def test_only_the_main_rank_of_a_run_that_is_not_quiet_speaks(capsys: pytest.Cap
         Session(world(is_main=is_main), Path(), quiet=quiet).say("nobody hears this")
     session = Session(world(is_main=True), Path())
     session.say("one line")
+    session.close()
     assert capsys.readouterr().out.splitlines()[0].endswith(" s  one line")
     assert session.layout_text == "tp2 pp1"
+
+
+def test_what_is_said_stands_in_the_runs_folder(tmp_path: Path) -> None:
+    session = Session(world(is_main=True), tmp_path)
+    session.say("before")
+    session.open()
+    session.show_text("steps: 3")
+    session.close()
+    first, second = (tmp_path / "console.log").read_text().splitlines()
+    assert first.endswith(" s  before")
+    assert second == "steps: 3"
