@@ -79,6 +79,7 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
     writer = MetricsWriter(session.output / METRICS, first_step=steps.start) if session.world.is_main else None
     reporter.begin()
     for step in steps:
+        session.activity.step = step + 1
         outcome = stage.play(step)
         seconds = {f"seconds/{phase}": s for phase, s in session.timers.take().items()}
         row = {**outcome.row, **seconds, **readings(session.world)}
@@ -93,6 +94,7 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
             _save(session, stage, done, seed=config.seed, good=outcome.good)
         if stops:
             break
+    session.activity.step = None
     if writer is not None:
         writer.close()
 
