@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
+
+import yaml
 
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.merge import save, to_yaml
@@ -19,8 +21,10 @@ from prism_megatron.run.checkpoints import checkpoint_to_load
 from prism_megatron.run.files import CONFIG, METRICS
 from prism_megatron.run.folder import claim_run_folder
 from prism_megatron.run.readings import readings
-from prism_megatron.run.reporting import Reporter
+from prism_megatron.run.record import RunRecord
+from prism_megatron.run.reporting import OpenSinks, Reporter
 from prism_megatron.run.session import Session
+from prism_megatron.run.sinks import Sink, check_sinks, open_sinks
 from prism_megatron.run.stage import Stage
 
 
@@ -43,6 +47,7 @@ def drive(world: World, config: ConfigT, build: Callable[[ConfigT, Session], Sta
 
     Raises PrismError for bad input before anything is trained, and where the finished stage names a problem.
     """
+    check_sinks(config.run.log_to)
     output = claim_run_folder(config.checkpoint, world, kind=kind)
     restored = checkpoint_to_load(config.checkpoint.load, output)
     config = _with_output(config, output)
@@ -51,7 +56,7 @@ def drive(world: World, config: ConfigT, build: Callable[[ConfigT, Session], Sta
         save(config, output / CONFIG)
     session.open()
     session.show_text(to_yaml(config))
-    reporting = partial(Reporter, session, every=config.run.report_every)
+    reporting = partial(Reporter, session, every=config.run.report_every, open_sinks=_sinks_of(config, session))
     with closing(session), closing(build(config, session)) as stage, reporting(stage) as reporter:
         first_step = 0
         if restored is not None:
@@ -77,7 +82,7 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
     session.say(f"{stage.name}: steps {steps.start + 1} to {steps.stop}")
     session.begin_table(stage.view.columns, total_steps=steps.stop)
     writer = MetricsWriter(session.output / METRICS, first_step=steps.start) if session.world.is_main else None
-    reporter.begin()
+    reporter.begin(steps.start)
     for step in steps:
         session.activity.step = step + 1
         outcome = stage.play(step)
@@ -104,6 +109,17 @@ def _save(session: Session, stage: Stage, step: int, *, seed: int, good: bool) -
     with session.phase("checkpoint"):
         folder = session.checkpoints.save(stage, step, seed=seed, good=good)
     session.say(f"saved {folder} in {time.perf_counter() - started:.1f} s")
+
+
+def _sinks_of(config: StageConfig, session: Session) -> OpenSinks:
+    run, say = config.run, session.say
+
+    def opened(record: RunRecord, first_step: int) -> Sequence[Sink]:
+        plain = yaml.safe_load(to_yaml(config))
+        return open_sinks(run.log_to, folder=session.output, record=record, first_step=first_step,
+                          run_name=run.run_name, config=plain, say=say)  # fmt: skip
+
+    return opened
 
 
 def _with_output(config: Any, output: Any) -> Any:

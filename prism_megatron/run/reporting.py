@@ -25,7 +25,11 @@ from prism_megatron.run.record import RunRecord, read_record, write_record
 
 if TYPE_CHECKING:
     from prism_megatron.run.session import Session
+    from prism_megatron.run.sinks import Sink
     from prism_megatron.run.stage import Artefacts, Stage
+
+OpenSinks = Callable[[RunRecord, int], Sequence["Sink"]]
+"""Of a run, from its first step of this command on."""
 
 PACKAGES = ("megatron-core", "torch", "transformers")
 """Those whose versions are noted."""
@@ -38,12 +42,20 @@ class Reporter:
     """
 
     def __init__(
-        self, session: Session, stage: Stage, *, every: int, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        session: Session,
+        stage: Stage,
+        *,
+        every: int,
+        open_sinks: OpenSinks = lambda _record, _first_step: (),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """``every`` counts steps between two reports."""
+        """``every`` counts steps between two reports; ``open_sinks`` makes what else takes the rows, till the end."""
         self.ended: str | None = None
         """how the run ended, in words, as the summary says; None while it goes on"""
         self._session, self._stage, self._every, self._now = session, stage, every, now
+        self._open_sinks = open_sinks
+        self._sinks: Sequence[Sink] = ()
         self._rows: list[Row] | None = None
 
     def __enter__(self) -> Self:
@@ -52,8 +64,10 @@ class Reporter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and self._rows:
             self._try_to_write()
+        for sink in self._sinks:
+            sink.close()
 
-    def begin(self) -> None:
+    def begin(self, first_step: int) -> None:
         """Before this command's first step: note what the run is, and that it goes on."""
         if not self._session.world.is_main:
             return
@@ -73,12 +87,15 @@ class Reporter:
         self._rows = list(read_metrics(output / METRICS)) if (output / METRICS).exists() else []
         if self._rows:
             self._try_to_write()
+        self._sinks = self._open_sinks(record, first_step)
 
     def step(self, row: Row) -> None:
         """After the row of a step was written."""
         if self._rows is None:
             return
         self._rows.append(row)
+        for sink in self._sinks:
+            sink.write(row)
         if (int(row["step"] or 0) + 1) % self._every == 0:
             self._try_to_write()
 

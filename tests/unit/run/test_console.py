@@ -122,9 +122,12 @@ def test_a_table_is_plain_lines_without_carriage_returns(tmp_path: Path) -> None
 def test_lines_of_several_threads_stay_whole(tmp_path: Path) -> None:
     console = Console(stream=io.StringIO())
     console.open(tmp_path / "console.log")
-    threads = [
-        threading.Thread(target=lambda text=text: [console.line(text * 50) for _ in range(200)]) for text in "abcd"
-    ]
+
+    def say(text: str) -> None:
+        for _ in range(200):
+            console.line(text * 50)
+
+    threads = [threading.Thread(target=say, args=(text,)) for text in "abcd"]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from prism_megatron.evaluation.sample import Sample, read_samples
-from prism_megatron.observability.metrics import MetricsWriter
+from prism_megatron.observability.metrics import MetricsWriter, Row
 from prism_megatron.run import reporting
 from prism_megatron.run.record import read_record
 from prism_megatron.run.reporting import Reporter
@@ -51,7 +51,7 @@ def reporter(one: Any, stage: Told, *, every: int = 2, now: datetime = NOW) -> R
 def play(reporter: Reporter, output: Path, steps: range) -> list[int]:
     """How many steps summary.json knows of after each of them."""
     writer = MetricsWriter(output / "metrics.jsonl", first_step=steps.start)
-    reporter.begin()
+    reporter.begin(steps.start)
     seen = []
     for step in steps:
         row = {"step": step, "seconds/pairs": 1.0, "response_tokens": 10}
@@ -86,7 +86,7 @@ def test_what_a_run_is_stands_there_from_the_first_step_and_stays(tmp_path: Path
     assert (first.stage, first.created, first.layout) == ("warm-start", "2026-11-28T22:58:29Z", {"tp": 2, "pp": 1})
     again = session(tmp_path)
     again.world.layout = {"tp": 1, "pp": 2}
-    reporter(again, Told(total_steps=9), now=NOW.replace(year=2027)).begin()
+    reporter(again, Told(total_steps=9), now=NOW.replace(year=2027)).begin(1)
     second = read_record(tmp_path / "run.json")
     assert second is not None
     assert (second.id, second.created) == (first.id, first.created)
@@ -141,10 +141,49 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, mo
     assert "No space left on device" in one.lines[0]
 
 
+class Kept:
+    """A sink that keeps its rows."""
+
+    def __init__(self, output: Path) -> None:
+        self.steps: list[Any] = []
+        self.report_at_the_end: bool | None = None
+        self.output = output
+
+    def write(self, row: Row) -> None:
+        self.steps.append(row["step"])
+
+    def close(self) -> None:
+        self.report_at_the_end = (self.output / "report.html").exists()
+
+
+def test_sinks_get_every_row_of_this_command_and_are_closed_after_the_last_report(tmp_path: Path) -> None:
+    """Claim: after a failure too; they are opened for the run's own record and the command's first step."""
+    play(reporter(session(tmp_path), Told()), tmp_path, range(1))
+    (tmp_path / "report.html").unlink(missing_ok=True)
+    kept, asked = Kept(tmp_path), list[Any]()
+
+    def opened(record: Any, first_step: int) -> list[Any]:
+        asked.append((record, first_step))
+        return [kept]
+
+    told: Any = Told()
+
+    def break_down() -> None:
+        with Reporter(session(tmp_path), told, every=100, open_sinks=opened) as report:
+            play(report, tmp_path, range(1, 3))
+            raise RuntimeError("broke")
+
+    with pytest.raises(RuntimeError, match="broke"):
+        break_down()
+    assert asked == [(read_record(tmp_path / "run.json"), 1)]
+    assert kept.steps == [1, 2]
+    assert kept.report_at_the_end is True
+
+
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     report = reporter(session(tmp_path, is_main=False), Told(), every=1)
     with report:
-        report.begin()
+        report.begin(0)
         report.step({"step": 0})
         report.finish(Artefacts(tmp_path / "hf"))
     assert list(tmp_path.iterdir()) == []
