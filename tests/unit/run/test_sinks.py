@@ -143,7 +143,8 @@ def test_wandb_has_the_rows_the_configuration_and_the_report(tmp_path: Path) -> 
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     assert path.name == f"run-{RECORD.id}.wandb"
-    losses, config, name, files = [], {}, "", []
+    losses, name, files = [], "", []
+    config: dict[str, str] = {}
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "history":
