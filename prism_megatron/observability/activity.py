@@ -82,8 +82,8 @@ class Activity:
             tasks = [task for task in self._tasks if task.thread == self._thread] or self._tasks[:1]
             counts = [f"{task.done} of {task.total} {task.unit}" for task in tasks]
             left = _seconds_left(tasks[0], now) if tasks else None
-        phase = self._phases[-1].replace("_", " ") if self._phases else "going on"
-        parts = [phase, *counts, _whole(now - self._since)]
+        (phase,) = self._phases[-1:] or ["going on"]  # one look: the other thread may leave the phase meanwhile
+        parts = [phase.replace("_", " "), *counts, _whole(now - self._since)]
         if left is not None:
             parts.append(f"about {_whole(max(1.0, left))} left")
         return ("" if self.step is None else f"step {self.step}: ") + ", ".join(parts)

@@ -104,7 +104,7 @@ class Console:
 
 
 def _give_up(stream: TextIO) -> None:
-    """Send what is left in the stream's buffer nowhere, or Python would complain of it at its exit."""
+    """Send what is left in the stream's buffer, and what others print to it, nowhere: it would be an error there."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:

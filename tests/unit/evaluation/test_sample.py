@@ -26,7 +26,14 @@ def test_samples_come_back_and_no_more_than_three(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://evil.example/x.png", "data:image/png;base64,AAAA' onerror='x", "data:image/svg+xml;base64,AAAA", 7, None],
+    [
+        "http://evil.example/x.png",
+        "http://evil.example/xxAAAA",
+        "data:image/png;base64,AAAA' onerror='x",
+        "data:image/svg+xml;base64,AAAA",
+        7,
+        None,
+    ],
 )
 def test_an_image_is_its_bytes(tmp_path: Path, url: object) -> None:
     path = tmp_path / "samples.json"
