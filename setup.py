@@ -53,6 +53,9 @@ setup(
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],
         # ModelOpt's own extra for transformers pins an older one; it imports requests and does not ask for it.
         "quant": ["nvidia-modelopt==0.47.*", "requests"],
+        # Where rows may go beside metrics.jsonl (--log-to).
+        "tensorboard": ["tensorboard"],
+        "wandb": ["wandb"],
         "dev": [
             "hypothesis",
             "import-linter",
@@ -60,8 +63,10 @@ setup(
             "pytest",
             "pytest-xdist",
             "ruff",
+            "tensorboard",
             "types-psutil",
             "types-PyYAML",
+            "wandb",
         ],
     },
 )

@@ -43,6 +43,7 @@ from prism_megatron.engine.optimizer import (
 )
 from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
+from prism_megatron.observability.activity import Activity, Advance
 from prism_megatron.parallel.collectives import broadcast_object, max_numbers, sum_numbers
 
 DEFAULT_BUCKET_BYTES = 256 * 2**20
@@ -67,6 +68,8 @@ class MegatronEngine:
     ) -> None:
         """Build on all ranks. Raises ConfigError for a layout that does not fit the model (see the provider)."""
         self.name = name
+        self.activity = Activity()
+        """what is told of micro-batches and weights"""
         self.world = world
         self.dtype = dtype
         self.total_steps = total_steps
@@ -127,7 +130,9 @@ class MegatronEngine:
         leave_out = self._provider.is_frozen if changed_only else _nothing
         shapes, left_out = self.weights.hf_shapes(layout, leave_out)
         return AnnouncedWeights(
-            shapes, self.weights.export(bucket_bytes, layout, leave_out=leave_out), left_out=left_out
+            shapes,
+            self._counted(self.weights.export(bucket_bytes, layout, leave_out=leave_out), total=len(shapes)),
+            left_out=left_out,
         )
 
     def export_gradients(
@@ -291,19 +296,28 @@ class MegatronEngine:
         shared = SharedImages(batch.images for batch in batches)
         batches = [replace(batch, shared_images=shared) for batch in batches]
         rows, padded = batches[0].input_ids_B_S.shape
-        outputs: list[LossOutput] = get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, loss=loss),
-            data_iterator=[iter(batches) for _ in self._chunks],
-            model=self._chunks,
-            num_microbatches=len(batches),
-            # With variable_seq_lengths stages tell each other the true shape; these two only have to be there.
-            seq_length=padded,
-            micro_batch_size=rows,
-            forward_only=forward_only,
-            pg_collection=self.world.groups,
-            **self._schedule_arguments(),
-        )
-        return self._share(outputs)
+        # Megatron runs every chunk of a virtual pipeline over every micro-batch.
+        with self.activity.task(f"micro-batches of the {self.name}", total=len(batches) * len(self._chunks)) as advance:
+            outputs: list[LossOutput] = get_forward_backward_func()(
+                forward_step_func=partial(_forward_step, loss=loss, advance=advance),
+                data_iterator=[iter(batches) for _ in self._chunks],
+                model=self._chunks,
+                num_microbatches=len(batches),
+                # With variable_seq_lengths stages tell each other the true shape; these two only have to be there.
+                seq_length=padded,
+                micro_batch_size=rows,
+                forward_only=forward_only,
+                pg_collection=self.world.groups,
+                **self._schedule_arguments(),
+            )
+            return self._share(outputs)
+
+    def _counted(self, weights: Iterator[tuple[str, Tensor]], *, total: int) -> Iterator[tuple[str, Tensor]]:
+        """The same tensors; how many have been taken is told."""
+        with self.activity.task("weights", total=total) as advance:
+            for named in weights:
+                yield named
+                advance(1)
 
     def _schedule_arguments(self) -> dict[str, Any]:
         """The schedule takes our groups only together with a communicator over the same pipeline group."""
@@ -343,7 +357,7 @@ def _nothing(_parameter_name: str) -> bool:
 
 
 def _forward_step(
-    batches: Iterator[Batch], chunk: MegatronModule, *, loss: LossFn
+    batches: Iterator[Batch], chunk: MegatronModule, *, loss: LossFn, advance: Advance
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, LossOutput]]]:
     """Megatron's ``forward_step_func``; the second value is called on the last stage only."""
     batch = next(batches)
@@ -353,7 +367,9 @@ def _forward_step(
         # Three values keep Megatron from dividing by the number of micro-batches; the count itself is not used.
         return result.loss, torch.zeros((), dtype=torch.int, device=output.device), result
 
-    return chunk(batch), reduce
+    output = chunk(batch)
+    advance(1)
+    return output, reduce
 
 
 def _sum_gradients(

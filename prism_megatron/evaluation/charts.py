@@ -33,16 +33,16 @@ class _Scale:
 
 
 def line_chart(title: str, series: Mapping[str, Points], *, share: bool = False) -> str:
-    """A ``<figure>`` with one line for each of at most four series. ``share`` fixes the y axis to 0…1.
+    """A ``<figure>`` with one line for each of at most four series that has data; nothing where none has.
 
-    Raises ValueError for more.
+    ``share`` fixes the y axis to 0…1. Raises ValueError for more series.
     """
     if len(series) > len(_STYLES):
         raise ValueError(f"chart {title!r} has {len(series)} series; at most {len(_STYLES)} can be told apart")
     caption = f"<figcaption>{escape(title)}</figcaption>"
     known = [(x, y) for points in series.values() for x, y in points if y is not None and math.isfinite(y)]
     if not known:
-        return f"<figure>{caption}<p class='none'>no data</p></figure>"
+        return ""
     xs, ys = [x for x, _ in known], [y for _, y in known]
     x_ticks = _ticks(min(xs), max(xs), smallest=1.0)
     y_ticks = _SHARE_TICKS if share else _ticks(min(ys), max(ys), smallest=0.0)
@@ -59,6 +59,11 @@ def line_chart(title: str, series: Mapping[str, Points], *, share: bool = False)
         f"<figure>{caption}<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' aria-label='{escape(title)}'>{body}</svg>"
         f"<div class='legend'>{legend if len(series) > 1 else ''}</div></figure>"
     )
+
+
+def has_data(points: Points) -> bool:
+    """Whether a line of these would show anything."""
+    return any(y is not None and math.isfinite(y) for _, y in points)
 
 
 def _ticks(low: float, high: float, *, smallest: float) -> tuple[float, ...]:

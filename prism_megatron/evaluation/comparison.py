@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.evaluation.bootstrap import Interval
-from prism_megatron.evaluation.report import write_page
+from prism_megatron.evaluation.page import write_page
 
 
 @dataclass(frozen=True)

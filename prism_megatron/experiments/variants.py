@@ -31,7 +31,7 @@ from prism_megatron.experiments.held_out import heldout_scenes, reference_forms
 from prism_megatron.experiments.played import MEASURES, MODES, Responses, Table, change, level, play, tabulate
 from prism_megatron.observability.metrics import write_atomically
 from prism_megatron.parallel.collectives import broadcast_object
-from prism_megatron.run.folder import CONFIG, EXPORT, SUMMARY
+from prism_megatron.run.files import CONFIG, EXPORT, SUMMARY
 from prism_megatron.stages.warm_start.build import warm_up_on
 from prism_megatron.types import TOWER_NAMES
 

@@ -10,9 +10,6 @@ from prism_megatron.engine.provider import StepResult
 from prism_megatron.evaluation.health import Figures, JudgedGroup, agreement, tower_figures
 from prism_megatron.evaluation.scenes import SceneJudgement, judge
 from prism_megatron.game.judge import Judgement, TrunkCost
-from prism_megatron.observability.metrics import Row
-from prism_megatron.observability.progress import Columns
-from prism_megatron.observability.summary import number
 from prism_megatron.types import TOWER_NAMES, TOWERS, PreferenceGroup
 
 Truths = Sequence[Sequence[SceneJudgement] | None]
@@ -118,23 +115,3 @@ def update_row(role: str, result: StepResult | None) -> Figures:
         f"{role}_lr": None if result is None else result.lr,
         f"{role}_updated": None if result is None else int(result.updated),
     }
-
-
-def _cells(row: Row) -> str:
-    gaps = [_figure(row, f"{name}/reward_gap", "+.2f") for name in TOWER_NAMES]
-    accuracies = [_figure(row, f"{name}/accuracy", ".2f") for name in TOWER_NAMES]
-    valid = _figure(row, "valid_share", ".2f")
-    return f"{gaps[0]:>10}  {gaps[1]:>7} | {accuracies[0]:>10}  {accuracies[1]:>7} | {valid:>5}"
-
-
-def _figure(row: Row, name: str, form: str) -> str:
-    value = number(row, name)
-    return "-" if value is None else format(value, form)
-
-
-GAME_COLUMNS = Columns(
-    groups="    reward gap      | discriminator right |      ",
-    heads="perception  reason. | perception  reason. | valid",
-    cells=_cells,
-)
-"""Both towers at a glance: the table of every stage that trains a discriminator."""

@@ -40,6 +40,9 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
         "sampled_version": Metric("the oldest such version of the policy that drew the step's rollouts"),
         "discriminator_version": Metric("the same of the discriminator that judged them"),
         "seconds/{phase}": Metric("seconds that a phase of the step took"),
+        "time": Metric("when the step was over, ISO 8601 in UTC"),
+        "memory/host_gib": Metric("GiB of host memory that a rank holds (resident set), the largest of all ranks"),
+        "memory/gpu_gib": Metric("GiB of tensors on a rank's GPU at most since the last row; null without CUDA"),
     },
     "Rollouts": {
         "rollouts": Metric("answers of the step"),

@@ -53,16 +53,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises DataError for any other line that is not a JSON object with an integer ``step``.
     """
     lines = path.read_bytes().split(b"\n")
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error}); remove the line or the file") from error
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise DataError(f"{path}, line {number}: not an object with an integer 'step'; remove the line or the file")
-        rows.append(row)
-    return rows
+    return [parse_row(line, where=f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
+
+
+def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
+    """One line of the file. Raises DataError, which names ``where``, unless it is an object with an integer step."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}); remove the line or the file") from error
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise DataError(f"{where}: not an object with an integer 'step'; remove the line or the file")
+    return row
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Protocol
 
 from prism_megatron.observability.metrics import Row
 from prism_megatron.observability.summary import number, step_seconds
@@ -30,22 +30,32 @@ class Columns:
     cells: Callable[[Row], str]
 
 
+class Lines(Protocol):
+    """Where lines go: a stream, or whatever can be written to like one."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> object: ...
+
+
 class Progress:
     """Plain lines, each flushed, the same in a terminal, a pipe and a log file. For the main rank."""
 
-    def __init__(self, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, stream: Lines | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """The table waits for :meth:`begin_table`."""
-        self._stream = sys.stdout if stream is None else stream
+        self._stream: Lines = sys.stdout if stream is None else stream
         self._clock = clock
         self._start = clock()
         self._last_row_at: float | None = None
         self._durations: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
         self._num_rows = 0
-        self._total_steps = 0
+        self._total_steps: int | None = None
         self._columns = Columns("", "", lambda _row: "")
 
-    def begin_table(self, columns: Columns, *, total_steps: int) -> None:
-        """What rows show; ``total_steps`` counts from step 0, also in a run that goes on from a later one."""
+    def begin_table(self, columns: Columns, *, total_steps: int | None) -> None:
+        """What rows show; ``total_steps`` counts from step 0, also in a run that goes on from a later one.
+
+        None where nobody knows how many there will be.
+        """
         self._columns = columns
         self._total_steps = total_steps
 
@@ -69,20 +79,22 @@ class Progress:
         step = int(number(row, "step") or 0)
         tokens = number(row, "response_tokens")
         speed = tokens / seconds if tokens is not None and seconds else None
+        place = str(step + 1) if self._total_steps is None else f"{step + 1}/{self._total_steps}"
         self._print(
-            f"{f'{step + 1}/{self._total_steps}':>8} | "
+            f"{place:>8} | "
             f"{self._columns.cells(row)} | "
             f"{'-' if speed is None else f'{speed:,.0f}':>8} | {self._time_left(step):>9}"
         )
 
     def _time_left(self, step: int) -> str:
-        if not self._durations:
+        if not self._durations or self._total_steps is None:
             return "-"
         # The median: a step that also saved a checkpoint must not double the estimate.
         return format_seconds(statistics.median(self._durations) * (self._total_steps - step - 1))
 
     def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
 
 
 def format_seconds(seconds: float) -> str:

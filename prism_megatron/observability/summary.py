@@ -18,16 +18,17 @@ _WINDOW = 10
 class RunFacts:
     """What the rows do not know."""
 
-    world_size: int
+    world_size: int | None
+    """None where nobody knows any more, as with versions"""
     layout: Mapping[str, int]
     """sizes of tp, pp, cp, dp and ep"""
     hf_export: str | None
     """folder of the exported policy"""
     checkpoint: str | None
     """folder of the last checkpoint"""
-    megatron_core: str
+    megatron_core: str | None
     """version"""
-    torch: str
+    torch: str | None
     """version"""
     other_seconds: Mapping[str, float]
     """seconds by phase outside the steps of this process, such as start-up and saving"""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from prism_megatron.observability.activity import Activity
+
 
 class PhaseTimers:
     """Adds up the seconds spent in named phases. Phases must not be nested, or their seconds count twice.
@@ -17,8 +19,10 @@ class PhaseTimers:
         row |= {f"seconds/{phase}": seconds for phase, seconds in timers.take().items()}
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, *, activity: Activity | None = None) -> None:
+        """``activity`` is told which phase goes on."""
         self._clock = clock
+        self._activity = activity or Activity()
         self._seconds: dict[str, float] = {}
 
     @contextmanager
@@ -26,7 +30,8 @@ class PhaseTimers:
         """Count the seconds of the body, also when it raises."""
         start = self._clock()
         try:
-            yield
+            with self._activity.phase(name):
+                yield
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - start
 

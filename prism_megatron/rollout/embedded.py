@@ -13,6 +13,7 @@ from torch import Tensor
 from prism_megatron.conversion.announced_weights import left_out_of
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSyncError
+from prism_megatron.observability.activity import Activity, Advance
 from prism_megatron.rollout.base import SampleRequest, Sampling, SegmentFinder
 from prism_megatron.rollout.decode import Decoder
 from prism_megatron.rollout.replica import build_replica, copy_weights
@@ -52,6 +53,8 @@ class EmbeddedRollout:
         """
         if not end_token_ids:
             raise ConfigError("embedded rollouts need at least one end token id, or no response ever ends")
+        self.activity = Activity()
+        """what is told of answers that are finished, of this rank's share"""
         self._finder = finder
         self._device = device
         self._rows_per_batch = rows_per_batch
@@ -102,20 +105,21 @@ class EmbeddedRollout:
                     f"it exceeds the model's {self._max_positions} positions; shorten it or lower max_new_tokens"
                 )
         rollouts: list[tuple[Rollout, ...]] = []
-        for batch in self._batches([len(numbers) for numbers in wanted]):
-            numbers = wanted[batch.start : batch.stop]
-            first = request.prompt_offset
-            keys = [(first + p, sample) for p, some in zip(batch, numbers, strict=True) for sample in some]
-            uniforms = keyed_uniforms(
-                seed=request.seed,
-                step=request.step,
-                rows=keys,
-                num_positions=sampling.max_new_tokens,
-                device=self._device,
-            )
-            counts = [len(some) for some in numbers]
-            rows = iter(self._sample(prompts[batch.start : batch.stop], counts, sampling, uniforms))
-            rollouts += [tuple(islice(rows, count)) for count in counts]
+        with self.activity.task("answers", total=sum(map(len, wanted))) as advance:
+            for batch in self._batches([len(numbers) for numbers in wanted]):
+                numbers = wanted[batch.start : batch.stop]
+                first = request.prompt_offset
+                keys = [(first + p, sample) for p, some in zip(batch, numbers, strict=True) for sample in some]
+                uniforms = keyed_uniforms(
+                    seed=request.seed,
+                    step=request.step,
+                    rows=keys,
+                    num_positions=sampling.max_new_tokens,
+                    device=self._device,
+                )
+                counts = [len(some) for some in numbers]
+                rows = iter(self._sample(prompts[batch.start : batch.stop], counts, sampling, uniforms, advance))
+                rollouts += [tuple(islice(rows, count)) for count in counts]
         return rollouts
 
     def _batches(self, counts: Sequence[int]) -> Iterator[range]:
@@ -130,11 +134,16 @@ class EmbeddedRollout:
             yield range(start, len(counts))
 
     def _sample(
-        self, prompts: Sequence[Prompt], counts: Sequence[int], sampling: Sampling, uniforms_R_T: Tensor
+        self,
+        prompts: Sequence[Prompt],
+        counts: Sequence[int],
+        sampling: Sampling,
+        uniforms_R_T: Tensor,
+        advance: Advance,
     ) -> list[Rollout]:
-        """Decode all rows of one batch until each has ended or is full."""
+        """Decode all rows of one batch until each has ended or is full; ``advance`` is told of those that have."""
         logits, state = self._decoder.prefill(prompts, counts, sampling.max_new_tokens)
-        num_rows = sum(counts)
+        num_rows = told_running = sum(counts)
         tokens_R_T = torch.zeros(uniforms_R_T.shape, dtype=torch.long, device=self._device)
         logprobs_R_T = torch.zeros(uniforms_R_T.shape, device=self._device)
         rows = torch.arange(num_rows, device=self._device)  # of the whole batch, those in the decode state
@@ -154,6 +163,8 @@ class EmbeddedRollout:
                     running[place] = False
                     lengths[row] = t + 1
             num_running = int(running.sum())
+            advance(told_running - num_running)
+            told_running = num_running
             if num_running == 0 or t + 1 == sampling.max_new_tokens:
                 break
             if num_running < _COMPACT_BELOW * len(rows):
@@ -161,6 +172,7 @@ class EmbeddedRollout:
                 state.keep(kept)
                 rows, tokens, running = rows[kept], tokens[kept], running[kept]
             logits = self._decoder.step(tokens, state)
+        advance(told_running)  # what was cut at its length
         return self._finish(tokens_R_T, logprobs_R_T, lengths)
 
     def _finish(self, tokens_R_T: Tensor, logprobs_R_T: Tensor, lengths: Sequence[int]) -> list[Rollout]:

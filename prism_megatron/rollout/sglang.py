@@ -23,6 +23,7 @@ from prism_megatron.conversion.expert_layout import ExpertLayout, per_expert_sha
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.errors import DataError, RolloutError, WeightSyncError
+from prism_megatron.observability.activity import Activity
 from prism_megatron.rollout.base import SampleRequest, SegmentFinder
 from prism_megatron.rollout.served_weights import ServedWeights
 from prism_megatron.rollout.sglang_attach import ServedModel, attach, attach_router
@@ -89,6 +90,8 @@ class SGLangRollout:
         """
         if not urls:
             raise RolloutError("SGLang rollouts need at least one server; start some or give their URLs")
+        self.activity = Activity()
+        """what is told of answers that have come"""
         self._options = options or SGLangOptions()
         self._servers = servers
         self._supervised_elsewhere = supervised_elsewhere
@@ -192,7 +195,8 @@ class SGLangRollout:
                     "servers with a larger context length"
                 )
         counts = [len(numbers) for numbers in request.wanted]
-        return self._sampler.generate(prompts, counts, sampling, since=version)
+        with self.activity.task("answers", total=sum(counts)) as advance:
+            return self._sampler.generate(prompts, counts, sampling, since=version, advance=advance)
 
     def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
         """Log-probs of ``response`` at temperature 1, as each server has them, by URL. Raises RolloutError.

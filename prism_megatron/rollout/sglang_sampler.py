@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from prism_megatron.errors import RolloutError
+from prism_megatron.observability.activity import Advance
 from prism_megatron.rollout.base import Sampling, SegmentFinder
 from prism_megatron.rollout.served_weights import ServedWeights
 from prism_megatron.rollout.sglang_http import (
@@ -33,6 +34,10 @@ _RETRIED = (408, 429, 500, 502, 503, 504)
 
 class _OtherWeightsError(RolloutError):
     """A server sampled with weights that are not the version in use, as one does that has just been restarted."""
+
+
+def _nobody(_count: int) -> None:
+    """Nobody watches."""
 
 
 class Sampler:
@@ -66,9 +71,17 @@ class Sampler:
         self._threads = ThreadPoolExecutor(max_in_flight, thread_name_prefix="sglang requests")
 
     def generate(
-        self, prompts: Sequence[Prompt], counts: Sequence[int], sampling: Sampling, *, since: int
+        self,
+        prompts: Sequence[Prompt],
+        counts: Sequence[int],
+        sampling: Sampling,
+        *,
+        since: int,
+        advance: Advance = _nobody,
     ) -> list[tuple[Rollout, ...]]:
         """``counts[p]`` samples of each prompt, with no token by an older version than ``since``.
+
+        ``advance`` is told of samples that have come.
 
         Raises DataError for images that the servers would see otherwise, and RolloutError when no whole answer comes
         in time. Earlier calls are served first.
@@ -77,6 +90,7 @@ class Sampler:
 
         def sample(prompt: Prompt, count: int) -> tuple[Rollout, ...]:
             answers = self._sample(prompt, count, sampling, since, deadline=deadline)
+            advance(count)
             return tuple(self._rollout(prompt, answer, sampling) for answer in answers)
 
         futures = [self._threads.submit(sample, *pair) for pair in zip(prompts, counts, strict=True)]

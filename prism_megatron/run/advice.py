@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from prism_megatron.conversion.checkpoint_folder import latest
-from prism_megatron.run.folder import CHECKPOINTS
+from prism_megatron.run.files import CHECKPOINTS
 
 
 def how_to_go_on(output: Path) -> str:

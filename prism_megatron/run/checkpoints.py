@@ -16,7 +16,7 @@ from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.errors import CheckpointError
 from prism_megatron.parallel.collectives import broadcast_object, on_main
-from prism_megatron.run.folder import CHECKPOINTS
+from prism_megatron.run.files import CHECKPOINTS
 from prism_megatron.run.saved import SavedRun
 from prism_megatron.run.stage import Stage
 

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prism_megatron.config.merge import to_plain, to_yaml
-from prism_megatron.conversion.checkpoint_folder import latest
 from prism_megatron.disk import disk_error, writing
 from prism_megatron.engine.launch import advise
 from prism_megatron.engine.runtime import World
-from prism_megatron.errors import LostRankError, NothingTrainsError, PrismError, RunStopped
-from prism_megatron.evaluation.report import write_report
-from prism_megatron.observability.metrics import MetricsWriter, read_metrics
-from prism_megatron.observability.summary import RunFacts, summarise, write_summary
+from prism_megatron.errors import DiskError, LostRankError, NothingTrainsError, PrismError, RunStopped
+from prism_megatron.observability.metrics import MetricsWriter
 from prism_megatron.parallel.collectives import on_main
 from prism_megatron.run.advice import how_to_go_on
 from prism_megatron.run.checkpoints import Checkpoints
-from prism_megatron.run.folder import CHECKPOINTS, METRICS, REPORT, SUMMARY, folder_of_new_run
+from prism_megatron.run.files import METRICS
+from prism_megatron.run.folder import folder_of_new_run
 from prism_megatron.run.idle import Idleness
 from prism_megatron.run.peers import Peers
+from prism_megatron.run.readings import readings
+from prism_megatron.run.record import RunRecord
+from prism_megatron.run.reporting import OpenSinks, Reporter
 from prism_megatron.run.session import Session
-from prism_megatron.run.stage import Artefacts, Stage
+from prism_megatron.run.sinks import Sink, check_sinks, open_sinks
+from prism_megatron.run.stage import Outcome, Stage
 from prism_megatron.run.start import ConfigT, StageConfig, Start, find_start, settle
 
 Build = Callable[[ConfigT, Session], Stage]
@@ -41,35 +41,41 @@ def drive(world: World, config: ConfigT, build: Build[ConfigT], *, kind: str) ->
     RunStopped where the run was asked to end; NothingTrainsError where nothing trains; LostRankError for a rank that is
     gone.
     """
+    check_sinks(config.run.log_to)
     start = on_main(lambda: find_start(config, stage=kind))
     output = on_main(lambda: _claim(start.output, kind=kind))
     config = _with_output(config, output)
-    checkpoints = Checkpoints(
-        output, config.checkpoint.load, start.run, to_plain(config), keep_last=config.checkpoint.keep_last
-    )
+    plain = to_plain(config)
+    checkpoints = Checkpoints(output, config.checkpoint.load, start.run, plain, keep_last=config.checkpoint.keep_last)
     session = Session(
         world, output, checkpoints=checkpoints, restored=start.restored, max_minutes=config.run.max_minutes
     )
-    with session.stopping, _known_trouble(session), closing(build(config, session)) as stage:
+    reporting = partial(Reporter, session, every=config.run.report_every, open_sinks=_sinks_of(config, session))
+    with (
+        session.stopping,
+        closing(session),
+        _known_trouble(session),
+        closing(build(config, session)) as stage,
+        reporting(stage) as reporter,
+    ):
         first_step = _restore(session, stage, config, start)
         on_main(lambda: _settle(session, config, start))
         session.is_settled = True
         stage.prepare(first_step)
         if stage.may_go_back and checkpoints.good_step is None:
             _save(session, stage, first_step, seed=config.seed, good=True)
-        ended = play(session, stage, range(first_step, stage.total_steps), config)
-        artefacts = None
-        if ended is None:
-            with writing(output):
-                artefacts = stage.finish(output)
-        on_main(lambda: _report(session, stage, artefacts, ended))
-    if ended is not None:
-        raise ended
-    if artefacts is not None and artefacts.problem is not None:
+        ended = play(session, stage, range(first_step, stage.total_steps), config, reporter)
+        if ended is not None:
+            on_main(lambda: reporter.stop(str(ended)))
+            raise ended
+        with writing(output):
+            artefacts = stage.finish(output)
+        on_main(lambda: reporter.finish(artefacts))
+    if artefacts.problem is not None:
         raise PrismError(artefacts.problem)
 
 
-def play(session: Session, stage: Stage, steps: range, config: StageConfig) -> PrismError | None:
+def play(session: Session, stage: Stage, steps: range, config: StageConfig, reporter: Reporter) -> PrismError | None:
     """All ``steps``, or fewer where the stage stops, with a row, a line of the table and checkpoints.
 
     Returns what ended the run before its time, if anything did: somebody's wish, or that nothing trains.
@@ -78,18 +84,18 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig) -> P
         session.say(reason)
         return None
     session.say(f"{stage.name}: steps {steps.start + 1} to {steps.stop}")
-    session.begin_table(stage.columns, total_steps=steps.stop)
+    session.begin_table(stage.view.columns, total_steps=steps.stop)
     idleness = Idleness(config.run.max_idle_steps)
-    saved = steps.start
-    good = True
-    with closing(_Rows(session, first_step=steps.start)) as rows:
+    saved, good = steps.start, True
+    with closing(_Rows(session, reporter, first_step=steps.start)) as rows:
         for step in steps:
             if (wish := session.stopping.agreed()) is not None:
                 if step > saved:
                     _save(session, stage, step, seed=config.seed, good=good)
                 return _stopped(session, wish, step)
+            session.activity.step = step + 1
             outcome = stage.play(step)
-            rows.write({**outcome.row, **{f"seconds/{phase}": s for phase, s in session.timers.take().items()}})
+            rows.write(outcome)
             for line in (*outcome.lines, *idleness.see(outcome.learned, outcome.idle)):
                 session.say(line)
             done, good, stops = step + 1, outcome.good, outcome.verdict == "stop"
@@ -115,17 +121,24 @@ def _why_no_step_is_left(stage: Stage, steps: range) -> str | None:
 class _Rows:
     """Where a step's figures go."""
 
-    def __init__(self, session: Session, *, first_step: int) -> None:
-        self._session = session
+    def __init__(self, session: Session, reporter: Reporter, *, first_step: int) -> None:
+        self._session, self._reporter = session, reporter
         path = session.output / METRICS
         self._writer = MetricsWriter(path, first_step=first_step) if session.world.is_main else None
+        reporter.begin(first_step)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, outcome: Outcome) -> None:
+        session = self._session
+        seconds = {f"seconds/{phase}": spent for phase, spent in session.timers.take().items()}
+        row = {**outcome.row, **seconds, **readings(session.world)}
         if self._writer is not None:
-            self._writer.write(row)
-        self._session.show(row)
+            with writing(session.output / METRICS):
+                self._writer.write(row)
+            self._reporter.step(row)
+        session.show(row)
 
     def close(self) -> None:
+        self._session.activity.step = None
         if self._writer is not None:
             self._writer.close()
 
@@ -152,8 +165,9 @@ def _settle(session: Session, config: StageConfig, start: Start) -> None:
     """From here on the run is one: say how it is configured, and write that down."""
     with writing(session.output):
         settle(config, start)
+        session.open()
     if start.saved is None:
-        print(to_yaml(config), flush=True)
+        session.show_text(to_yaml(config))
     for line in start.lines:
         session.say(line)
     advise(how_to_go_on(session.output))
@@ -172,46 +186,35 @@ def _save(session: Session, stage: Stage, step: int, *, seed: int, good: bool) -
     advise(how_to_go_on(session.output))
 
 
-def _report(session: Session, stage: Stage, artefacts: Artefacts | None, ended: PrismError | None) -> None:
-    """Write summary and, for a stage that has one, the report; on the main rank."""
-    output, world = session.output, session.world
-    rows = read_metrics(output / METRICS) if (output / METRICS).exists() else []
-    facts = RunFacts(
-        world_size=world.world_size,
-        layout=world.layout,
-        hf_export=None if artefacts is None else str(artefacts.export),
-        checkpoint=str(latest(output / CHECKPOINTS)),
-        megatron_core=version("megatron-core"),
-        torch=torch.__version__,
-        other_seconds=session.other_seconds,
-    )
-    summary = {**summarise(rows, facts), **stage.summarise(rows)}
-    if artefacts is not None:
-        summary |= {"exported": artefacts.exported, **artefacts.figures}
-    summary["ended"] = "done" if ended is None else str(ended)
-    with writing(output):
-        write_summary(output / SUMMARY, summary)
-    written = [str(output / SUMMARY)]
-    if artefacts is not None and artefacts.samples is not None:
-        write_report(output / REPORT, title=artefacts.title, rows=rows, summary=summary, samples=artefacts.samples)
-        written.append(str(output / REPORT))
-    if ended is None:
-        session.say(f"done: {', '.join((*written, str(facts.checkpoint), str(facts.hf_export)))}")
+def _sinks_of(config: StageConfig, session: Session) -> OpenSinks:
+    run, say = config.run, session.say
+
+    def opened(record: RunRecord, first_step: int) -> Sequence[Sink]:
+        return open_sinks(run.log_to, folder=session.output, record=record, first_step=first_step,
+                          run_name=run.run_name, config=to_plain(config), say=say)  # fmt: skip
+
+    return opened
 
 
 @contextmanager
 def _known_trouble(session: Session) -> Iterator[None]:
-    """Give what can befall a run from outside one line, which says how to go on."""
+    """Give what can befall a run from outside one line, which says how to go on; leave no folder of a refused start."""
     peers = Peers.meet(session.world.rank)
     try:
         yield
-    except PrismError as error:
-        if session.is_settled and not isinstance(error, RunStopped | NothingTrainsError):
-            raise type(error)(f"{error}; {how_to_go_on(session.output)}") from error
+    except (RunStopped, NothingTrainsError):
         raise
+    except PrismError as error:
+        if not session.is_settled:
+            if session.world.is_main:
+                with suppress(OSError):
+                    session.output.rmdir()  # one that holds anything stays
+            raise
+        room = "make room, then " if isinstance(error, DiskError) else ""
+        raise type(error)(f"{error}; {room}{how_to_go_on(session.output)}") from error
     except Exception as error:
         if (full := disk_error(error, session.output)) is not None:
-            raise type(full)(f"{full}; make room, then {how_to_go_on(session.output)}") from error
+            raise DiskError(f"{full}; make room, then {how_to_go_on(session.output)}") from error
         if peers.gone():
             raise LostRankError(
                 f"{peers.describe_loss()}; {how_to_go_on(session.output)}", speaker=peers.speaker()

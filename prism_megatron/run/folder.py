@@ -1,4 +1,4 @@
-"""Where a run writes, and what its files are called."""
+"""Where a run writes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from prism_megatron.conversion import checkpoint_folder
+from prism_megatron.run.files import CHECKPOINTS, CONFIG, METRICS
 
-METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
-CONFIG, CHECKPOINTS, EXPORT = checkpoint_folder.RUN_CONFIG, checkpoint_folder.CHECKPOINTS, checkpoint_folder.EXPORT
 _EARLIER = "earlier-"
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
+from prism_megatron.observability.activity import Activity, Heartbeat, Watched
 from prism_megatron.observability.metrics import Row
 from prism_megatron.observability.progress import Columns, Progress
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.run.checkpoints import Checkpoints
+from prism_megatron.run.console import Console
+from prism_megatron.run.files import CONSOLE
 from prism_megatron.run.stopping import Stopping
 
 
@@ -37,14 +40,42 @@ class Session:
         self.stopping = Stopping(max_minutes)
         self.is_settled = False
         """whether the run has begun: from then on trouble ends with the command that goes on"""
-        self.timers = PhaseTimers()
+        self.activity = Activity()
+        self.timers = PhaseTimers(activity=self.activity)
         self.other_seconds: dict[str, float] = {}
-        self._progress = Progress() if world.is_main and not quiet else None
+        self.console = Console() if world.is_main and not quiet else None
+        self._heartbeat: Heartbeat | None = None
+        self._progress = None if self.console is None else Progress(stream=self.console)
 
     @property
     def layout_text(self) -> str:
         """The sizes of the parallel groups."""
         return " ".join(f"{axis}{size}" for axis, size in self.world.layout.items())
+
+    def open(self) -> None:
+        """Once the run's folder is this run's: from now on lines are kept there too. :meth:`close` ends it."""
+        if self.console is not None:
+            console = self.console
+            console.open(self.output / CONSOLE)
+            self._heartbeat = Heartbeat(self.activity, say=console.line, seconds_silent=lambda: console.seconds_silent)
+
+    def close(self) -> None:
+        """Close what :meth:`open` opened. May be called again."""
+        if self._heartbeat is not None:
+            self._heartbeat.close()
+        if self.console is not None:
+            self.console.close()
+
+    def watch(self, *workers: object) -> None:
+        """Have those that count what they do tell this run's activity."""
+        for worker in workers:
+            if isinstance(worker, Watched):
+                worker.activity = self.activity
+
+    def show_text(self, text: str) -> None:
+        """Lines as they are, without the seconds."""
+        if self.console is not None:
+            self.console.line(text)
 
     def say(self, text: str) -> None:
         """One line with the seconds so far."""
@@ -57,7 +88,8 @@ class Session:
         if text:
             self.say(text)
         started = time.perf_counter()
-        yield
+        with self.activity.phase(name):
+            yield
         self.other_seconds[name] = self.other_seconds.get(name, 0.0) + time.perf_counter() - started
 
     def go_back(self, engines: Mapping[str, MegatronEngine]) -> None:

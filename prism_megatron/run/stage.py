@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol
 from prism_megatron.conversion.checkpoint_folder import ModelFiles
 from prism_megatron.data.identity import Identity
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.evaluation.report import Sample
+from prism_megatron.evaluation.sample import Sample
+from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import Row
-from prism_megatron.observability.progress import Columns
 
 Verdict = Literal["go on", "stop"]
 Plain = Mapping[str, Any]
@@ -41,10 +41,6 @@ class Artefacts:
 
     export: Path
     """the model folder that it made"""
-    title: str
-    """what the run was, in words: the report's head"""
-    samples: Sequence[Sample] | None = None
-    """what the report shows; None for a stage without one"""
     exported: str = "the model"
     """what the export is, in words: never more than was done to it"""
     figures: Plain = field(default_factory=dict)
@@ -59,7 +55,10 @@ class Stage(Protocol):
     name: str
     """as checkpoints and folders have it"""
     total_steps: int
-    columns: Columns
+    title: str
+    """what the run is, in words: the report's head"""
+    view: StageView
+    """how its rows are shown"""
     models: Mapping[str, ModelFiles]
     """what checkpoints keep of each role beside its weights"""
     may_go_back: bool
@@ -87,8 +86,8 @@ class Stage(Protocol):
     def state(self) -> Plain:
         """What a checkpoint keeps beside the engines, as JSON."""
 
-    def summarise(self, rows: Sequence[Row]) -> Plain:
-        """What the summary of a run with these rows has beyond the figures of all stages."""
+    def samples(self) -> Sequence[Sample]:
+        """Answers of the last step for the report; none before the first."""
 
     def finish(self, output: Path) -> Artefacts:
         """Evaluate and export into the run's folder, on all ranks together, after the last step."""

@@ -18,7 +18,8 @@ from prism_megatron.config.resume import check_changes, check_resume, difference
 from prism_megatron.config.run import RunConfig
 from prism_megatron.conversion.checkpoint_folder import latest
 from prism_megatron.errors import CheckpointError, ConfigError
-from prism_megatron.run.folder import CHECKPOINTS, CONFIG, holds_run, move_aside, newest_config, run_of
+from prism_megatron.run.files import CHECKPOINTS, CONFIG
+from prism_megatron.run.folder import holds_run, move_aside, newest_config, run_of
 from prism_megatron.run.saved import SavedRun
 
 

@@ -25,6 +25,7 @@ from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError, WeightSyncError
+from prism_megatron.observability.activity import Activity
 from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object
 from prism_megatron.rollout.base import SampleRequest
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
@@ -50,6 +51,15 @@ class SharedRollout:
         self._engine = engine
         self._world = world
         self._exported = exported
+
+    @property
+    def activity(self) -> Activity:
+        """What is told of answers that have come."""
+        return self._engine.activity
+
+    @activity.setter
+    def activity(self, activity: Activity) -> None:
+        self._engine.activity = activity
 
     @property
     def expert_layout(self) -> ExpertLayout:

@@ -19,6 +19,7 @@ from prism_megatron.data.loader import Example, ExampleSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.runtime import World
+from prism_megatron.observability.activity import Activity
 from prism_megatron.training.roles import batch_format, build_policy, export_folder
 from prism_megatron.training.supervised_update import Demonstration, SFTStep, train
 from prism_megatron.types import Response
@@ -40,11 +41,12 @@ def teach_format(
     dtype: torch.dtype,
     execution: Execution,
     say: Callable[[str], None],
+    activity: Activity | None = None,
 ) -> None:
     """Train for ``--format-sft`` steps from ``source`` and write the policy to ``target``.
 
     The vision tower and projector stay frozen. A step takes ``prompts_per_step`` records. The schedule is
-    cosine to zero with the paper's warm-up ratio of 0.1.
+    cosine to zero with the paper's warm-up ratio of 0.1. ``activity`` is told how far it is.
     """
     steps = data.format_sft
     optimizer = OptimizerConfig(
@@ -66,19 +68,23 @@ def teach_format(
         return [renderer.training_row(example.prompt, abridged(example, renderer)) for example in examples]
 
     def report(result: SFTStep) -> None:
+        advance(1)
         if result.step % 10 == 0 or result.step == steps - 1:
             say(f"format SFT step {result.step + 1}/{steps}: loss {result.loss:.4f} on {result.label_tokens} tokens")
 
-    train(
-        policy,
-        my_rows,
-        world=world,
-        form=batch_format(renderer, world, execution),
-        vocab_size=shape.text.vocab,
-        rows_per_microbatch=max(1, prompts_per_step // world.dp_size),
-        steps=steps,
-        on_step=report,
-    )
+    activity = activity or Activity()
+    policy.activity = activity
+    with activity.phase("format SFT"), activity.task("steps", total=steps) as advance:
+        train(
+            policy,
+            my_rows,
+            world=world,
+            form=batch_format(renderer, world, execution),
+            vocab_size=shape.text.vocab,
+            rows_per_microbatch=max(1, prompts_per_step // world.dp_size),
+            steps=steps,
+            on_step=report,
+        )
     export_folder(policy, target, like=files_folder(source, "policy"), world=world)
 
 

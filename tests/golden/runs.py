@@ -80,9 +80,9 @@ def play(world: World, name: str, output: Path) -> str:
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
-    """The run's rows without what a clock says."""
+    """The run's rows without what the machine says: clocks and memory."""
     return [
-        {key: value for key, value in row.items() if not key.startswith("seconds/")}
+        {key: value for key, value in row.items() if key != "time" and not key.startswith(("seconds/", "memory/"))}
         for row in read_metrics(output / "metrics.jsonl")
     ]
 

@@ -110,6 +110,11 @@ def test_the_run_leaves_a_discriminator_to_align_against(finished: Path, gloo: G
     assert summary["steps"] == STEPS
     assert summary["held_out"]["perception/pairs"] > 0
     assert summary["hf_export"] == str(finished / "hf")
+    page = (finished / "report.html").read_text()
+    assert "Warm-start of a discriminator" in page
+    assert "Held out" in page
+    assert page.count("<article>") > 0
+    assert "exporting the discriminator" in (finished / "console.log").read_text()
 
 
 def test_another_layout_takes_the_same_steps_and_a_gate_fails_at_the_end(

@@ -87,6 +87,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
             dtype=dtype,
             execution=execution,
             say=session.say,
+            activity=session.activity,
         )
         source = folder = output / FORMAT_SFT
     policy = build_policy(
@@ -102,6 +103,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     rollout = build_rollout(
         config.rollout, config.data, source, shape, renderer, output=output, world=world, dtype=dtype
     )
+    session.watch(policy, rollout)
     # Its adversary.
     session.say(origin.size_line(shape))
     discriminator = origin.build(
@@ -114,6 +116,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         seed=config.seed,
         execution=execution,
     )
+    session.watch(discriminator)
     for engine in (policy, discriminator):
         assert engine.optimizer is not None
         check_adam(capabilities, inner_optimizers(engine.optimizer))

@@ -6,20 +6,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from PIL import Image
-
 from prism_megatron.config.game import GameConfig
-from prism_megatron.data.images import open_image
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult
 from prism_megatron.evaluation.health import Figures, tower_figures
-from prism_megatron.evaluation.report import Sample
+from prism_megatron.evaluation.sample import Sample
 from prism_megatron.evaluation.scenes import SceneJudgement, item_accuracy
 from prism_megatron.game.controls import Decision, Observation, Verdict
 from prism_megatron.game.credit import GroupCredit
 from prism_megatron.game.figures import cost_row, game_row, judged_groups, ratio, rights_of, truths_of, update_row
 from prism_megatron.game.judge import Judgement
+from prism_megatron.game.samples import game_samples
 from prism_megatron.game.unlearned import NOT_FINITE, SCORES_NOT_FINITE, why_none_is_valid
 from prism_megatron.observability.catalogue import PROMPT_KINDS
 from prism_megatron.parallel.collectives import broadcast_object
@@ -63,6 +61,10 @@ class AlignStep:
     def discriminator_version(self) -> int:
         """The discriminator that judged all groups of the step."""
         return self.credits[0].discriminator_version
+
+    def samples(self, renderer: Renderer) -> list[Sample]:
+        """What the report shows of it."""
+        return game_samples(self.examples, self.groups, self.judgement, renderer)
 
 
 def step_row(step: AlignStep, renderer: Renderer) -> Figures:
@@ -229,32 +231,3 @@ def truth_row(judged: Sequence[SceneJudgement]) -> Figures:
         "truth/answer_right": statistics.fmean(one.answer_right for one in judged),
         "truth/items": statistics.fmean(one.num_items for one in judged),
     }
-
-
-def report_samples(step: AlignStep | None, renderer: Renderer, *, count: int = 3) -> list[Sample]:
-    """The first rollout of the first ``count`` groups, with the scores that trained the policy; none without a step."""
-    samples: list[Sample] = []
-    if step is None:
-        return samples
-    for g, (example, group) in enumerate(zip(step.examples[:count], step.groups, strict=False)):
-        rollout, scores = group.rollouts[0], step.judgement.scores
-        samples.append(
-            Sample(
-                images=[image_of(example)],
-                prompt=group.prompt.question,
-                response=renderer.decode(rollout.token_ids),
-                reference=renderer.decode(group.reference.token_ids),
-                problem=rollout.segments.problem,
-                scores={name: scores.get((g, t, 0)) for t, name in zip(TOWERS, TOWER_NAMES, strict=True)},
-                reference_scores={name: scores.get((g, t, None)) for t, name in zip(TOWERS, TOWER_NAMES, strict=True)},
-            )
-        )
-    return samples
-
-
-def image_of(example: Example) -> Image.Image:
-    """The picture a prompt shows, as its source has it."""
-    if example.scene is not None:
-        return example.scene.image()
-    assert example.record is not None, "an example comes from a scene or from a record"
-    return open_image(example.record.image)

@@ -9,30 +9,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from prism_megatron.data.identity import Identity
-from prism_megatron.evaluation.game_summary import game_summary
 from prism_megatron.evaluation.health import Figures
+from prism_megatron.evaluation.sample import Sample
 from prism_megatron.game.credit import credit_groups, experience_of
-from prism_megatron.game.figures import GAME_COLUMNS
 from prism_megatron.game.judge import train
 from prism_megatron.game.memory import GameMemory
 from prism_megatron.game.probe_set import ProbeSet
-from prism_megatron.run.folder import EXPORT
+from prism_megatron.run.files import EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
 from prism_megatron.stages.align.plan import AlignPlan, Exports, Players, Prompts
-from prism_megatron.stages.align.rows import AlignStep, observation_of, outcome_of, report_samples
+from prism_megatron.stages.align.rows import AlignStep, observation_of, outcome_of
+from prism_megatron.stages.align.view import VIEW
 from prism_megatron.training.policy_update import measure_policy, update_policy
 
 
 class Alignment:
     """The stage as the driver plays it (see ``run.stage.Stage``)."""
 
-    name, columns, summarise = "align", GAME_COLUMNS, staticmethod(game_summary)
+    name, view = "align", VIEW
 
     def __init__(self, players: Players, plan: AlignPlan, prompts: Prompts, exports: Exports, session: Session) -> None:
         """The players have their weights, the rollout engine has none yet."""
         self.players, self.plan, self.prompts, self.exports, self.session = players, plan, prompts, exports, session
-        self.engines, self.models, self.total_steps = players.engines, exports.models, plan.steps
+        self.engines, self.close, self.models = players.engines, players.close, exports.models
+        self.title, self.total_steps = exports.title, plan.steps
         self.memory, self.may_go_back = GameMemory.fresh(plan.game, seed=plan.seed), plan.game.rollbacks > 0
         self.last: AlignStep | None = None
 
@@ -96,11 +97,10 @@ class Alignment:
     def restore(self, state: Plain) -> None:
         self.memory.restore(state, self.prompts.steps.batch, self.prompts.probe)
 
+    def samples(self) -> list[Sample]:
+        return [] if self.last is None else self.last.samples(self.exports.renderer)
+
     def finish(self, output: Path) -> Artefacts:
         self.close()
         export = self.exports.write(self.players.policy, output / EXPORT, self.session)
-        exported = self.exports.described(self.players.policy)
-        return Artefacts(export, self.exports.title, report_samples(self.last, self.exports.renderer), exported)
-
-    def close(self) -> None:
-        self.players.close()
+        return Artefacts(export, self.exports.described(self.players.policy))

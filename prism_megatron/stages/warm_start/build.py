@@ -134,6 +134,7 @@ def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmS
                 dtype=dtype,
                 execution=execution,
                 say=session.say,
+                activity=session.activity,
             )
         policy = taught
     # The discriminator.
@@ -147,6 +148,7 @@ def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmS
         seed=config.seed,
         execution=execution,
     )
+    session.watch(discriminator)
     assert discriminator.optimizer is not None
     check_adam(capabilities, inner_optimizers(discriminator.optimizer))
     plan = JudgePlan(
@@ -190,6 +192,7 @@ def _pairs(
         config.rollout, config.data, policy, shape, sources.renderer, output=session.output, world=session.world,
         dtype=dtype,
     )  # fmt: skip
+    session.watch(rollout)
     queue = RolloutQueue(
         rollout,
         train.batch,

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from prism_megatron.data.render import Renderer
 from prism_megatron.evaluation.health import Figures
+from prism_megatron.evaluation.sample import Sample
 from prism_megatron.game.figures import cost_row, game_row, ratio, update_row
 from prism_megatron.game.judge import Judgement
+from prism_megatron.game.samples import game_samples
 from prism_megatron.game.unlearned import NOT_FINITE, why_none_is_valid
 from prism_megatron.stages.warm_start.pairs import StepPairs
 from prism_megatron.types import Rollout
@@ -20,6 +22,10 @@ class WarmStartStep:
     step: int
     pairs: StepPairs
     judgement: Judgement
+
+    def samples(self, renderer: Renderer) -> list[Sample]:
+        """What the report shows of it."""
+        return game_samples(self.pairs.examples, self.pairs.groups, self.judgement, renderer)
 
 
 def step_row(step: WarmStartStep, renderer: Renderer) -> Figures:

@@ -12,24 +12,24 @@ from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_f
 from prism_megatron.data.identity import Identity
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.evaluation.game_summary import game_summary
-from prism_megatron.game.figures import GAME_COLUMNS
+from prism_megatron.evaluation.sample import Sample
 from prism_megatron.game.judge import JudgePlan, train
-from prism_megatron.run.folder import CHECKPOINTS, EXPORT
+from prism_megatron.run.files import CHECKPOINTS, EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
 from prism_megatron.stages.warm_start.gate import Gate, described, measure
 from prism_megatron.stages.warm_start.pair_writer import PairWriter, check_new_file
 from prism_megatron.stages.warm_start.pairs import Pairs
 from prism_megatron.stages.warm_start.rows import WarmStartStep, step_row, why_idle
+from prism_megatron.stages.warm_start.view import VIEW
 from prism_megatron.training.roles import export_folder
 
 
 class WarmStart:
     """The stage as the driver plays it (see ``run.stage.Stage``)."""
 
-    name, columns, may_go_back = "warm-start", GAME_COLUMNS, False
-    summarise = staticmethod(game_summary)
+    name, view, may_go_back = "warm-start", VIEW, False
+    title = "Warm-start of a discriminator"
 
     def __init__(self, discriminator: MegatronEngine, plan: JudgePlan, pairs: Pairs, gate: Gate, session: Session, *,
                  renderer: Renderer, models: Mapping[str, ModelFiles], total_steps: int, identity: Identity,
@@ -39,6 +39,7 @@ class WarmStart:
         self.renderer, self.session, self.models, self.total_steps = renderer, session, models, total_steps
         self.write_pairs, self.identity = write_pairs, identity
         self.writer: PairWriter | None = None
+        self.last: WarmStartStep | None = None
 
     def engines(self) -> Mapping[str, MegatronEngine]:
         return {"discriminator": self.discriminator}
@@ -56,11 +57,15 @@ class WarmStart:
             pairs = self.pairs.take(step)
         with self.session.timers.phase("discriminator"):
             judgement = train(self.discriminator, pairs.groups, self.plan, world=self.session.world, step=step)
-        row = step_row(WarmStartStep(step, pairs, judgement), self.renderer)
+        self.last = WarmStartStep(step, pairs, judgement)
+        row = step_row(self.last, self.renderer)
         if self.writer is not None:
             row["written_pairs"] = self.writer.write(step, pairs.examples, pairs.groups)
         idle = why_idle(judgement, pairs, self.renderer)
         return Outcome(row, learned=() if idle else ("discriminator",), idle=idle)
+
+    def samples(self) -> list[Sample]:
+        return [] if self.last is None else self.last.samples(self.renderer)
 
     def finish(self, output: Path) -> Artefacts:
         """Measure on held-out pairs and export, whether the gate is passed or not."""
@@ -82,13 +87,7 @@ class WarmStart:
             assert newest is not None, "the last step is always saved"
             like = companions_folder(newest, "discriminator")
             export_folder(self.discriminator, output / EXPORT, like=like, world=session.world)
-        return Artefacts(
-            output / EXPORT,
-            "Warm-start of a discriminator",
-            exported=exported,
-            figures={"held_out": figures},
-            problem=problem,
-        )
+        return Artefacts(output / EXPORT, exported, {"held_out": figures}, problem)
 
     def state(self) -> Plain:
         """Nothing: pairs and dropout are keyed by the step."""

@@ -12,6 +12,7 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.gradients import gradient_of
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
+from tests.counting import Counting
 from tests.distributed import tiny
 
 WARM_UP = OptimizerConfig(lr=0.01, warmup_steps=4)
@@ -56,6 +57,22 @@ def test_a_pass_replaces_the_gradients_of_the_one_before(world: World) -> None:
     engine.forward_backward(batches, loss)
     for name, gradient in gradients(engine).items():
         torch.testing.assert_close(gradient, once[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_micro_batches_and_weights_are_counted(world: World) -> None:
+    engine = tiny.build(world)
+    engine.activity = activity = Counting()
+    batches, loss = tiny.batches_of(world, step=0)
+    engine.forward_backward(batches, loss)
+    engine.forward(batches[:2], loss)
+    passes = f"micro-batches of the {engine.name}"
+    assert activity.counted == [(passes, len(batches), len(batches)), (passes, 2, 2)]
+    weights = engine.export_hf()
+    num_weights = len(weights.shapes)
+    next(weights)
+    assert f"of {num_weights} weights" in activity.text()
+    assert len(list(weights)) == num_weights - 1
+    assert activity.counted[2:] == [("weights", num_weights, num_weights)]
 
 
 def test_sums_add_and_maxima_are_the_largest_of_all_micro_batches(world: World) -> None:

@@ -14,8 +14,11 @@ from PIL import Image
 
 from prism_megatron.evaluation.charts import line_chart
 from prism_megatron.evaluation.game_summary import game_summary
-from prism_megatron.evaluation.report import Sample, write_report
+from prism_megatron.evaluation.report import write_report
+from prism_megatron.evaluation.sample import Sample, png_url
 from prism_megatron.observability.summary import RunFacts, summarise
+from prism_megatron.stages.align.view import VIEW as ALIGN
+from prism_megatron.stages.warm_start.view import VIEW as WARM_START
 
 HOSTILE = "</pre><script>alert(1)</script><img src=http://evil.example/x onerror=alert(1)>\u202edesrever\x00\ud800 ok"
 
@@ -64,13 +67,15 @@ def page_of(tmp_path: Path, *samples: Sample, steps: int = 3) -> Page:
     )  # fmt: skip
     path = tmp_path / "report.html"
     summary = {**summarise(rows, facts), **game_summary(rows)}
-    write_report(path, title="Alignment & more", rows=rows, summary=summary, samples=samples)
+    write_report(path, title="Alignment & more", view=ALIGN, rows=rows, summary=summary, samples=samples)
     return Page(path.read_text(encoding="utf-8"))
 
 
 def sample(response: str = "fine", side: int = 96) -> Sample:
     image = Image.new("RGB", (side, side // 2), (200, 30, 30))
-    return Sample([image], "How many?", response, "the reference", None, {"perception": 1.5, "reasoning": None})
+    return Sample(
+        [png_url(image)], "How many?", response, "the reference", None, {"perception": 1.5, "reasoning": None}
+    )
 
 
 def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
@@ -131,11 +136,11 @@ def test_points_lie_where_the_axes_say() -> None:
 
 
 @pytest.mark.parametrize("points", [[], [(0, None)], [(3, 2.0)], [(0, 5.0), (1, 5.0)], [(0, -1e12), (1, 1e12)]])
-def test_every_set_of_points_makes_a_figure(points: list[tuple[float, float | None]]) -> None:
+def test_every_set_of_points_makes_a_figure_and_no_points_make_none(points: list[tuple[float, float | None]]) -> None:
     figure = line_chart("t", {"a": points})
-    assert figure.startswith("<figure>")
     assert "nan" not in figure
-    assert ("no data" in figure) == all(y is None for _, y in points)
+    assert figure.startswith("<figure>") == any(y is not None for _, y in points)
+    assert (figure == "") == all(y is None for _, y in points)
 
 
 def test_health_of_the_game_is_shown_per_tower_where_there_is_any(tmp_path: Path) -> None:
@@ -162,13 +167,32 @@ def test_health_of_the_game_is_shown_per_tower_where_there_is_any(tmp_path: Path
         assert summary["auc"] == {"perception": extra.get("perception/auc"), "reasoning": None}
         assert summary["tower_agreement"] == extra.get("tower_agreement")
         assert summary["rollbacks"] == (2 if extra else 0)
-        write_report(tmp_path / "report.html", title="t", rows=rows, summary=summary, samples=[])
+        write_report(tmp_path / "report.html", title="t", view=ALIGN, rows=rows, summary=summary, samples=[])
         pages.append(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
     shown, without = pages
     assert "0.75 of 16" in shown
     assert "-0.50" in shown
-    for title in ("(AUC)", "Probe set: reward gap", "Evenness of the experts' load"):
+    for title in ("(AUC)", "Probe set: reward gap", "Evenness of the experts' load", "Spread of scores"):
         assert title in shown
         assert title not in without
-    assert "Spread of scores" in without
+    assert "Discriminator accuracy" in without
     assert "–" in without
+
+
+def test_a_warm_start_has_a_report_with_its_held_out_pairs(tmp_path: Path) -> None:
+    """Claim: what only alignment has is not on the page; the export is called what the summary calls it."""
+    rows = [row(step) for step in range(2)]
+    facts = RunFacts(world_size=1, layout={"tp": 1}, hf_export="run/hf", checkpoint=None, megatron_core="0.16.1",
+                     torch="2.13", other_seconds={})  # fmt: skip
+    held_out = {"perception/accuracy": 0.875, "perception/auc": None, "reasoning/accuracy": 0.625, "reasoning/auc": 0.5}
+    summary = {**summarise(rows, facts), **game_summary(rows), "held_out": held_out}
+    pages = []
+    for more in ({}, {"exported": "Discriminator <b>"}):
+        write_report(tmp_path / "w.html", title="t", view=WARM_START, rows=rows, summary=summary | more, samples=[])
+        pages.append(Page((tmp_path / "w.html").read_text(encoding="utf-8")).text)
+    assert "Held out" in pages[0]
+    assert "0.88" in pages[0]
+    assert "Rollbacks" not in pages[0]
+    assert "Sample rollouts" not in pages[0]
+    assert "Exportrun/hf" in pages[0]
+    assert "Discriminator <b>run/hf" in pages[1]

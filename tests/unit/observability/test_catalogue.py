@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.evaluation.game_summary import game_summary
 from prism_megatron.evaluation.report import write_report
-from prism_megatron.game.figures import GAME_COLUMNS
 from prism_megatron.observability.catalogue import METRICS, UnknownMetricError, describe, page
 from prism_megatron.observability.summary import RunFacts, pooled, summarise
+from prism_megatron.stages.align.view import VIEW as ALIGN
 from tests.golden.runs import RUNS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -78,9 +77,9 @@ def test_what_reads_rows_asks_for_known_names(tmp_path: Path) -> None:
     """Claim: the table, the summary and the report cannot ask for a misspelt metric, which would be empty for ever."""
     asked: set[str] = set()
     rows = [Watched(row, asked) for row in golden_rows("align_tp1")]
-    summary = {**summarise(rows, FACTS), **game_summary(rows)}
-    write_report(tmp_path / "report.html", title="t", rows=rows, summary=summary, samples=[])
-    GAME_COLUMNS.cells(rows[0])
+    summary = {**summarise(rows, FACTS), **ALIGN.summarise(rows)}
+    write_report(tmp_path / "report.html", title="t", view=ALIGN, rows=rows, summary=summary, samples=[])
+    ALIGN.columns.cells(rows[0])
     assert len(asked) > 30
     for name in asked:
         assert describe(name).meaning

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.game.figures import GAME_COLUMNS
+from prism_megatron.evaluation.game_table import GAME_COLUMNS
 from prism_megatron.observability.progress import Progress, format_seconds
 
 

@@ -15,6 +15,7 @@ from prism_megatron.errors import ConfigError, DataError, PrismError, WeightSync
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.types import Segments
+from tests.counting import Counting
 from tests.unit.rollout.oracle import forced_logprobs, model_inputs
 from tests.unit.rollout.tiny_qwen import END, EXPERTS, IMAGE, VIDEO, NoSegments, prompt, tiny_model, unequal_prompts
 
@@ -104,6 +105,19 @@ def test_a_response_ends_at_the_end_token_or_is_cut(world: tuple[Any, EmbeddedRo
         assert len(rollout.logprobs) == len(rollout.token_ids)
         assert rollout.policy_version == 3
         assert rollout.segments.problem == f"{len(rollout.token_ids)} tokens"
+
+
+def test_every_answer_is_counted_when_it_ends(world: tuple[Any, EmbeddedRollout], tmp_path: Path) -> None:
+    """Claim: whether it ends by itself, leaves the batch early or is cut, and over several batches."""
+    model, _ = world
+    model.config.save_pretrained(tmp_path)
+    engine = EmbeddedRollout(tmp_path, NoSegments(), end_token_ids=[END], device=CPU, rows_per_batch=20)
+    engine.update_weights(policy_weights(model), version=3)
+    engine.activity = activity = Counting()
+    prompts = unequal_prompts()
+    engine.generate(SampleRequest(prompts, 16, Sampling(max_new_tokens=60), seed=5, step=0))
+    count = 16 * len(prompts)
+    assert activity.counted == [("answers", count, count)]
 
 
 class CutAt:

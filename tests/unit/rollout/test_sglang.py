@@ -26,6 +26,7 @@ from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_http import Patience
 from prism_megatron.types import ImageInput, Prompt
+from tests.counting import Counting
 from tests.unit.rollout.attached import IMPATIENT
 from tests.unit.rollout.fake_sglang import CONTEXT, FOLDER, KEY, FakeSGLang, read_picture, running
 from tests.unit.rollout.tiny_qwen import NoSegments
@@ -128,6 +129,12 @@ def test_answers_become_rollouts_in_the_order_of_the_prompts(
             assert rollout.finish_reason == "stop" and rollout.policy_version == 3
             assert rollout.segments.problem == "3 tokens"
     assert len(generated(fakes)) == 6
+
+
+def test_every_answer_is_counted_when_it_has_come(engine: SGLangRollout, renderer: Renderer) -> None:
+    engine.activity = activity = Counting()
+    generate(engine, prompts(renderer, 5), n=4)
+    assert activity.counted == [("answers", 20, 20)]
 
 
 def test_logprobs_are_those_of_the_whole_softmax(

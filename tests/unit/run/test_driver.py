@@ -10,17 +10,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.run import RunConfig
 from prism_megatron.errors import NothingTrainsError, PrismError, RunStopped
+from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.observability.progress import Columns
 from prism_megatron.run.driver import play
+from prism_megatron.run.reporting import Reporter
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Outcome
 
-WORLD: Any = SimpleNamespace(is_main=True, layout={})
+WORLD: Any = SimpleNamespace(is_main=True, world_size=1, layout={}, device=torch.device("cpu"))
+
+
+VIEW = StageView(
+    Columns("    ", "seen", lambda row: f"{row['seen']:>4}"),
+    summarise=lambda rows: {"seen": [row["seen"] for row in rows]},
+    tables=lambda summary: [f"<p>seen {summary['seen']}</p>"],
+    charts=lambda _rows: [],
+)
 
 
 @dataclass
@@ -44,7 +55,9 @@ class Counting:
     wish_in: int | None = None
     """a step during which somebody wishes the run to end"""
     name: str = "counting"
-    columns: Columns = field(default_factory=lambda: Columns("    ", "seen", lambda row: f"{row['seen']:>4}"))
+    title: str = "Counting"
+    total_steps: int = 9
+    view: StageView = VIEW
     played: list[int] = field(default_factory=list)
 
     def play(self, step: int) -> Outcome:
@@ -62,6 +75,9 @@ class Counting:
             learned=() if rests else ("policy",),
             idle={"policy": "it rained"} if rests else {},
         )
+
+    def samples(self) -> list[Any]:
+        return []
 
     def finished(self) -> str | None:
         return self.ended
@@ -91,7 +107,7 @@ def ended(
     session.checkpoints = saves
     counting: Any = Counting(session, **stage)
     with session.stopping:
-        problem = play(session, counting, steps, Config(run=run or RunConfig()))
+        problem = play(session, counting, steps, Config(run=run or RunConfig()), Reporter(session, counting, every=100))
     path = tmp_path / "metrics.jsonl"
     return problem, counting, saves.saved, read_metrics(path) if path.exists() else []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from prism_megatron.observability.activity import Activity
 from prism_megatron.run.session import Session
 
 
@@ -34,5 +36,40 @@ def test_only_the_main_rank_of_a_run_that_is_not_quiet_speaks(capsys: pytest.Cap
         Session(world(is_main=is_main), Path(), quiet=quiet).say("nobody hears this")
     session = Session(world(is_main=True), Path())
     session.say("one line")
+    session.close()
     assert capsys.readouterr().out.splitlines()[0].endswith(" s  one line")
     assert session.layout_text == "tp2 pp1"
+
+
+def test_what_is_said_stands_in_the_runs_folder(tmp_path: Path) -> None:
+    session = Session(world(is_main=True), tmp_path)
+    session.say("before")
+    session.open()
+    session.show_text("steps: 3")
+    session.close()
+    first, second = (tmp_path / "console.log").read_text().splitlines()
+    assert first.endswith(" s  before")
+    assert second == "steps: 3"
+
+
+def test_a_run_in_silence_says_what_it_is_at_and_leaves_no_thread(tmp_path: Path) -> None:
+    """Claim: the thread lives from ``open`` to ``close``; who is watched tells this run."""
+
+    def beats() -> int:
+        return sum(thread.name == "heartbeat" for thread in threading.enumerate())
+
+    worker = SimpleNamespace(activity=Activity())
+    before = beats()
+    for is_main in (True, False):
+        session = Session(world(is_main=is_main), tmp_path)
+        session.watch(worker, None, object())
+        assert beats() == before
+        session.open()
+        assert beats() == before + int(is_main)
+        with session.timers.phase("rollout"), worker.activity.task("answers", total=2):
+            assert session.activity.text().startswith("rollout, 0 of 2 answers")
+        with session.phase("checkpoint"):
+            assert session.activity.text().startswith("checkpoint, ")
+        session.close()
+        session.close()
+        assert beats() == before

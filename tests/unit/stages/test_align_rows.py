@@ -13,10 +13,12 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult
+from prism_megatron.evaluation.sample import png_url
 from prism_megatron.evaluation.scenes import SceneJudgement, item_accuracy
 from prism_megatron.game.controls import Decision
 from prism_megatron.game.credit import credit_groups
 from prism_megatron.game.judge import Judgement, TrunkCost
+from prism_megatron.game.samples import game_samples
 from prism_megatron.sampling.queue import SampledStep, Staleness
 from prism_megatron.stages.align.rows import (
     AlignStep,
@@ -24,7 +26,6 @@ from prism_megatron.stages.align.rows import (
     gap_row,
     importance_row,
     policy_version,
-    report_samples,
     step_row,
     truth_row,
 )
@@ -181,7 +182,7 @@ def test_samples_show_the_first_rollout_of_each_group_with_its_own_scores() -> N
     renderer = Renderer.from_folder(MINI_FOLDER / "policy")
     step = step_of("go on", None)
     scenes = SceneSource(renderer, split="heldout", seed=0, batch_size=3).batch(0)
-    samples = report_samples(replace(step, sampled=replace(step.sampled, examples=scenes)), renderer, count=2)
+    samples = game_samples(scenes, step.groups, step.judgement, renderer, count=2)
     assert [sample.scores for sample in samples] == [
         {"perception": 2.0, "reasoning": 12.0},
         {"perception": 0.5, "reasoning": None},
@@ -191,5 +192,6 @@ def test_samples_show_the_first_rollout_of_each_group_with_its_own_scores() -> N
         {"perception": 1.25, "reasoning": None},
     ]
     assert [sample.response for sample in samples] == [renderer.decode((8, 9, 2))] * 2
-    shown = [sample.images[0].tobytes() for sample in samples]
-    assert shown == [one.scene.image().tobytes() for one in scenes[:2] if one.scene is not None]
+    shown = [sample.images for sample in samples]
+    assert shown == [[png_url(one.scene.image())] for one in scenes[:2] if one.scene is not None]
+    assert [sample.images for sample in game_samples([], step.groups, step.judgement, renderer, count=1)] == [[]]

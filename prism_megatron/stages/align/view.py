@@ -1,0 +1,28 @@
+"""What is shown of an alignment: the game, the answers and, where the scenes are known, how right they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prism_megatron.evaluation.game_charts import answer_charts, game_charts
+from prism_megatron.evaluation.game_summary import game_summary
+from prism_megatron.evaluation.game_table import GAME_COLUMNS, game_table
+from prism_megatron.evaluation.page import figure_of
+from prism_megatron.evaluation.view import StageView
+from prism_megatron.observability.metrics import Row
+
+
+def _tables(summary: Mapping[str, Any]) -> Sequence[str]:
+    others = {
+        "Towers agree": figure_of(summary["tower_agreement"], "+.2f"),
+        "Rollbacks": f"{summary['rollbacks']:,}",
+    }
+    return [game_table(summary, others)]
+
+
+def _charts(rows: Sequence[Row]) -> Sequence[str]:
+    return [*game_charts(rows), *answer_charts(rows)]
+
+
+VIEW = StageView(GAME_COLUMNS, game_summary, _tables, _charts)
