@@ -26,7 +26,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"prism-{name.replace('_', '-')} = prism_megatron.commands.{name}:main"
-            for name in ("align", "warm_start", "convert", "serve", "verify", "make_random")
+            for name in ("align", "warm_start", "convert", "serve", "verify", "make_random", "report")
         ]
     },
     python_requires=">=3.11",

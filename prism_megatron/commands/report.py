@@ -1,4 +1,4 @@
-"""``tools/report.py RUN``: summary and report of any run from its files, or its table as it grows; without torch."""
+"""Summary and report of any run from its files, or its table as it grows, without torch: ``prism-report RUN``."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.config.resume import changeable
-from prism_megatron.conversion.checkpoint_folder import STATE_FILE, step_folder
+from prism_megatron.conversion.checkpoint_folder import STATE_FILE, latest, step_folder
 from prism_megatron.data.identity import what_differs
 from prism_megatron.disk import writing
 from prism_megatron.engine import checkpoint
@@ -42,6 +42,13 @@ class Checkpoints:
     """how many of the newest to keep beside the newest good one; all where it is None"""
     good_step: int | None = None
     """the newest checkpoint that was saved of a good step: what :meth:`go_back` goes back to"""
+
+    @property
+    def newest(self) -> Path:
+        """The newest one in the run's folder, which holds one once a step was played."""
+        folder = latest(self.output / CHECKPOINTS)
+        assert folder is not None, "the last step is always saved"
+        return folder
 
     def save(self, stage: Stage, step: int, *, seed: int, good: bool) -> Path:
         """Everything that going on after ``step`` steps needs; all ranks together. Returns the checkpoint's folder.

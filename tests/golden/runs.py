@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 
 from prism_megatron.commands import align, warm_start
-from prism_megatron.config.merge import to_yaml
+from prism_megatron.config.merge import to_plain
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
@@ -33,8 +34,9 @@ class GoldenRun:
     ranks: int = 1
 
     def text(self) -> str:
-        """The resolved configuration as YAML, without the output folder."""
-        return to_yaml(self._config(()))
+        """The resolved configuration as YAML, without how the run is kept and watched."""
+        plain = to_plain(self._config(()))
+        return yaml.safe_dump({name: part for name, part in plain.items() if name not in ("checkpoint", "run")})
 
     def play(self, world: World, output: Path) -> None:
         """One rank's part of the run."""

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from prism_megatron.config.game import GameConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles
+from prism_megatron.data.identity import Identity
 from prism_megatron.data.loader import ExampleSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.game.judge import JudgePlan
 from prism_megatron.rollout.base import RolloutEngine
 from prism_megatron.run.session import Session
+from prism_megatron.run.stage import Artefacts
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.training.policy_update import UpdatePlan
@@ -47,6 +49,11 @@ class Prompts:
     steps: ExampleSource
     probe: ExampleSource | None = None
 
+    @property
+    def identity(self) -> Identity:
+        """Which data the run trains on."""
+        return self.steps.identity
+
 
 @dataclass(frozen=True, eq=False)
 class Exports:
@@ -60,15 +67,12 @@ class Exports:
     """the report's head"""
     renderer: Renderer
 
-    def described(self, policy: MegatronEngine) -> str:
-        """What the policy is by now: only one that was updated is aligned."""
-        return "aligned policy" if policy.was_updated else "policy as it came (no update touched it)"
-
-    def write(self, policy: MegatronEngine, folder: Path, session: Session) -> Path:
-        """The policy as a Hugging Face folder; all ranks together."""
-        with session.phase("export", f"exporting the {self.described(policy)} to {folder}"):
+    def write(self, policy: MegatronEngine, folder: Path, session: Session) -> Artefacts:
+        """The policy as a Hugging Face folder; all ranks together. Only one that was updated is called aligned."""
+        what = "aligned policy" if policy.was_updated else "policy as it came (no update touched it)"
+        with session.phase("export", f"exporting the {what} to {folder}"):
             export_folder(policy, folder, like=self.like, world=policy.world)
-        return folder
+        return Artefacts(folder, what)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prism_megatron.data.identity import Identity
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.sample import Sample
 from prism_megatron.game.credit import credit_groups, experience_of
@@ -33,13 +32,9 @@ class Alignment:
         """The players have their weights, the rollout engine has none yet."""
         self.players, self.plan, self.prompts, self.exports, self.session = players, plan, prompts, exports, session
         self.engines, self.close, self.models = players.engines, players.close, exports.models
-        self.title, self.total_steps = exports.title, plan.steps
+        self.title, self.total_steps, self.identity = exports.title, plan.steps, prompts.identity
         self.memory, self.may_go_back = GameMemory.fresh(plan.game, seed=plan.seed), plan.game.rollbacks > 0
         self.last: AlignStep | None = None
-
-    @property
-    def identity(self) -> Identity:
-        return self.prompts.steps.identity
 
     def prepare(self, first_step: int) -> None:
         """Hand the weights over and sample the probe set."""
@@ -102,5 +97,4 @@ class Alignment:
 
     def finish(self, output: Path) -> Artefacts:
         self.close()
-        export = self.exports.write(self.players.policy, output / EXPORT, self.session)
-        return Artefacts(export, self.exports.described(self.players.policy))
+        return self.exports.write(self.players.policy, output / EXPORT, self.session)

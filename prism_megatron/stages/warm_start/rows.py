@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.sample import Sample
 from prism_megatron.game.figures import cost_row, game_row, ratio, update_row
@@ -51,3 +52,8 @@ def why_idle(judgement: Judgement, pairs: StepPairs, renderer: Renderer) -> dict
     if judgement.result is not None and judgement.result.updated:
         return {}
     return {"discriminator": why_none_is_valid(pairs.groups, renderer) or NOT_FINITE}
+
+
+def what_it_is(discriminator: MegatronEngine) -> str:
+    """What an export of it is: only one that was updated is warmed up."""
+    return "warmed-up discriminator" if discriminator.was_updated else "discriminator as made (no update touched it)"

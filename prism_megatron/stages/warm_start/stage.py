@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder, latest
+from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder
 from prism_megatron.data.identity import Identity
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.evaluation.sample import Sample
 from prism_megatron.game.judge import JudgePlan, train
-from prism_megatron.run.files import CHECKPOINTS, EXPORT
+from prism_megatron.run.files import EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
 from prism_megatron.stages.warm_start.gate import Gate, described, measure
 from prism_megatron.stages.warm_start.pair_writer import PairWriter, check_new_file
 from prism_megatron.stages.warm_start.pairs import Pairs
-from prism_megatron.stages.warm_start.rows import WarmStartStep, step_row, why_idle
+from prism_megatron.stages.warm_start.rows import WarmStartStep, step_row, what_it_is, why_idle
 from prism_megatron.stages.warm_start.view import VIEW
 from prism_megatron.training.roles import export_folder
 
@@ -80,14 +80,11 @@ class WarmStart:
                 problem = self.gate.problem(figures)
                 session.say(f"held out: {described(figures)}")
         self.close()
-        touched = self.discriminator.was_updated
-        exported = "warmed-up discriminator" if touched else "discriminator as made (no update touched it)"
-        with session.phase("export", f"exporting the {exported} to {output / EXPORT}"):
-            newest = latest(output / CHECKPOINTS)
-            assert newest is not None, "the last step is always saved"
-            like = companions_folder(newest, "discriminator")
+        what = what_it_is(self.discriminator)
+        with session.phase("export", f"exporting the {what} to {output / EXPORT}"):
+            like = companions_folder(session.checkpoints.newest, "discriminator")
             export_folder(self.discriminator, output / EXPORT, like=like, world=session.world)
-        return Artefacts(output / EXPORT, exported, {"held_out": figures}, problem)
+        return Artefacts(output / EXPORT, what, {"held_out": figures}, problem)
 
     def state(self) -> Plain:
         """Nothing: pairs and dropout are keyed by the step."""

@@ -88,6 +88,7 @@ class Saves:
     """Stands where checkpoints are written."""
 
     saved: list[tuple[int, int, bool]] = field(default_factory=list)
+    run: str = "r1"
 
     def save(self, _stage: Any, step: int, *, seed: int, good: bool) -> Path:
         self.saved.append((step, seed, good))

@@ -40,7 +40,10 @@ class Told:
 def session(output: Path, *, is_main: bool = True) -> Any:
     world = SimpleNamespace(is_main=is_main, world_size=2, layout={"tp": 2, "pp": 1})
     lines: list[str] = []
-    return SimpleNamespace(world=world, output=output, other_seconds={"build": 1.5}, say=lines.append, lines=lines)
+    own = SimpleNamespace(run=None)
+    return SimpleNamespace(
+        world=world, output=output, other_seconds={"build": 1.5}, say=lines.append, lines=lines, checkpoints=own
+    )
 
 
 def reporter(one: Any, stage: Told, *, every: int = 2, now: datetime = NOW) -> Reporter:
@@ -109,11 +112,10 @@ def test_an_end_is_written_with_what_the_stage_found(tmp_path: Path) -> None:
     report = reporter(one, Told(), every=100)
     play(report, tmp_path, range(1))
     assert summary_of(tmp_path) == {}
-    report.ended = "enough"
-    report.finish(Artefacts(tmp_path / "hf", figures={"held_out": None, "exported": "Discriminator"}))
+    report.finish(Artefacts(tmp_path / "hf", "warmed-up discriminator", {"held_out": None}))
     summary = summary_of(tmp_path)
     assert [summary[key] for key in ("exported", "hf_export", "ended")] == [
-        "Discriminator", str(tmp_path / "hf"), "enough",
+        "warmed-up discriminator", str(tmp_path / "hf"), "done",
     ]  # fmt: skip
     assert one.lines[-1].startswith(f"done: {tmp_path / 'summary.json'}")
 
@@ -187,3 +189,12 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
         report.step({"step": 0})
         report.finish(Artefacts(tmp_path / "hf"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_ends_early_says_why_and_how_far_it_came(tmp_path: Path) -> None:
+    report = reporter(session(tmp_path), Told(), every=100)
+    play(report, tmp_path, range(2))
+    report.stop("stopped by SIGTERM after step 2")
+    summary = summary_of(tmp_path)
+    assert (summary["steps"], summary["ended"]) == (2, "stopped by SIGTERM after step 2")
+    assert summary["hf_export"] is None

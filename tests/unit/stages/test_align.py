@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -255,7 +256,7 @@ class Table:
     def play(self, steps: range, world: World) -> None:
         rollout_engine: Any = Answers(self.calls)
         queue: Any = Rounds(self.calls, self.groups)
-        nothing: Any = None
+        prompts: Any = SimpleNamespace(identity={})
         handover = Handover(self.policy, rollout_engine, 77, lambda version: self.calls.append(f"check {version}"))
         session: Any = Session(world, Path(), quiet=True)
         session.go_back = lambda _engines: self.calls.append("roll back")
@@ -265,7 +266,7 @@ class Table:
         stage = Alignment(
             Players(self.policy, self.discriminator, rollout_engine, queue, handover),
             AlignPlan(self.game, judging, learning(), seed=SEED, steps=steps.stop),
-            nothing,
+            prompts,
             Exports({}, Path(), "", Renderer.from_folder(MINI_FOLDER / "policy")),
             session,
         )
