@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, is_main_replica
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -106,7 +106,9 @@ def _bytes_of(shards: Any) -> int:
     return sum(
         shard.data.nbytes
         for shard in nested_values(shards)
-        if isinstance(shard, ShardedTensor) and shard.data is not None and is_main_replica(shard.replica_id)
+        if isinstance(shard, ShardedTensor | ShardedTensorFactory)
+        and shard.data is not None
+        and is_main_replica(shard.replica_id)
     )
 
 
