@@ -209,7 +209,8 @@ def test_a_run_starts_from_a_checkpoint(finished: Path, tmp_path: Path) -> None:
     At learning rate 0 and in another layout it ends in the weights it began with.
     """
     start = str(finished / "checkpoints" / f"step_{STEPS:06d}")
-    flags = ("--model", start, "--discriminator", start, "--max-response-tokens", "32", "--pp", "2", "--dtype", "fp32")
+    flags = ("--model", start, "--discriminator", start, "--max-response-tokens", "96", "--system-prompt", "None",
+             "--pp", "2", "--dtype", "fp32")  # fmt: skip
     result = run(tmp_path / "run", *flags, "--policy.lr", "0", "--discriminator.lr", "0", "--steps", "1")
     assert result.returncode == 0, result.stdout + result.stderr
     end = str(tmp_path / "run" / "checkpoints" / "step_000001")

@@ -58,6 +58,7 @@ def told(result: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_does_not_fit_leaves_the_others_whole(disk: Disk, tmp_path: Path) -> None:
     """Claim: its room is asked for before a byte is written, and with room the run ends as on a large disk."""
     flags = (*SMALL, "--steps", "3", "--save-every", "1")
@@ -86,6 +87,7 @@ def test_metrics_that_do_not_fit_end_the_run_in_a_line(disk: Disk) -> None:
     assert read_metrics(output / "metrics.jsonl"), "rows that were written are whole"
 
 
+@pytest.mark.long
 def test_an_export_that_does_not_fit_leaves_the_checkpoint(disk: Disk, tmp_path: Path) -> None:
     assert run(*SMALL, "--steps", "1", "--output", str(tmp_path / "roomy")).returncode == 0
     size = size_of(tmp_path / "roomy" / "checkpoints")

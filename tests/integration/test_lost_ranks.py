@@ -60,6 +60,7 @@ def ranks_below(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1])
 def test_torchrun_a_lost_rank_is_named_above_any_traceback(tmp_path: Path, victim: int) -> None:
     output = tmp_path / "run"

@@ -140,6 +140,7 @@ def test_another_run_is_refused_in_one_line(finished: Finished, flags: tuple[str
     assert hashes(finished.folder) == before
 
 
+@pytest.mark.long
 def test_data_that_changed_by_one_record_are_refused_unless_asked_for(finished: Finished, tmp_path: Path) -> None:
     run = finished.copied(tmp_path / "run", steps=2)
     lines = (finished.data / "data.jsonl").read_text().splitlines()
@@ -162,6 +163,7 @@ def test_data_that_changed_by_one_record_are_refused_unless_asked_for(finished: 
         (finished.data / "data.jsonl").write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.long
 def test_another_layout_goes_on_and_says_so(finished: Finished, tmp_path: Path) -> None:
     run = finished.copied(tmp_path / "run", steps=2)
     result = finished.kind.run("--load", str(run), "--tp", "2")
@@ -185,6 +187,7 @@ def test_another_runs_folder_is_refused(finished: Finished, tmp_path: Path) -> N
     assert hashes(other) == before
 
 
+@pytest.mark.long
 def test_a_finished_run_says_so_and_more_steps_go_on(finished: Finished, tmp_path: Path) -> None:
     run = finished.copied(tmp_path / "run")
     result = finished.kind.run("--load", str(run))

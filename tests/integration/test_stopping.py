@@ -129,6 +129,7 @@ def test_a_command_that_is_asked_to_end_says_how_to_go_on(
     assert_gone(family)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_torchrun_passes_the_wish_on(tmp_path: Path, number: signal.Signals) -> None:
     """Claim: the same under torchrun, which adds its own report of the signal it got."""
@@ -145,6 +146,7 @@ def test_torchrun_passes_the_wish_on(tmp_path: Path, number: signal.Signals) -> 
     assert_gone(family)
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     """Claim: whoever does not want to wait for the step need not; what was saved before is whole."""
     output = tmp_path / "run"

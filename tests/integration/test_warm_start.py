@@ -114,7 +114,7 @@ def test_the_run_leaves_a_discriminator_to_align_against(finished: Path, gloo: G
     assert "Warm-start of a discriminator" in page
     assert "Held out" in page
     assert page.count("<article>") > 0
-    assert "exporting the discriminator" in (finished / "console.log").read_text()
+    assert "exporting the warmed-up discriminator" in (finished / "console.log").read_text()
 
 
 def test_another_layout_takes_the_same_steps_and_a_gate_fails_at_the_end(
