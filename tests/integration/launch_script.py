@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ def run(order: Order) -> None:
 
 
 def main() -> int:
+    # A shell's background jobs, and what they start, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     action, folder, size, preload = sys.argv[1:]
     return launch(
         run,
