@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.engine.capabilities import Capabilities, choose, installed
 
 
 @dataclass(frozen=True)
@@ -24,3 +26,16 @@ class Execution:
 
 PLAIN = Execution()
 """Nothing recomputed, no FP8, layers of torch."""
+
+
+def execution_here(
+    recompute: RecomputeConfig, precision: PrecisionConfig, *, say: Callable[[str], None]
+) -> tuple[Execution, Capabilities]:
+    """How layers run on this machine, with what is installed here; ``say`` is told what does what.
+
+    Raises ConfigError for what is asked of Transformer Engine, or of the device, that it cannot do.
+    """
+    capabilities = choose(installed(), precision)
+    for line in capabilities.lines():
+        say(line)
+    return Execution(recompute, precision, capabilities.layers), capabilities

@@ -11,9 +11,9 @@ from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, short_name
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
-from prism_megatron.engine.capabilities import check_adam, choose, installed
+from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.discriminator import DiscriminatorOrigin
@@ -65,10 +65,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     if session.restored is not None:
         origin.check_checkpoint(session.restored)
     dtype = resolve_dtype(config.model.dtype, shape)
-    capabilities = choose(installed(), config.precision)
-    for line in capabilities.lines():
-        session.say(line)
-    execution = Execution(config.recompute, config.precision, capabilities.layers)
+    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
     renderer = Renderer.from_folder(
         folder, system_prompt=config.data.system_prompt, strict_format=config.data.strict_format
     )
@@ -103,7 +100,6 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     rollout = build_rollout(
         config.rollout, config.data, source, shape, renderer, output=output, world=world, dtype=dtype
     )
-    session.watch(policy, rollout)
     # Its adversary.
     session.say(origin.size_line(shape))
     discriminator = origin.build(
@@ -116,7 +112,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         seed=config.seed,
         execution=execution,
     )
-    session.watch(discriminator)
+    session.watch(policy, rollout, discriminator)
     for engine in (policy, discriminator):
         assert engine.optimizer is not None
         check_adam(capabilities, inner_optimizers(engine.optimizer))

@@ -15,8 +15,8 @@ from prism_megatron.data.pairs import PairSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
-from prism_megatron.engine.capabilities import check_adam, choose, installed
-from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.capabilities import check_adam
+from prism_megatron.engine.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, DataError
@@ -110,10 +110,7 @@ def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmS
     files = files_folder(policy, "policy")
     shape = Qwen3VLShape.from_folder(files)
     dtype = resolve_dtype(config.model.dtype, shape)
-    capabilities = choose(installed(), config.precision)
-    for line in capabilities.lines():
-        session.say(line)
-    execution = Execution(config.recompute, config.precision, capabilities.layers)
+    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
     origin.check(files)
     if session.restored is not None:
         origin.check_checkpoint(session.restored)

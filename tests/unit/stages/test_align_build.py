@@ -20,6 +20,7 @@ from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.commands.align import parse
 from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.engine import execution
 from prism_megatron.engine.capabilities import Installed
 from prism_megatron.errors import ConfigError
 from prism_megatron.game import discriminator
@@ -54,7 +55,7 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Any:
     world: Any = SimpleNamespace(device=torch.device("cpu"), **sizes)
 
     def run(machine: Installed, flags: str) -> tuple[Any, list[str]]:
-        monkeypatch.setattr(build, "installed", lambda: machine)
+        monkeypatch.setattr(execution, "installed", lambda: machine)
         said: list[str] = []
         session = Session(world, Path())
         monkeypatch.setattr(session, "say", said.append)
