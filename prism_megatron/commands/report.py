@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report_error(error)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        # Files of a run may come from anywhere, and a figure may be anything that JSON has.
+        return report_error(DataError(f"a file of {config.run} holds what no run writes ({error!r}); remove it"))
     return 0
 
 
@@ -122,7 +125,7 @@ def _watch(folder: Path, console: Console) -> None:
 
     def ended() -> str | None:
         said = _summary(folder).get("ended")
-        return None if said is None else str(said)
+        return None if said is None else repr(str(said))[1:-1]
 
     def wait() -> None:
         if console.is_read:

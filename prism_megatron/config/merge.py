@@ -39,7 +39,8 @@ def merge(base: ConfigT, values: Mapping[str, Any], *, where: str = "") -> Confi
     Raises ConfigError for a key that is not a field, naming the nearest ones, and for a value of another type.
     """
     assert dataclasses.is_dataclass(base) and not isinstance(base, type)
-    hints = get_type_hints(type(base))
+    types_of = get_type_hints(type(base))
+    hints = {item.name: types_of[item.name] for item in dataclasses.fields(base)}
     changes: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{where}{key}"

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prism_megatron.config.fields import OnResume, fields_of
@@ -43,7 +44,7 @@ def differences(before: ConfigT, now: ConfigT) -> list[Difference]:
     return [
         Difference(new.flag, old.value, new.value, new.on_resume or OnResume.FIXED)
         for old, new in zip(fields_of(before), fields_of(now), strict=True)
-        if old.value != new.value and new.on_resume is not OnResume.COMMAND
+        if _another(old.value, new.value) and new.on_resume is not OnResume.COMMAND
     ]
 
 
@@ -97,8 +98,17 @@ def _optimizers(config: object) -> Iterator[tuple[str, OptimizerConfig]]:
             yield item.name.removesuffix("_optimizer"), value
 
 
+def _another(before: Any, now: Any) -> bool:
+    """Whether a value is another one; a folder that is spelled otherwise is not."""
+    if isinstance(before, Path) and isinstance(now, Path):
+        return before.resolve() != now.resolve()
+    return bool(before != now)
+
+
 def _shown(value: Any) -> str:
+    """On one line, whatever it holds."""
     if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "nothing"
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+        return " ".join(map(_shown, value)) or "nothing"
+    text = f"{value!r}" if isinstance(value, float) else repr(str(value))[1:-1]
+    text = text.removesuffix(".0")
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -22,7 +22,7 @@ class RunConfig:
     change: Annotated[tuple[str, ...], OnResume.COMMAND] = ()
     """flags, without their dashes, that may differ from those the run was started with although they change what is
     trained, such as policy.lr, or data for records that are not the same any more"""
-    max_minutes: Annotated[float | None, POSITIVE] = None
+    max_minutes: Annotated[float | None, POSITIVE, OnResume.COMMAND] = None
     """save and end after the step in which so many minutes have passed since the command began; --load goes on"""
     max_idle_steps: Annotated[int, ZERO_IS_OFF] = 20
     """end the run after so many steps on end that ought to have trained a role and did not; 0 never does"""

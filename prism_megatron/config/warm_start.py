@@ -153,7 +153,8 @@ def check_warm_start(
 def _check_new_file(config: WarmStartConfig) -> None:
     """What ``--write-pairs`` names must not be there; a run that goes on is asked when it has steps left."""
     path = config.pairs.write_pairs
-    if path is not None and config.checkpoint.load is None and path.exists():
+    begins = config.checkpoint.load is None and config.run.resume != "auto"
+    if path is not None and begins and path.exists():
         raise ConfigError(f"--write-pairs {path} exists; remove it, or give another file")
 
 

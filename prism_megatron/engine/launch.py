@@ -11,6 +11,7 @@ Imports no torch: it runs in the tools before any rank exists.
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -58,6 +59,8 @@ module starts at import would be broken, or shared, in every rank."""
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
 _HOST = "127.0.0.1"
 _GRACE_SECONDS = 3.0
+_ECHO_SECONDS = 1.0
+"""A wrapper may send on what its whole process group was sent: two signals within this time are one."""
 _PR_SET_PDEATHSIG = 1
 _to_launcher: Connection | None = None
 """In a rank that a launcher forked: where it listens."""
@@ -143,6 +146,8 @@ def quiet_vendors() -> None:
     on. ``python -W default`` shows them.
     """
     if not sys.warnoptions:
+        # That there is no CUDA runtime is said in the table of what does what.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(torch|megatron)\.")
 
@@ -191,10 +196,15 @@ class _Wishes:
         self._ranks = ranks
         self._world_size = world_size
         self.heard: signal.Signals | None = None
+        self._since = 0.0
         self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         first, self.heard = self.heard is None, self.heard or signal.Signals(number)
+        if first:
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since < _ECHO_SECONDS:
+            return
         if not first or len(self._ranks) < self._world_size:
             raise KeyboardInterrupt
         for process in self._ranks:

@@ -50,19 +50,21 @@ def broadcast_object(value: T | None, *, source: int, group: dist.ProcessGroup |
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What ``work`` gives on rank 0, on every rank; a PrismError that it raises there is raised everywhere.
+    """What ``work`` gives on rank 0, on every rank; what it raises there ends every rank.
 
-    Raises whatever error of ours ``work`` raises.
+    Raises whatever ``work`` raises: an error of ours on all ranks, any other one on rank 0 and RuntimeError elsewhere.
     """
-    answer: tuple[T | None, PrismError | None] | None = None
+    answer: tuple[T | None, Exception | None] | None = None
+    cause: Exception | None = None
     if dist.get_rank() == 0:
         try:
             answer = work(), None
-        except PrismError as error:
-            answer = None, error
+        except Exception as error:  # noqa: BLE001  # raised again below, once the other ranks have been told
+            cause = error
+            answer = None, error if isinstance(error, PrismError) else RuntimeError(f"rank 0 failed: {error!r}")
     value, problem = broadcast_object(answer, source=0)
     if problem is not None:
-        raise problem
+        raise cause or problem
     return value  # type: ignore[return-value]  # there is one where there is no problem
 
 

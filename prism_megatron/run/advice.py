@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from prism_megatron.run.files import CHECKPOINTS
 
 def how_to_go_on(output: Path) -> str:
     """What to type, in words; a run without a checkpoint is begun anew."""
-    flags = f"--load {output}" if latest(output / CHECKPOINTS) is not None else f"--output {output} --resume auto"
-    tool = sys.argv[0]
-    python = "python " if tool.endswith(".py") else ""
+    folder = shlex.quote(str(output))
+    flags = f"--load {folder}" if latest(output / CHECKPOINTS) is not None else f"--output {folder} --resume auto"
+    tool, python = shlex.quote(sys.argv[0]), "python " if sys.argv[0].endswith(".py") else ""
+    if Path(sys.argv[0]).name == "__main__.py":
+        tool, python = f"-m prism_megatron {sys.argv[1]}", "python "
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return f"go on with `{python}{tool} {flags}`"
     local, everywhere = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,20 +40,22 @@ class Checkpoints:
     """how it is configured, as plain values"""
     keep_last: int | None = None
     """how many of the newest to keep beside the newest good one; all where it is None"""
+    loaded: Path | None = None
+    """the checkpoint that the run goes on from"""
     good_step: int | None = None
     """the newest checkpoint that was saved of a good step: what :meth:`go_back` goes back to"""
 
     @property
     def newest(self) -> Path:
-        """The newest one in the run's folder, which holds one once a step was played."""
-        folder = latest(self.output / CHECKPOINTS)
-        assert folder is not None, "the last step is always saved"
+        """The newest one in the run's folder; of a run that has played no step there, the one it goes on from."""
+        folder = latest(self.output / CHECKPOINTS) or self.loaded
+        assert folder is not None, "a run at its end has saved, or goes on from one that had"
         return folder
 
-    def save(self, stage: Stage, step: int, *, seed: int, good: bool) -> Path:
+    def save(self, stage: Stage, step: int, *, seed: int, good: bool, idle: Mapping[str, Any] | None = None) -> Path:
         """Everything that going on after ``step`` steps needs; all ranks together. Returns the checkpoint's folder.
 
-        Raises DiskError where there is no room for it.
+        ``idle`` are the run's counts of steps that taught nothing. Raises DiskError where there is no room for it.
         """
         folder = step_folder(self.output / CHECKPOINTS, step)
         state = {
@@ -65,6 +67,7 @@ class Checkpoints:
             "run": self.run,
             "config": self.config,
             "data": stage.identity,
+            "idle": idle or {},
         }
         checkpoint.save(folder, stage.engines(), state, models=stage.models)
         if good:
@@ -73,10 +76,19 @@ class Checkpoints:
             on_main(self._remove_older)
         return folder
 
-    def restore(self, stage: Stage, saved: SavedRun, *, seed: int, change: Collection[str] = ()) -> int:
+    def restore(
+        self,
+        stage: Stage,
+        saved: SavedRun,
+        *,
+        seed: int,
+        change: Collection[str] = (),
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> int:
         """Load the stage from ``saved``, on all ranks together; the step to go on with.
 
-        ``change`` are the flags that the run may go on with other values of. Raises CheckpointError for a checkpoint
+        ``change`` are the flags that the run may go on with other values of; ``say`` is told what that does to its
+        data. Raises CheckpointError for a checkpoint
         that is past the last step, of other data or another seed (what is to come would not be that of an uninterrupted
         run), or whose state is damaged.
         """
@@ -86,8 +98,9 @@ class Checkpoints:
         changed = set(map(changeable, change))
         if state["seed"] != seed and "seed" not in changed:
             raise CheckpointError(f"{folder} belongs to --seed {state['seed']}, this run has --seed {seed}")
-        if state["data"] is not None and not changed & _DATA_FLAGS:
-            _check_data(folder, state["data"], stage)
+        if state["data"] is not None:
+            _check_data(folder, state["data"], stage, may_change=bool(changed & _DATA_FLAGS), say=say)
+        self.loaded = folder
         checkpoint.load(folder, stage.engines())
         try:
             stage.restore(state["kept"])
@@ -132,13 +145,19 @@ class Checkpoints:
                 shutil.rmtree(hidden)
 
 
-def _check_data(folder: Path, before: Mapping[str, Any], stage: Stage) -> None:
+def _check_data(
+    folder: Path, before: Mapping[str, Any], stage: Stage, *, may_change: bool, say: Callable[[str], None]
+) -> None:
     try:
         words = what_differs(before, stage.identity)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"what {folder} says of its data is damaged ({error!r}); load another step") from error
-    if words is not None:
-        flag = stage.identity["flag"]
+    if words is None:
+        return
+    flag = stage.identity["flag"]
+    if may_change:
+        say(f"--{flag} is not what {folder} was trained on: {words}")
+    else:
         raise CheckpointError(
             f"--{flag} is not what {folder} was trained on: {words}; give the run its data back, or ask for the change "
             f"by --change {flag}"

@@ -51,6 +51,12 @@ class Console:
             elif self._file is not None:
                 self._log(text)
 
+    def keep(self, text: str) -> None:
+        """A line for the file alone, where there is one."""
+        with self._lock:
+            if self._file is not None:
+                self._log(f"{text}\n")
+
     def flush(self) -> None:
         """Nothing: every write is flushed."""
 

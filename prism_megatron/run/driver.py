@@ -20,7 +20,7 @@ from prism_megatron.parallel.collectives import on_main
 from prism_megatron.run.advice import how_to_go_on
 from prism_megatron.run.checkpoints import Checkpoints
 from prism_megatron.run.files import METRICS
-from prism_megatron.run.folder import folder_of_new_run
+from prism_megatron.run.folder import folder_of_new_run, move_aside
 from prism_megatron.run.idle import Idleness
 from prism_megatron.run.peers import Peers
 from prism_megatron.run.readings import readings
@@ -29,7 +29,7 @@ from prism_megatron.run.reporting import OpenSinks, Reporter
 from prism_megatron.run.session import Session
 from prism_megatron.run.sinks import Sink, check_sinks, open_sinks
 from prism_megatron.run.stage import Outcome, Stage
-from prism_megatron.run.start import ConfigT, StageConfig, Start, find_start, settle
+from prism_megatron.run.start import ConfigT, StageConfig, Start, find_start, settle, without_command
 
 Build = Callable[[ConfigT, Session], Stage]
 
@@ -43,18 +43,26 @@ def drive(world: World, config: ConfigT, build: Build[ConfigT], *, kind: str) ->
     """
     check_sinks(config.run.log_to)
     start = on_main(lambda: find_start(config, stage=kind))
-    output = on_main(lambda: _claim(start.output, kind=kind))
+    output, is_new = on_main(lambda: _claim(start, kind=kind))
     config = _with_output(config, output)
-    plain = to_plain(config)
-    checkpoints = Checkpoints(output, config.checkpoint.load, start.run, plain, keep_last=config.checkpoint.keep_last)
+    checkpoints = Checkpoints(
+        output,
+        config.checkpoint.load,
+        start.run,
+        to_plain(without_command(config)),
+        keep_last=config.checkpoint.keep_last,
+    )
     session = Session(
         world, output, checkpoints=checkpoints, restored=start.restored, max_minutes=config.run.max_minutes
     )
+    session.idleness = Idleness(config.run.max_idle_steps)
+    if start.saved is not None:
+        session.idleness.restore(start.saved.state["idle"])
     reporting = partial(Reporter, session, every=config.run.report_every, open_sinks=_sinks_of(config, session))
     with (
         session.stopping,
         closing(session),
-        _known_trouble(session),
+        _known_trouble(session, is_new=is_new),
         closing(build(config, session)) as stage,
         reporting(stage) as reporter,
     ):
@@ -66,6 +74,7 @@ def drive(world: World, config: ConfigT, build: Build[ConfigT], *, kind: str) ->
             _save(session, stage, first_step, seed=config.seed, good=True)
         ended = play(session, stage, range(first_step, stage.total_steps), config, reporter)
         if ended is not None:
+            session.note(str(ended))
             on_main(lambda: reporter.stop(str(ended)))
             raise ended
         with writing(output):
@@ -82,11 +91,11 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
     """
     if (reason := _why_no_step_is_left(stage, steps)) is not None:
         session.say(reason)
-        return None
+        return _nothing_trained(session, steps)
     session.say(f"{stage.name}: steps {steps.start + 1} to {steps.stop}")
     session.begin_table(stage.view.columns, total_steps=steps.stop)
-    idleness = Idleness(config.run.max_idle_steps)
-    saved, good = steps.start, True
+    idleness, saved, good = session.idleness, steps.start, True
+    on_main(lambda: reporter.begin(steps.start))
     with closing(_Rows(session, reporter, first_step=steps.start)) as rows:
         for step in steps:
             if (wish := session.stopping.agreed()) is not None:
@@ -106,9 +115,13 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
                 saved = done
             if stops:
                 break
-    if idleness.never_trained:
-        role, reason = next(iter(idleness.never_trained.items()))
-        return NothingTrainsError(f"no step of {len(steps)} trained the {role}: {reason}")
+    return _nothing_trained(session, steps)
+
+
+def _nothing_trained(session: Session, steps: range) -> NothingTrainsError | None:
+    """What a run at its end is told if a role was to learn, and no step, of this or an earlier part, trained it."""
+    for role, reason in session.idleness.never_trained.items():
+        return NothingTrainsError(f"no step of {steps.stop} trained the {role}: {reason}")
     return None
 
 
@@ -125,7 +138,6 @@ class _Rows:
         self._session, self._reporter = session, reporter
         path = session.output / METRICS
         self._writer = MetricsWriter(path, first_step=first_step) if session.world.is_main else None
-        reporter.begin(first_step)
 
     def write(self, outcome: Outcome) -> None:
         session = self._session
@@ -143,20 +155,27 @@ class _Rows:
             self._writer.close()
 
 
-def _claim(output: Path | None, *, kind: str) -> Path:
-    """The run's folder, which is there afterwards."""
+def _claim(start: Start, *, kind: str) -> tuple[Path, bool]:
+    """The run's folder, which is there afterwards, and whether it was not before.
+
+    What a try without a checkpoint left is moved aside before anything is built into the folder.
+    """
+    output = start.output
     with writing(output or Path("runs")):
         if output is None:
-            return folder_of_new_run(kind)
+            return folder_of_new_run(kind), True
+        is_new = not output.exists()
         output.mkdir(parents=True, exist_ok=True)
-        return output
+        if start.begins_anew:
+            move_aside(output)
+        return output, is_new
 
 
 def _restore(session: Session, stage: Stage, config: StageConfig, start: Start) -> int:
     """The step to begin with, with the weights of the checkpoint that the run goes on from."""
     if start.saved is None:
         return 0
-    step = session.checkpoints.restore(stage, start.saved, seed=config.seed, change=config.run.change)
+    step = session.checkpoints.restore(stage, start.saved, seed=config.seed, change=config.run.change, say=session.say)
     session.say(f"restored {' and '.join(stage.engines())} from {start.restored}")
     return step
 
@@ -181,7 +200,7 @@ def _stopped(session: Session, wish: str, step: int) -> RunStopped:
 def _save(session: Session, stage: Stage, step: int, *, seed: int, good: bool) -> None:
     started = time.perf_counter()
     with session.phase("checkpoint"):
-        folder = session.checkpoints.save(stage, step, seed=seed, good=good)
+        folder = session.checkpoints.save(stage, step, seed=seed, good=good, idle=session.idleness.to_plain())
     session.say(f"saved {folder} in {time.perf_counter() - started:.1f} s")
     advise(how_to_go_on(session.output))
 
@@ -197,7 +216,7 @@ def _sinks_of(config: StageConfig, session: Session) -> OpenSinks:
 
 
 @contextmanager
-def _known_trouble(session: Session) -> Iterator[None]:
+def _known_trouble(session: Session, *, is_new: bool) -> Iterator[None]:
     """Give what can befall a run from outside one line, which says how to go on; leave no folder of a refused start."""
     peers = Peers.meet(session.world.rank)
     try:
@@ -206,12 +225,14 @@ def _known_trouble(session: Session) -> Iterator[None]:
         raise
     except PrismError as error:
         if not session.is_settled:
-            if session.world.is_main:
+            if session.world.is_main and is_new:
                 with suppress(OSError):
                     session.output.rmdir()  # one that holds anything stays
             raise
         room = "make room, then " if isinstance(error, DiskError) else ""
-        raise type(error)(f"{error}; {room}{how_to_go_on(session.output)}") from error
+        said = f"{error}; {room}{how_to_go_on(session.output)}"
+        session.note(f"error: {said}")
+        raise type(error)(said) from error
     except Exception as error:
         if (full := disk_error(error, session.output)) is not None:
             raise DiskError(f"{full}; make room, then {how_to_go_on(session.output)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from typing import Any
 
 _FIRST_STEPS = 3
 
@@ -38,6 +39,16 @@ class Idleness:
             for (count, reason), roles in roles_of.items()
             if self._seen <= _FIRST_STEPS or count & (count - 1) == 0
         ]
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON has it, for :meth:`restore`: a run that goes on counts on."""
+        return {"on_end": dict(self._on_end), "ever": sorted(self._ever), "reasons": dict(self._reasons)}
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`to_plain`; of an older version nothing is known."""
+        self._on_end = Counter({str(role): int(count) for role, count in plain.get("on_end", {}).items()})
+        self._ever = {str(role) for role in plain.get("ever", ())}
+        self._reasons = {str(role): str(reason) for role, reason in plain.get("reasons", {}).items()}
 
     @property
     def verdict(self) -> str | None:

@@ -63,8 +63,14 @@ class Reporter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and self._rows:
+            self.ended = f"failed: {' '.join(str(error).split()) or type(error).__name__}"
             self._try_to_write()
-        for sink in self._sinks:
+        self._close()
+
+    def _close(self) -> None:
+        """Nothing more is written: whoever waits for the main rank need wait no longer."""
+        self._rows, sinks, self._sinks = None, self._sinks, ()
+        for sink in sinks:
             sink.close()
 
     def begin(self, first_step: int) -> None:
@@ -84,7 +90,7 @@ class Reporter:
             versions={name: version(name) for name in PACKAGES},
         )
         write_record(output / RECORD, record)
-        self._rows = list(read_metrics(output / METRICS)) if (output / METRICS).exists() else []
+        self._rows = _rows_in(output)
         if self._rows:
             self._try_to_write()
         self._sinks = self._open_sinks(record, first_step)
@@ -104,6 +110,7 @@ class Reporter:
         self.ended = reason
         if self._rows:
             self._write()
+        self._close()
 
     def finish(self, artefacts: Artefacts) -> None:
         """After the stage has finished: everything that is known, and the line that says where it stands."""
@@ -114,6 +121,7 @@ class Reporter:
         output = self._session.output
         written = (output / SUMMARY, output / REPORT, newest_checkpoint(output), artefacts.export)
         self._session.say(f"done: {', '.join(map(str, written))}")
+        self._close()
 
     def _try_to_write(self) -> None:
         """A report in mid-run is no reason to end it."""
@@ -133,7 +141,7 @@ class Reporter:
             output,
             view=stage.view,
             title=stage.title,
-            rows=read_metrics(output / METRICS) if self._rows is None else self._rows,
+            rows=self._rows if self._rows is not None else _rows_in(output),
             facts=RunFacts(
                 world_size=self._session.world.world_size,
                 layout=self._session.world.layout,
@@ -162,6 +170,11 @@ def write_both(
     summary = {**summarise(rows, facts), **view.summarise(rows), **more}
     write_summary(folder / SUMMARY, summary)
     write_report(folder / REPORT, title=title, view=view, rows=rows, summary=summary, samples=samples)
+
+
+def _rows_in(folder: Path) -> list[Row]:
+    """Those of a run that has played steps there; a run that goes on in a new folder may have none to play."""
+    return list(read_metrics(folder / METRICS)) if (folder / METRICS).exists() else []
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar
 
 from prism_megatron.config.merge import merge, read_yaml
@@ -15,8 +16,12 @@ from prism_megatron.run.folder import run_of
 
 ConfigT = TypeVar("ConfigT")
 
-_TODAY = {"step", "seed", "stage", "good_step", "kept", "run", "config", "data"}
-_BEFORE_RUNS_HAD_NAMES: Mapping[str, Any] = {"run": None, "config": None, "data": None}
+_TODAY = {"step", "seed", "stage", "good_step", "kept", "run", "config", "data", "idle"}
+_BEFORE_RUNS_HAD_NAMES: Mapping[str, Any] = {"run": None, "config": None, "data": None, "idle": {}}
+_TYPES: Mapping[str, type | UnionType] = {
+    "step": int, "seed": int, "stage": str, "good_step": int | None, "kept": dict, "run": str | None,
+    "config": dict | None, "data": dict | None, "idle": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,13 @@ class SavedRun:
     @classmethod
     def read(cls, folder: Path, *, stage: str) -> SavedRun:
         """Raises CheckpointError for a damaged one, one that no run saved, and one of another ``stage``."""
-        state = as_written_today(read_state(folder)["state"], folder)
+        try:
+            state = as_written_today(read_state(folder)["state"], folder)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"what {folder} keeps of the run is damaged ({error!r}); remove it") from error
+        for name, kind in _TYPES.items():
+            if not isinstance(state[name], kind):
+                raise CheckpointError(f"{folder} is damaged: its {name} is {state[name]!r}; remove it")
         if state["stage"] != stage:
             raise CheckpointError(
                 f"{folder} was saved by a run of {state['stage']}, and this is one of {stage}; to begin with its "

@@ -16,6 +16,7 @@ from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.run.checkpoints import Checkpoints
 from prism_megatron.run.console import Console
 from prism_megatron.run.files import CONSOLE
+from prism_megatron.run.idle import Idleness
 from prism_megatron.run.stopping import Stopping
 
 
@@ -38,6 +39,7 @@ class Session:
         self.restored = restored
         self.checkpoints = checkpoints or Checkpoints(output)
         self.stopping = Stopping(max_minutes)
+        self.idleness = Idleness(0)
         self.is_settled = False
         """whether the run has begun: from then on trouble ends with the command that goes on"""
         self.activity = Activity()
@@ -76,6 +78,11 @@ class Session:
         """Lines as they are, without the seconds."""
         if self.console is not None:
             self.console.line(text)
+
+    def note(self, text: str) -> None:
+        """A last line for the run's console.log alone; the command says it too, after everything else."""
+        if self.console is not None:
+            self.console.keep(text)
 
     def say(self, text: str) -> None:
         """One line with the seconds so far."""

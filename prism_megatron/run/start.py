@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.fields import OnResume, fields_of
 from prism_megatron.config.merge import merge, read_yaml, save
 from prism_megatron.config.resume import check_changes, check_resume, differences
 from prism_megatron.config.run import RunConfig
 from prism_megatron.conversion.checkpoint_folder import latest
 from prism_megatron.errors import CheckpointError, ConfigError
-from prism_megatron.run.files import CHECKPOINTS, CONFIG
-from prism_megatron.run.folder import holds_run, move_aside, newest_config, run_of
+from prism_megatron.run.files import CHECKPOINTS, CONFIG, RECORD
+from prism_megatron.run.folder import holds_run, newest_config, run_of
+from prism_megatron.run.record import read_record
 from prism_megatron.run.saved import SavedRun
 
 
@@ -75,9 +77,10 @@ def defaults_of(argv: Sequence[str], fresh: ConfigT, *, stage: str) -> ConfigT:
         return fresh  # the complaint about the flag says it best
     folder = checkpoint_of(CheckpointConfig(output=output, load=load), resume=resume)
     if folder is None:
-        return fresh
+        earlier = newest_config(output) if resume == "auto" and output is not None else None
+        return fresh if earlier is None else _read_or(earlier, fresh)
     config = SavedRun.read(folder, stage=stage).config(type(fresh)())
-    return fresh if config is None else _without_command(config)
+    return fresh if config is None else without_command(config)
 
 
 def checkpoint_of(checkpoint: CheckpointConfig, *, resume: str) -> Path | None:
@@ -124,34 +127,42 @@ def find_start(config: ConfigT, *, stage: str) -> Start:
         return Start(flags.output, uuid.uuid4().hex, begins_anew=anew)
     saved = SavedRun.read(folder, stage=stage)
     home = run_of(folder)
-    output = flags.output or (flags.load if flags.load is not None and _same(home, flags.load) else None)
+    named_run = flags.load is not None and any(_same(home, one) for one in (flags.load, flags.load.parent))
+    own = home if named_run and flags.load is not None and flags.load.name != folder.name else None
+    output = flags.output or own
     if output is not None:
         _check_output(output, saved, stage=stage)
+        read_record(output / RECORD)
     before = saved.config(type(config)())
     lines = [] if before is None else check_resume(before, config, change=change, where=str(flags.load or output))
-    return Start(output, saved.run or uuid.uuid4().hex, saved, lines)
+    goes_on_there = output is not None and _same(home, output)
+    run = saved.run if goes_on_there and saved.run is not None else uuid.uuid4().hex
+    return Start(output, run, saved, lines)
 
 
 def settle(config: ConfigT, start: Start) -> None:
     """Write down how the run was configured, once all that could refuse it has been passed. For the main rank.
 
     What an earlier part was configured with stays: a part that differs has a file of its own, named after its first
-    step. Rows of a try that left no checkpoint are moved aside.
+    step.
     """
     output = config.checkpoint.output
     assert output is not None, "a run that has begun has a folder"
-    if start.begins_anew:
-        move_aside(output)
+    kept = without_command(config)
     newest = newest_config(output)
     step = 0 if start.saved is None else int(start.saved.state["step"])
     if newest is None:
-        save(config, output / CONFIG)
-    elif differences(_read(newest, config), config):
-        save(config, output / f"{CONFIG.removesuffix('.yaml')}-step_{step:06d}.yaml")
+        save(kept, output / CONFIG)
+    elif differences(_read_or(newest, type(config)()), kept):
+        save(kept, output / f"{CONFIG.removesuffix('.yaml')}-step_{step:06d}.yaml")
 
 
-def _read(path: Path, like: ConfigT) -> ConfigT:
-    return merge(type(like)(), read_yaml(path))
+def _read_or(path: Path, other: ConfigT) -> ConfigT:
+    """The configuration in a file that a run wrote, or ``other`` where this version, or stage, cannot read it."""
+    try:
+        return merge(other, read_yaml(path))
+    except ConfigError:
+        return other
 
 
 def _check_output(output: Path, saved: SavedRun, *, stage: str) -> None:
@@ -174,11 +185,19 @@ def _same(one: Path | None, other: Path) -> bool:
     return one is not None and one.resolve() == other.resolve()
 
 
-def _without_command(config: ConfigT) -> ConfigT:
-    """The configuration without what belonged to the command that saved it."""
-    checkpoint = replace(config.checkpoint, output=None, load=None)
-    run = replace(config.run, resume="no", change=())
-    return replace(config, checkpoint=checkpoint, run=run)  # type: ignore[type-var]  # stages' configs are dataclasses
+def without_command(config: ConfigT) -> ConfigT:
+    """The configuration without what belongs to one command and not to the run, such as ``--load``."""
+    plain: ConfigT = type(config)()
+    for field in fields_of(plain):
+        if field.on_resume is OnResume.COMMAND:
+            config = _with(config, field.path, field.value)
+    return config
+
+
+def _with(config: Any, path: Sequence[str], value: Any) -> Any:
+    """A copy of the nested ``config`` with ``value`` at ``path``."""
+    name, *rest = path
+    return replace(config, **{name: _with(getattr(config, name), rest, value) if rest else value})
 
 
 def _named(yaml: Mapping[str, Any], section: str, name: str) -> Any:

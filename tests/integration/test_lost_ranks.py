@@ -119,4 +119,5 @@ def test_two_torchruns_of_which_one_is_gone(tmp_path: Path) -> None:
         [sys.executable, str(TOOL), "--load", str(output), "--tp", "2", "--steps", str(played + 1)],
         capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert again.returncode == 2 or json.loads((output / "summary.json").read_text())["ended"] == "done", again.stderr
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert json.loads((output / "summary.json").read_text())["ended"] == "done"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from prism_megatron.config.mini_world import MINI_FOLDER
@@ -76,6 +77,7 @@ def test_a_policy_that_rests_on_purpose_is_exported_as_what_it_is(tmp_path: Path
         load_file(folder / "model.safetensors") for folder in (MINI_FOLDER / "policy", tmp_path / "run" / "hf")
     )
     assert before.keys() == after.keys()
+    assert all(torch.equal(before[name].float(), after[name].float()) for name in before)
 
 
 def test_a_policy_that_learnt_is_exported_as_aligned(tmp_path: Path) -> None:

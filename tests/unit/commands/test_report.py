@@ -136,3 +136,26 @@ def test_ctrl_c_ends_the_watching_without_a_traceback_and_torch_is_not_needed(tm
             process.kill()
             process.wait()
     assert err.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("summary", "line"),
+    [
+        ('{"seconds_by_phase": null}', ""),
+        ('{"layout": [1]}', ""),
+        ("{}", '{"step": 3, "rollouts": [1], "valid_share": {}, "seconds/rollout": "x"}\n'),
+        ("{}", '{"step": 3, "response_tokens": 1' + "0" * 400 + "}\n"),
+        ("[" * 5000 + "]" * 5000, ""),
+    ],
+)
+def test_files_that_no_run_wrote_are_one_line(
+    summary: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Claim: read, or refused in a line; never a traceback."""
+    folder = played(tmp_path, record=None)
+    (tmp_path / "summary.json").write_text(summary)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line)
+    status = report.main([str(folder)])
+    errors = capsys.readouterr().err
+    assert status == 0 or (status == 2 and len(errors.splitlines()) == 1 and errors.startswith("error: "))

@@ -110,3 +110,11 @@ def test_help_is_grouped(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{group} options" in text
     for flag in ("--tp ", "--no-distributed-optimizer", "--policy.lr ", "--discriminator.lr ", "--config "):
         assert flag in text
+
+
+def test_what_is_no_field_is_no_key() -> None:
+    """Claim: what a section's class says about its fields is neither set nor offered."""
+    with pytest.raises(ConfigError) as caught:
+        merge(AlignConfig(), {"run": {"ON_RESUME": "FREE"}})
+    assert str(caught.value).startswith("unknown key 'run.ON_RESUME'; did you mean ")
+    assert "ON_RESUME" not in str(caught.value).partition("did you mean")[2]

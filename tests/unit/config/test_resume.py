@@ -108,3 +108,18 @@ def test_long_values_are_cut_in_the_line() -> None:
     now = changed(before, ("data", "system_prompt"), "x" * 500)
     (line,) = check_resume(before, now, change=("system-prompt",), where="runs/a")
     assert len(line) < 200
+
+
+def test_a_folder_that_is_spelled_otherwise_is_the_same(tmp_path: Path) -> None:
+    before = changed(AlignConfig(), ("data", "data"), tmp_path / "set")
+    assert differences(before, changed(before, ("data", "data"), tmp_path / "x" / ".." / "set")) == []
+    assert differences(before, changed(before, ("data", "data"), tmp_path / "other"))
+
+
+def test_values_are_told_apart_on_one_line() -> None:
+    before = AlignConfig()
+    now = changed(before, ("policy", "lr"), 1.0000001e-6)
+    assert check_resume(before, now, change=("policy.lr",), where="a") == ["--policy.lr was 1e-06 and is 1.0000001e-06"]
+    hostile = changed(before, ("data", "system_prompt"), "a\n\x1b[31mb")
+    (line,) = check_resume(before, hostile, change=("system-prompt",), where="a")
+    assert "\n" not in line and "\x1b" not in line

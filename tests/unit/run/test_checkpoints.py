@@ -16,8 +16,8 @@ from prism_megatron.run.saved import SavedRun, as_written_today
 LOAD = "prism_megatron.run.checkpoints.checkpoint.load"
 DATA = {"flag": "data", "count": 3, "digest": "d", "batch_size": 2}
 TODAY = {"step": 4, "seed": 7, "stage": "align", "good_step": 2, "kept": {"controls": {}, "replay": [], "probe": ["p"]},
-         "run": "r1", "config": {"seed": 7}, "data": DATA}  # fmt: skip
-NAMELESS = {"run": None, "config": None, "data": None}
+         "run": "r1", "config": {"seed": 7}, "data": DATA, "idle": {}}  # fmt: skip
+NAMELESS: dict[str, Any] = {"run": None, "config": None, "data": None, "idle": {}}
 
 
 def test_states_of_version_0_1_0_are_read_as_if_written_today() -> None:
@@ -60,11 +60,11 @@ def restore(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(LOAD, lambda folder, _engines: loaded.append(folder))
 
     def run(
-        state: dict[str, Any], *, seed: int = 7, change: tuple[str, ...] = ()
+        state: dict[str, Any], *, seed: int = 7, change: tuple[str, ...] = (), say: Any = print
     ) -> tuple[int, Checkpoints, Restored, list[Path]]:
         stage: Any = Restored()
         own = Checkpoints(Path("out"))
-        return own.restore(stage, SavedRun(Path("ckpt"), state), seed=seed, change=change), own, stage, loaded
+        return own.restore(stage, SavedRun(Path("ckpt"), state), seed=seed, change=change, say=say), own, stage, loaded
 
     return run
 
@@ -96,7 +96,9 @@ def test_what_was_asked_for_may_change(restore: Any) -> None:
     """Claim: leave to change data or seed is leave for that alone."""
     other = {**TODAY, "data": {**DATA, "count": 4}}
     assert restore(other, change=("data",))[0] == 4
-    assert restore(other, change=("--prompts_per_step",))[0] == 4
+    said: list[str] = []
+    assert restore(other, change=("--prompts_per_step",), say=said.append)[0] == 4
+    assert said == ["--data is not what ckpt was trained on: there were 4 examples and are 3"]
     with pytest.raises(CheckpointError, match="--data is not what"):
         restore(other, change=("policy.lr", "seed"))
     assert restore(TODAY, seed=8, change=("seed",))[0] == 4
@@ -120,7 +122,7 @@ def test_only_a_good_step_is_gone_back_to(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert own.save(stage, step, seed=7, good=good) == tmp_path / "checkpoints" / f"step_00000{step}"
     assert [state["good_step"] for state in states] == [2, 2, 6, 6]
     assert states[-1] == {"step": 8, "seed": 7, "stage": "align", "good_step": 6, "kept": {"kept": 1}, "run": "r1",
-                          "config": {"seed": 7}, "data": DATA}  # fmt: skip
+                          "config": {"seed": 7}, "data": DATA, "idle": {}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -167,3 +169,12 @@ def test_the_good_checkpoint_may_be_the_earlier_runs(
     own.good_step = 3
     with pytest.raises(CheckpointError, match="step_000003, which a rollback goes back to, is gone"):
         own.go_back({})
+
+
+def test_a_run_that_played_no_step_here_has_the_checkpoint_it_goes_on_from(restore: Any, tmp_path: Path) -> None:
+    own = restore(TODAY)[1]
+    assert own.newest == Path("ckpt")
+    own.output = tmp_path
+    (tmp_path / "checkpoints" / "step_000005").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_000005" / "state.json").touch()
+    assert own.newest == tmp_path / "checkpoints" / "step_000005"

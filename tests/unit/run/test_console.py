@@ -145,3 +145,14 @@ def test_silence_is_counted_from_the_last_line() -> None:
     console.line("a")
     now[0] = 10.0
     assert console.seconds_silent == 1.0
+
+
+def test_a_last_line_is_kept_without_being_printed(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    console = Console(stream=shown)
+    console.keep("before there is a file")
+    console.open(tmp_path / "console.log")
+    console.keep("stopped by SIGTERM")
+    console.close()
+    assert shown.getvalue() == ""
+    assert (tmp_path / "console.log").read_text() == "stopped by SIGTERM\n"

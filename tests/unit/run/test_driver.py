@@ -18,10 +18,12 @@ from prism_megatron.errors import NothingTrainsError, PrismError, RunStopped
 from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.observability.progress import Columns
-from prism_megatron.run.driver import play
+from prism_megatron.run.driver import _claim, play
+from prism_megatron.run.idle import Idleness
 from prism_megatron.run.reporting import Reporter
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Outcome
+from prism_megatron.run.start import Start
 
 WORLD: Any = SimpleNamespace(is_main=True, world_size=1, layout={}, device=torch.device("cpu"))
 
@@ -90,7 +92,8 @@ class Saves:
     saved: list[tuple[int, int, bool]] = field(default_factory=list)
     run: str = "r1"
 
-    def save(self, _stage: Any, step: int, *, seed: int, good: bool) -> Path:
+    def save(self, _stage: Any, step: int, *, seed: int, good: bool, idle: Any) -> Path:
+        assert idle.keys() == {"on_end", "ever", "reasons"}
         self.saved.append((step, seed, good))
         return Path(f"step_{step}")
 
@@ -98,6 +101,7 @@ class Saves:
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prism_megatron.run.stopping.all_gather_objects", lambda value: [value])
+    monkeypatch.setattr("prism_megatron.run.driver.on_main", lambda work: work())
 
 
 def ended(
@@ -107,6 +111,7 @@ def ended(
     saves: Any = Saves()
     session.checkpoints = saves
     counting: Any = Counting(session, **stage)
+    session.idleness = Idleness(run.max_idle_steps if run else 20)
     with session.stopping:
         problem = play(session, counting, steps, Config(run=run or RunConfig()), Reporter(session, counting, every=100))
     path = tmp_path / "metrics.jsonl"
@@ -162,6 +167,7 @@ def test_a_wish_is_granted_after_the_whole_step(tmp_path: Path) -> None:
     assert "stopped by SIGTERM after step 3; go on with `" in str(problem)
     assert stage.played == [0, 1, 2] and len(rows) == 3
     assert saved == [(2, 3, True), (3, 3, True)]
+    (tmp_path / "even").mkdir()
     problem, stage, saved, _ = ended(tmp_path / "even", range(9), wish_in=1)
     assert isinstance(problem, RunStopped) and saved == [(2, 3, True)], "what is saved is not saved twice"
 
@@ -204,3 +210,31 @@ def test_a_run_that_never_trained_anything_is_no_success(limit: int, tmp_path: P
 
 def test_one_step_that_taught_is_enough(tmp_path: Path) -> None:
     assert ended(tmp_path, range(4), idle_steps=(0, 1, 3))[0] is None
+
+
+def test_an_earlier_part_that_taught_counts_too(tmp_path: Path) -> None:
+    """Claim: a run that goes on remembers who ever learned, and how long a role has been idle."""
+    session = Session(WORLD, tmp_path)
+    session.checkpoints = Saves()  # type: ignore[assignment]  # as far as the driver needs it
+    session.idleness = Idleness(20)
+    session.idleness.see(("policy",), {})
+    stage: Any = Counting(session, idle_steps=(3,))
+    with session.stopping:
+        assert play(session, stage, range(3, 4), Config(), Reporter(session, stage, every=100)) is None
+
+
+def test_a_run_in_which_nothing_trained_is_no_success_the_second_time(tmp_path: Path) -> None:
+    """Claim: going on with a run at its end does not make a success of it."""
+    session = Session(WORLD, tmp_path)
+    session.idleness = Idleness(20)
+    session.idleness.see((), {"policy": "it rained"})
+    stage: Any = Counting(session)
+    problem = play(session, stage, range(4, 4), Config(), Reporter(session, stage, every=100))
+    assert str(problem) == "no step of 4 trained the policy: it rained"
+
+
+def test_what_a_try_left_is_moved_before_anything_is_built(tmp_path: Path) -> None:
+    (tmp_path / "format_sft").mkdir()
+    assert _claim(Start(tmp_path, "r1", begins_anew=True), kind="align") == (tmp_path, False)
+    assert (tmp_path / "earlier-1" / "format_sft").is_dir() and not (tmp_path / "format_sft").exists()
+    assert _claim(Start(tmp_path / "new", "r1"), kind="align") == (tmp_path / "new", True)

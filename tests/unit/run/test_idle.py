@@ -40,3 +40,15 @@ def test_roles_with_one_reason_share_a_line() -> None:
         "WARNING: the policy and the discriminator learned nothing in this step: why"
     ]
     assert len(own.see((), {"policy": "why", "discriminator": "else"})) == 2
+
+
+def test_what_was_counted_goes_on_after_a_resume() -> None:
+    own, later = Idleness(3), Idleness(3)
+    own.see(("discriminator",), {"policy": "a"})
+    own.see((), {"policy": "b"})
+    later.restore(own.to_plain())
+    later.see((), {"policy": "c", "discriminator": "d"})
+    assert later.verdict is not None and "the last 3 steps" in later.verdict
+    assert later.never_trained == {"policy": "c"}
+    later.restore({})
+    assert later.verdict is None and later.never_trained == {}

@@ -198,3 +198,17 @@ def test_a_run_that_ends_early_says_why_and_how_far_it_came(tmp_path: Path) -> N
     summary = summary_of(tmp_path)
     assert (summary["steps"], summary["ended"]) == (2, "stopped by SIGTERM after step 2")
     assert summary["hf_export"] is None
+
+
+def test_a_run_that_fails_says_so_in_its_summary(tmp_path: Path) -> None:
+    report = reporter(session(tmp_path), Told(), every=100)
+    play(report, tmp_path, range(2))
+    report.__exit__(RuntimeError, RuntimeError("a collective\nbroke"), None)
+    assert summary_of(tmp_path)["ended"] == "failed: a collective broke"
+
+
+def test_a_run_that_ends_elsewhere_without_a_step_is_reported_too(tmp_path: Path) -> None:
+    """Claim: going on with a finished run in a new folder leaves its export and a summary, though there is no row."""
+    report = reporter(session(tmp_path), Told(), every=100)
+    report.finish(Artefacts(tmp_path / "hf", "aligned policy"))
+    assert summary_of(tmp_path)["steps"] == 0 and summary_of(tmp_path)["ended"] == "done"

@@ -18,7 +18,7 @@ from prism_megatron.config.mini import MINI_ALIGN
 from prism_megatron.config.run import RunConfig
 from prism_megatron.config.warm_start import WarmStartConfig
 from prism_megatron.conversion.checkpoint_folder import FORMAT
-from prism_megatron.errors import CheckpointError, ConfigError, PrismError
+from prism_megatron.errors import CheckpointError, ConfigError, DataError, PrismError
 from prism_megatron.run.start import Start, defaults_of, find_start, settle
 
 Asked = Callable[..., AlignConfig]
@@ -33,7 +33,7 @@ def write_checkpoint(
     folder.mkdir(parents=True)
     plain = None if config is None else to_plain(config)
     state = {"step": step, "seed": 5, "stage": stage, "good_step": None, "kept": {}, "run": name, "config": plain,
-             "data": None, **changes}  # fmt: skip
+             "data": None, "idle": {}, **changes}  # fmt: skip
     document = {"format": FORMAT, "megatron_core": "0", "torch": "0", "engines": {}, "models": {}, "state": state}
     (folder / "state.json").write_text(json.dumps(document))
     return folder
@@ -83,7 +83,8 @@ def test_a_checkpoint_is_gone_on_from_in_a_new_folder(run: Path, tmp_path: Path)
     older = run / "checkpoints" / "step_000002"
     assert find_start(asked(load=older), stage="align").output is None
     start = find_start(asked(load=older, output=tmp_path / "other"), stage="align")
-    assert (start.output, start.run) == (tmp_path / "other", "r1")
+    assert start.output == tmp_path / "other"
+    assert len(start.run) == 32, "what goes on elsewhere is another branch, and is never mixed with this one"
     with pytest.raises(CheckpointError, match=r"step_000004 is newer than --load .*step_000002; remove it"):
         find_start(asked(load=older, output=run), stage="align")
 
@@ -229,12 +230,12 @@ def test_what_belonged_to_one_command_is_not_taken_over(tmp_path: Path) -> None:
     was = replace(
         SAVED,
         checkpoint=CheckpointConfig(output=tmp_path / "moved", load=tmp_path, save_every=3),
-        run=RunConfig(resume="auto", change=("seed",), max_minutes=5),
+        run=RunConfig(resume="auto", change=("seed",), max_minutes=5, report_every=7),
     )
     write_checkpoint(tmp_path, 2, config=was)
     found = defaults_of(["--load", str(tmp_path)], AlignConfig(), stage="align")
     assert found.checkpoint == CheckpointConfig(save_every=3)
-    assert found.run == RunConfig(max_minutes=5)
+    assert found.run == RunConfig(report_every=7)
 
 
 @pytest.mark.parametrize("argv", [[], ["--output", "new", "--resume", "auto"], ["--load", "nowhere"], ["--seed", "3"]])
@@ -265,16 +266,64 @@ def test_the_first_part_says_how_it_was_configured_and_later_ones_what_changed(r
     assert merge(AlignConfig(), read_yaml(run / "config-step_000004.yaml")).steps == 20
 
 
-def test_rows_of_a_try_without_a_checkpoint_are_kept_aside(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text("old")
-    save(replace(SAVED, seed=1), tmp_path / "config.yaml")
+def test_a_try_without_a_checkpoint_is_begun_anew_as_it_was_configured(tmp_path: Path) -> None:
+    """Claim: the command that a run is told to go on with is enough, also before its first checkpoint."""
+    (tmp_path / "metrics.jsonl").touch()
+    save(SAVED, tmp_path / "config.yaml")
+    argv = ["--output", str(tmp_path), "--resume", "auto"]
+    assert defaults_of(argv, AlignConfig(), stage="align") == SAVED
+    assert defaults_of(argv, WarmStartConfig(), stage="warm-start") == WarmStartConfig(), "another stage's is none"
+    assert defaults_of(argv[:2], AlignConfig(), stage="align") == AlignConfig()
+
+
+def test_what_belongs_to_the_command_is_not_written_down(tmp_path: Path) -> None:
+    """Claim: a saved configuration given by --config sends no run to another folder."""
     config = asked(output=tmp_path, resume="auto")
-    start = find_start(config, stage="align")
-    assert (tmp_path / "metrics.jsonl").exists(), "finding out changes nothing"
-    settle(config, start)
-    assert (tmp_path / "earlier-1" / "metrics.jsonl").read_text() == "old"
-    assert merge(AlignConfig(), read_yaml(tmp_path / "config.yaml")).seed == 5
-    assert not (tmp_path / "metrics.jsonl").exists()
+    settle(config, find_start(config, stage="align"))
+    written = merge(AlignConfig(), read_yaml(tmp_path / "config.yaml"))
+    assert (written.checkpoint.output, written.run.resume) == (None, "no")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "3"},
+        {"seed": None},
+        {"config": []},
+        {"config": "x"},
+        {"data": 3},
+        {"run": 4},
+        {"idle": None},
+        {"kept": []},
+    ],
+)
+def test_a_damaged_state_is_one_line(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 2)
+    document = json.loads((folder / "state.json").read_text())
+    document["state"] |= changes
+    (folder / "state.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"step_000002 is damaged: its .*; remove it"):
+        find_start(asked(load=tmp_path), stage="align")
+
+
+def test_a_damaged_state_of_an_older_version_is_one_line(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 2)
+    document = json.loads((folder / "state.json").read_text())
+    document["state"] = {"step": 2, "seed": 5, "game": None}
+    (folder / "state.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="keeps of the run is damaged"):
+        find_start(asked(load=tmp_path), stage="align")
+
+
+def test_a_damaged_record_is_refused_before_anything_is_written(run: Path) -> None:
+    (run / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"run\.json is damaged"):
+        find_start(asked(load=run), stage="align")
+
+
+def test_a_runs_checkpoints_stand_for_the_run(run: Path) -> None:
+    assert find_start(asked(load=run / "checkpoints"), stage="align").output == run
+    assert find_start(asked(load=run / "checkpoints" / "step_000004"), stage="align").output is None
 
 
 def test_a_new_folder_says_how_it_was_configured(tmp_path: Path, run: Path) -> None:
