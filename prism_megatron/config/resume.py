@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def _optimizers(config: object) -> Iterator[tuple[str, OptimizerConfig]]:
 def _another(before: Any, now: Any) -> bool:
     """Whether a value is another one; a folder that is spelled otherwise is not."""
     if isinstance(before, Path) and isinstance(now, Path):
-        return before.resolve() != now.resolve()
+        return os.path.realpath(before) != os.path.realpath(now)
     return bool(before != now)
 
 

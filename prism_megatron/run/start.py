@@ -6,6 +6,7 @@ Free of torch: the tools ask here before any process is started, the driver asks
 from __future__ import annotations
 
 import argparse
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -182,7 +183,7 @@ def _check_output(output: Path, saved: SavedRun, *, stage: str) -> None:
 
 
 def _same(one: Path | None, other: Path) -> bool:
-    return one is not None and one.resolve() == other.resolve()
+    return one is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
 def without_command(config: ConfigT) -> ConfigT:

@@ -114,6 +114,10 @@ def test_a_folder_that_is_spelled_otherwise_is_the_same(tmp_path: Path) -> None:
     before = changed(AlignConfig(), ("data", "data"), tmp_path / "set")
     assert differences(before, changed(before, ("data", "data"), tmp_path / "x" / ".." / "set")) == []
     assert differences(before, changed(before, ("data", "data"), tmp_path / "other"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert differences(before, changed(before, ("data", "data"), tmp_path / "loop")), (
+        "a link that leads nowhere is one too"
+    )
 
 
 def test_values_are_told_apart_on_one_line() -> None:
