@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,12 +177,13 @@ def test_a_kill_inside_a_save_loses_nothing(finished: Path, tmp_path: Path) -> N
 def test_a_checkpoint_goes_on_in_another_layout(finished: Path, tmp_path: Path) -> None:
     """Saved at TP2·PP2, continued at TP1·DP2: the same losses up to fp32 rounding in another order of summation."""
     output = tmp_path / "run"
-    output.mkdir()
-    (output / "metrics.jsonl").write_bytes((finished / "metrics.jsonl").read_bytes())
-    loaded = str(finished / "checkpoints" / "step_000002")
+    shutil.copytree(finished, output)
+    shutil.rmtree(output / "checkpoints" / f"step_{STEPS:06d}")
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step_000002"]
+    flags = ("--load", str(output), "--tp", "1", "--pp", "1")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
-        [*torchrun, *command(output, "--load", loaded)[1:]], capture_output=True, text=True, timeout=400, check=False
+        [*torchrun, *command(output, *flags)[1:]], capture_output=True, text=True, timeout=400, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert_same_losses(rows_of(output), rows_of(finished), relative=1e-4)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-SMALL = ("--steps", "1", "--prompts-per-step", "2", "--rollouts-per-prompt", "2", "--max-response-tokens", "24")
+SMALL = ("--steps", "1", "--prompts-per-step", "2", "--rollouts-per-prompt", "2")
 
 
 def run(*command: str | Path, cwd: Path, **more: str) -> str:
