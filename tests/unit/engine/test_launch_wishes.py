@@ -26,8 +26,11 @@ def test_the_first_is_passed_on_and_the_second_ends_all(monkeypatch: pytest.Monk
         signal.raise_signal(signal.SIGTERM)
         assert sent == ["0"], "a rank that has ended hears nothing"
         now[0] += 0.5
-        signal.raise_signal(signal.SIGINT)
-        assert sent == ["0"], "an echo"
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # which would end the tests
+            pytest.fail("an echo is no second wish")
+        assert sent == ["0"]
         now[0] += 0.5
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

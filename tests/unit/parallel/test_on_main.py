@@ -11,7 +11,14 @@ from prism_megatron.parallel.collectives import on_main
 
 def test_an_answer_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prism_megatron.parallel.collectives.dist.get_rank", lambda: 0)
-    monkeypatch.setattr(collectives, "broadcast_object", lambda value, source: value)  # noqa: ARG005
+    told: list[object] = []
+
+    def broadcast(value: object, source: int) -> object:
+        assert source == 0
+        told.append(value)
+        return value
+
+    monkeypatch.setattr(collectives, "broadcast_object", broadcast)
     assert on_main(lambda: 3) == 3
 
     def fail(error: Exception) -> None:
@@ -21,6 +28,7 @@ def test_an_answer_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
         on_main(lambda: fail(ConfigError("bad")))
     with pytest.raises(KeyError, match="cause"):
         on_main(lambda: fail(KeyError("cause")))
+    assert len(told) == 3, "the other ranks hear of every error"
 
 
 def test_other_ranks_do_nothing_and_hear_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

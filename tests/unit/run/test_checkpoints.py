@@ -118,9 +118,10 @@ def test_only_a_good_step_is_gone_back_to(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("prism_megatron.run.checkpoints.checkpoint.save", save)
     stage: Any = SimpleNamespace(name="align", engines=dict, models={}, state=lambda: {"kept": 1}, identity=DATA)
     own = Checkpoints(tmp_path, None, "r1", {"seed": 7})
-    for step, good in ((2, True), (4, False), (6, True), (8, False)):
+    for step, good in ((2, True), (4, False), (5, False), (6, True), (8, False)):
         assert own.save(stage, step, seed=7, good=good) == tmp_path / "checkpoints" / f"step_00000{step}"
-    assert [state["good_step"] for state in states] == [2, 2, 6, 6]
+    assert [state["good_step"] for state in states] == [2, 2, 2, 6, 6]
+    assert own.good_step == 6
     assert states[-1] == {"step": 8, "seed": 7, "stage": "align", "good_step": 6, "kept": {"kept": 1}, "run": "r1",
                           "config": {"seed": 7}, "data": DATA, "idle": {}}  # fmt: skip
 
