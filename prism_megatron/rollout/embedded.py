@@ -185,7 +185,10 @@ class EmbeddedRollout:
         for r, (tokens, logprobs) in enumerate(zip(tokens_R_T.tolist(), logprobs_R_T.tolist(), strict=True)):
             length = min(lengths[r], first_end[r] + 1 if stopped[r] else len(tokens))
             if not math.isfinite(sum(logprobs[:length])):
-                raise PrismError(f"policy version {self._version} gives logits that are not finite; it has diverged")
+                raise PrismError(
+                    f"policy version {self._version} gives logits that are not finite; it has diverged; go back to an "
+                    "older checkpoint, with a lower learning rate"
+                )
             rollouts.append(
                 Rollout(
                     token_ids=tuple(tokens[:length]),

@@ -177,7 +177,10 @@ class RequestFormat:
         barred = meta["output_token_ids_logprobs"]
         logprobs = tuple(float(entry[0]) - _barred_share(others) for entry, others in zip(scored, barred, strict=True))
         if not token_ids or not math.isfinite(sum(logprobs)):
-            raise RolloutError(f"prompt {prompt.id!r}: the server's log-probs are not finite; the policy has diverged")
+            raise RolloutError(
+                f"prompt {prompt.id!r}: the server's log-probs are not finite; the policy has diverged; go back to an "
+                "older checkpoint, with a lower learning rate"
+            )
         return Answer(token_ids, logprobs, _versions(meta["weight_versions"], len(token_ids)))
 
 

@@ -138,11 +138,11 @@ class Checkpoints:
         if self.good_step is not None:
             spared.add(step_folder(root, self.good_step))
         with writing(root):
+            for left_by_a_kill in root.glob(f".*{_REMOVED}"):
+                shutil.rmtree(left_by_a_kill)
             for folder in complete:
                 if folder not in spared:
-                    folder.rename(folder.with_name(f".{folder.name}{_REMOVED}"))
-            for hidden in root.glob(f".*{_REMOVED}"):
-                shutil.rmtree(hidden)
+                    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}{_REMOVED}")))
 
 
 def _check_data(

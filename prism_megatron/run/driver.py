@@ -229,7 +229,7 @@ def _known_trouble(session: Session, *, is_new: bool) -> Iterator[None]:
                 with suppress(OSError):
                     session.output.rmdir()  # one that holds anything stays
             raise
-        room = "make room, then " if isinstance(error, DiskError) else ""
+        room = "make room, then " if disk_error(error, session.output) is not None else ""
         said = f"{error}; {room}{how_to_go_on(session.output)}"
         session.note(f"error: {said}")
         raise type(error)(said) from error

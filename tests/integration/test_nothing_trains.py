@@ -92,3 +92,20 @@ def test_too_few_steps_to_reach_the_limit_are_no_success_either(tmp_path: Path) 
     result = run("run_align.py", *flags)
     assert result.returncode == NOTHING_TRAINS, result.stdout + result.stderr
     assert f"no step of {steps} trained the policy: none of 4 answers keeps the format" in result.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("role", "why"),
+    [("policy", "policy version 1 gives logits that are not finite"),
+     ("discriminator", "the discriminator's scores are not finite")],
+)  # fmt: skip
+def test_numbers_that_are_none_any_more_end_a_run(tmp_path: Path, role: str, why: str) -> None:
+    """Claim: an update of a size that no float holds ends the run at the next look, in one line, without an export."""
+    flags = (f"--{role}.lr", "1e30", f"--{role}.clip-grad", "0", "--steps", "9", "--output", str(tmp_path / "run"))
+    result = run("run_align.py", *flags)
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = result.stderr.splitlines()
+    assert why in line and "go on with `" in line
+    assert not (tmp_path / "run" / "hf").exists() and "aligned" not in result.stdout
+    assert "not finite" in json.loads((tmp_path / "run" / "summary.json").read_text())["ended"]

@@ -9,14 +9,16 @@ import hashlib
 import json
 import random
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from prism_megatron.config.mini_world import MINI_FOLDER
@@ -204,24 +206,72 @@ def test_a_finished_run_says_so_and_more_steps_go_on(finished: Finished, tmp_pat
     assert len(rows) == STEPS + 1
 
 
+class Tries:
+    """One command line, started again and again; ``nodes`` torchruns of one rank each, or plain python for 1."""
+
+    def __init__(self, command: list[str], *, nodes: int) -> None:
+        self._command, self._nodes = command, nodes
+
+    def start(self) -> list[subprocess.Popen[str]]:
+        return [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for command in self._commands()
+        ]
+
+    def finish(self) -> float:
+        """Until it ends by itself, well; in seconds."""
+        began = time.monotonic()
+        processes = self.start()
+        for process in processes:
+            said, _ = process.communicate(timeout=400)
+            assert process.returncode == 0, said
+        return time.monotonic() - began
+
+    def kill_after(self, seconds: float) -> None:
+        """SIGKILL to everything, at once; earlier where it ended by itself."""
+        processes = self.start()
+        until = time.monotonic() + seconds
+        wait_for(lambda: time.monotonic() >= until or all(p.poll() is not None for p in processes), seconds=400.0)
+        families = []
+        for process in processes:
+            if process.poll() is None:
+                own = psutil.Process(process.pid)
+                families += [own, *own.children(recursive=True)]
+        for one in families:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        for process in processes:
+            process.communicate()
+
+    def _commands(self) -> list[list[str]]:
+        if self._nodes == 1:
+            return [self._command]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        python, *rest = self._command
+        outer = [python, "-m", "torch.distributed.run", "--nnodes", str(self._nodes), "--nproc-per-node", "1",
+                 "--master-addr", "127.0.0.1", "--master-port", str(port), "--node-rank"]  # fmt: skip
+        return [[*outer, str(node), *rest] for node in range(self._nodes)]
+
+
 @pytest.mark.long
-def test_one_command_killed_five_times_ends_in_the_same_rows(finished: Finished, tmp_path: Path) -> None:
-    """Claim: ``--resume auto`` is the first and every later try, whenever a SIGKILL comes, before a checkpoint too."""
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_one_command_killed_five_times_ends_in_the_same_rows(finished: Finished, tmp_path: Path, nodes: int) -> None:
+    """Claim: ``--resume auto`` is the first and every later try, whenever a SIGKILL comes, before a checkpoint too.
+
+    Two nodes are two torchruns on this host.
+    """
     output = tmp_path / "run"
     flags = ("--data", str(finished.data), "--steps", str(STEPS), "--output", str(output), "--resume", "auto", *SIZES)
-    command = finished.kind.command(*flags, *finished.kind.flags)
-    began = time.monotonic()
-    whole = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    seconds = time.monotonic() - began
-    assert whole.returncode == 0, whole.stdout + whole.stderr
+    command = finished.kind.command(*flags, "--tp", str(nodes), *finished.kind.flags)
+    tries = Tries(command, nodes=nodes)
+    seconds = tries.finish()
+    expected = read_metrics(output / "metrics.jsonl")
     shutil.rmtree(output)
     moments = random.Random(5)
     for _ in range(5):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + moments.uniform(0.3, 1.0) * seconds
-        wait_for(lambda p=process, t=until: p.poll() is not None or time.monotonic() >= t, seconds=300.0)  # type: ignore[misc]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    last = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert last.returncode == 0, last.stdout + last.stderr
-    assert_same(read_metrics(output / "metrics.jsonl"), finished.rows)
+        tries.kill_after(moments.uniform(0.3, 1.0) * seconds)
+    tries.finish()
+    assert_same(read_metrics(output / "metrics.jsonl"), expected)
+    if nodes == 1:
+        assert_same(expected, finished.rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,6 +154,52 @@ def test_the_newest_are_kept_and_the_good_one(
         own.save(stage, step, seed=7, good=step not in bad)
         assert (root / f"step_{step:06d}").is_dir()
     assert sorted(path.name for path in root.iterdir()) == sorted([*(f"step_{n:06d}" for n in left), "step_000003"])
+
+
+FILES = ("policy/a.distcp", "policy/b.distcp", "state.json")
+
+
+def whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in FILES)
+
+
+@pytest.mark.parametrize("operation", range(11))
+def test_a_kill_in_the_middle_of_a_removal_costs_no_checkpoint(
+    operation: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Claim: SIGKILL before any change of the disk leaves whole folders, and all those that are to be kept.
+
+    Two folders go, each by a rename, three files and two folders: 12 changes, of which the first 11 are killed.
+    """
+    monkeypatch.setattr(checkpoints, "on_main", lambda work: work())
+    monkeypatch.setattr("prism_megatron.run.checkpoints.checkpoint.save", lambda *_, **__: None)
+    stage: Any = SimpleNamespace(name="align", engines=dict, models={}, state=dict, identity=DATA)
+    root = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4):
+        for name in FILES:
+            file = root / f"step_{step:06d}" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    own = Checkpoints(tmp_path, keep_last=1, good_step=2)
+    child = os.fork()
+    if child == 0:
+        changes = 0
+
+        def watch(event: str, _arguments: tuple[object, ...]) -> None:
+            nonlocal changes
+            if event in ("os.rename", "os.remove", "os.rmdir"):
+                if changes == operation:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                changes += 1
+
+        sys.addaudithook(watch)
+        own.save(stage, 4, seed=7, good=False)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert all(whole(folder) for folder in root.glob("step_*"))
+    assert {"step_000002", "step_000004"} <= {folder.name for folder in root.glob("step_*")}
+    own.save(stage, 4, seed=7, good=False)
+    assert sorted(path.name for path in root.iterdir()) == ["step_000002", "step_000004"]
 
 
 @pytest.mark.parametrize("load", [".", "checkpoints", "checkpoints/step_000004"])

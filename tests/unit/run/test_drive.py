@@ -19,7 +19,15 @@ from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.run import RunConfig
 from prism_megatron.engine.runtime import World
-from prism_megatron.errors import DataError, DiskError, LostRankError, PrismError, RolloutError, RunStopped
+from prism_megatron.errors import (
+    DataError,
+    DiskError,
+    LostRankError,
+    PrismError,
+    RolloutError,
+    RunStopped,
+    WeightSyncError,
+)
 from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.observability.progress import Columns
@@ -111,6 +119,11 @@ def test_a_run_that_ends_well(world: World, tmp_path: Path) -> None:
             "server http://127.0.0.1:7 is gone; go on with",
         ),
         (DiskError("x cannot be written"), DiskError, "x cannot be written; make room, then go on with"),
+        (
+            WeightSyncError("x cannot be written: [Errno 28] No space left on device"),
+            WeightSyncError,
+            "left on device; make room, then go on with",
+        ),
         (
             OSError(errno.ENOSPC, "No space left on device", "x"),
             DiskError,
