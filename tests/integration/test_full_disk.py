@@ -58,16 +58,21 @@ def told(result: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps, each saved, on a disk that had room for it."""
+    output = tmp_path_factory.mktemp("roomy") / "run"
+    result = run(*SMALL, "--steps", "3", "--save-every", "1", "--output", str(output))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return output
+
+
 @pytest.mark.long
-def test_a_checkpoint_that_does_not_fit_leaves_the_others_whole(disk: Disk, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_leaves_the_others_whole(disk: Disk, roomy: Path) -> None:
     """Claim: its room is asked for before a byte is written, and with room the run ends as on a large disk."""
-    flags = (*SMALL, "--steps", "3", "--save-every", "1")
-    assert run(*flags, "--output", str(tmp_path / "roomy")).returncode == 0
-    size = sum(
-        one.stat().st_size for one in (tmp_path / "roomy" / "checkpoints" / "step_000001").rglob("*") if one.is_file()
-    )
+    size = size_of(roomy / "checkpoints" / "step_000001")
     output = disk((2 * size + size // 2) // 1024) / "run"
-    line = told(run(*flags, "--output", str(output)))
+    line = told(run(*SMALL, "--steps", "3", "--save-every", "1", "--output", str(output)))
     assert f"{output}/checkpoints/step_000003 needs" in line
     assert f"--load {output}`" in line
     folders = sorted((output / "checkpoints").iterdir())
@@ -77,7 +82,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_others_whole(disk: Disk, tmp_
     disk(8 * size // 1024)
     result = run("--load", str(output))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert_same(read_metrics(output / "metrics.jsonl"), read_metrics(tmp_path / "roomy" / "metrics.jsonl"))
+    assert_same(read_metrics(output / "metrics.jsonl"), read_metrics(roomy / "metrics.jsonl"))
 
 
 def test_metrics_that_do_not_fit_end_the_run_in_a_line(disk: Disk) -> None:
@@ -88,15 +93,14 @@ def test_metrics_that_do_not_fit_end_the_run_in_a_line(disk: Disk) -> None:
 
 
 @pytest.mark.long
-def test_an_export_that_does_not_fit_leaves_the_checkpoint(disk: Disk, tmp_path: Path) -> None:
-    assert run(*SMALL, "--steps", "1", "--output", str(tmp_path / "roomy")).returncode == 0
-    size = size_of(tmp_path / "roomy" / "checkpoints")
+def test_an_export_that_does_not_fit_leaves_the_checkpoint(disk: Disk, roomy: Path) -> None:
+    size = size_of(roomy / "checkpoints" / "step_000003")
     output = disk((size + MIB) // 1024) / "run"
-    line = told(run(*SMALL, "--steps", "1", "--output", str(output)))
+    line = told(run(*SMALL, "--steps", "3", "--save-every", "3", "--output", str(output)))
     assert f"--load {output}`" in line
     assert not (output / "hf" / "config.json").exists() or not (output / "hf" / "model.safetensors").exists()
     disk(8 * size // 1024)
     result = run("--load", str(output))
     assert result.returncode == 0, result.stdout + result.stderr
-    mine, theirs = (folder / "hf" / "model.safetensors" for folder in (output, tmp_path / "roomy"))
+    mine, theirs = (folder / "hf" / "model.safetensors" for folder in (output, roomy))
     assert mine.read_bytes() == theirs.read_bytes()

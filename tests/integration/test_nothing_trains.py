@@ -86,6 +86,7 @@ def test_a_policy_that_learnt_is_exported_as_aligned(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["exported"] == "aligned policy"
 
 
+@pytest.mark.long
 def test_too_few_steps_to_reach_the_limit_are_no_success_either(tmp_path: Path) -> None:
     steps = 2
     flags = ("--temperature", "4", "--steps", str(steps), "--output", str(tmp_path / "run"))
