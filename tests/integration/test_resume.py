@@ -255,7 +255,6 @@ class Tries:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_command_killed_five_times_ends_in_the_same_rows(finished: Finished, tmp_path: Path, nodes: int) -> None:
     """Claim: ``--resume auto`` is the first and every later try, whenever a SIGKILL comes, before a checkpoint too.
