@@ -186,4 +186,4 @@ def test_time_that_is_up_ends_a_run_within_a_step(tmp_path: Path) -> None:
     assert result.returncode == 3, result.stdout + result.stderr
     assert time.monotonic() - began >= 60.0
     played = assert_kept(output)
-    assert result.stderr.startswith(f"stopped by --max-minutes 1.0 after step {played}; go on with `")
+    assert result.stderr.startswith(f"stopped by --max-minutes 1 after step {played}; go on with `")
