@@ -32,7 +32,8 @@ class Alignment:
         """The players have their weights, the rollout engine has none yet."""
         self.players, self.plan, self.prompts, self.exports, self.session = players, plan, prompts, exports, session
         self.engines, self.close, self.models = players.engines, players.close, exports.models
-        self.title, self.total_steps, self.identity = exports.title, plan.steps, prompts.identity
+        self.title, self.total_steps = exports.title, plan.steps
+        self.identity, self.data_counts = prompts.identity, prompts.counts
         self.memory, self.may_go_back = GameMemory.fresh(plan.game, seed=plan.seed), plan.game.rollbacks > 0
         self.last: AlignStep | None = None
 

@@ -37,6 +37,7 @@ class Scripted:
     name, title, total_steps, view, may_go_back = "align", "Scripted", 3, VIEW, False
     models: dict[str, Any] = {}  # noqa: RUF012
     identity: dict[str, Any] = {}  # noqa: RUF012
+    data_counts: dict[str, int] = {}  # noqa: RUF012
 
     def __init__(self, session: Session, in_step: Callable[[], None]) -> None:
         self.session, self.in_step, self.closed = session, in_step, 0

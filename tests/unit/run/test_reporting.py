@@ -32,6 +32,7 @@ class Told:
     view: Any = VIEW
     total_steps: int = 6
     answers: list[Sample] = field(default_factory=list)
+    data_counts: dict[str, int] = field(default_factory=lambda: {"lines": 3, "kept": 2, "no_caption": 1})
 
     def samples(self) -> Sequence[Sample]:
         return self.answers
