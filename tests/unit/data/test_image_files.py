@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import BmpImagePlugin, Image, ImageOps
 
 from prism_megatron.data import image_files
 from prism_megatron.data.image_files import image_size, look_at, open_image
@@ -190,4 +190,27 @@ def test_files_from_reports(name: str, shared_dir: Path) -> None:
         assert open_image(path).size == (48, 64), "64x48, turned as its orientation says"
         return
     with pytest.raises(ImageError, match=rf"{name}: the image cannot be read: "):
+        open_image(path)
+
+
+def test_a_picture_whose_metadata_cannot_be_read_is_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_image: Image.Image) -> Image.Exif:
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    assert open_image(photo(tmp_path, "photo.bmp")).size == SIZE
+
+
+def test_a_size_that_grows_while_it_is_decoded_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an icon, which decides on one of several pictures only then."""
+    path, load = photo(tmp_path, "photo.bmp"), BmpImagePlugin.BmpImageFile.load
+
+    def grown(image: Any) -> Any:
+        result = load(image)
+        image._size = (1000, 1000)
+        return result
+
+    monkeypatch.setattr(BmpImagePlugin.BmpImageFile, "load", grown)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 10_000)
+    with pytest.raises(ImageError, match=r"photo\.bmp: an image of 1000x1000 pixels; at most 10000"):
         open_image(path)
