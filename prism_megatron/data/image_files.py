@@ -91,7 +91,7 @@ def _read(path: Path, use: Callable[[Image.Image], T]) -> T:
             except ImageError:
                 raise
             except Exception:  # a decoder's errors are an open set; raised again below
-                bare = without_metadata(path.read_bytes())
+                bare = without_metadata(path)
                 if bare is None:
                     raise
                 return _opened(io.BytesIO(bare), use)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 _PNG, _PNG_NEEDED = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _JPEG, _START_OF_SCAN = b"\xff\xd8", 0xDA
 # JFIF says the density and Adobe how colours are stored; all other application segments and comments describe.
 _APPLICATION, _COMMENT, _JPEG_NEEDED = range(0xE0, 0xF0), 0xFE, (0xE0, 0xEE)
 
 
-def without_metadata(data: bytes) -> bytes | None:
-    """``data`` of a PNG or JPEG file, which may be damaged, with its pixels' parts alone; None for any other.
+def without_metadata(path: Path) -> bytes | None:
+    """A PNG or JPEG file, which may be damaged, with its pixels' parts alone; None for any other, which is not read.
 
-    Each part is copied bit for bit, so damaged pixels stay damaged.
+    Each part is copied bit for bit, so damaged pixels stay damaged. Raises OSError.
     """
-    if data.startswith(_PNG):
-        return _png(data)
-    return _jpeg(data) if data.startswith(_JPEG) else None
+    with path.open("rb") as file:
+        first = file.read(len(_PNG))
+        if first == _PNG:
+            return _png(first + file.read())
+        return _jpeg(first + file.read()) if first.startswith(_JPEG) else None
 
 
 def _png(data: bytes) -> bytes:

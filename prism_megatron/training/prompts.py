@@ -38,12 +38,14 @@ def checks_of(data: DataConfig, look: Look) -> Checks:
     return Checks(data.check_images, data.on_bad, look)
 
 
-def say_counts(counts: Counts | None, say: Callable[[str], None]) -> None:
-    """How many records are used and why others are not, in a line, and the first that are bad."""
-    if counts is not None:
-        say(f"data: {counts.text()}")
-        for line in counts.shown:
+def say_counts(train: Counts | None, held_out: Counts | None, say: Callable[[str], None]) -> None:
+    """How many records each part uses and why others are not, a line each, and the first that are bad."""
+    if train is not None:
+        say(f"data: {train.text()}")
+        for line in train.shown:
             say(f"left out: {line}")
+    if held_out is not None:
+        say(f"held-out data: {held_out.text()}")
 
 
 def build_prompts(

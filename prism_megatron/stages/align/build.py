@@ -70,7 +70,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         folder, system_prompt=config.data.system_prompt, strict_format=config.data.strict_format
     )
     prompts = _prompts(config, renderer, session)
-    say_counts(prompts.steps.counts, session.say)
+    say_counts(prompts.steps.counts, None if prompts.probe is None else prompts.probe.counts, session.say)
     # The policy, and who samples for it.
     if config.data.format_sft and session.restored is None:
         teach_format(

@@ -48,7 +48,10 @@ def build(config: WarmStartConfig, session: Session) -> WarmStart:
     Raises ConfigError, DataError or ConversionError before anything is trained.
     """
     sources = build_sources(config, look_together(session.world, session.activity))
-    say_counts(sources.train.counts, session.say)
+    held_out = sources.held_out
+    say_counts(sources.train.counts, None if held_out is None else held_out.counts, session.say)
+    if held_out is None:
+        session.say("nothing is held out: the discriminator will not be measured at the end")
     session.say(f"run folder {session.output}; {sources.steps} steps on {sources.train_text}")
     text = f"building the discriminator on {session.world.world_size} ranks ({session.layout_text})"
     with session.phase("build", text):

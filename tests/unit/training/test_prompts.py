@@ -53,11 +53,15 @@ def test_a_look_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_counts_and_the_first_bad_lines_are_said() -> None:
     said: list[str] = []
-    say_counts(None, said.append)
+    say_counts(None, None, said.append)
     assert said == []
     reasons = {"bad_json": "not a JSON object", "no_caption": "without a caption"}
-    say_counts(Counts(9, 5, {"bad_json": 1, "no_caption": 3}, {"pairs": 4}, reasons, ("x:3: bad",)), said.append)
+    held_out = Counts(9, 8, {"bad_json": 1}, {}, reasons, ("x:3: bad",))
+    say_counts(
+        Counts(9, 5, {"bad_json": 1, "no_caption": 3}, {"pairs": 4}, reasons, ("x:3: bad",)), held_out, said.append
+    )
     assert said == [
         "data: 5 of 9 lines are used (4 pairs); left out: 1 not a JSON object, 3 without a caption",
         "left out: x:3: bad",
+        "held-out data: 8 of 9 lines are used; left out: 1 not a JSON object",
     ]
