@@ -25,6 +25,9 @@ class ConfigError(PrismError):
 class DataError(PrismError):
     """A record, an image or a data folder is malformed."""
 
+    counted_as = "bad_field"
+    """the reason that a record which is left out for it is counted under"""
+
 
 class ConversionError(PrismError):
     """A weight folder does not fit the model: missing, unknown or misshapen tensors."""

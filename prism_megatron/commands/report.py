@@ -92,6 +92,7 @@ def _facts(folder: Path, record: RunRecord | None, before: Mapping[str, Any], ro
         checkpoint=path_text(newest_checkpoint(folder)),
         megatron_core=versions.get("megatron-core") or before.get("megatron_core"),
         torch=versions.get("torch") or before.get("torch"),
+        data=before.get("data", {}) if record is None else record.data,
         other_seconds={
             phase: seconds for phase, seconds in before.get("seconds_by_phase", {}).items() if phase not in in_steps
         },

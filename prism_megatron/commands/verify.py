@@ -67,7 +67,7 @@ def checked(config: VerifyConfig) -> VerifyConfig:
         experts_per_tower = 0 if towers is None else towers.experts_per_tower
     check_verify(config, shape, world_size=size, experts_per_tower=experts_per_tower)
     if config.image:
-        from prism_megatron.data.images import open_image
+        from prism_megatron.data.image_files import open_image
 
         for path in config.image:
             open_image(Path(path))

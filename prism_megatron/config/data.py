@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, ExistingFolder, OnResume
 
@@ -17,6 +17,9 @@ STRUCTURED_SYSTEM_PROMPT = (
 )
 """The structured-output instruction; training, rollout and evaluation use one and the same."""
 
+CheckImages = Literal["headers", "all", "off"]
+OnBad = Literal["fail", "skip"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -26,6 +29,13 @@ class DataConfig:
 
     data: Annotated[Path | None, ExistingFolder()] = None
     """folder of records with images and references; without it the mini world's scenes"""
+    check_images: Annotated[CheckImages, OnResume.FREE] = "headers"
+    """what is read of every image before the first step: headers, which find missing files and measure prompts; all of
+    it, which finds damaged pixels too and costs as much as an epoch's images do, shared by the ranks; or off, nothing,
+    where a long prompt or a bad image is an error at its step"""
+    on_bad: OnBad = "fail"
+    """what is done about bad records: fail before the first step, or skip them, counted by reason; to skip needs
+    --check-images all, because which records are kept decides on the order of all steps"""
     system_prompt: str | None = STRUCTURED_SYSTEM_PROMPT
     """system message before every question; None for none"""
     max_prompt_tokens: Annotated[int, AT_LEAST_ONE] = 2048

@@ -52,10 +52,20 @@ def check_align_values(config: AlignConfig) -> None:
 def check_values(config: TrainsDiscriminator) -> None:
     """:func:`check_align_values` of what the stages have in common."""
     check_fields(config)
+    check_data(config.data)
     discriminator = config.discriminator
     check_kind(discriminator)
     check_upcycling(discriminator)
     check_router_losses(discriminator, load_balance=discriminator.load_balance or 0.0)
+
+
+def check_data(data: DataConfig) -> None:
+    """Raise ConfigError for bad records that are to be skipped and could not all be known before the first step."""
+    if data.on_bad == "skip" and data.check_images != "all":
+        raise ConfigError(
+            f"--on-bad skip leaves out what is bad before the first step, and --check-images {data.check_images} finds "
+            "damaged images only at their step; use --check-images all, or --on-bad fail"
+        )
 
 
 def check_rollout(rollout: RolloutConfig) -> None:

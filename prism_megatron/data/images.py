@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from prism_megatron.data.colours import to_rgb
+from prism_megatron.data.intake import ImageError
 from prism_megatron.errors import DataError
 from prism_megatron.types import ImageInput
 
-MAX_PIXELS = 64_000_000  # a larger file is refused before it is decoded
 LEVEL_TOLERANCE = 0.01  # of 255 colour levels; float32 normalisation moves one by 8e-6
 SETTINGS = ("size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
 
@@ -47,12 +48,12 @@ class ImagePreprocessor:
     def __call__(self, image: Image.Image) -> ImageInput:
         """``pixel_values_P_D`` float32, P = t·h·w patches of D = 3 · temporal_patch · patch · patch values.
 
-        Raises DataError for a shape the model cannot take (sides differing by more than a factor of 200).
+        Raises ImageError for a shape the model cannot take (sides differing by more than a factor of 200).
         """
         try:
             features = self._processor(images=[to_rgb(image)], return_tensors="np")
         except ValueError as error:
-            raise DataError(f"an image of {image.width}x{image.height} pixels cannot be processed: {error}") from error
+            raise ImageError(f"an image of {image.width}x{image.height} pixels cannot be processed: {error}") from error
         t, h, w = (int(n) for n in features["image_grid_thw"][0])
         return ImageInput(np.ascontiguousarray(features["pixel_values"], dtype=np.float32), (t, h, w))
 
@@ -81,47 +82,10 @@ class ImagePreprocessor:
         return t * h * w // int(self._processor.merge_size) ** 2
 
     def num_tokens_of_size(self, size: tuple[int, int]) -> int:
-        """Image pads of a picture of this (width, height), without reading its pixels. Raises DataError as above."""
+        """Image pads of a picture of this (width, height), without reading its pixels. Raises ImageError as above."""
         width, height = size
         try:
             patches = int(self._processor.get_number_of_image_patches(height, width))
         except ValueError as error:
-            raise DataError(f"an image of {width}x{height} pixels cannot be processed: {error}") from error
+            raise ImageError(f"an image of {width}x{height} pixels cannot be processed: {error}") from error
         return patches // int(self._processor.merge_size) ** 2
-
-
-def open_image(path: Path) -> Image.Image:
-    """A decoded image file, upright. Raises DataError if it is broken or larger than MAX_PIXELS."""
-    try:
-        with Image.open(path) as image:
-            _check_size(image.size, path)
-            upright: Image.Image = ImageOps.exif_transpose(image)
-            upright.load()
-            return upright
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises on bad files
-        raise DataError(f"{path}: the image cannot be read: {error}") from error
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels from the file's header. Raises DataError for a file that is no image."""
-    try:
-        with Image.open(path) as image:
-            _check_size(image.size, path)
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: the image cannot be read: {error}") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: transparency over white (as transformers does), 16-bit grey scaled instead of clipped."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(background, image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _check_size(size: tuple[int, int], path: Path) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise DataError(f"{path}: an image of {size[0]}x{size[1]} pixels; at most {MAX_PIXELS} pixels are read")

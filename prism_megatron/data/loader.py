@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from prism_megatron.data.admission import Checks, admitted, prompt_of
 from prism_megatron.data.identity import Identity, identity_of
-from prism_megatron.data.images import image_size, open_image
+from prism_megatron.data.intake import HELD_OUT, LONG_RESPONSE, NO_CAPTION, Counts, Sieve
 from prism_megatron.data.records import Part, Record, in_part, read_records
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Scene, Split, keyed_generator, make_scene
 from prism_megatron.data.teachers import Teacher, write
-from prism_megatron.errors import DataError
 from prism_megatron.types import Prompt, Response
 
 
@@ -37,12 +37,18 @@ class ExampleSource(Protocol):
     def identity(self) -> Identity:
         """Which examples, in which order, how many at a time."""
 
+    @property
+    def counts(self) -> Counts | None:
+        """What became of the lines that they were read from; None for examples that are made."""
+
     def batch(self, step: int) -> list[Example]:
         """The examples of step 0, 1, 2, …; always equally many."""
 
 
 class SceneSource:
     """An endless stream of scenes that never repeats; step s shows scenes s·batch_size to (s+1)·batch_size - 1."""
+
+    counts = None
 
     def __init__(
         self,
@@ -80,17 +86,6 @@ class SceneSource:
         )
 
 
-@dataclass(frozen=True)
-class RecordCounts:
-    """How many records of the part are used, how many of those for perception alone, and why others are not."""
-
-    kept: int
-    without_reasoning: int
-    without_reference: int
-    long_prompt: int
-    long_response: int
-
-
 class RecordSource:
     """The records of one part of a set, in a new order every epoch. Images are read when their batch is."""
 
@@ -105,36 +100,39 @@ class RecordSource:
         max_prompt_tokens: int,
         max_response_tokens: int,
         validation_share: float = 0.1,
+        checks: Checks = Checks(),  # noqa: B008  # frozen
     ) -> None:
-        """Checks every record, and measures every prompt and reference; raises DataError if none can be used."""
+        """Checks every record, and measures every prompt and reference.
+
+        Raises DataError, naming the first of them, for bad records unless ``checks`` skip them, and if none is left.
+        """
         self._renderer = renderer
         self._seed = seed
         self._batch_size = batch_size
-        self._usable: list[tuple[Record, Response]] = []
-        without_reasoning = without_reference = long_prompt = long_response = 0
-        for record in read_records(folder, purpose="train"):
-            if not in_part(record, part, validation_share=validation_share):
-                continue
-            reference = reference_of(record, renderer)
-            if reference is None:
-                without_reference += 1
-                continue
-            prompt_tokens = renderer.num_prompt_tokens(record.id, record.question_text, [image_size(record.image)])
-            if prompt_tokens > max_prompt_tokens:
-                long_prompt += 1
-            elif len(reference.token_ids) > max_response_tokens:
-                long_response += 1
-            else:
-                self._usable.append((record, reference))
-                without_reasoning += reference.segments.reasoning is None
-        self.counts = RecordCounts(len(self._usable), without_reasoning, without_reference, long_prompt, long_response)
-        if not self._usable:
-            raise DataError(
-                f"{folder}: no record of the {part} part can be used: "
-                f"{without_reference} lack a caption, "
-                f"{long_prompt} prompts exceed {max_prompt_tokens} tokens, "
-                f"{long_response} references exceed {max_response_tokens} tokens"
-            )
+        self._checks, self._max_prompt_tokens = checks, max_prompt_tokens
+        sieve = Sieve(
+            folder / "data.jsonl",
+            max_prompt_tokens=max_prompt_tokens,
+            max_response_tokens=max_response_tokens,
+            part=part,
+        )
+        references: dict[str, Response] = {}
+        asked: list[Record] = []
+        for record in read_records(folder, purpose="train", sieve=sieve):
+            with sieve.catching():
+                if not in_part(record, part, validation_share=validation_share):
+                    sieve.leave_out(HELD_OUT)
+                elif (reference := reference_of(record, renderer)) is None:
+                    sieve.leave_out(NO_CAPTION)
+                elif len(reference.token_ids) > max_response_tokens:
+                    sieve.leave_out(LONG_RESPONSE)
+                else:
+                    references[record.id] = reference
+                    asked.append(record)
+        kept = admitted(asked, sieve, renderer, checks, max_prompt_tokens=max_prompt_tokens)
+        self._usable = [(record, references[record.id]) for record in kept]
+        without_reasoning = sum(reference.segments.reasoning is None for _, reference in self._usable)
+        self.counts = sieve.counts(len(kept), checks.on_bad, offer=checks.offer, without_reasoning=without_reasoning)
 
     @property
     def identity(self) -> Identity:
@@ -149,17 +147,23 @@ class RecordSource:
         epoch, offset = divmod(position, len(self._usable))
         order = keyed_generator("epoch", self._seed, epoch).permutation(len(self._usable))
         record, reference = self._usable[int(order[offset])]
-        prompt = self._renderer.prompt(record.id, record.question_text, [open_image(record.image)])
+        prompt = prompt_of(record, self._renderer, self._checks, max_prompt_tokens=self._max_prompt_tokens)
         return Example(prompt=prompt, reference=reference, record=record)
 
 
 def reference_of(record: Record, renderer: Renderer) -> Response | None:
     """What the record's rollouts are compared with: a whole response, a caption alone, or None without a caption.
 
-    Raises DataError, naming the record, for text that makes no valid response.
+    Raises TextError, naming the line, for text that makes no valid response, or that the tokenizer would take for
+    tokens: the question's too, and the answer's where nothing else asks for it.
     """
+    where = record.where or record.id
+    for key, text in (("question", record.question), ("answer", record.answer)):
+        renderer.refuse_added_tokens(f"{where}: field {key}", text)
+    for choice in record.choices or ():
+        renderer.refuse_added_tokens(f"{where}: field choices", choice)
     if record.caption is None:
         return None
     if record.solution is None:
-        return renderer.caption_alone(record.caption, id=record.id)
-    return renderer.response(record.caption, record.solution, record.answer, id=record.id)
+        return renderer.caption_alone(record.caption, id=where)
+    return renderer.response(record.caption, record.solution, record.answer, id=where)

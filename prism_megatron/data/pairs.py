@@ -14,13 +14,14 @@ Example::
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from prism_megatron.data.fields import check_text, image_path, lines_of, object_of
+from prism_megatron.data.admission import Checks, admitted, prompt_of
+from prism_megatron.data.fields import check_text, check_texts, image_path, lines_of, object_of
 from prism_megatron.data.identity import Identity, identity_of
-from prism_megatron.data.images import image_size, open_image
+from prism_megatron.data.intake import HELD_OUT, LONG_RESPONSE, Sieve, TextError
 from prism_megatron.data.records import Part, in_part, refuse_evaluation_folder, refuse_evaluation_source
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import keyed_generator
@@ -44,27 +45,28 @@ class PairLine:
     rejected: tuple[str, ...]
     source: str
 
-
-@dataclass(frozen=True)
-class PairCounts:
-    """Lines of the part that are used, their pairs, and the lines and responses that are too long."""
-
-    lines: int
-    pairs: int
-    long_prompts: int
-    long_responses: int
+    @property
+    def question_text(self) -> str:
+        """As it is asked."""
+        return self.question
 
 
-def read_pairs(path: Path) -> tuple[PairLine, ...]:
-    """Read and check a whole file. Raises DataError as ``records.read_records``."""
+def read_pairs(path: Path, *, sieve: Sieve | None = None) -> tuple[PairLine, ...]:
+    """Read and check a whole file. Raises DataError, or leaves it to ``sieve``, as ``records.read_records``."""
     path = path.resolve()
     if not path.is_file():
         raise DataError(f"{path} is no file; --pairs names a file of preference pairs, a JSON object to a line")
     refuse_evaluation_folder(path.parent)
-    lines = tuple(_line(line, path.parent, where) for where, line in lines_of(path))
+    pairs = []
+    lines = list(lines_of(path))
+    for where, line in lines:
+        with nullcontext() if sieve is None else sieve.catching():
+            pairs.append(_line(line, path.parent, where))
     if not lines:
         raise DataError(f"{path} holds no pairs")
-    return lines
+    if sieve is not None:
+        sieve.lines = len(lines)
+    return tuple(pairs)
 
 
 class PairSource:
@@ -81,33 +83,37 @@ class PairSource:
         max_prompt_tokens: int,
         max_response_tokens: int,
         validation_share: float = VALIDATION_SHARE,
+        checks: Checks = Checks(),  # noqa: B008  # frozen
     ) -> None:
-        """Checks and tokenises every line; raises DataError, naming the line, or if none of the part can be used."""
+        """Checks and tokenises every line. Raises DataError as ``loader.RecordSource``."""
         self._renderer = renderer
         self._seed = seed
         self._batch_size = batch_size
-        self._usable: list[tuple[PairLine, Response, tuple[Response, ...]]] = []
-        long_prompts = long_responses = 0
-        for line in read_pairs(path):
-            if not in_part(line, part, validation_share=validation_share):
-                continue
-            chosen, rejected = _responses(line, renderer)
-            fitting = tuple(one for one in rejected if len(one.token_ids) <= max_response_tokens)
-            question = f"{line.where}: field question"
-            if renderer.num_prompt_tokens(question, line.question, [image_size(line.image)]) > max_prompt_tokens:
-                long_prompts += 1
-            elif len(chosen.token_ids) > max_response_tokens or not fitting:
-                long_responses += 1 + len(rejected)
-            else:
-                long_responses += len(rejected) - len(fitting)
-                self._usable.append((line, chosen, fitting))
+        self._checks, self._max_prompt_tokens = checks, max_prompt_tokens
+        sieve = Sieve(path, max_prompt_tokens=max_prompt_tokens, max_response_tokens=max_response_tokens, part=part)
+        responses: dict[str, tuple[Response, tuple[Response, ...]]] = {}
+        asked: list[PairLine] = []
+        long_responses = 0
+        for line in read_pairs(path, sieve=sieve):
+            with sieve.catching():
+                if not in_part(line, part, validation_share=validation_share):
+                    sieve.leave_out(HELD_OUT)
+                    continue
+                renderer.refuse_added_tokens(f"{line.where}: field question", line.question)
+                chosen, rejected = _responses(line, renderer)
+                fitting = tuple(one for one in rejected if len(one.token_ids) <= max_response_tokens)
+                if len(chosen.token_ids) > max_response_tokens or not fitting:
+                    sieve.leave_out(LONG_RESPONSE)
+                else:
+                    long_responses += len(rejected) - len(fitting)
+                    responses[line.where] = chosen, fitting
+                    asked.append(line)
+        kept = admitted(asked, sieve, renderer, checks, max_prompt_tokens=max_prompt_tokens)
+        self._usable = [(line, *responses[line.where]) for line in kept]
         pairs = sum(len(rejected) for _, _, rejected in self._usable)
-        self.counts = PairCounts(len(self._usable), pairs, long_prompts, long_responses)
-        if not self._usable:
-            raise DataError(
-                f"{path}: no line of the {part} part can be used: {long_prompts} prompts exceed {max_prompt_tokens} "
-                f"tokens, {long_responses} responses exceed {max_response_tokens} tokens"
-            )
+        self.counts = sieve.counts(
+            len(kept), checks.on_bad, offer=checks.offer, pairs=pairs, long_rejected_responses=long_responses
+        )
 
     @property
     def identity(self) -> Identity:
@@ -127,7 +133,7 @@ class PairSource:
         epoch, offset = divmod(position, len(self._usable))
         order = keyed_generator("epoch", self._seed, epoch).permutation(len(self._usable))
         line, chosen, rejected = self._usable[int(order[offset])]
-        prompt = self._renderer.prompt(line.id, line.question, [open_image(line.image)])
+        prompt = prompt_of(line, self._renderer, self._checks, max_prompt_tokens=self._max_prompt_tokens)
         return PreferenceGroup(prompt=prompt, reference=chosen, rollouts=rejected)
 
 
@@ -135,11 +141,7 @@ def _line(line: bytes, folder: Path, where: str) -> PairLine:
     fields = object_of(line, KEYS, where)
     for key in REQUIRED_TEXT:
         check_text(fields[key], key, where)
-    rejected: Any = fields["rejected"]
-    if not isinstance(rejected, list) or not rejected:
-        raise DataError(f"{where}: field rejected: a list of at least one response expected")
-    for response in rejected:
-        check_text(response, "rejected", where)
+    check_texts(fields["rejected"], "rejected", where, least=1, wanted="a list of at least one response")
     refuse_evaluation_source(fields["source"], where)
     return PairLine(
         where=where,
@@ -147,7 +149,7 @@ def _line(line: bytes, folder: Path, where: str) -> PairLine:
         image=image_path(fields["image"], folder, where),
         question=fields["question"],
         chosen=fields["chosen"],
-        rejected=tuple(rejected),
+        rejected=tuple(fields["rejected"]),
         source=fields["source"],
     )
 
@@ -158,5 +160,5 @@ def _responses(line: PairLine, renderer: Renderer) -> tuple[Response, tuple[Resp
     where = f"{line.where}: field rejected"
     rejected = tuple(renderer.written(text, id=where) for text in line.rejected)
     if chosen.segments.reasoning is not None and any(one.segments.reasoning is None for one in rejected):
-        raise DataError(f"{where}: a caption alone, where the chosen response has reasoning too; give whole responses")
+        raise TextError(f"{where}: a caption alone, where the chosen response has reasoning too; give whole responses")
     return chosen, rejected

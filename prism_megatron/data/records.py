@@ -6,14 +6,16 @@ Every line is validated before anything else happens; a malformed one is a DataE
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from prism_megatron.data.fields import check_text, image_path, lines_of, object_of
+from prism_megatron.data.fields import check_text, check_texts, image_path, lines_of, object_of
+from prism_megatron.data.intake import EvaluationOnlyError, RepeatedIdError, Sieve
 from prism_megatron.errors import DataError
+from prism_megatron.strict_json import parse_json
 
 Purpose = Literal["train", "evaluate"]
 Part = Literal["train", "validation"]
@@ -45,6 +47,8 @@ class Record:
     solution: str | None
     caption: str | None
     source: str
+    where: str = ""
+    """its file and line; empty for a record that was never read"""
 
     @property
     def question_text(self) -> str:
@@ -54,11 +58,12 @@ class Record:
         return "\n".join([self.question, *(f"{chr(65 + i)}. {choice}" for i, choice in enumerate(self.choices))])
 
 
-def read_records(folder: Path, *, purpose: Purpose) -> tuple[Record, ...]:
+def read_records(folder: Path, *, purpose: Purpose, sieve: Sieve | None = None) -> tuple[Record, ...]:
     """Read and check a whole set, in file order.
 
-    Raises DataError for a malformed line, an image outside the folder, an id used twice, or training on a set that is
-    for evaluation only.
+    Raises DataError for a set that is not there, is empty or is for evaluation only and is to be trained on. A
+    malformed line, an image outside the folder, an id used twice or a line of such a set is one too, or is left to the
+    ``sieve`` where there is one.
     """
     folder = folder.resolve()
     path = folder / "data.jsonl"
@@ -68,16 +73,22 @@ def read_records(folder: Path, *, purpose: Purpose) -> tuple[Record, ...]:
         refuse_evaluation_folder(folder)
     records = []
     line_of_id: dict[str, str] = {}
-    for where, line in lines_of(path):
-        record = _record(line, folder, where)
-        if record.id in line_of_id:
-            raise DataError(f"{where}: field id: {record.id!r} was used before, in line {line_of_id[record.id]}")
-        if purpose == "train":
-            refuse_evaluation_source(record.source, where)
-        line_of_id[record.id] = where.rpartition(":")[2]
-        records.append(record)
-    if not records:
+    lines = list(lines_of(path))
+    for where, line in lines:
+        with nullcontext() if sieve is None else sieve.catching():
+            record = _record(line, folder, where)
+            if record.id in line_of_id:
+                raise RepeatedIdError(
+                    f"{where}: field id: {record.id!r} was used before, in line {line_of_id[record.id]}"
+                )
+            if purpose == "train":
+                refuse_evaluation_source(record.source, where)
+            line_of_id[record.id] = where.rpartition(":")[2]
+            records.append(record)
+    if not lines:
         raise DataError(f"{path} holds no records")
+    if sieve is not None:
+        sieve.lines = len(lines)
     return tuple(records)
 
 
@@ -110,13 +121,10 @@ def _record(line: bytes, folder: Path, where: str) -> Record:
         check_text(fields[key], key, where)
     for key in OPTIONAL_TEXT:
         if fields[key] is not None:
-            check_text(fields[key], key, where)
+            check_text(fields[key], key, where, or_null=True)
     choices = fields["choices"]
     if choices is not None:
-        if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
-            raise DataError(f"{where}: field choices: a list of 2 to 26 texts or null expected")
-        for choice in choices:
-            check_text(choice, "choices", where)
+        check_texts(choices, "choices", where, least=2, most=26, wanted="a list of 2 to 26 texts or null")
     _check_answer(fields["answer"], fields["answer_type"], choices, where)
     return Record(
         id=fields["id"],
@@ -127,6 +135,7 @@ def _record(line: bytes, folder: Path, where: str) -> Record:
         solution=fields["solution"],
         caption=fields["caption"],
         source=fields["source"],
+        where=where,
     )
 
 
@@ -150,7 +159,7 @@ def refuse_evaluation_folder(folder: Path) -> None:
 def refuse_evaluation_source(source: str, where: str) -> None:
     """Raise DataError for a line of a benchmark whose scores people report."""
     if source.startswith(EVALUATION_ONLY_SOURCES):
-        raise DataError(f"{where}: field source: {source!r} is for evaluation only; train on another set")
+        raise EvaluationOnlyError(f"{where}: field source: {source!r} is for evaluation only; train on another set")
 
 
 def _marked_evaluation_only(folder: Path) -> bool:
@@ -160,7 +169,7 @@ def _marked_evaluation_only(folder: Path) -> bool:
     if not index.is_file():
         return False
     try:
-        about = json.loads(index.read_text(encoding="utf-8")).get(folder.name, {})
+        about = parse_json(index.read_bytes()).get(folder.name, {})
         return bool(about.get("evaluation_only", False))
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{index}: an object of objects expected: {error}") from error

@@ -7,7 +7,7 @@ real tokenizer has no spelling of those characters that survives a round trip th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from prism_megatron.data.images import ImagePreprocessor
+from prism_megatron.data.intake import ImageError, TextError
 from prism_megatron.data.segments import TAGS, THINK_ALIAS, SegmentFinder, response_text
 from prism_megatron.data.tokenizer import IMAGE_TOKEN
 from prism_megatron.errors import DataError
 from prism_megatron.types import Prompt, Response, Segments, TokenSequence
 
+_TAGS = frozenset(f"<{slash}{name}>" for name in (*TAGS, THINK_ALIAS) for slash in ("", "/"))
 _ANY_BODY = "0"
 _ANY_REASONING = f"<think>\n{_ANY_BODY}\n</think>\n<answer>{_ANY_BODY}</answer>"
 
@@ -36,7 +38,10 @@ class Renderer:
         system_prompt: str | None = None,
         strict_format: bool = True,
     ) -> None:
-        """``strict_format`` is that of ``SegmentFinder``."""
+        """``strict_format`` is that of ``SegmentFinder``.
+
+        Raises TextError for a system prompt with added tokens other than the tags of an answer, which it may explain.
+        """
         self.tokenizer = tokenizer
         self.preprocessor = preprocessor
         self.segment_finder = SegmentFinder(tokenizer, strict=strict_format)
@@ -45,6 +50,8 @@ class Renderer:
         self.pad_token_id = int(tokenizer.pad_token_id)
         self.end_token_id = int(tokenizer.eos_token_id)
         self.image_token_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+        if system_prompt is not None:
+            self.refuse_added_tokens("--system-prompt", system_prompt, allowed=_TAGS)
 
     @classmethod
     def from_folder(
@@ -76,11 +83,17 @@ class Renderer:
         text = self._chat_text(id, question, num_images=len(images))
         try:
             inputs = tuple(self.preprocessor(image) for image in images)
-        except DataError as error:
-            raise DataError(f"{id}: {error}") from error
+        except ImageError as error:
+            raise ImageError(f"{id}: {error}") from error
+        encoded = self._encode(text)
+        if encoded.count(self.image_token_id) != len(images):
+            raise DataError(
+                f"the chat template of {self.tokenizer.name_or_path} makes {encoded.count(self.image_token_id)} places "
+                f"for {len(images)} images; take the template of the model's Hugging Face folder"
+            )
         pads = iter(self.preprocessor.num_tokens(image.grid_thw) for image in inputs)
         token_ids: list[int] = []
-        for token_id in self._encode(text):
+        for token_id in encoded:
             token_ids.extend([token_id] * (next(pads) if token_id == self.image_token_id else 1))
         return Prompt(id=id, token_ids=tuple(token_ids), images=inputs, question=question)
 
@@ -92,8 +105,8 @@ class Renderer:
         text = self._chat_text(id, question, num_images=len(image_sizes))
         try:
             pads = sum(self.preprocessor.num_tokens_of_size(size) for size in image_sizes)
-        except DataError as error:
-            raise DataError(f"{id}: {error}") from error
+        except ImageError as error:
+            raise ImageError(f"{id}: {error}") from error
         return len(self._encode(text)) - len(image_sizes) + pads
 
     def response(self, caption: str, think: str, answer: str, *, id: str = "reference") -> Response:  # noqa: A002
@@ -102,7 +115,7 @@ class Renderer:
         Raises DataError, naming ``id``, if the three bodies do not make a valid response.
         """
         for body in (caption, think, answer):
-            self._refuse_added_tokens(id, body)
+            self.refuse_added_tokens(id, body)
         return self._tokenised(response_text(caption, think, answer), id)
 
     def caption_alone(self, caption: str, *, id: str = "reference") -> Response:  # noqa: A002 the field's name
@@ -126,9 +139,9 @@ class Renderer:
         whole = f"{text.rstrip()}\n{_ANY_REASONING}" if is_caption else text
         parsed = self.segment_finder.parse(whole.encode())
         if isinstance(parsed, str):
-            raise DataError(f"{id}: not a valid response: {parsed}")
+            raise TextError(f"{id}: not a valid response: {parsed}")
         for body in (parsed.caption, parsed.think, parsed.answer):
-            self._refuse_added_tokens(id, body)
+            self.refuse_added_tokens(id, body)
         response = self._tokenised(whole, id)
         return _without_reasoning(response) if is_caption else response
 
@@ -142,6 +155,18 @@ class Renderer:
         row = TokenSequence((*prompt.token_ids, *response.token_ids), prompt.images)
         return row, [0.0] * len(prompt.token_ids) + [1.0] * len(response.token_ids)
 
+    def refuse_added_tokens(self, where: str, text: str, *, allowed: Collection[str] = ()) -> None:
+        """The one check of text from outside, by whatever door it comes: question, choice, reference, system prompt.
+
+        Raises TextError, naming ``where``, if it holds a token that was added to the tokenizer and is not ``allowed``.
+        """
+        for token in self._added.values():
+            if token.content in text and token.content not in allowed:
+                raise TextError(
+                    f"{where}: the text holds {token.content!r}, which the tokenizer would take for a token; spell it "
+                    "otherwise"
+                )
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, added tokens included."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=False)
@@ -151,11 +176,11 @@ class Renderer:
         token_ids = (*self._encode(text), self.end_token_id)
         segments = self.segment_finder.find(token_ids)
         if not segments.valid:
-            raise DataError(f"{id}: not a valid response: {segments.problem}")
+            raise TextError(f"{id}: not a valid response: {segments.problem}")
         return Response(token_ids, segments)
 
     def _chat_text(self, id: str, question: str, *, num_images: int) -> str:  # noqa: A002
-        self._refuse_added_tokens(id, question)
+        self.refuse_added_tokens(id, question)
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": question}]
         try:
@@ -169,11 +194,6 @@ class Renderer:
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
-
-    def _refuse_added_tokens(self, id: str, text: str) -> None:  # noqa: A002
-        for token in self._added.values():
-            if token.content in text:
-                raise DataError(f"{id}: the text holds {token.content!r}, which the tokenizer would take for a token")
 
 
 def _without_reasoning(whole: Response) -> Response:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from prism_megatron.data.images import open_image
+from prism_megatron.data.image_files import open_image
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.evaluation.sample import MAX_SAMPLES, Sample, png_url

@@ -82,6 +82,7 @@ def calibration_rows(config: QuantConfig, source: Path, say: Say) -> Iterator[To
     Without ``--calibrate`` the mini world's scenes serve the mini, told by its tokenizer. Raises ConfigError for any
     other model, and DataError for records that cannot be used.
     """
+    from prism_megatron.data.admission import Checks
     from prism_megatron.data.loader import RecordSource, SceneSource
     from prism_megatron.data.render import Renderer
 
@@ -97,7 +98,9 @@ def calibration_rows(config: QuantConfig, source: Path, say: Say) -> Iterator[To
             batch_size=1,
             max_prompt_tokens=data.max_prompt_tokens,
             max_response_tokens=data.max_response_tokens,
+            checks=Checks(has_flags=False),
         )
+        say(f"data: {records.counts.text()}")
         kept = records.counts.kept
         if kept < wanted:
             say(f"{config.calibrate} holds {kept} records that can be used: calibrating on all of them")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class RunFacts:
     """version"""
     other_seconds: Mapping[str, float]
     """seconds by phase outside the steps of this process, such as start-up and saving"""
+    data: Mapping[str, int] = field(default_factory=dict)
+    """lines of the data, how many are kept, and how many are left out for each reason; empty where all is made"""
 
 
 def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
         "steps": int(number(rows[-1], "step") or 0) + 1 if rows else 0,
         "world_size": facts.world_size,
         "layout": dict(facts.layout),
+        "data": dict(facts.data),
         "window_steps": len(window(rows)),
         "tokens_per_second": tokens / seconds_of_steps if seconds_of_steps else None,
         "seconds_by_phase": seconds,

@@ -23,7 +23,7 @@ from prism_megatron.run.stage import Stage
 _REMOVED = ".removed"
 _DATA_FLAGS = frozenset(
     {"data", "pairs", "model", "prompts-per-step", "max-prompt-tokens", "max-response-tokens", "system-prompt",
-     "strict-format"}
+     "strict-format", "on-bad"}
 )  # fmt: skip
 """Flags that decide which examples there are, and how many are taken at a time."""
 

@@ -58,6 +58,7 @@ def drive(world: World, config: ConfigT, build: Build[ConfigT], *, kind: str) ->
     session.idleness = Idleness(config.run.max_idle_steps)
     if start.saved is not None:
         session.idleness.restore(start.saved.state["idle"])
+    session.begin()
     reporting = partial(Reporter, session, every=config.run.report_every, open_sinks=_sinks_of(config, session))
     with (
         session.stopping,

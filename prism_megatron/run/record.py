@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class RunRecord:
     """sizes of tp, pp, cp, dp and ep"""
     versions: Mapping[str, str]
     """of the packages that compute"""
+    data: Mapping[str, int] = field(default_factory=dict)
+    """lines of its data, how many are kept, and how many are left out for each reason; empty where all is made"""
 
 
 _FIELDS: Mapping[str, type] = {
@@ -64,7 +66,10 @@ def read_record(path: Path) -> RunRecord | None:
             raise _damaged(path, f"{name} is {document.get(name)!r}")
     if not all(type(size) is int for size in document["layout"].values()):
         raise _damaged(path, f"layout is {document['layout']!r}")
-    return RunRecord(**{name: document[name] for name in _FIELDS})
+    data = document.get("data", {})  # of an earlier version, which did not note it
+    if not isinstance(data, dict) or not all(type(count) is int for count in data.values()):
+        raise _damaged(path, f"data is {data!r}")
+    return RunRecord(**{name: document[name] for name in _FIELDS}, data=data)
 
 
 def _damaged(path: Path, why: str) -> DataError:

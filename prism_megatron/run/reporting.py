@@ -88,6 +88,7 @@ class Reporter:
             world_size=world.world_size,
             layout=dict(world.layout),
             versions={name: version(name) for name in PACKAGES},
+            data=stage.data_counts,
         )
         write_record(output / RECORD, record)
         self._rows = _rows_in(output)
@@ -150,6 +151,7 @@ class Reporter:
                 megatron_core=version("megatron-core"),
                 torch=version("torch"),
                 other_seconds=self._session.other_seconds,
+                data=stage.data_counts,
             ),
             samples=samples,
             more={"ended": self.ended, **(figures or {})},

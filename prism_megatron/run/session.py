@@ -54,15 +54,22 @@ class Session:
         """The sizes of the parallel groups."""
         return " ".join(f"{axis}{size}" for axis, size in self.world.layout.items())
 
+    def begin(self) -> None:
+        """From now on a silence is broken by what the run is at: checking data and loading weights take long too.
+
+        :meth:`close` ends it.
+        """
+        if self.console is not None:
+            console = self.console
+            self._heartbeat = Heartbeat(self.activity, say=console.line, seconds_silent=lambda: console.seconds_silent)
+
     def open(self) -> None:
         """Once the run's folder is this run's: from now on lines are kept there too. :meth:`close` ends it."""
         if self.console is not None:
-            console = self.console
-            console.open(self.output / CONSOLE)
-            self._heartbeat = Heartbeat(self.activity, say=console.line, seconds_silent=lambda: console.seconds_silent)
+            self.console.open(self.output / CONSOLE)
 
     def close(self) -> None:
-        """Close what :meth:`open` opened. May be called again."""
+        """Close what :meth:`begin` and :meth:`open` opened. May be called again."""
         if self._heartbeat is not None:
             self._heartbeat.close()
         if self.console is not None:

@@ -68,6 +68,10 @@ class Stage(Protocol):
     def identity(self) -> Identity:
         """Which data it trains on."""
 
+    @property
+    def data_counts(self) -> Mapping[str, int]:
+        """Lines of that data, how many are kept, and how many are left out for each reason; empty where all is made."""
+
     def engines(self) -> Mapping[str, MegatronEngine]:
         """The roles that a checkpoint holds."""
 

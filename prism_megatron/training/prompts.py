@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 from prism_megatron.config.data import DataConfig
+from prism_megatron.data.admission import Checks, Look
+from prism_megatron.data.image_files import Seen, look_at
+from prism_megatron.data.intake import Counts
 from prism_megatron.data.loader import RecordSource, SceneSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
+from prism_megatron.engine.runtime import World
+from prism_megatron.observability.activity import Activity
+from prism_megatron.parallel.collectives import all_gather_objects
+
+
+def look_together(world: World, activity: Activity) -> Look:
+    """A look at image files that all ranks share, each at an equal part; all have the same answer.
+
+    ``activity`` is told how far this rank is. Every rank calls it with the same files.
+    """
+
+    def look(paths: Sequence[Path], pixels: bool) -> Sequence[Seen]:
+        mine = paths[world.rank :: world.world_size]
+        with activity.phase("checking images"), activity.task("images", total=len(mine)) as advance:
+            seen = all_gather_objects(look_at(mine, pixels=pixels, advance=advance))
+        return [seen[i % world.world_size][i // world.world_size] for i in range(len(paths))]
+
+    return look
+
+
+def checks_of(data: DataConfig, look: Look) -> Checks:
+    """What the flags say about bad records, with images seen by ``look``."""
+    return Checks(data.check_images, data.on_bad, look)
+
+
+def say_counts(train: Counts | None, held_out: Counts | None, say: Callable[[str], None]) -> None:
+    """How many records each part uses and why others are not, a line each, and the first that are bad."""
+    if train is not None:
+        say(f"data: {train.text()}")
+        for line in train.shown:
+            say(f"left out: {line}")
+    if held_out is not None:
+        say(f"held-out data: {held_out.text()}")
 
 
 def build_prompts(
-    data: DataConfig, renderer: Renderer, *, scenes: Split, part: Part = "train", batch_size: int, seed: int
+    data: DataConfig,
+    renderer: Renderer,
+    *,
+    scenes: Split,
+    part: Part = "train",
+    batch_size: int,
+    seed: int,
+    checks: Checks,
 ) -> SceneSource | RecordSource:
     """Records of ``--data`` of their ``part``, or without it the mini world's ``scenes`` of that split.
 
@@ -26,4 +72,5 @@ def build_prompts(
         batch_size=batch_size,
         max_prompt_tokens=data.max_prompt_tokens,
         max_response_tokens=data.max_response_tokens,
+        checks=checks,
     )

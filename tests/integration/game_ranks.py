@@ -123,6 +123,8 @@ class ScriptedScenes:
     source: SceneSource
     captions_only: Mapping[int, Sequence[int]]
 
+    counts = None
+
     @property
     def identity(self) -> Identity:
         return self.source.identity

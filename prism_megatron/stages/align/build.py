@@ -33,7 +33,7 @@ from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
 from prism_megatron.training.policy_update import PolicyObjective, UpdatePlan
-from prism_megatron.training.prompts import build_prompts
+from prism_megatron.training.prompts import build_prompts, checks_of, look_together, say_counts
 from prism_megatron.training.roles import build_policy, model_files, resolve_dtype
 
 
@@ -69,7 +69,8 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     renderer = Renderer.from_folder(
         folder, system_prompt=config.data.system_prompt, strict_format=config.data.strict_format
     )
-    prompts = _prompts(config, renderer)
+    prompts = _prompts(config, renderer, session)
+    say_counts(prompts.steps.counts, None if prompts.probe is None else prompts.probe.counts, session.say)
     # The policy, and who samples for it.
     if config.data.format_sft and session.restored is None:
         teach_format(
@@ -135,13 +136,16 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     return Alignment(players, _plan(config, shape.text.vocab, form), prompts, exports, session)
 
 
-def _prompts(config: AlignConfig, renderer: Renderer) -> Prompts:
+def _prompts(config: AlignConfig, renderer: Renderer, session: Session) -> Prompts:
     """Those of the steps, and others for the probe set that ``--probe-every`` asks for."""
     size, seed = config.rollout.prompts_per_step, config.seed
-    steps = build_prompts(config.data, renderer, scenes="align", batch_size=size, seed=seed)
+    checks = checks_of(config.data, look_together(session.world, session.activity))
+    steps = build_prompts(config.data, renderer, scenes="align", batch_size=size, seed=seed, checks=checks)
     if not config.game.probe_every:
         return Prompts(steps)
-    held_out = build_prompts(config.data, renderer, scenes="heldout", part="validation", batch_size=size, seed=seed)
+    held_out = build_prompts(
+        config.data, renderer, scenes="heldout", part="validation", batch_size=size, seed=seed, checks=checks
+    )
     return Prompts(steps, held_out)
 
 

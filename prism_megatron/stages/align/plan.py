@@ -54,6 +54,11 @@ class Prompts:
         """Which data the run trains on."""
         return self.steps.identity
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many of its records are used, and why others are not; nothing for scenes."""
+        return {} if self.steps.counts is None else self.steps.counts.to_plain()
+
 
 @dataclass(frozen=True, eq=False)
 class Exports:

@@ -32,8 +32,10 @@ class Alignment:
         """The players have their weights, the rollout engine has none yet."""
         self.players, self.plan, self.prompts, self.exports, self.session = players, plan, prompts, exports, session
         self.engines, self.close, self.models = players.engines, players.close, exports.models
-        self.title, self.total_steps, self.identity = exports.title, plan.steps, prompts.identity
-        self.memory, self.may_go_back = GameMemory.fresh(plan.game, seed=plan.seed), plan.game.rollbacks > 0
+        self.title, self.identity, self.data_counts = exports.title, prompts.identity, prompts.counts
+        self.total_steps, self.may_go_back = plan.steps, plan.game.rollbacks > 0
+        self.memory = GameMemory.fresh(plan.game, seed=plan.seed)
+        self.state = self.memory.to_plain
         self.last: AlignStep | None = None
 
     def prepare(self, first_step: int) -> None:
@@ -85,9 +87,6 @@ class Alignment:
 
     def finished(self) -> str | None:
         return "the reward gaps have settled: no step is left" if self.memory.controls.finished else None
-
-    def state(self) -> Plain:
-        return self.memory.to_plain()
 
     def restore(self, state: Plain) -> None:
         self.memory.restore(state, self.prompts.steps.batch, self.prompts.probe)

@@ -10,6 +10,8 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.warm_start import WarmStartConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder
+from prism_megatron.data.admission import Checks, Look, look_alone
+from prism_megatron.data.intake import NothingLeftError
 from prism_megatron.data.loader import RecordSource, SceneSource
 from prism_megatron.data.pairs import PairSource
 from prism_megatron.data.records import Part
@@ -19,7 +21,7 @@ from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
-from prism_megatron.errors import ConfigError, DataError
+from prism_megatron.errors import ConfigError
 from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.game.judge import JudgePlan
 from prism_megatron.parallel.collectives import broadcast_object
@@ -31,7 +33,7 @@ from prism_megatron.stages.warm_start.gate import Gate
 from prism_megatron.stages.warm_start.pairs import FilePairs, Pairs, SampledPairs, Source, Sources
 from prism_megatron.stages.warm_start.stage import WarmStart
 from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
-from prism_megatron.training.prompts import build_prompts
+from prism_megatron.training.prompts import build_prompts, checks_of, look_together, say_counts
 from prism_megatron.training.roles import model_files, resolve_dtype, weights_in_layout
 
 
@@ -45,15 +47,19 @@ def build(config: WarmStartConfig, session: Session) -> WarmStart:
 
     Raises ConfigError, DataError or ConversionError before anything is trained.
     """
-    sources = build_sources(config)
+    sources = build_sources(config, look_together(session.world, session.activity))
+    held_out = sources.held_out
+    say_counts(sources.train.counts, None if held_out is None else held_out.counts, session.say)
+    if held_out is None:
+        session.say("nothing is held out: the discriminator will not be measured at the end")
     session.say(f"run folder {session.output}; {sources.steps} steps on {sources.train_text}")
     text = f"building the discriminator on {session.world.world_size} ranks ({session.layout_text})"
     with session.phase("build", text):
         return _build(config, sources, session)
 
 
-def build_sources(config: WarmStartConfig) -> Sources:
-    """Check and measure everything that will be trained on.
+def build_sources(config: WarmStartConfig, look: Look = look_alone) -> Sources:
+    """Check and measure everything that will be trained on, with images seen by ``look``.
 
     Raises DataError for malformed input, for no usable input, and for none to hold out where a gate asks for it;
     ConfigError for a gate on an AUC that these records can have none of.
@@ -61,30 +67,30 @@ def build_sources(config: WarmStartConfig) -> Sources:
     folder = files_folder(policy_folder(config.model.model), "policy")
     data = config.data
     renderer = Renderer.from_folder(folder, system_prompt=data.system_prompt, strict_format=data.strict_format)
-    train = _source(config, renderer, "train")
+    checks = checks_of(data, look)
+    train = _source(config, renderer, "train", checks)
     if config.gate.min_auc > 0 and isinstance(train, RecordSource):
         counts = train.counts
-        if counts.without_reasoning == counts.kept:
+        if counts.also["without_reasoning"] == counts.kept:
             raise ConfigError(
                 f"--min-auc {config.gate.min_auc:g} needs answers that are known to be right or wrong, and nobody "
                 "knows that of captions, which are all these records have: leave it out, or ask for --min-accuracy"
             )
     held_out: Source | None = None
     try:
-        held_out = _source(config, renderer, "validation")
-    except DataError:
+        held_out = _source(config, renderer, "validation", checks)
+    except NothingLeftError:
         if config.gate.min_auc > 0 or config.gate.min_accuracy > 0:
             raise
     if config.steps is not None:
         steps = config.steps
     else:
         assert not isinstance(train, SceneSource), "scenes have no end"
-        count = train.counts.lines if isinstance(train, PairSource) else train.counts.kept
-        steps = max(1, count // config.rollout.prompts_per_step)
+        steps = max(1, train.counts.kept // config.rollout.prompts_per_step)
     return Sources(renderer, train, held_out, steps)
 
 
-def _source(config: WarmStartConfig, renderer: Renderer, part: Part) -> Source:
+def _source(config: WarmStartConfig, renderer: Renderer, part: Part, checks: Checks) -> Source:
     batch_size, data = config.rollout.prompts_per_step, config.data
     if config.pairs.pairs is not None:
         return PairSource(
@@ -95,9 +101,12 @@ def _source(config: WarmStartConfig, renderer: Renderer, part: Part) -> Source:
             batch_size=batch_size,
             max_prompt_tokens=data.max_prompt_tokens,
             max_response_tokens=data.max_response_tokens,
+            checks=checks,
         )
     scenes: Split = "sft" if part == "train" else "heldout"
-    return build_prompts(data, renderer, scenes=scenes, part=part, batch_size=batch_size, seed=config.seed)
+    return build_prompts(
+        data, renderer, scenes=scenes, part=part, batch_size=batch_size, seed=config.seed, checks=checks
+    )
 
 
 def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmStart:
@@ -165,6 +174,7 @@ def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmS
         models={"discriminator": origin.files(model_files(policy, "policy", dtype=dtype), dtype)},
         total_steps=sources.steps,
         identity=sources.train.identity,
+        data_counts={} if sources.train.counts is None else sources.train.counts.to_plain(),
         write_pairs=config.pairs.write_pairs,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from prism_megatron.data.loader import Example, RecordSource, SceneSource
-from prism_megatron.data.pairs import PairCounts, PairSource
+from prism_megatron.data.pairs import PairSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.figures import Rights, rights_of
@@ -45,20 +45,11 @@ class Sources:
 
     @property
     def train_text(self) -> str:
-        """What is trained on, and how much was left out, in words."""
+        """What is trained on, in words."""
         if isinstance(self.train, SceneSource):
             return "scenes"
-        counts = self.train.counts
-        if isinstance(counts, PairCounts):
-            return (
-                f"{counts.pairs} pairs in {counts.lines} lines (too long: {counts.long_prompts} prompts, "
-                f"{counts.long_responses} responses)"
-            )
-        return (
-            f"{counts.kept} records, {counts.without_reasoning} of them without reasoning (left out: "
-            f"{counts.without_reference} without a caption, {counts.long_prompt} prompts and {counts.long_response} "
-            "references that are too long)"
-        )
+        kept = self.train.counts.kept
+        return f"{kept} lines of pairs" if isinstance(self.train, PairSource) else f"{kept} records"
 
 
 class Pairs(Protocol):
@@ -93,7 +84,7 @@ class FilePairs:
     def held_out(self, count: int) -> StepPairs | None:
         if self.apart is None:
             return None
-        return StepPairs((), [self.apart.group(i) for i in range(min(count, self.apart.counts.lines))])
+        return StepPairs((), [self.apart.group(i) for i in range(min(count, self.apart.counts.kept))])
 
     def close(self) -> None:
         """Nothing is held."""

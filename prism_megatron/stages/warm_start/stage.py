@@ -33,11 +33,11 @@ class WarmStart:
 
     def __init__(self, discriminator: MegatronEngine, plan: JudgePlan, pairs: Pairs, gate: Gate, session: Session, *,
                  renderer: Renderer, models: Mapping[str, ModelFiles], total_steps: int, identity: Identity,
-                 write_pairs: Path | None = None) -> None:  # fmt: skip
+                 data_counts: Mapping[str, int], write_pairs: Path | None = None) -> None:  # fmt: skip
         """``write_pairs`` is the file that the sampled pairs go to as well."""
         self.discriminator, self.plan, self.pairs, self.gate = discriminator, plan, pairs, gate
         self.renderer, self.session, self.models, self.total_steps = renderer, session, models, total_steps
-        self.write_pairs, self.identity = write_pairs, identity
+        self.write_pairs, self.identity, self.data_counts = write_pairs, identity, data_counts
         self.writer: PairWriter | None = None
         self.last: WarmStartStep | None = None
 

@@ -454,3 +454,15 @@ def test_flags_of_servers_that_nothing_would_use(flags: str, complaint: str, min
 def test_servers_may_be_started_or_named(mini: Qwen3VLShape) -> None:
     for flags in ("", "--rollout sglang --rollout-servers 2", "--rollout sglang --rollout-urls http://a http://b"):
         check_align(parse(flags.split()), mini, world_size=1)
+
+
+@pytest.mark.parametrize("check_images", ["headers", "off"])
+def test_to_skip_what_is_bad_needs_all_images_looked_at(check_images: str, mini: Qwen3VLShape) -> None:
+    data = DataConfig(on_bad="skip", check_images=check_images)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as caught:
+        check_align(AlignConfig(data=data), mini, world_size=1)
+    assert str(caught.value) == (
+        f"--on-bad skip leaves out what is bad before the first step, and --check-images {check_images} finds damaged "
+        "images only at their step; use --check-images all, or --on-bad fail"
+    )
+    check_align(AlignConfig(data=DataConfig(on_bad="skip", check_images="all")), mini, world_size=1)

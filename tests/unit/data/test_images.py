@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prism_megatron.data import images
-from prism_megatron.data.images import ImagePreprocessor, image_size, open_image, to_rgb
+from prism_megatron.data import image_files
+from prism_megatron.data.colours import to_rgb
+from prism_megatron.data.image_files import image_size, open_image
+from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.errors import DataError
 from prism_megatron.types import ImageInput
 
@@ -77,7 +79,7 @@ def test_broken_and_huge_files_are_refused(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "broken.png").write_bytes(content)
         with pytest.raises(DataError, match=r"broken\.png: the image cannot be read"):
             open_image(tmp_path / "broken.png")
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
     for read in (open_image, image_size):
         with pytest.raises(DataError, match="64x64"):
             read(path)

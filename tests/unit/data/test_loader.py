@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prism_megatron.data.loader import Example, RecordCounts, RecordSource, SceneSource
+from prism_megatron.data.loader import Example, RecordSource, SceneSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.teachers import write
@@ -98,9 +98,10 @@ def test_record_epochs_are_permutations_keyed_by_the_seed(folder: Path, renderer
 
 def test_left_out_records_are_counted(folder: Path, renderer: Renderer) -> None:
     source = record_source(folder, renderer)
-    assert source.counts == RecordCounts(
-        NUM_RECORDS, without_reasoning=1, without_reference=1, long_prompt=1, long_response=2
-    )
+    assert source.counts.to_plain() == {
+        "lines": NUM_RECORDS + 4, "kept": NUM_RECORDS, "no_caption": 1, "long_prompt": 1, "long_response": 2,
+        "without_reasoning": 1,
+    }  # fmt: skip
     examples = [example for step in range(NUM_RECORDS // 4) for example in source.batch(step)]
     alone = [one.prompt.id for one in examples if one.reference.segments.reasoning is None]
     assert alone == ["r-0"], "a record without a solution is compared by its caption alone"
@@ -118,8 +119,8 @@ def test_what_is_as_long_as_the_bound_is_used(folder: Path, renderer: Renderer) 
     response = max(len(example.reference.token_ids) for example in examples)
     exact = record_source(folder, renderer, prompt_tokens=prompt, response_tokens=response)
     assert exact.counts.kept == NUM_RECORDS
-    assert record_source(folder, renderer, prompt_tokens=prompt - 1).counts.long_prompt > 1
-    assert record_source(folder, renderer, response_tokens=response - 1).counts.long_response > 2
+    assert record_source(folder, renderer, prompt_tokens=prompt - 1).counts.left_out["long_prompt"] > 1
+    assert record_source(folder, renderer, response_tokens=response - 1).counts.left_out["long_response"] > 2
 
 
 def test_no_record_of_a_benchmark_is_trained_on(folder: Path, renderer: Renderer, tmp_path: Path) -> None:
@@ -129,5 +130,5 @@ def test_no_record_of_a_benchmark_is_trained_on(folder: Path, renderer: Renderer
 
 
 def test_a_part_without_records_is_refused(folder: Path, renderer: Renderer) -> None:
-    with pytest.raises(DataError, match="no record of the validation part can be used: 0 lack"):
+    with pytest.raises(DataError, match=r"no line is left to use: 24 of 24 are of the training part$"):
         record_source(folder, renderer, part="validation")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prism_megatron.data.pairs import PairCounts, PairSource, read_pairs
+from prism_megatron.data.pairs import PairSource, read_pairs
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.segments import response_text
@@ -46,7 +46,7 @@ def test_lines_become_groups(tmp_path: Path, renderer: Renderer) -> None:
     """Claim: the chosen response is the reference and every rejected one a pair; a caption alone judges perception."""
     path = make_file(tmp_path, GOOD, {**GOOD, "id": "p-2", "chosen": CAPTION, "rejected": [CAPTION, WHOLE]})
     pairs = source(path, renderer)
-    assert pairs.counts == PairCounts(lines=2, pairs=4, long_prompts=0, long_responses=0)
+    assert pairs.counts.to_plain() == {"lines": 2, "kept": 2, "pairs": 4, "long_rejected_responses": 0}
     whole, caption = sorted(pairs.batch(0), key=lambda group: group.prompt.id)
     assert whole.reference == renderer.response("a cat", "It is a cat.", "cat")
     assert (whole.towers, whole.valid_rollouts) == ((0, 1), (0, 1))
@@ -58,10 +58,10 @@ def test_lines_become_groups(tmp_path: Path, renderer: Renderer) -> None:
 def test_epochs_are_permutations_and_lines_of_one_id_are_held_out_together(tmp_path: Path, renderer: Renderer) -> None:
     path = make_file(tmp_path, *({**GOOD, "id": f"p-{i // 2}"} for i in range(40)))
     train, held_out = (source(path, renderer, part=part, share=0.3) for part in ("train", "validation"))
-    assert train.counts.lines + held_out.counts.lines == 40
-    ids = [{one.group(i).prompt.id for i in range(one.counts.lines)} for one in (train, held_out)]
+    assert train.counts.kept + held_out.counts.kept == 40
+    ids = [{one.group(i).prompt.id for i in range(one.counts.kept)} for one in (train, held_out)]
     assert ids[0] and ids[1] and not ids[0] & ids[1]
-    lines = train.counts.lines
+    lines = train.counts.kept
     epochs = [[train.group(e * lines + i).prompt.id for i in range(lines)] for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
 
@@ -75,8 +75,10 @@ def test_what_is_too_long_is_left_out_and_counted(tmp_path: Path, renderer: Rend
         {**GOOD, "question": "long " * 200},
     ]
     pairs = source(make_file(tmp_path, *lines), renderer)
-    assert pairs.counts == PairCounts(lines=1, pairs=1, long_prompts=1, long_responses=1 + 3 + 2)
-    with pytest.raises(DataError, match="no line of the train part can be used: 1 prompts exceed 200 tokens"):
+    assert pairs.counts.to_plain() == {
+        "lines": 4, "kept": 1, "long_prompt": 1, "long_response": 2, "pairs": 1, "long_rejected_responses": 1
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"no line is left to use: 1 of 3 is with a prompt of more than 200 tokens"):
         source(make_file(tmp_path, *lines[1:]), renderer)
 
 
@@ -84,8 +86,8 @@ def test_a_response_as_long_as_the_bound_is_used(tmp_path: Path, renderer: Rende
     """The chosen and the rejected one alike; with one token less there is no pair."""
     path = make_file(tmp_path, {**GOOD, "rejected": [WHOLE]})
     bound = len(renderer.written(WHOLE, id="x").token_ids)
-    assert source(path, renderer, max_response_tokens=bound).counts == PairCounts(1, 1, 0, 0)
-    with pytest.raises(DataError, match="2 responses exceed"):
+    assert source(path, renderer, max_response_tokens=bound).counts.also["pairs"] == 1
+    with pytest.raises(DataError, match="1 of 1 is with a reference of more than"):
         source(path, renderer, max_response_tokens=bound - 1)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
+from prism_megatron.config.data import STRUCTURED_SYSTEM_PROMPT
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.segments import response_text
 from prism_megatron.data.tokenizer import CONTROL_TOKENS, MARKUP_TOKENS
 from prism_megatron.errors import DataError
 
@@ -145,3 +149,45 @@ def test_no_body_of_a_written_response_holds_added_tokens(body: str, mini_folder
     text = "\n".join(f"<{tag}>\n{inner}\n</{tag}>" for tag, inner in bodies.items())
     with pytest.raises(DataError, match=r"x: .*image_pad"):
         Renderer.from_folder(mini_folder).written(text, id="x")
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|im_end|>", "<|im_start|>", "<|vision_start|>", "<tool_call>"])
+def test_added_tokens_in_a_system_prompt_are_refused(token: str, mini_folder: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        Renderer.from_folder(mini_folder, system_prompt=f"You see {token}")
+    assert str(caught.value).startswith(f"--system-prompt: the text holds {token!r}, which the tokenizer would take")
+
+
+def test_a_system_prompt_may_explain_the_tags(mini_folder: Path) -> None:
+    """Claim: the default one does, and ``<think>`` in it is an added token."""
+    renderer = Renderer.from_folder(mini_folder, system_prompt=STRUCTURED_SYSTEM_PROMPT)
+    assert "<think>" in renderer.decode(renderer.prompt("p", "Which?", []).token_ids)
+
+
+def test_tokens_that_a_tokenizer_was_given_later_are_refused_too(mini_folder: Path, tmp_path: Path) -> None:
+    """Claim: the list is the tokenizer's own, by every door."""
+    tokenizer = AutoTokenizer.from_pretrained(mini_folder)
+    tokenizer.add_tokens(["<point>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[MASK]"]})
+    shutil.copytree(mini_folder, tmp_path / "more")
+    tokenizer.save_pretrained(tmp_path / "more")
+    renderer = Renderer.from_folder(tmp_path / "more")
+    for token in ("<point>", "[MASK]"):
+        for use in (
+            lambda token=token: Renderer.from_folder(tmp_path / "more", system_prompt=token),
+            lambda token=token: renderer.prompt("p", f"a {token}", []),
+            lambda token=token: renderer.response("a", "b", token),
+            lambda token=token: renderer.written(response_text(token, "b", "c"), id="p"),
+            lambda token=token: renderer.caption_alone(token),
+        ):
+            with pytest.raises(DataError, match="the text holds"):
+                use()
+
+
+def test_a_template_with_other_places_for_images_is_refused(mini_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(mini_folder, tmp_path / "other")
+    template = (mini_folder / "chat_template.jinja").read_text()
+    (tmp_path / "other" / "chat_template.jinja").write_text("<|image_pad|>" + template)
+    renderer = Renderer.from_folder(tmp_path / "other")
+    with pytest.raises(DataError, match=r"the chat template of .* makes 2 places for 1 images"):
+        renderer.prompt("p", "Which?", [Image.new("RGB", (32, 32))])

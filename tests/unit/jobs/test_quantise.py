@@ -87,7 +87,8 @@ def test_records_are_used_once(other: Path, records: Path) -> None:
     rows = list(calibration_rows(config, other, said.append))
     assert 0 < len(rows) <= 6
     assert len({row.images[0].pixel_values_P_D.tobytes() for row in rows}) == len(rows)
-    assert f"holds {len(rows)} records" in said[0]
+    assert said[0].startswith(f"data: {len(rows)} of 6 lines are used")
+    assert f"holds {len(rows)} records" in said[1]
 
 
 LAYER = "model.language_model.layers.0"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ class Scripted:
     name, title, total_steps, view, may_go_back = "align", "Scripted", 3, VIEW, False
     models: dict[str, Any] = {}  # noqa: RUF012
     identity: dict[str, Any] = {}  # noqa: RUF012
+    data_counts: dict[str, int] = {}  # noqa: RUF012
 
     def __init__(self, session: Session, in_step: Callable[[], None]) -> None:
         self.session, self.in_step, self.closed = session, in_step, 0
@@ -101,6 +103,23 @@ def run(world: World, output: Path, in_step: Callable[[], None]) -> Scripted:
         if built:
             assert built[0].closed > 0, "what samples is always released"
     return built[0]
+
+
+def test_a_silence_while_the_stage_is_built_is_broken(world: World, tmp_path: Path) -> None:
+    """Claim: checking data and loading weights may take long; the thread that says so lives then, and not after."""
+    config = replace(AlignConfig(), checkpoint=CheckpointConfig(output=tmp_path / "run"))
+    alive: list[int] = []
+
+    def beats() -> int:
+        return sum(thread.name == "heartbeat" for thread in threading.enumerate())
+
+    def build(_config: AlignConfig, session: Session) -> Any:
+        alive.append(beats())
+        return Scripted(session, lambda: None)
+
+    before = beats()
+    drive(world, config, build, kind="align")
+    assert alive == [before + 1] and beats() == before
 
 
 def test_a_run_that_ends_well(world: World, tmp_path: Path) -> None:

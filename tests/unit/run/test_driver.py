@@ -55,6 +55,7 @@ class Counting:
     ended: str | None = None
     idle_steps: Collection[int] = ()
     wish_in: int | None = None
+    data_counts: dict[str, int] = field(default_factory=dict)
     """a step during which somebody wishes the run to end"""
     name: str = "counting"
     title: str = "Counting"

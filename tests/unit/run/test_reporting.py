@@ -32,6 +32,7 @@ class Told:
     view: Any = VIEW
     total_steps: int = 6
     answers: list[Sample] = field(default_factory=list)
+    data_counts: dict[str, int] = field(default_factory=lambda: {"lines": 3, "kept": 2, "no_caption": 1})
 
     def samples(self) -> Sequence[Sample]:
         return self.answers
@@ -77,6 +78,7 @@ def test_reports_come_every_so_many_steps(tmp_path: Path) -> None:
     summary = summary_of(tmp_path)
     assert summary["ended"] is None
     assert summary["seconds_by_phase"] == {"build": 1.5, "pairs": 4.0}
+    assert summary["data"] == {"lines": 3, "kept": 2, "no_caption": 1}
     assert "Warm-start of a test" in (tmp_path / "report.html").read_text()
     assert read_samples(tmp_path / "samples.json") == stage.answers
 
@@ -86,6 +88,7 @@ def test_what_a_run_is_stands_there_from_the_first_step_and_stays(tmp_path: Path
     play(reporter(session(tmp_path), Told()), tmp_path, range(1))
     first = read_record(tmp_path / "run.json")
     assert first is not None
+    assert first.data == {"lines": 3, "kept": 2, "no_caption": 1}
     assert (first.stage, first.created, first.layout) == ("warm-start", "2026-11-28T22:58:29Z", {"tp": 2, "pp": 1})
     again = session(tmp_path)
     again.world.layout = {"tp": 1, "pp": 2}

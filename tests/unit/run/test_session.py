@@ -53,7 +53,7 @@ def test_what_is_said_stands_in_the_runs_folder(tmp_path: Path) -> None:
 
 
 def test_a_run_in_silence_says_what_it_is_at_and_leaves_no_thread(tmp_path: Path) -> None:
-    """Claim: the thread lives from ``open`` to ``close``; who is watched tells this run."""
+    """Claim: the thread lives from ``begin`` to ``close``; who is watched tells this run."""
 
     def beats() -> int:
         return sum(thread.name == "heartbeat" for thread in threading.enumerate())
@@ -64,8 +64,9 @@ def test_a_run_in_silence_says_what_it_is_at_and_leaves_no_thread(tmp_path: Path
         session = Session(world(is_main=is_main), tmp_path)
         session.watch(worker, None, object())
         assert beats() == before
-        session.open()
+        session.begin()
         assert beats() == before + int(is_main)
+        session.open()
         with session.timers.phase("rollout"), worker.activity.task("answers", total=2):
             assert session.activity.text().startswith("rollout, 0 of 2 answers")
         with session.phase("checkpoint"):
