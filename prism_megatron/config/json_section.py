@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from prism_megatron.errors import ConfigError
 
@@ -74,9 +74,9 @@ class Section:
             raise ConfigError(f"{self.where}: key {name!r} is {value!r}, expected a list of integers")
         return tuple(value)
 
-    def section(self, name: str) -> Section:
+    def section(self, name: str) -> Self:
         """The object under ``name``. Raises ConfigError for anything else, and where it is missing."""
-        return Section(self._typed(dict, name), f"{self.where}: {name}")
+        return type(self)(self._typed(dict, name), f"{self.where}: {name}")
 
     def expect(self, name: str, *wanted: object) -> None:
         """Refuse a variant that our model does not compute: the key is absent or has one of the values ``wanted``.

@@ -31,6 +31,8 @@ LEGACY_TEMPLATE = "chat_template.json"
 SETTINGS = ("size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
 """What has to be there: the class defaults (patch 14, CLIP's colours) are not Qwen3-VL's."""
 
+_NUM_FILTERS = 6
+"""PIL's ways to resize are 0 (nearest) to 5 (Hamming)."""
 _COLOURS = ("image_mean", "image_std")
 _COUNTS = ("patch_size", "temporal_patch_size", "merge_size")
 _STEPS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
@@ -39,7 +41,6 @@ _EDGES = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 _CLASSES = ("Qwen2VLImageProcessor", "Qwen3VLImageProcessor")
 _DEFAULTS: Mapping[str, Any] = {"resample": 3, "rescale_factor": 1 / 255}
 """What published models leave to the class: bicubic, and levels of 8 bits."""
-_ABOUT_THE_CLASS = ("image_processor_type", "processor_class", "auto_map", "feature_extractor_type")
 _MODEL_TOKENS = {
     "<|image_pad|>": "image_token_id",
     "<|video_pad|>": "video_token_id",
@@ -50,7 +51,7 @@ _COPY = "copy it from the model's Hugging Face folder"
 
 
 def image_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the image processor, by their present names.
+    """The settings of the image processor that decide what it makes of a picture, by their present names.
 
     Raises DataError where no form has them, two forms differ, one leaves a setting to the class, or asks for another
     image processor than Qwen3-VL's.
@@ -60,7 +61,7 @@ def image_settings(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder / PREPROCESSOR} does not exist, nor an image_processor in {PROCESSOR}; {_COPY}")
     (first, settings), *others = ((name, _settings(folder / name, form)) for name, form in forms.items())
     for name, form in others:
-        for key in sorted(settings.keys() & form.keys()):
+        for key in settings:
             if settings[key] != form[key]:
                 raise DataError(
                     f"{folder}: {key} is {settings[key]} in {first} and {form[key]} in {name}; remove the wrong file"
@@ -157,17 +158,17 @@ def _settings(path: Path, form: Any) -> dict[str, Any]:
     """One form's settings, checked, the areas in ``size``."""
     if not isinstance(form, dict):
         raise DataError(f"{path}: image_processor is {form!r}, expected a JSON object")
-    left_out = (*_EDGES.values(), *_ABOUT_THE_CLASS)
-    settings = {**_DEFAULTS} | {key: value for key, value in form.items() if key not in left_out}
+    settings = {key: form.get(key) for key in SETTINGS} | {
+        key: form.get(key, value) for key, value in _DEFAULTS.items()
+    }
     kind = form.get("image_processor_type", _CLASSES[0])
     if not isinstance(kind, str) or not kind.startswith(_CLASSES):
         raise DataError(f"{path}: image_processor_type is {kind!r}, which is not Qwen3-VL's")
     for name in _STEPS:
-        if settings.get(name, True) is not True:
-            raise DataError(f"{path}: {name} is {settings[name]!r}, and only true is supported")
-    if size := _size(path, form):
-        settings["size"] = size
-    if missing := [name for name in SETTINGS if settings.get(name) is None]:
+        if form.get(name, True) is not True:
+            raise DataError(f"{path}: {name} is {form[name]!r}, and only true is supported")
+    settings["size"] = _size(path, form) or None
+    if missing := [name for name in SETTINGS if settings[name] is None]:
         raise DataError(f"{path}: {', '.join(missing)} missing; the class defaults are not Qwen3-VL's")
     _check_numbers(path, settings)
     return settings
@@ -181,6 +182,10 @@ def _check_numbers(path: Path, settings: Mapping[str, Any]) -> None:
         value = settings[name]
         if not (isinstance(value, list) and len(value) == 3 and all(type(one) in (int, float) for one in value)):
             raise DataError(f"{path}: {name} is {value!r}, expected a number for each of three colours")
+    if settings["resample"] not in range(_NUM_FILTERS):
+        raise DataError(f"{path}: resample is {settings['resample']!r}, expected the number of one of PIL's filters")
+    if type(settings["rescale_factor"]) not in (int, float) or not settings["rescale_factor"] > 0:
+        raise DataError(f"{path}: rescale_factor is {settings['rescale_factor']!r}, expected a positive number")
     if not all(settings["image_std"]):
         raise DataError(f"{path}: image_std is {settings['image_std']}; colours are divided by it, so it cannot be 0")
 

@@ -15,6 +15,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.transformers_config import transformers_config
 from prism_megatron.conversion.verify import check_names
 from prism_megatron.data.model_files import check_model_files
 from prism_megatron.errors import ConfigError
@@ -34,9 +35,11 @@ class ModelFolder:
 def open_model_folder(folder: Path) -> ModelFolder:
     """What ``folder`` holds, from its config and the headers of its weights (a tied repeat is read).
 
-    Raises ConfigError for a config that is none of ours, ConversionError for weights that are not those that it says.
+    Raises ConfigError for a config that is none of ours, ConversionError for one that transformers does not read and
+    for weights that are not those that it says.
     """
     shape, source = Qwen3VLShape.from_folder(folder), open_weights(folder)
+    transformers_config(folder)  # servers, tokenizers and the embedded engine read the folder by it
     variant = read_variant(folder) if is_discriminator(folder) else None
     layout = detect_expert_layout(source, shape) if variant is None else discriminator_layout(variant.towers)
     mappings = mappings_of(folder, layout)
