@@ -174,7 +174,7 @@ def measure(args: argparse.Namespace, work: Path, limit: Path | None) -> bool:
     legs = {"cp -r, sync": run(["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "sh", str(model), str(copied)])}
     shutil.rmtree(copied)
     workers = ["--workers", str(args.workers)]
-    flags = {"to-megatron": ["--tp", str(args.tp), "--pp", str(args.pp), *workers], "to-hf": workers}
+    flags = {"to-megatron": ["--tp", str(args.tp), "--pp", str(args.pp), *workers, "--weights-only"], "to-hf": workers}
     for command, source, target in (("to-megatron", model, checkpoint), ("to-hf", checkpoint, back)):
         drop_pages(source)
         legs[command] = run(convert(command, source, target, flags[command]), limit=limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.model import ModelConfig
@@ -11,17 +12,25 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.validate_layout import smallest_world
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import discriminator_folder, policy_folder
+from prism_megatron.data.model_files import check_model_files
 
 
 def named_shapes(model: ModelConfig, discriminator: DiscriminatorConfig) -> tuple[Qwen3VLShape, Qwen3VLShape | None]:
     """The sizes of the policy and of a named discriminator; what a hub id stands for is downloaded.
 
-    Raises PrismError where a name stands for nothing, or for another role.
+    Raises PrismError where a name stands for nothing, or for another role, and where the files beside the weights are
+    not all there or do not fit the model. Weights are looked at when they are loaded.
     """
     policy = policy_folder(model.model, fetch=True)
     judge = discriminator_folder(discriminator.discriminator, fetch=True)
-    shape = Qwen3VLShape.from_folder(files_folder(policy, "policy"))
-    return shape, None if judge is None else Qwen3VLShape.from_folder(files_folder(judge, "discriminator"))
+    shape = _checked_shape(files_folder(policy, "policy"))
+    return shape, None if judge is None else _checked_shape(files_folder(judge, "discriminator"))
+
+
+def _checked_shape(folder: Path) -> Qwen3VLShape:
+    shape = Qwen3VLShape.from_folder(folder)
+    check_model_files(folder, shape)
+    return shape
 
 
 def world_size(parallel: ParallelConfig) -> int:

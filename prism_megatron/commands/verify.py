@@ -57,7 +57,10 @@ def readable(config: VerifyConfig) -> Iterator[VerifyConfig]:
 
 def checked(config: VerifyConfig) -> VerifyConfig:
     """The configuration, by layer where memory asks for it. Raises PrismError for bad input; no weights are read."""
+    from prism_megatron.jobs.model_folder import check_model_folder
+
     folder = Path(model_name(config))
+    check_model_folder(folder)
     shape = Qwen3VLShape.from_folder(folder)
     smallest, present = smallest_world(config.parallel), int(os.environ.get("WORLD_SIZE", "1"))
     size = present if present > 1 else smallest

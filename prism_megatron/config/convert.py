@@ -80,6 +80,8 @@ class ToMegatronConfig:
     as_role: Annotated[Literal["policy", "discriminator"] | None, tyro.conf.arg(name="as")] = None
     """what the model becomes, by default what it is, or the policy of a checkpoint with both roles; a dense Qwen3-VL
     becomes a discriminator by upcycling"""
+    weights_only: bool = False
+    """convert a folder without tokenizer, chat template or image settings too; what comes out of it cannot train"""
     bucket_mb: Annotated[int, AT_LEAST_ONE] = 512
     """most MB in one data file"""
     workers: Annotated[int, AT_LEAST_ONE] = 2

@@ -1,26 +1,34 @@
 """The sizes of a Qwen3-VL, read from its Hugging Face ``config.json``.
 
-Every size comes from the file, in the hub's spelling (``rope_theta`` beside ``rope_scaling``) or in that of
-transformers 5 (``rope_parameters``). transformers' class defaults differ from the published models (and between
-versions), so nothing is taken from them: a missing key is an error.
+Every size comes from the file, in the hub's spelling or in that of transformers 5; where both stand there they have to
+agree. transformers' class defaults differ from the published models (and between versions), so nothing is taken from
+them: a missing key is an error. ``rope.py`` reads rotary positions; ``qwen3_vl_keys.py`` has the keys that may not say
+anything.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from prism_megatron.config.experts import ExpertSizes
+from prism_megatron.config.json_file import read_object
+from prism_megatron.config.json_section import Section
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.qwen3_vl_keys import ANYWHERE, TEXT, TOP, VISION, check_copies, check_unread
+from prism_megatron.config.rope import check_vision_rope, text_rope
 from prism_megatron.errors import ConfigError, listed
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+EXPERT_COUNT = ("num_experts", "num_local_experts")
+"""Two names of one number: that of the published configs, and the one that transformers 5 writes."""
 TEXT_ACTIVATION = "silu"
 VISION_ACTIVATION = "gelu_pytorch_tanh"
+STORED_DTYPES = ("bfloat16", "float16", "float32", "float64")
+"""What a config may state as the format of its weights."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,11 @@ class Qwen3VLShape:
     pad_token_id: int
     dtype: str
 
+    @property
+    def model_type(self) -> str:
+        """The name that config.json has for its kind."""
+        return MODEL_TYPES[self.text.experts is not None]
+
     @classmethod
     def from_folder(cls, folder: str | Path) -> Qwen3VLShape:
         """Read ``config.json`` (and, for end and pad ids it lacks, ``generation_config.json``) of a model folder.
@@ -102,9 +115,11 @@ class Qwen3VLShape:
         Raises ConfigError for a missing or malformed file and for any missing or contradictory size.
         """
         folder = Path(folder)
-        config = _read_json(folder / "config.json")
+        if not (folder / "config.json").exists():
+            raise ConfigError(f"{folder / 'config.json'} does not exist; give a Hugging Face model folder")
+        config = read_object(folder / "config.json", error=ConfigError)
         generation_path = folder / "generation_config.json"
-        generation = _read_json(generation_path) if generation_path.exists() else {}
+        generation = read_object(generation_path, error=ConfigError) if generation_path.exists() else {}
         return cls.from_dict(config, generation=generation, where=str(folder / "config.json"))
 
     @classmethod
@@ -119,11 +134,14 @@ class Qwen3VLShape:
 
         Raises ConfigError for a config that is no Qwen3-VL, or a variant that our model does not compute.
         """
-        top = _Section(config, where)
+        top = Section(config, where)
         if (model_type := top.text("model_type")) not in MODEL_TYPES:
             raise ConfigError(f"{where}: model_type {model_type!r} is not a Qwen3-VL; expected one of {MODEL_TYPES}")
-        text = top.section("text_config")
-        vision = _vision_shape(top.section("vision_config"))
+        sections = {"text_config": TEXT, "vision_config": VISION}
+        text, vision_part = (top.section(name) for name in sections)
+        for section, allowed in ((top, TOP), *zip((text, vision_part), sections.values(), strict=True)):
+            check_unread(section, {**ANYWHERE, **allowed})
+        vision = _vision_shape(vision_part)
         text_shape = _text_shape(text, tied=top.flag("tie_word_embeddings"), sparse=model_type == "qwen3_vl_moe")
         if vision.out_hidden != text_shape.hidden:
             raise ConfigError(
@@ -138,21 +156,19 @@ class Qwen3VLShape:
         eos = _first_id("eos_token_id", top.values, text.values, generation or {})
         if eos is None:
             raise ConfigError(f"{where}: eos_token_id is missing (also from generation_config.json); add it")
-        # Hub configs have no pad id; their bos is the <|endoftext|> that pads. Padding is never read: any id will do.
-        pad = _first_id("pad_token_id", top.values, text.values, generation or {})
-        if pad is None:
-            pad = _first_id("bos_token_id", top.values, text.values)
-        return cls(
+        shape = cls(
             text=text_shape,
             vision=vision,
-            image_token_id=top.integer("image_token_id"),
-            video_token_id=top.integer("video_token_id"),
-            vision_start_token_id=top.integer("vision_start_token_id"),
-            vision_end_token_id=top.integer("vision_end_token_id"),
+            image_token_id=_special_id(top, "image_token_id", text_shape.vocab),
+            video_token_id=_special_id(top, "video_token_id", text_shape.vocab),
+            vision_start_token_id=_special_id(top, "vision_start_token_id", text_shape.vocab),
+            vision_end_token_id=_special_id(top, "vision_end_token_id", text_shape.vocab),
             eos_token_id=eos,
-            pad_token_id=eos if pad is None else pad,
-            dtype=_dtype(top, text),
+            pad_token_id=_pad_id(top, text, generation or {}, eos=eos, vocab=text_shape.vocab),
+            dtype=_dtype(top, text, vision_part),
         )
+        check_copies(top, text, vision_part)
+        return shape
 
     def check_layout(self, parallel: ParallelConfig) -> None:
         """Raise ConfigError, naming the values that would do, for a layout this model cannot be cut into."""
@@ -183,127 +199,48 @@ class Qwen3VLShape:
                 )
 
 
-class _Section:
-    """One JSON object with typed access; every complaint names the file and the key."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values = values
-        self.where = where
-
-    def _get(self, *names: str) -> Any:
-        for name in names:
-            if self.values.get(name) is not None:
-                return self.values[name]
-        spelled = " or ".join(repr(name) for name in names)
-        raise ConfigError(f"{self.where}: key {spelled} is missing; class defaults are not used, so write it out")
-
-    def _typed(self, kind: type[int | float | str | bool | dict[str, Any]], *names: str) -> Any:
-        value = self._get(*names)
-        accepted = (int, float) if kind is float else kind
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise ConfigError(f"{self.where}: key {names[0]!r} is {value!r}, expected {kind.__name__}")
-        return value
-
-    def integer(self, *names: str) -> int:
-        """A whole number. Raises ConfigError for anything else."""
-        value = int(self._typed(int, *names))
-        if value < 0:
-            raise ConfigError(f"{self.where}: key {names[0]!r} is {value}, expected a count or an id of at least 0")
-        return value
-
-    def size(self, *names: str) -> int:
-        """A whole number of at least 1. Raises ConfigError for anything else."""
-        if (value := self.integer(*names)) == 0:
-            raise ConfigError(f"{self.where}: key {names[0]!r} is 0, expected a positive size")
-        return value
-
-    def number(self, *names: str) -> float:
-        return float(self._typed(float, *names))
-
-    def text(self, *names: str) -> str:
-        return str(self._typed(str, *names))
-
-    def flag(self, *names: str) -> bool:
-        return bool(self._typed(bool, *names))
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        """A list of whole numbers. Raises ConfigError for anything else."""
-        value = self._get(name)
-        if not isinstance(value, list) or not all(isinstance(item, int) and item >= 0 for item in value):
-            raise ConfigError(f"{self.where}: key {name!r} is {value!r}, expected a list of integers")
-        return tuple(value)
-
-    def section(self, *names: str) -> _Section:
-        return _Section(self._typed(dict, *names), f"{self.where}: {names[0]}")
-
-    def expect(self, name: str, wanted: object) -> None:
-        """Refuse a variant that our model does not compute. Raises ConfigError."""
-        if self.values.get(name, wanted) != wanted:
-            raise ConfigError(f"{self.where}: {name} is {self.values[name]!r}; only {wanted!r} is supported")
-
-
-def _text_shape(text: _Section, *, tied: bool, sparse: bool) -> TextShape:
+def _text_shape(text: Section, *, tied: bool, sparse: bool) -> TextShape:
     text.expect("attention_bias", False)
     text.expect("hidden_act", TEXT_ACTIVATION)
-    rope = text.section("rope_parameters", "rope_scaling")
-    rope.expect("rope_type", "default")
-    rope.expect("mrope_interleaved", True)
-    theta = rope.number("rope_theta") if "rope_theta" in rope.values else text.number("rope_theta")
-    head_dim = text.size("head_dim")
-    mrope_section = rope.integers("mrope_section")
-    if len(mrope_section) != 3 or sum(mrope_section) * 2 != head_dim:
-        raise ConfigError(
-            f"{rope.where}: mrope_section {list(mrope_section)} must be three counts that add up to half of "
-            f"head_dim {head_dim}"
-        )
+    rope, num_layers = text_rope(text), text.size("num_hidden_layers")
+    text.expect("layer_types", ["full_attention"] * num_layers)
     heads, kv_heads = text.size("num_attention_heads"), text.size("num_key_value_heads")
     if heads % kv_heads:
         raise ConfigError(
             f"{text.where}: num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}"
         )
     if sparse:
-        if text.size("num_experts_per_tok") > _num_experts(text):
+        if text.size("num_experts_per_tok") > text.size(*EXPERT_COUNT):
             raise ConfigError(
                 f"{text.where}: num_experts_per_tok {text.size('num_experts_per_tok')} is more than there are experts"
             )
         text.expect("decoder_sparse_step", 1)
-        text.expect("mlp_only_layers", [])
+        text.expect("mlp_only_layers", [], None)
         text.expect("norm_topk_prob", True)
     return TextShape(
-        num_layers=text.size("num_hidden_layers"),
+        num_layers=num_layers,
         hidden=text.size("hidden_size"),
         ffn=text.size("intermediate_size"),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=head_dim,
+        head_dim=text.size("head_dim"),
         vocab=text.size("vocab_size"),
         eps=text.number("rms_norm_eps"),
-        theta=theta,
-        mrope_section=(mrope_section[0], mrope_section[1], mrope_section[2]),
+        theta=rope.theta,
+        mrope_section=rope.mrope_section,
         tied=tied,
-        num_experts=_num_experts(text) if sparse else 0,
+        num_experts=text.size(*EXPERT_COUNT) if sparse else 0,
         experts_per_token=text.size("num_experts_per_tok") if sparse else 0,
         expert_ffn=text.size("moe_intermediate_size") if sparse else 0,
     )
 
 
-def _num_experts(text: _Section) -> int:
-    """Experts of a layer, under the name that the published configs have or the one that transformers writes."""
-    names = [name for name in ("num_experts", "num_local_experts") if text.values.get(name) is not None]
-    if len({text.size(name) for name in names}) > 1:
-        raise ConfigError(
-            f"{text.where}: num_experts is {text.values['num_experts']} but num_local_experts is "
-            f"{text.values['num_local_experts']}; they are two names of one number, so remove the wrong one"
-        )
-    return text.size("num_experts", "num_local_experts")
-
-
-def _vision_shape(vision: _Section) -> VisionShape:
+def _vision_shape(vision: Section) -> VisionShape:
     vision.expect("hidden_act", VISION_ACTIVATION)
     shape = VisionShape(
-        depth=vision.size("depth"),
+        depth=vision.size("depth", "num_hidden_layers"),
         hidden=vision.size("hidden_size"),
-        heads=vision.size("num_heads"),
+        heads=vision.size("num_heads", "num_attention_heads"),
         ffn=vision.size("intermediate_size"),
         patch=vision.size("patch_size"),
         temporal_patch=vision.size("temporal_patch_size"),
@@ -313,6 +250,8 @@ def _vision_shape(vision: _Section) -> VisionShape:
         out_hidden=vision.size("out_hidden_size"),
         taps=vision.integers("deepstack_visual_indexes"),
     )
+    check_vision_rope(vision)
+    vision.expect("head_dim", shape.head_dim, None)
     if shape.hidden % (4 * shape.heads):
         raise ConfigError(
             f"{vision.where}: hidden_size {shape.hidden} must be a multiple of 4 · num_heads = {4 * shape.heads}"
@@ -332,30 +271,48 @@ def _first_id(name: str, *places: Mapping[str, Any]) -> int | None:
         value = place.get(name)
         if isinstance(value, list) and value:
             value = value[0]
-        if isinstance(value, int):
+        if type(value) is int:
             return value
     return None
 
 
-def _dtype(top: _Section, text: _Section) -> str:
-    for place in (top.values, text.values):
-        for name in ("dtype", "torch_dtype"):
-            if isinstance(place.get(name), str):
-                return str(place[name])
+def _special_id(top: Section, name: str, vocab: int) -> int:
+    found = top.integer(name)
+    if found >= vocab:
+        raise ConfigError(f"{top.where}: {name} is {found}, but text_config.vocab_size is {vocab}; correct one of them")
+    return found
+
+
+def _pad_id(top: Section, text: Section, generation: Mapping[str, Any], *, eos: int, vocab: int) -> int:
+    """Hub configs have no pad id; their bos is the <|endoftext|> that pads. Padding is never read: any id will do."""
+    places = (top.values, text.values, generation)
+    for name, where in (("pad_token_id", places), ("bos_token_id", places[:2])):
+        found = _first_id(name, *where)
+        if found is not None and found >= vocab:
+            raise ConfigError(
+                f"{top.where}: {name} is {found}, but text_config.vocab_size is {vocab}; correct one of them"
+            )
+        if found is not None and found >= 0:  # some configs say -1 for none
+            return found
+    return eos
+
+
+def _dtype(top: Section, *sections: Section) -> str:
+    """What the top level states, or the language tower where that is silent."""
+    stated = []
+    for section in (top, *sections):
+        name = section.get("dtype", "torch_dtype")
+        if name is not None and name not in STORED_DTYPES:
+            raise ConfigError(f"{section.where}: dtype is {name!r}, expected one of {', '.join(STORED_DTYPES)}")
+        stated.append(name)
     # save_pretrained leaves dtype out of a config whose model was built in torch's default dtype.
-    return "float32"
+    return next((name for name in stated[:2] if name is not None), "float32")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise ConfigError(f"{path} holds {constant}, which is not JSON")
+def max_positions(config: Mapping[str, Any], where: str) -> int | None:
+    """The longest sequence that the parsed ``config.json`` of a Qwen3-VL allows; None where it does not say.
 
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist; give a Hugging Face model folder") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ConfigError(f"{path} holds {type(parsed).__name__}, expected a JSON object")
-    return parsed
+    Raises ConfigError for anything but a positive number.
+    """
+    text = Section(config, where).section("text_config")
+    return None if text.get("max_position_embeddings") is None else text.size("max_position_embeddings")

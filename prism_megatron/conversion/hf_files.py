@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from prism_megatron.config import json_file
 from prism_megatron.errors import ConversionError
 
 _HUB_REPOSITORY = "models--"
@@ -41,37 +41,7 @@ def member(folder: Path, name: str) -> Path:
 
 def read_object(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object. ConversionError for anything else, repeated keys and NaN or Infinity."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{path} cannot be read as JSON: {error}") from error
-    return parse_object(text, path)
-
-
-def parse_object(text: str, path: Path) -> dict[str, Any]:
-    """``text`` as one JSON object; ``path`` names it in errors, which are those of ``read_object``.
-
-    Raises ConversionError.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in seen:
-                raise ConversionError(f"{path} lists {key!r} twice")
-            seen[key] = value
-        return seen
-
-    def refuse(constant: str) -> NoReturn:
-        raise ConversionError(f"{path} holds {constant}, which is not JSON")
-
-    try:
-        parsed = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:  # ValueError: a number of too many digits
-        raise ConversionError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ConversionError(f"{path} holds {type(parsed).__name__}, expected a JSON object")
-    return parsed
+    return json_file.read_object(path, error=ConversionError)
 
 
 def check_header(path: Path) -> None:
@@ -81,7 +51,7 @@ def check_header(path: Path) -> None:
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_HEADER_LENGTH_BYTES), "little")
-        parse_object(file.read(length).decode("utf-8"), path)
+        json_file.parse_object(file.read(length).decode("utf-8"), path, error=ConversionError)
 
 
 def describe(path: Path) -> str:

@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prism_megatron.conversion.block_fp8 import CONFIG_KEY, dequantised_config
+from prism_megatron.config.rope import in_new_words
+from prism_megatron.conversion.block_fp8 import dequantised_config
 from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import INDEX, SINGLE
+from prism_megatron.data.model_files import with_older_forms
 from prism_megatron.errors import ConversionError
 
 CONFIG = "config.json"
@@ -80,16 +82,19 @@ def write_hf_folder(
 
 
 def read_companions(folder: str | Path) -> dict[str, bytes]:
-    """What a model folder has of the companion files, by name; its config is that of the model before it was quantised.
+    """What a model folder has of the companion files, by name, with the older forms of those that are newer.
 
-    Raises ConversionError for links that lead out of the folder (``hf_files.member``).
+    The config is that of the model before it was quantised, and in the words that transformers 5 reads. Raises
+    ConversionError for links that lead out of the folder (``hf_files.member``), DataError for JSON that cannot be read.
     """
     folder = Path(folder)
     found = {name: member(folder, name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
-    if CONFIG_KEY.encode() in found.get(CONFIG, b""):
-        plain = dequantised_config(read_object(member(folder, CONFIG)))
-        found[CONFIG] = (json.dumps(plain, indent=2) + "\n").encode()
-    return found
+    if CONFIG in found:
+        held = read_object(member(folder, CONFIG))
+        plain = in_new_words(dequantised_config(held))
+        if plain != held:
+            found[CONFIG] = (json.dumps(plain, indent=2) + "\n").encode()
+    return with_older_forms(found, folder)
 
 
 def stated(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

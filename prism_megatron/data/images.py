@@ -1,13 +1,11 @@
 """From an image file to the patches that the vision tower reads, by transformers' own PIL processor.
 
 The processor is loaded by itself: AutoProcessor would also load the video processor, which needs torchvision. Its
-settings come from the folder's ``preprocessor_config.json``; the class defaults (patch 14, CLIP colours) are not
-Qwen3-VL's.
+settings are those of the folder, in whichever form they are saved (``data/model_files.py``).
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from prism_megatron.data.colours import to_rgb
 from prism_megatron.data.intake import ImageError
+from prism_megatron.data.model_files import image_settings
 from prism_megatron.errors import DataError
 from prism_megatron.types import ImageInput
 
 LEVEL_TOLERANCE = 0.01  # of 255 colour levels; float32 normalisation moves one by 8e-6
-SETTINGS = ("size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
 
 
 class ImagePreprocessor:
@@ -32,18 +30,8 @@ class ImagePreprocessor:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ImagePreprocessor:
-        """Raises DataError if ``preprocessor_config.json`` is missing or leaves a setting to the class defaults."""
-        path = folder / "preprocessor_config.json"
-        if not path.is_file():
-            raise DataError(f"{path} does not exist; copy it from the model's Hugging Face folder")
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{path} cannot be read as JSON: {error}") from error
-        missing = [name for name in SETTINGS if name not in settings]
-        if missing:
-            raise DataError(f"{path}: {', '.join(missing)} missing; the class defaults are not Qwen3-VL's")
-        return cls(Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True))
+        """Raises DataError as ``image_settings``."""
+        return cls(Qwen2VLImageProcessorPil.from_dict(image_settings(folder)))
 
     def __call__(self, image: Image.Image) -> ImageInput:
         """``pixel_values_P_D`` float32, P = t·h·w patches of D = 3 · temporal_patch · patch · patch values.

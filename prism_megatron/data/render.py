@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.data.intake import ImageError, TextError
+from prism_megatron.data.model_files import TOKENIZER, TOKENIZER_CONFIG, chat_template
 from prism_megatron.data.segments import TAGS, THINK_ALIAS, SegmentFinder, response_text
 from prism_megatron.data.tokenizer import IMAGE_TOKEN
 from prism_megatron.errors import DataError
@@ -59,14 +60,21 @@ class Renderer:
     ) -> Renderer:
         """Read everything from a local Hugging Face folder. Raises DataError if a file is missing."""
         folder = Path(folder)
-        for name in ("tokenizer.json", "chat_template.jinja"):
-            if not (folder / name).is_file():
-                raise DataError(f"{folder / name} does not exist; copy it from the model's Hugging Face folder")
+        if not (folder / TOKENIZER).is_file():
+            raise DataError(f"{folder / TOKENIZER} does not exist; copy it from the model's Hugging Face folder")
+        template = chat_template(folder)
         try:
             # Unasked, transformers offers to run code that a folder brings along.
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # tokenizers raises no kind of its own
             raise DataError(f"the tokenizer of {folder} cannot be read: {' '.join(str(error).split())}") from error
+        tokenizer.chat_template = template
+        for name in ("pad_token", "eos_token"):
+            if getattr(tokenizer, name) is None:
+                raise DataError(f"{folder / TOKENIZER_CONFIG} names no {name}; copy it from the model's Hugging Face "
+                                "folder")  # fmt: skip
+        if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
+            raise DataError(f"{folder / TOKENIZER} has no token {IMAGE_TOKEN}; give a Qwen3-VL's")
         preprocessor = ImagePreprocessor.from_folder(folder)
         return cls(tokenizer, preprocessor, system_prompt=system_prompt, strict_format=strict_format)
 

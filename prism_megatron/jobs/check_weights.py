@@ -21,7 +21,8 @@ from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.model_names import FORMS, folder_of
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.errors import ConfigError
-from prism_megatron.jobs.convert import Role, mappings_of, role_of
+from prism_megatron.jobs.convert import Role, role_of
+from prism_megatron.jobs.model_folder import mappings_of
 from prism_megatron.observability.transfer import TransferProgress, format_bytes
 
 _NUM_SHOWN = 10

@@ -19,7 +19,6 @@ from model_providers.moe_discriminator.mapping import expert_layout as discrimin
 from model_providers.moe_discriminator.mapping import weight_mappings as discriminator_mappings
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from model_providers.moe_discriminator.variant import Variant
-from model_providers.qwen3_vl.mapping import weight_mappings as policy_mappings
 from prism_megatron.config.convert import (
     ToHFConfig,
     ToMegatronConfig,
@@ -33,11 +32,10 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.validate_layout import check_layout
 from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint, write_state
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
-from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
+from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.hf_writer import CONFIG, read_companions, stating
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.model_names import folder_of
-from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.conversion.resumable import WorkFolder, check_target, fingerprint_of, run_units
 from prism_megatron.conversion.stored_tensor import DTYPES
 from prism_megatron.conversion.to_hf import plan_hf
@@ -45,7 +43,9 @@ from prism_megatron.conversion.to_megatron import plan_megatron, record
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.conversion.torch_dist_writer import write_index
 from prism_megatron.conversion.verify import check_names
+from prism_megatron.data.model_files import check_model_files
 from prism_megatron.errors import ConfigError, ConversionError
+from prism_megatron.jobs.model_folder import mappings_of, open_model_folder
 from prism_megatron.jobs.quantise import check_installed, check_records, quantise_from
 
 MB = 10**6
@@ -89,7 +89,10 @@ def to_megatron(config: ToMegatronConfig, *, say: Say) -> None:
     model = _open_model(hf, config.as_role, config.upcycling)
     towers = None if model.variant is None else model.variant.towers
     check_layout(parallel, model.shape, experts_per_tower=0 if towers is None else towers.experts_per_tower)
-    check_names(model.mappings, model.source)
+    if model.upcycled or is_checkpoint(hf):
+        check_names(model.mappings, model.source, where=hf)
+    if not config.weights_only:
+        check_model_files(model.files, model.shape)
     plan = plan_megatron(
         model.mappings, model.source, role=model.role, parallel=parallel, bucket_bytes=config.bucket_mb * MB
     )
@@ -148,7 +151,7 @@ def _rewrite(config: ToHFConfig, load: Path, save: Path, *, say: Say) -> None:
     aside = save.with_name(f".{save.name}.checkpoint")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        to_megatron(ToMegatronConfig(hf=str(load), save=str(aside), workers=config.workers), say=say)
+        to_megatron(ToMegatronConfig(hf=str(load), save=str(aside), workers=config.workers, weights_only=True), say=say)
         to_hf(dataclasses.replace(config, load=str(aside)), say=say)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -180,16 +183,16 @@ def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) 
     """What ``to-megatron`` writes of a model folder or a checkpoint, which may hold both roles."""
     files = folder
     source: TensorSource
-    held: ExpertLayout | None = None
     if is_checkpoint(folder):
         stored = TorchDistFolder(folder)
         role = role_of(stored, as_role if as_role in stored.document["models"] else None)
-        files, held = companions_folder(folder, role), stored.document["models"][role]["expert_layout"]
+        files, layout = companions_folder(folder, role), stored.document["models"][role]["expert_layout"]
         aliases = stored.document["models"][role]["aliases"]
-        source = CheckpointSource(stored, role, mappings_of(files, held), aliases=aliases)
+        source = CheckpointSource(stored, role, mappings_of(files, layout), aliases=aliases)
+        shape = Qwen3VLShape.from_folder(files)
     else:
-        source = open_weights(folder)
-    shape = Qwen3VLShape.from_folder(files)
+        opened = open_model_folder(folder)
+        source, layout, shape = opened.source, opened.expert_layout, opened.shape
     if is_discriminator(files):
         if as_role == "policy" or (as_role is not None and files == folder) or upcycling != UpcyclingConfig():
             raise ConfigError(f"--hf {folder} is a discriminator already; leave --as and flags of upcycling out")
@@ -207,29 +210,12 @@ def _open_model(folder: Path, as_role: Role | None, upcycling: UpcyclingConfig) 
             init_std=upcycling.router_std,
         )
         return dataclasses.replace(_discriminator(files, upcycled, shape, variant), upcycled=True)
-    layout = held if files != folder else detect_expert_layout(source, shape)
     return _Model("policy", files, source, shape, mappings_of(files, layout), layout, None)
 
 
 def _discriminator(files: Path, source: TensorSource, shape: Qwen3VLShape, variant: Variant) -> _Model:
     mappings, layout = discriminator_mappings(shape, variant.towers), discriminator_layout(variant.towers)
     return _Model("discriminator", files, source, shape, mappings, layout, variant)
-
-
-def mappings_of(companions: Path, layout: ExpertLayout | None) -> Sequence[WeightMapping]:
-    """The mappings of the model whose files stand in ``companions``, its experts stored as ``layout``.
-
-    Raises ConfigError.
-    """
-    shape = Qwen3VLShape.from_folder(companions)
-    if is_discriminator(companions):
-        towers = read_variant(companions).towers
-        if layout not in (None, discriminator_layout(towers)):
-            raise ConfigError(
-                f"--expert-layout {layout}: a discriminator stores its experts as {discriminator_layout(towers)}"
-            )
-        return discriminator_mappings(shape, towers)
-    return policy_mappings(shape) if layout is None else policy_mappings(shape, layout)
 
 
 def role_of(folder: TorchDistFolder, asked: Role | None) -> Role:

@@ -23,8 +23,11 @@ from prism_megatron.conversion.expert_layout import detect_expert_layout
 from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.model_names import FORMS, folder_of
+from prism_megatron.conversion.quantised import QUANT_CONFIG
 from prism_megatron.conversion.torch_dist import TorchDistFolder
-from prism_megatron.errors import ConfigError
+from prism_megatron.data.model_files import check_model_files
+from prism_megatron.errors import ConfigError, DataError
+from prism_megatron.jobs.model_folder import open_model_folder
 
 Facts = dict[str, Any]
 
@@ -38,7 +41,7 @@ def inspect_folder(config: InspectConfig) -> Facts:
     folder = folder_of(config.folder, flag="inspect", fetch=True)
     if is_checkpoint(folder):
         return _checkpoint_facts(TorchDistFolder(folder), list_tensors=config.tensors)
-    return _model_facts(HFFolder(folder), list_tensors=config.tensors)
+    return _model_facts(folder, list_tensors=config.tensors)
 
 
 def text(facts: Facts) -> str:
@@ -94,7 +97,11 @@ def _role_facts(folder: TorchDistFolder, role: str) -> Facts:
     return facts
 
 
-def _model_facts(folder: HFFolder, *, list_tensors: bool) -> Facts:
+def _model_facts(path: Path, *, list_tensors: bool) -> Facts:
+    """Raises PrismError for what is no model. Weights that ModelOpt quantised are shown as they are stored."""
+    folder = HFFolder(path)
+    if not (path / QUANT_CONFIG).exists():
+        open_model_folder(path)
     names, shapes, dtypes = folder.names(), folder.shapes(), folder.dtypes()
     facts: Facts = {
         "folder": str(folder.folder),
@@ -103,7 +110,8 @@ def _model_facts(folder: HFFolder, *, list_tensors: bool) -> Facts:
         "weights": _tensor_facts(names, shapes, dtypes),
         **_config_facts(folder.folder),
     }
-    shape = Qwen3VLShape.from_folder(folder.folder)
+    shape = Qwen3VLShape.from_folder(path)
+    facts["files beside the weights"] = _files_fact(path, shape)
     if shape.text.experts is not None:
         facts["experts are stored as"] = detect_expert_layout(folder, shape) or "none of the known layouts"
     if shape.text.tied:
@@ -111,6 +119,14 @@ def _model_facts(folder: HFFolder, *, list_tensors: bool) -> Facts:
     if list_tensors:
         facts["tensors"] = {name: _format(shapes[name], dtypes[name]) for name in names}
     return facts
+
+
+def _files_fact(folder: Path, shape: Qwen3VLShape) -> str:
+    try:
+        check_model_files(folder, shape)
+    except DataError as error:
+        return f"cannot train: {error}"
+    return "tokenizer, chat template and image settings"
 
 
 def _config_facts(folder: Path) -> Facts:

@@ -17,15 +17,18 @@ import torch
 
 from prism_megatron.config.convert import ToHFConfig
 from prism_megatron.config.data import DataConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.qwen3_vl import Qwen3VLShape, max_positions
 from prism_megatron.config.serve import ServeConfig, check_serve
 from prism_megatron.conversion.checkpoint_folder import is_checkpoint, read_state
 from prism_megatron.conversion.expert_layout import detect_expert_layout
 from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.model_names import folder_of, short_name
+from prism_megatron.conversion.quantised import QUANT_CONFIG
+from prism_megatron.data.model_files import check_model_files
 from prism_megatron.errors import ConfigError
 from prism_megatron.jobs.convert import to_hf
+from prism_megatron.jobs.model_folder import check_model_folder
 from prism_megatron.rollout.sglang_arguments import HOST, ServerOptions
 from prism_megatron.rollout.sglang_server import SGLangServers
 
@@ -49,6 +52,11 @@ def serve(config: ServeConfig, *, say: Say, stop: threading.Event) -> None:
     _check_port(config.port)
     with _model_folder(folder_of(load, "policy", flag="--load", fetch=True), config.logs, say) as folder:
         shape = Qwen3VLShape.from_folder(folder)
+        # Weights that ModelOpt quantised are read by the server alone.
+        if (folder / QUANT_CONFIG).exists():
+            check_model_files(folder, shape)
+        else:
+            check_model_folder(folder)
         if detect_expert_layout(HFFolder(folder), shape) == "transformers":
             raise ConfigError(
                 f"--load {load} fuses experts as transformers 5 does, which SGLang misreads; write it with experts one "
@@ -88,9 +96,9 @@ def default_context(folder: Path) -> int:
     Published models allow 262144 tokens, whose keys and values few hosts hold.
     """
     trained = DataConfig().max_prompt_tokens + DataConfig().max_response_tokens
-    config = read_object(member(folder, "config.json"))
-    allowed = config.get("text_config", {}).get("max_position_embeddings")
-    return min(trained, allowed) if isinstance(allowed, int) and allowed > 0 else trained
+    path = member(folder, "config.json")
+    allowed = max_positions(read_object(path), str(path))
+    return trained if allowed is None else min(trained, allowed)
 
 
 @contextmanager

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.transformers_config import transformers_config
 from prism_megatron.parity.compare import Outcome
-from prism_megatron.parity.oracle import model_inputs
+from prism_megatron.parity.oracle import model_inputs, train_padding
 from prism_megatron.parity.probe import Sample, random_weights
 
 
@@ -79,12 +80,13 @@ def load_plain_discriminator(
     folder: Path, shape: Qwen3VLShape, towers: Towers | None, *, dtype: torch.dtype, device: torch.device
 ) -> Any:
     """The folder's model in evaluation mode; read in float32 and its parameters cast (see ``load_transformers``)."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers_config(folder)
     kind: Any = Qwen3VLForConditionalGeneration
     with no_init_weights():
         model = kind._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
     source = open_weights(folder)
     add_towers(model, shape, towers).load_state_dict({name: source.get(name).float() for name in source.names()})
+    train_padding(model)
     model.to(device)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

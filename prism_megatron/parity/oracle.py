@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from transformers.utils import logging
 
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.transformers_config import transformers_config, transformers_reads
 from prism_megatron.data.model_inputs import transformers_inputs
 from prism_megatron.parity.compare import Outcome
 from prism_megatron.parity.probe import Sample, probe_weights
@@ -21,11 +22,20 @@ def load_transformers(folder: Path, shape: Qwen3VLShape, *, dtype: torch.dtype, 
     """The folder's model in evaluation mode.
 
     Read in float32 and its parameters cast: rounding the whole model would round the rotary frequencies with it.
+    Raises ConfigError and ConversionError where transformers does not read the folder.
     """
     logging.disable_progress_bar()
-    model = _kind(shape).from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, attn_implementation="sdpa"
-    )
+    config = transformers_config(folder)
+    with transformers_reads(folder):
+        model = _kind(shape).from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
+    train_padding(model)
     model.to(device)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -34,7 +44,7 @@ def load_transformers(folder: Path, shape: Qwen3VLShape, *, dtype: torch.dtype, 
 
 def one_layer_transformers(folder: Path, shape: Qwen3VLShape) -> Any:
     """The folder's model cut to one language layer, in evaluation mode, without weights: they are on ``meta``."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers_config(folder)
     config.text_config.num_hidden_layers = 1
     with torch.device("meta"):
         model = _kind(shape)._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
@@ -43,7 +53,17 @@ def one_layer_transformers(folder: Path, shape: Qwen3VLShape) -> Any:
     text.rotary_emb = type(text.rotary_emb)(config=config.text_config)
     visual = model.model.visual
     model.model.visual = type(visual)._from_config(visual.config, attn_implementation="sdpa", dtype=torch.float32)
+    train_padding(model)
     return model.eval()
+
+
+def train_padding(model: Any) -> None:
+    """Give the row of the pad token its gradient, which torch's embedding withholds.
+
+    Where a config names a token that occurs in texts, such as the end of a turn, as padding, ours trains it as any
+    other. Its logits are the same either way.
+    """
+    model.get_input_embeddings().padding_idx = None
 
 
 def _kind(shape: Qwen3VLShape) -> Any:

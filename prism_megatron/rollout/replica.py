@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from prism_megatron.errors import ConfigError, WeightSyncError
+from prism_megatron.conversion.transformers_config import transformers_config
+from prism_megatron.errors import WeightSyncError
 
 _MODEL_CLASSES: Mapping[str, Any] = {
     "qwen3_vl": Qwen3VLForConditionalGeneration,
@@ -25,16 +26,9 @@ _NUM_NAMES_SHOWN = 4
 def build_replica(model_folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The model that ``model_folder/config.json`` describes, with *uninitialised* weights: nothing else is read.
 
-    Raises ConfigError for another architecture, and for projections with biases, which the decode step leaves out.
+    Raises ConfigError for another architecture, and ConversionError where transformers does not read it.
     """
-    config = AutoConfig.from_pretrained(model_folder)
-    if config.model_type not in _MODEL_CLASSES:
-        raise ConfigError(
-            f"embedded rollouts of {model_folder}: model_type {config.model_type!r} is none of "
-            f"{', '.join(_MODEL_CLASSES)}"
-        )
-    if config.text_config.attention_bias:
-        raise ConfigError(f"embedded rollouts of {model_folder}: attention_bias must be false, as in Qwen3-VL")
+    config = transformers_config(model_folder)
     config._attn_implementation = "sdpa"
     with no_init_weights():
         model = _MODEL_CLASSES[config.model_type]._from_config(config, dtype=dtype)

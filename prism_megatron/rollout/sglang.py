@@ -11,7 +11,6 @@ weights. Their keys and values are computed again, so each token is drawn from i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,17 +94,17 @@ class SGLangRollout:
         self._options = options or SGLangOptions()
         self._servers = servers
         self._supervised_elsewhere = supervised_elsewhere
-        config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+        shape = Qwen3VLShape.from_folder(model_folder)
         self._format = RequestFormat(
             ImagePreprocessor.from_folder(model_folder),
-            image_token_id=config["image_token_id"],
+            image_token_id=shape.image_token_id,
             end_token_ids=end_token_ids,
-            never_sampled=[config["image_token_id"], config["video_token_id"]],
+            never_sampled=[shape.image_token_id, shape.video_token_id],
         )
-        shapes = per_expert_shapes(HFFolder(model_folder), Qwen3VLShape.from_folder(model_folder))
-        check = WeightCheck(shapes, tied=bool(config.get("tie_word_embeddings", False)))
+        shapes = per_expert_shapes(HFFolder(model_folder), shape)
+        check = WeightCheck(shapes, tied=shape.text.tied)
         self._clients = tuple(ServerClient(url, api_key=api_key, patience=self._options.patience) for url in urls)
-        model = ServedModel(model_folder, config["model_type"], tuple(check.shapes))
+        model = ServedModel(model_folder, shape.model_type, tuple(check.shapes))
         over_http = self._options.transport == "tensor"
         self._context_length = min(
             attach(client, model, colocated=self._options.colocated, over_http=over_http) for client in self._clients

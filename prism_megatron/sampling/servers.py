@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import deque
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prism_megatron.config.data import DataConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.qwen3_vl import Qwen3VLShape, max_positions
 from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.conversion.block_fp8 import CONFIG_KEY
 from prism_megatron.conversion.checkpoint_folder import files_folder, is_checkpoint
@@ -225,9 +224,9 @@ def _start(
     first_gpu = 0
     if cuda:
         first_gpu = first_server_gpu(wanted, ranks=ranks_here, num_gpus=torch.cuda.device_count())
-    model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    positions = int(model["text_config"]["max_position_embeddings"])
-    context = min(positions, data.max_prompt_tokens + data.max_response_tokens + _SPARE_TOKENS)
+    path = member(folder, "config.json")
+    wanted_tokens = data.max_prompt_tokens + data.max_response_tokens + _SPARE_TOKENS
+    context = min(max_positions(read_object(path), str(path)) or wanted_tokens, wanted_tokens)
     prompts = wanted.prompts_per_step * (1 + wanted.rollout_ahead)
     requests = -(-prompts // wanted.rollout_servers) * wanted.rollouts_per_prompt
     options = ServerOptions(

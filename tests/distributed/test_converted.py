@@ -86,7 +86,8 @@ def test_megatron_loads_what_was_converted(
     hf = tmp_path / "hf"
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS[kind]))
     make_random(MakeRandomConfig(config=str(tmp_path / "config.json"), save=str(hf)))
-    to_megatron(ToMegatronConfig(hf=str(hf), save=str(tmp_path / "m"), layout=written), say=lambda _: None)
+    flags = ToMegatronConfig(hf=str(hf), save=str(tmp_path / "m"), layout=written, weights_only=True)
+    to_megatron(flags, say=lambda _: None)
     for parallel in layouts:
         ranks = 4 if parallel.tp * parallel.pp > 2 else parallel.tp * parallel.pp
         assert gloo.run(unequal_parameters, hf, tmp_path / "m", num_ranks=ranks, parallel=parallel) == [[]] * ranks

@@ -32,7 +32,8 @@ GATE_UP = "model.language_model.layers.1.mlp.experts.gate_up_proj"
 
 
 def converted(source: Path, target: Path, layout: TargetLayout | None = None) -> Path:
-    to_megatron(ToMegatronConfig(layout or TargetLayout(), hf=str(source), save=str(target)), say=lambda _: None)
+    flags = ToMegatronConfig(layout or TargetLayout(), hf=str(source), save=str(target), weights_only=True)
+    to_megatron(flags, say=lambda _: None)
     return target
 
 
@@ -165,6 +166,7 @@ def test_inspect_says_what_a_folder_holds(experts: Path, checkpoint: Path) -> No
     assert of_folder["weights"]["parameters"] == parameters
     assert of_folder["weights"]["bytes"] == 4 * parameters
     assert of_folder["experts are stored as"] == "transformers"
+    assert "preprocessor_config.json does not exist" in of_folder["files beside the weights"]
     policy = of_checkpoint["policy"]
     assert policy["weights"]["parameters"] == parameters + padding
     assert policy["vocabulary"] == "301 words in 384 rows (83 of padding)"

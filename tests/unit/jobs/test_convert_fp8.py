@@ -44,7 +44,10 @@ def test_from_fp8_to_a_plain_folder(tmp_path: Path, model: str, layout: ExpertLa
     """Claim: every tensor comes back dequantised bit for bit, under the name it had, with a config that says so."""
     write_fp8(tmp_path / "fp8", tiny_config(**MODELS[model]), layout)
     said: list[str] = []
-    to_megatron(ToMegatronConfig(hf=str(tmp_path / "fp8"), save=str(tmp_path / "checkpoint")), say=said.append)
+    to_megatron(
+        ToMegatronConfig(hf=str(tmp_path / "fp8"), save=str(tmp_path / "checkpoint"), weights_only=True),
+        say=said.append,
+    )
     to_hf(ToHFConfig(load=str(tmp_path / "checkpoint"), save=str(tmp_path / "plain")), say=said.append)
     expected, found = open_weights(tmp_path / "fp8"), HFFolder(tmp_path / "plain")
     assert sorted(found.names()) == sorted(expected.names())
