@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
-import tempfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from prism_megatron.config.yaml_file import Section
+from prism_megatron.disk import write_atomically
 from prism_megatron.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
@@ -125,11 +124,4 @@ def to_yaml(config: object) -> str:
 def save(config: object, path: Path) -> None:
     """Write the resolved config; a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(to_yaml(config))
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, to_yaml(config))

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from prism_megatron.disk import write_atomically
 from prism_megatron.errors import DataError
 from prism_megatron.evaluation.game_summary import game_summary
-from prism_megatron.observability.metrics import MetricsWriter, Row, read_metrics, write_atomically
+from prism_megatron.observability.metrics import MetricsWriter, Row, read_metrics
 from prism_megatron.observability.summary import RunFacts, summarise, write_summary
 from prism_megatron.observability.timers import PhaseTimers
 
