@@ -145,7 +145,7 @@ def _summary(folder: Path) -> Mapping[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); remove it, and it is made anew") from error
     if not isinstance(document, dict):
         raise DataError(f"{path} holds no object; remove it, and it is made anew")

@@ -60,7 +60,7 @@ def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
     """One line of the file. Raises DataError, which names ``where``, unless it is an object with an integer step."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); remove the line or the file") from error
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         raise DataError(f"{where}: not an object with an integer 'step'; remove the line or the file")

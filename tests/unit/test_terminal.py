@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,13 +38,12 @@ def named(command: Sequence[str]) -> str:
     return " ".join(Path(word).name for word in command[1:])
 
 
-def said(code: str, **more: object) -> subprocess.CompletedProcess[str]:
+def said(code: str, *, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """What a program that ``code`` is, after its imports, says and ends with."""
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
     return subprocess.run(
         [sys.executable, "-c", HEARS_CTRL_C, sys.executable, "-c", HEAD + code],
-        cwd=REPOSITORY, env=environment(), text=True, timeout=120, check=False, **settings,
-    )  # type: ignore[call-overload,no-any-return]  # fmt: skip  # what subprocess.run takes beside
+        cwd=REPOSITORY, env=environment(), text=True, timeout=120, check=False, stdout=stdout, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
 def environment(**more: str) -> dict[str, str]:

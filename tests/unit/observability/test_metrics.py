@@ -94,7 +94,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 0, "a": null, "b": null, "c": null, "d": 1.5}\n'
 
 
-@pytest.mark.parametrize("line", ["{oops}", "[1]", '{"step": "0"}', "\x00"])
+@pytest.mark.parametrize("line", ["{oops}", "[1]", '{"step": "0"}', "\x00", "[" * 100_000])
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n' + line + "\n")
