@@ -25,7 +25,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            f"prism-{name.replace('_', '-')} = prism_megatron.commands.{name}:main"
+            f"prism-{name.replace('_', '-')} = prism_megatron.terminal:{name}"
             for name in ("align", "warm_start", "convert", "serve", "verify", "make_random", "report")
         ]
     },

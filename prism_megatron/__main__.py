@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from prism_megatron.terminal import guarded
+
 COMMANDS = ("align", "warm-start", "convert", "serve", "verify", "make-random", "report")
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""
 
@@ -43,4 +45,4 @@ def _summary(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

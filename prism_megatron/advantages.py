@@ -6,7 +6,7 @@ the mixture. Shape suffix: N rollouts of one prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,9 +15,11 @@ from torch import Tensor
 
 STD_EPSILON = 1e-6
 INVALID_MARGIN = 1.0
-ROUNDING = 1e-5
-"""Relative difference of scores that float32 does not tell apart: equal texts differ by less, by where in a micro-batch
-they stand, and dividing by their standard deviation would make advantages of it."""
+ROUNDING: Mapping[torch.dtype, float] = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7}
+"""By the dtype that a discriminator computes in: the relative difference of scores that it does not tell apart. Equal
+texts differ by less, by where in a micro-batch they stand, and dividing by their standard deviation would make
+advantages of it. The head is a float32 product of what the trunk's dtype has rounded: in bfloat16 the bound is one unit
+in the last place, of which the mini's scores differ by 0.42 at most (3.3e-3); in float32 they differ by 6e-7."""
 
 AllInvalid = Literal["zero", "release"]
 """What a group without a valid rollout gets: nothing, or the released code's format penalty on every rollout."""
@@ -46,14 +48,14 @@ class GroupAdvantages:
         return self.num_valid == 0
 
 
-def group_normalise(scores_N: Tensor) -> Tensor:
+def group_normalise(scores_N: Tensor, *, rounding: float = ROUNDING[torch.float32]) -> Tensor:
     """``(s - mean) / (std + 1e-6)`` with the unbiased std; a group of one uses mean 0 and std 1.
 
-    Equal scores give 0.
+    Scores that are equal up to ``rounding`` give 0.
     """
     if scores_N.numel() == 1:
         return scores_N / (1.0 + STD_EPSILON)
-    if _all_equal(scores_N):
+    if _all_equal(scores_N, rounding):
         return torch.zeros_like(scores_N)
     return (scores_N - scores_N.mean()) / (scores_N.std(correction=1) + STD_EPSILON)
 
@@ -73,19 +75,22 @@ def per_expert_advantages(
     score_clip: float = 10.0,
     format_penalty: float = 1.5,
     all_invalid: AllInvalid = "zero",
+    rounding: float = ROUNDING[torch.float32],
 ) -> GroupAdvantages:
     """``alpha * GN(perception) + (1 - alpha) * GN(reasoning) - format_penalty * [invalid]``.
 
     Scores of valid rollouts are clipped to ±``score_clip``; those of invalid ones are ignored (NaN will do) and
     substituted before normalising. A group without a valid rollout has no contrast: its advantages are 0, unless
     ``all_invalid`` asks for the release's. ``reasoning_scores_N`` is None for a group without reasoning to judge.
-    Raises ValueError when a valid rollout's score is not finite.
+    ``rounding`` is that of the scores (see ``ROUNDING``). Raises ValueError when a valid rollout's score is not finite.
     """
     valid_N = valid_N.bool()
     clipped, num_clipped = _clipped_scores([perception_scores_N, reasoning_scores_N], valid_N, score_clip)
     rewards = [substitute_invalid(scores_N, valid_N) for scores_N in clipped]
     own = [
-        _penalised(group_normalise(reward_N), valid_N, penalty=format_penalty, all_invalid=all_invalid)
+        _penalised(
+            group_normalise(reward_N, rounding=rounding), valid_N, penalty=format_penalty, all_invalid=all_invalid
+        )
         for reward_N in rewards
     ]
     return GroupAdvantages(
@@ -94,7 +99,7 @@ def per_expert_advantages(
         reasoning_N=own[1] if len(own) == 2 else None,
         num_valid=int(valid_N.sum()),
         num_clipped_scores=num_clipped,
-        num_flat=sum(_is_flat(reward_N, valid_N) for reward_N in rewards),
+        num_flat=sum(_is_flat(reward_N, valid_N, rounding) for reward_N in rewards),
     )
 
 
@@ -107,6 +112,7 @@ def joint_advantages(
     score_clip: float = 10.0,
     format_penalty: float = 0.0,
     all_invalid: AllInvalid = "zero",
+    rounding: float = ROUNDING[torch.float32],
 ) -> GroupAdvantages:
     """``GN(alpha * perception + (1 - alpha) * reasoning) - format_penalty * [invalid]``, the paper's form.
 
@@ -117,12 +123,14 @@ def joint_advantages(
     clipped, num_clipped = _clipped_scores([perception_scores_N, reasoning_scores_N], valid_N, score_clip)
     reward_N = substitute_invalid(_mixed(clipped, alpha), valid_N)
     return GroupAdvantages(
-        mixed_N=_penalised(group_normalise(reward_N), valid_N, penalty=format_penalty, all_invalid=all_invalid),
+        mixed_N=_penalised(
+            group_normalise(reward_N, rounding=rounding), valid_N, penalty=format_penalty, all_invalid=all_invalid
+        ),
         perception_N=None,
         reasoning_N=None,
         num_valid=int(valid_N.sum()),
         num_clipped_scores=num_clipped,
-        num_flat=int(_is_flat(reward_N, valid_N)),
+        num_flat=int(_is_flat(reward_N, valid_N, rounding)),
     )
 
 
@@ -147,10 +155,10 @@ def _penalised(normalised_N: Tensor, valid_N: Tensor, *, penalty: float, all_inv
     return normalised_N - penalty * (~valid_N).to(normalised_N.dtype)
 
 
-def _is_flat(reward_N: Tensor, valid_N: Tensor) -> bool:
-    return reward_N.numel() > 1 and bool(valid_N.any()) and _all_equal(reward_N)
+def _is_flat(reward_N: Tensor, valid_N: Tensor, rounding: float) -> bool:
+    return reward_N.numel() > 1 and bool(valid_N.any()) and _all_equal(reward_N, rounding)
 
 
-def _all_equal(scores_N: Tensor) -> bool:
+def _all_equal(scores_N: Tensor, rounding: float) -> bool:
     """Whether the scores differ by no more than rounding."""
-    return float(scores_N.max() - scores_N.min()) <= ROUNDING * max(1.0, float(scores_N.abs().max()))
+    return float(scores_N.max() - scores_N.min()) <= rounding * max(1.0, float(scores_N.abs().max()))

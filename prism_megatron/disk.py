@@ -1,11 +1,16 @@
-"""What is written to a disk is written, or the error says which file was not, and why."""
+"""What is written to a disk is written whole, under the mode that the umask gives, or the error says what was not.
+
+``tempfile`` makes files and folders for their owner alone: what is to stay is made here instead.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prism_megatron.errors import DiskError
@@ -22,6 +27,37 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskError(f"{path} cannot be written: {_reason(error)}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``: a reader, or a kill, meets the old file or the new one, never a part."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def folder_beside(path: Path) -> Path:
+    """Make a hidden folder of a new name beside ``path``, to be filled and renamed to it."""
+    while True:
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with suppress(FileExistsError):
+            aside.mkdir()
+            return aside
+
+
+def open_to_umask(file: Path) -> None:
+    """Give a file that a library made for its owner alone the mode that it would have had from ``open()``.
+
+    Its folder, which was made plainly, shows the umask; asking the kernel would change it for all threads.
+    """
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def disk_error(error: BaseException, folder: Path) -> DiskError | None:

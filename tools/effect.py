@@ -14,6 +14,7 @@ from prism_megatron.config.effect import EffectConfig
 from prism_megatron.config.mini import MINI_ALIGN
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
+from prism_megatron.terminal import guarded
 
 
 def run(config: EffectConfig) -> None:
@@ -38,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -12,6 +12,7 @@ from prism_megatron.config.cli import parse_over
 from prism_megatron.config.mini_world import MakeMiniConfig
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
+from prism_megatron.terminal import guarded
 
 
 def run(config: MakeMiniConfig) -> None:
@@ -36,4 +37,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from prism_megatron.commands.serve import main
+from prism_megatron.terminal import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("serve"))

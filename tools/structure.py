@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import itertools
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +55,8 @@ class House:
 
     @classmethod
     def read(cls, root: Path) -> House:
-        contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+        text = (root / "pyproject.toml").read_text(encoding="utf-8")
+        contracts = tomllib.loads(text)["tool"]["importlinter"]["contracts"]
         layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
         house = cls(root, [[name.strip(" ()") for name in layer.split("|")] for layer in layers])
         for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
@@ -205,8 +207,8 @@ DEFAULT_WALKS: Mapping[str, tuple[str, ...]] = {
 """Where walks begin by default, by a file that the checkout has."""
 
 
-def main() -> None:
-    """Print the figures of a checkout."""
+def main() -> int:
+    """Print the figures of a checkout; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("walks", nargs="*", metavar="FILE:FUNCTION:PARAMETER")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
@@ -214,7 +216,11 @@ def main() -> None:
     house = House.read(options.root)
     default = next((walks for path, walks in DEFAULT_WALKS.items() if path in house.lines), ())
     print("\n".join(describe(house, options.walks or default)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from prism_megatron.terminal import guarded
+
+    sys.exit(guarded(main))

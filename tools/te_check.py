@@ -7,6 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from prism_megatron.terminal import guarded
+
 
 def main() -> int:
     from prism_megatron.jobs.te_check import check_signatures
@@ -15,4 +17,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

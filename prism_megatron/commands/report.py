@@ -25,17 +25,17 @@ from prism_megatron.run.record import RunRecord, read_record
 from prism_megatron.run.reporting import newest_checkpoint, path_text, write_both
 from prism_megatron.stages.align.view import VIEW as ALIGN
 from prism_megatron.stages.warm_start.view import VIEW as WARM_START
+from prism_megatron.terminal import INTERRUPTED
 
 VIEWS: Mapping[str, StageView] = {"align": ALIGN, "warm-start": WARM_START}
 """By the stage's name in run.json."""
 
 _TOLD_BY_THE_RUN = ("ended", "exported", "held_out")
 _POLL_SECONDS = 1.0
-_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 2 for bad input, in one line; 130 where the watching was ended by Ctrl-C."""
+    """The exit status: 2 for bad input, in one line; 130 where the watching was ended by Ctrl-C, as it mostly is."""
     try:
         config = parse_over(
             ReportConfig(), sys.argv[1:] if argv is None else argv, description=ReportConfig.__doc__ or ""
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PrismError as error:
         return report_error(error)
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         # Files of a run may come from anywhere, and a figure may be anything that JSON has.
         return report_error(DataError(f"a file of {config.run} holds what no run writes ({error!r}); remove it"))
@@ -146,7 +146,7 @@ def _summary(folder: Path) -> Mapping[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); remove it, and it is made anew") from error
     if not isinstance(document, dict):
         raise DataError(f"{path} holds no object; remove it, and it is made anew")

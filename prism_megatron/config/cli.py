@@ -10,8 +10,9 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from prism_megatron.config import merge
 from prism_megatron.config.fields import check_fields
+from prism_megatron.config.merge import merge
+from prism_megatron.config.yaml_file import read_yaml
 
 ConfigT = TypeVar("ConfigT")
 
@@ -33,12 +34,12 @@ def inputs_named(argv: Sequence[str], *names: str) -> frozenset[str]:
     for name in names:
         early.add_argument(f"--{name}")
     known, _ = early.parse_known_args(argv)
-    yaml = merge.read_yaml(known.config) if known.config else {}
+    yaml = read_yaml(known.config) if known.config else {}
 
     def is_named(name: str) -> bool:
         in_yaml, flag = yaml.get(name), getattr(known, name)
         field = in_yaml.get(name) if isinstance(in_yaml, Mapping) else None
-        return (field if flag is None else flag) not in {None, "None"}
+        return (field if flag is None else flag) not in (None, "None")
 
     return frozenset(filter(is_named, names))
 
@@ -52,9 +53,9 @@ def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str, prog
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", type=Path)
     path = early.parse_known_args(arguments)[0].config
-    values: Mapping[str, Any] = {} if path is None else merge.read_yaml(path)
+    values: Mapping[str, Any] = {} if path is None else read_yaml(path)
     form: Any = _CommandLine[type(defaults)]  # type: ignore[misc]  # the class is known at run time only
-    default = _CommandLine(run=merge.merge(defaults, values), config=path)
+    default = _CommandLine(run=merge(defaults, values), config=path)
     command: _CommandLine[ConfigT] = tyro.cli(form, default=default, args=arguments, description=description, prog=prog)
     check_fields(command.run)
     return command.run

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -31,7 +32,7 @@ class OnResume(Enum):
 
 @dataclass(frozen=True)
 class Range:
-    """The bounds of a number; None, where a field may be that, lies in every range, and a NaN in none.
+    """The bounds of a number; None, where a field may be that, lies in every range, and a NaN or an infinity in none.
 
     Example: ``top_p: Annotated[float, Range(above=0.0, at_most=1.0)] = 1.0``.
     """
@@ -52,7 +53,7 @@ class Range:
             (self.at_most, self.at_most is None or value <= self.at_most, "at most"),
             (self.below, self.below is None or value < self.below, "below"),
         )
-        if not all(holds for _, holds, _ in bounds):
+        if not all(holds for _, holds, _ in bounds) or not math.isfinite(value):
             wanted = " and ".join(f"{word} {bound:g}" for bound, _, word in bounds if bound is not None)
             shown = f"{value:g}" if isinstance(value, float) else value
             raise ConfigError(f"{flag} {shown} must be {wanted}{self.remark}")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
-import tempfile
+import math
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,30 +12,20 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
+from prism_megatron.config.yaml_file import Section
+from prism_megatron.disk import write_atomically
 from prism_megatron.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
 
-
-def read_yaml(path: Path) -> Mapping[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError when there is no such file or it holds anything else."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path} must hold keys with values, not a {type(values).__name__}")
-    return values
+_MAX_SHOWN = 200
 
 
 def merge(base: ConfigT, values: Mapping[str, Any], *, where: str = "") -> ConfigT:
     """A copy of the dataclass ``base`` with the nested ``values`` in place of its own.
 
-    Raises ConfigError for a key that is not a field, naming the nearest ones, and for a value of another type.
+    Raises ConfigError for a key that is not a field, naming the nearest ones, for a value of another type and for a
+    number that is not finite; of a file's :class:`Section` it says the line.
     """
     assert dataclasses.is_dataclass(base) and not isinstance(base, type)
     types_of = get_type_hints(type(base))
@@ -44,16 +33,19 @@ def merge(base: ConfigT, values: Mapping[str, Any], *, where: str = "") -> Confi
     changes: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{where}{key}"
+        place = f"{values.place(key)}: " if isinstance(values, Section) else ""
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=3, cutoff=0.5) or sorted(hints)
-            raise ConfigError(f"unknown key {name!r}; did you mean {', '.join(where + known for known in near)}?")
+            raise ConfigError(
+                f"{place}unknown key {name!r}; did you mean {', '.join(where + known for known in near)}?"
+            )
         current = getattr(base, key)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{name} must hold keys with values, not {value!r}")
+                raise ConfigError(f"{place}{name} must hold keys with values, not {_shown(value)}")
             changes[key] = merge(current, value, where=f"{name}.")
         else:
-            changes[key] = _coerce(value, hints[key], name)
+            changes[key] = _coerce(value, hints[key], f"{place}{name}")
     return dataclasses.replace(base, **changes)
 
 
@@ -65,31 +57,50 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         text = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
         if text in choices:
             return text
-        raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {_shown(value)}")
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name} must be a list, not {value!r}")
+            raise ConfigError(f"{name} must be a list, not {_shown(value)}")
         return tuple(_coerce(item, get_args(hint)[0], f"{name}[{place}]") for place, item in enumerate(value))
     if origin in (Union, types.UnionType):
         members = get_args(hint)
         if value is None and type(None) in members:
             return None
-        (hint,) = (member for member in members if member is not type(None))
+        (member,) = (member for member in members if member is not type(None))
+        return _coerce(value, member, name)
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         return _number(value, name)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{name} must be {hint.__name__}, not {value!r}")
+    advice = f"; {_ADVICE[hint]}" if hint in _ADVICE else ""
+    raise ConfigError(f"{name} must be {hint.__name__}, not {_shown(value)}{advice}")
+
+
+_ADVICE = {
+    str: "put it in quotes",
+    Path: "put it in quotes",
+    int: "write a whole number in digits",
+    float: "write a number in digits",
+    bool: "write true or false",
+}
 
 
 def _number(value: float | str, name: str) -> float:
     # YAML 1.1 reads 1e-6, without a dot, as text.
     try:
-        return float(value)
-    except ValueError as error:
-        raise ConfigError(f"{name} must be a number, not {value!r}") from error
+        number = float(value)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{name} must be a number, not {_shown(value)}; {_ADVICE[float]}") from error
+    if not math.isfinite(number):
+        raise ConfigError(f"{name} must be a finite number, not {_shown(value)}; {_ADVICE[float]}")
+    return number
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def to_plain(config: object) -> dict[str, Any]:
@@ -113,11 +124,4 @@ def to_yaml(config: object) -> str:
 def save(config: object, path: Path) -> None:
     """Write the resolved config; a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(to_yaml(config))
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, to_yaml(config))

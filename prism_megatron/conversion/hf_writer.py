@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from prism_megatron.conversion.block_fp8 import dequantised_config
 from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import INDEX, SINGLE
 from prism_megatron.data.model_files import with_older_forms
+from prism_megatron.disk import folder_beside, open_to_umask
 from prism_megatron.errors import ConversionError
 
 CONFIG = "config.json"
@@ -65,14 +65,13 @@ def write_hf_folder(
     if path.exists() and not (path / CONFIG).is_file():
         raise ConversionError(f"{path} exists and is not a model folder; choose another place")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    aside = folder_beside(path)
     try:
         _write_shards(aside, tensors, max_shard_bytes)
         for name, content in read_companions(like).items():
             (aside / name).write_bytes(stating(content, dtype) if dtype and name == CONFIG else content)
         for shard in aside.glob("*.safetensors"):
-            shard.chmod(0o644)  # safetensors and mkdtemp make them private
-        aside.chmod(0o755)
+            open_to_umask(shard)
         for written in (*aside.iterdir(), aside):
             _flush(written)
         _put_in_place(aside, path)

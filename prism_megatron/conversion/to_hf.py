@@ -69,7 +69,7 @@ class HFPlan:
     def prepare(self, folder: Path) -> None:
         """Make the files in their full length, with their first bytes; what else stands in them already stays."""
         for shard in self.files.shards:
-            handle = os.open(folder / shard.name, os.O_WRONLY | os.O_CREAT, 0o644)
+            handle = os.open(folder / shard.name, os.O_WRONLY | os.O_CREAT, 0o666)
             try:
                 os.ftruncate(handle, shard.num_bytes)
                 os.pwrite(handle, shard.head, 0)

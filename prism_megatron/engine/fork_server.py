@@ -10,6 +10,7 @@ from prism_megatron.engine.launch import LAUNCHER_PID, die_with_parent, quiet_ve
 if LAUNCHER_PID in os.environ:
     # Taken out, so that no process the ranks start mistakes itself for the fork server.
     die_with_parent(int(os.environ.pop(LAUNCHER_PID)))
-    # A SIGTERM to the whole process group is the launcher's to answer; the ranks take it from there.
+    # A signal to the whole process group is the launcher's to answer; the ranks take it from there.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet_vendors()

@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -29,6 +30,8 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from prism_megatron.errors import ConfigError, LostRankError, PrismError, RunStopped
+from prism_megatron.temporary import folder_for_sockets
+from prism_megatron.terminal import INTERRUPTED_TEXT, tolerate
 
 ConfigT = TypeVar("ConfigT")
 
@@ -57,7 +60,8 @@ The first optimizer step would import torch._dynamo. Nothing here may compute: a
 module starts at import would be broken, or shared, in every rank."""
 
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
-_HOST = "127.0.0.1"
+_HOSTS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+"""This host, as its ranks know it: the second where the first is not set up."""
 _GRACE_SECONDS = 3.0
 _ECHO_SECONDS = 1.0
 """A wrapper may send on what its whole process group was sent: two signals within this time are one."""
@@ -102,7 +106,10 @@ def launch(
             return report_error(error)
         return 0
     print(f"{wanted} processes are needed and this is one: starting {wanted} on this host", flush=True)
-    return _run_world(fn, config, wanted, preload=() if _has_gpu() else (*preload, fn.__module__))
+    try:
+        return _run_world(fn, config, wanted, preload=() if _has_gpu() else (*preload, fn.__module__))
+    except PrismError as error:  # of the launcher itself: ranks report their own
+        return report_error(error)
 
 
 def report_error(error: PrismError) -> int:
@@ -159,20 +166,25 @@ def _has_gpu() -> bool:
 
 def _run_world(fn: Callable[[Any], None], config: object, world_size: int, *, preload: Sequence[str]) -> int:
     context = multiprocessing.get_context("forkserver")
+    folder = folder_for_sockets()
     # The fork server drops a name it cannot import; the rank that needs it then says so.
     context.set_forkserver_preload(["prism_megatron.engine.fork_server", *preload])
     ranks: list[ForkServerProcess] = []
     reports: list[Connection] = []
     wishes = _Wishes(ranks, world_size)
-    with _environment(_fork_server_environment(world_size)), socket.create_server((_HOST, 0), backlog=512) as listener:
+    with (
+        _environment(_fork_server_environment(world_size)),
+        _sockets_in(folder),
+        _listener() as listener,
+    ):
         # Handing rank 0 a socket that already listens leaves no moment in which another command could take the port.
-        port = listener.getsockname()[1]
+        host, port = listener.getsockname()[:2]
         try:
             for rank in range(world_size):
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(
                     target=_rank_main,
-                    args=(fn, config, _rank_environment(rank, world_size, port), sender),
+                    args=(fn, config, _rank_environment(rank, world_size, host=host, port=port), sender),
                     kwargs={"listener": listener if rank == 0 else None},
                     name=f"rank {rank}",
                 )
@@ -187,6 +199,39 @@ def _run_world(fn: Callable[[Any], None], config: object, world_size: int, *, pr
         finally:
             _end(ranks)
             wishes.forget()
+
+
+@contextmanager
+def _sockets_in(folder: Path) -> Iterator[None]:
+    """Have multiprocessing make its folder, for this process's owner alone and removed at its end, in ``folder``."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def loopback_variables() -> dict[str, str]:
+    """What gloo is told on a host without 127.0.0.1, which it would take for ranks of one host: which device to use."""
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return {}
+    family, host = _HOSTS[0]
+    try:
+        socket.create_server((host, 0), family=family).close()
+    except OSError:
+        return {"GLOO_SOCKET_IFNAME": "lo"}
+    return {}
+
+
+def _listener() -> socket.socket:
+    """A socket of this host that listens on a free port. Raises ConfigError where it has no address of its own."""
+    complaints = []
+    for family, host in _HOSTS:
+        try:
+            return socket.create_server((host, 0), family=family, backlog=512)
+        except OSError as error:
+            complaints.append(f"{host}: {error.strerror or error}")
+    raise ConfigError(f"ranks of this host cannot meet ({'; '.join(complaints)}); set up its loopback device (lo)")
 
 
 class _Wishes:
@@ -213,7 +258,11 @@ class _Wishes:
 
     def status_of(self, status: int) -> int:
         """The command's own: ranks that knew of no wish were ended by the signal, as the command then was."""
-        return 128 + self.heard if self.heard is not None and status == FAILURE else status
+        if self.heard is None or status != FAILURE:
+            return status
+        if self.heard is signal.SIGINT:
+            print(INTERRUPTED_TEXT, file=sys.stderr, flush=True)
+        return 128 + self.heard
 
     def forget(self) -> None:
         """Leave signals to whoever had them before."""
@@ -300,6 +349,7 @@ def _rank_main(
     # Ctrl-C reaches the whole terminal group; the launcher answers it for all ranks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    tolerate()
     global _to_launcher  # noqa: PLW0603  # a process has one launcher
     _to_launcher = reports
     os.environ.update(environment)
@@ -321,18 +371,18 @@ def _serve_store(listener: socket.socket) -> object:
     """The key-value store that all ranks, this one included, meet through; it lives as long as the returned object."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # offered, but not in __all__
 
-    port = listener.getsockname()[1]
-    return TCPStore(_HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    host, port = listener.getsockname()[:2]
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
-def _rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+def _rank_environment(rank: int, world_size: int, *, host: str, port: int) -> dict[str, str]:
     """What torchrun would set. USE_AGENT_STORE: the store is served already, so rank 0 too joins it as a client."""
-    return {
+    return loopback_variables() | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": _HOST,
+        "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",

@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import Store
 
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.cpu import open_cpu_door
+from prism_megatron.engine.launch import loopback_variables
 from prism_megatron.errors import ConfigError
 
 _UNUSED_GROUPS = frozenset({"hcp", "inter_dist_opt", "dp_cp_ag", "expt_dp_ag"})
@@ -97,6 +98,7 @@ def start(
         torch.cuda.set_device(device)
     if store is None and "MASTER_ADDR" not in os.environ:
         store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not mark its re-exports
+        os.environ.update(loopback_variables())
     backend = "gloo" if on_cpu else "nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     parallel_state.initialize_model_parallel(

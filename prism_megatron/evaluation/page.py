@@ -10,7 +10,7 @@ import unicodedata
 from html import escape
 from pathlib import Path
 
-from prism_megatron.observability.metrics import write_atomically
+from prism_megatron.disk import write_atomically
 
 _MAX_CHARACTERS = 6000
 _STYLE = """

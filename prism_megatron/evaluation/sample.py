@@ -13,8 +13,9 @@ from typing import Any
 
 from PIL import Image
 
+from prism_megatron.disk import write_atomically
 from prism_megatron.errors import DataError
-from prism_megatron.observability.metrics import to_json, write_atomically
+from prism_megatron.observability.metrics import to_json
 
 MAX_SAMPLES = 3
 _MAX_IMAGE_SIDE = 320

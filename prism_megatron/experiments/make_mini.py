@@ -35,12 +35,12 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
 from prism_megatron.data.teachers import Teacher
 from prism_megatron.data.tokenizer import CONTROL_TOKENS, MODEL_VOCAB_SIZE, save_mini_processing
+from prism_megatron.disk import write_atomically
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.errors import PrismError
 from prism_megatron.game import judge
 from prism_megatron.game.judge import JudgePlan
-from prism_megatron.observability.metrics import write_atomically
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.sampling.replicas import build_replica
 from prism_megatron.sampling.shares import sample_groups
@@ -210,7 +210,13 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
         raise PrismError(problem)
     like = target.with_name("discriminator-files")
     if world.is_main:
-        shutil.copytree(policy_folder, like, ignore=shutil.ignore_patterns("*.safetensors*"), dirs_exist_ok=True)
+        shutil.copytree(
+            policy_folder,
+            like,
+            ignore=shutil.ignore_patterns("*.safetensors*"),
+            copy_function=shutil.copyfile,
+            dirs_exist_ok=True,
+        )
         write_config(like, dense_folder=policy_folder, variant=Variant(towers))
     dist.barrier()
     export_folder(discriminator, target, like=like, world=world, dtype=torch.bfloat16)

@@ -22,6 +22,7 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.config.variants import VARIANTS, VariantsConfig, variant
 from prism_megatron.config.warm_start import MINI_WARM_START
 from prism_megatron.data.render import Renderer
+from prism_megatron.disk import write_atomically
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.evaluation.bootstrap import Interval, statistic_interval
 from prism_megatron.evaluation.comparison import Comparison, Line, write_comparison
@@ -29,7 +30,6 @@ from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.proxies import PROXIES, ResponseForm, wasserstein_1
 from prism_megatron.experiments.held_out import heldout_scenes, reference_forms
 from prism_megatron.experiments.played import MEASURES, MODES, Responses, Table, change, level, play, tabulate
-from prism_megatron.observability.metrics import write_atomically
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.run.files import CONFIG, EXPORT, SUMMARY
 from prism_megatron.stages.warm_start.build import warm_up_on

@@ -67,6 +67,7 @@ def group_advantages(
         score_clip=game.score_clip,
         format_penalty=game.penalty,
         all_invalid=game.all_invalid_group,
+        rounding=judgement.rounding,
     )
 
 

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from prism_megatron.advantages import ROUNDING
 from prism_megatron.engine.batch import Batch, Extra
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.provider import LossOutput, PassOutput, StepResult
@@ -33,6 +35,8 @@ class Judgement:
     sums: Mapping[str, float]
     results: Sequence[StepResult]
     cost: TrunkCost
+    rounding: float = ROUNDING[torch.float32]
+    """relative difference of scores that the discriminator's dtype does not tell apart"""
 
     @property
     def finite(self) -> bool:
@@ -76,6 +80,8 @@ class JudgePlan:
     """coefficient of the load-balancing loss per layer, tower and sequence"""
     updates_per_step: int = 1
     """most updates that any step takes: dropout masks are numbered by them"""
+    score_rounding: float = ROUNDING[torch.float32]
+    """relative difference of scores that the discriminator's dtype does not tell apart"""
 
 
 def score(
@@ -187,7 +193,13 @@ class _Pass:
             for key, score in mine.items()
             if key[0] < groups
         }
-        return Judgement(scores=scores, sums=output.sums, results=results, cost=self.cost)
+        return Judgement(
+            scores=scores,
+            sums=output.sums,
+            results=results,
+            cost=self.cost,
+            rounding=self.plan.score_rounding,
+        )
 
 
 def plan_scoring(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from prism_megatron.losses.policy import MAX_LOG_RATIO
+
 
 @dataclass(frozen=True, eq=False)
 class LogprobGap:
@@ -20,7 +22,7 @@ class LogprobGap:
     largest: Tensor
     """largest |policy - rollout|"""
     kl: Tensor
-    """sum of the k3 estimator of KL(rollout ‖ policy): r - 1 - log r with r = policy / rollout"""
+    """sum of the k3 estimator of KL(rollout ‖ policy): r - 1 - log r with r = policy / rollout; log r within ±20"""
 
 
 def logprob_gap(policy_logprobs_B_S: Tensor, rollout_logprobs_B_S: Tensor, mask_B_S: Tensor) -> LogprobGap:
@@ -30,9 +32,10 @@ def logprob_gap(policy_logprobs_B_S: Tensor, rollout_logprobs_B_S: Tensor, mask_
     """
     mask = mask_B_S.bool()
     log_ratio = (policy_logprobs_B_S.detach().double() - rollout_logprobs_B_S.double()).masked_fill(~mask, 0.0)
+    clamped = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return LogprobGap(
         tokens=mask.sum().double(),
         absolute=log_ratio.abs().sum(),
         largest=log_ratio.abs().max(),
-        kl=(log_ratio.expm1() - log_ratio).sum(),
+        kl=(clamped.expm1() - clamped).sum(),
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from prism_megatron.losses.reduction import global_mean, masked_sum
 
 MAX_LOG_RATIO = 20.0
+"""Log-ratios beyond ± this are taken for it before they are exponentiated, as other trainers do."""
 
 
 @dataclass(frozen=True, eq=False)

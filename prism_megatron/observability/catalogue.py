@@ -106,6 +106,9 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
         "importance/mean": Metric("importance weight of all response tokens", "response_tokens"),
         "importance/max": Metric("the largest"),
         "importance/truncated_share": Metric("share of tokens whose weight is above the truncation", "response_tokens"),
+        "importance/clamped_tokens": Metric(
+            "tokens whose log-probs differ by more than 20 between trainer and rollout, and are taken to differ by that"
+        ),
         "importance/effective_share": Metric("effective sample size as a share of the tokens", "response_tokens"),
     },
     "What the discriminator's pass ran": {

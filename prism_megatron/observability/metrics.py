@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prism_megatron.disk import write_atomically
 from prism_megatron.errors import DataError
 
 Value = float | int | str | None
@@ -60,7 +60,7 @@ def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
     """One line of the file. Raises DataError, which names ``where``, unless it is an object with an integer step."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); remove the line or the file") from error
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         raise DataError(f"{where}: not an object with an integer 'step'; remove the line or the file")
@@ -70,16 +70,6 @@ def parse_row(line: bytes, *, where: str) -> dict[str, Any]:
 def to_json(value: object, *, indent: int | None = None) -> str:
     """Strict JSON. NaN and infinities, which it does not have, become null."""
     return json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``: a reader, or a kill, meets the old file or the new one, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8", errors="replace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _line(row: Row) -> str:

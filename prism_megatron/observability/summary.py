@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prism_megatron.disk import write_atomically
 from prism_megatron.observability.catalogue import describe
-from prism_megatron.observability.metrics import Row, to_json, write_atomically
+from prism_megatron.observability.metrics import Row, to_json
 
 SECONDS_PREFIX = "seconds/"
 _WINDOW = 10

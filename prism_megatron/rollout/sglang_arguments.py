@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from prism_megatron.temporary import folder_for_sockets
+
 PYTHON = Path(".venv-sglang/bin/python")
 """Where ``make sglang`` puts SGLang's interpreter, from the root of the checkout."""
 
@@ -102,6 +104,8 @@ def server_environment(environment: Mapping[str, str], *, tp: int, cuda: bool) -
     }
     # The cache of image features is cleared neither by a weight update nor by /flush_cache.
     kept |= {"SGLANG_VLM_CACHE_SIZE_MB": "0", "HF_HUB_OFFLINE": "1"}
+    # Its processes meet through sockets among its temporary files.
+    kept["TMPDIR"] = str(folder_for_sockets())
     if cuda:
         return kept
     if tp > 1:

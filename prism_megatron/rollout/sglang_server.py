@@ -243,11 +243,26 @@ def _free_port() -> int:
 
     A server binds its port only after a minute of loading; one of the kernel's would often be gone by then.
     """
-    while True:
+    for _ in range(_NUM_PORTS):
         port = _FIRST_PORT + secrets.randbelow(_NUM_PORTS)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((HOST, port))
+        if _is_free(port) is None:
             return port
+    raise RolloutError(
+        f"no port of {HOST} from {_FIRST_PORT} to {_FIRST_PORT + _NUM_PORTS - 1} is free for a server "
+        f"({_is_free(_FIRST_PORT)})"
+    )
+
+
+def _is_free(port: int) -> str | None:
+    """None, or why a server cannot listen there."""
+    with socket.socket() as probe:
+        # As servers do it: a connection of before that is not quite over takes no port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def _private(path: str, flags: int) -> int:

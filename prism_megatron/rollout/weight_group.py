@@ -50,7 +50,7 @@ class WeightGroups:
     def __init__(
         self, address: str, *, join_seconds: float = _JOIN_SECONDS, send_seconds: float = _SEND_SECONDS
     ) -> None:
-        """``address`` is the host name or IPv4 address under which servers reach this process.
+        """``address`` is the host name or IP address under which servers reach this process.
 
         A worker that lives but takes nothing ends a broadcast after ``send_seconds``.
         """
@@ -121,9 +121,15 @@ class WeightGroups:
 
 def _store(address: str, limit: timedelta) -> tuple[TCPStore, int]:
     """A store on a free port of this one address: by itself it would listen on all of the host's."""
-    with socket.socket() as listener:
+    try:
+        family, _, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise RolloutError(
+            f"--rollout-master-address {address} is no address ({error}); give one that this host has"
+        ) from error
+    with socket.socket(family) as listener:
         try:
-            listener.bind((address, 0))
+            listener.bind(place)
         except OSError as error:
             raise RolloutError(
                 f"--rollout-master-address {address} is not an address of this host ({error}); give one that it has"

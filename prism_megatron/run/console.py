@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from prism_megatron.terminal import Terminal
+
 
 class Console:
     """A place for lines, of any thread. That nobody reads standard output any more ends the printing, not the run.
@@ -93,6 +95,8 @@ class Console:
         try:
             stream.write(text.encode(encoding, errors="replace").decode(encoding))
             stream.flush()
+            if isinstance(stream, Terminal) and not stream.is_read:
+                self._stream = None
         except (OSError, ValueError):  # a closed pipe, a terminal that is gone, a closed stream
             self._stream = None
             _give_up(stream)

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prism_megatron.disk import write_atomically
 from prism_megatron.errors import DataError
-from prism_megatron.observability.metrics import to_json, write_atomically
+from prism_megatron.observability.metrics import to_json
 
 
 @dataclass(frozen=True)

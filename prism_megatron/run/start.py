@@ -15,9 +15,10 @@ from typing import Any, Protocol, TypeVar
 
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.fields import OnResume, fields_of
-from prism_megatron.config.merge import merge, read_yaml, save
+from prism_megatron.config.merge import merge, save
 from prism_megatron.config.resume import check_changes, check_resume, differences
 from prism_megatron.config.run import RunConfig
+from prism_megatron.config.yaml_file import read_yaml
 from prism_megatron.conversion.checkpoint_folder import latest
 from prism_megatron.errors import CheckpointError, ConfigError
 from prism_megatron.run.files import CHECKPOINTS, CONFIG, RECORD

@@ -112,7 +112,8 @@ def policy_loss(
     rollout_logprobs_B_L = beside(batch.extras[Extra.ROLLOUT_LOGPROBS])
     weights = importance_weights(logprobs_B_L, rollout_logprobs_B_L, mask_B_L)
     sums |= {"importance/tokens": weights.tokens, "importance/sum": weights.total,
-             "importance/squares": weights.squares, "importance/truncated": weights.truncated}  # fmt: skip
+             "importance/squares": weights.squares, "importance/truncated": weights.truncated,
+             "importance/clamped": weights.clamped}  # fmt: skip
     maxima = {"importance/max": weights.largest}
     image_B_L, on_policy_B_L = (beside(batch.extras[name]) for name in (Extra.IMAGE_MASK, Extra.ON_POLICY_MASK))
     for kind, kind_mask_B_L in (("text", mask_B_L - image_B_L), ("image", image_B_L)):

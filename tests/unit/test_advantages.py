@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_expert_advantages
+from prism_megatron.advantages import ROUNDING, GroupAdvantages, joint_advantages, per_expert_advantages
 
 score = st.floats(-15, 15, allow_nan=False)
 groups = st.integers(1, 8).flatmap(
@@ -83,6 +83,28 @@ def test_rounding_is_no_contrast(form: Callable[..., GroupAdvantages], scores: l
     found = result((scores, scores, [True] * 3), form)
     assert float(found.mixed_N.abs().max()) == (0.0 if equal else pytest.approx(1.1547, abs=0.2))
     assert found.num_flat == equal * (2 if form is per_expert_advantages else 1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "equal"),
+    [
+        ([4.375, 4.375 + 2.0**-5, 4.375], True),  # one unit in the last place of a bfloat16 between 4 and 8
+        ([4.4, 4.4 + 3.3e-3 * 4.4, 4.4], True),  # the most that was measured
+        ([4.375, 4.375 + 2.0**-4, 4.375], False),
+        ([0.5, 0.5 + 2.0**-7, 0.5], True),  # near 0 it is absolute
+        ([0.5, 0.5 + 2.0**-6, 0.5], False),
+    ],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_what_bfloat16_does_not_tell_apart_is_no_contrast(
+    form: Callable[..., GroupAdvantages], scores: list[float], equal: bool
+) -> None:
+    """Claim: the bound is the dtype's of the scores: what is noise of a bfloat16 is a contrast in float32."""
+    given = torch.tensor(scores, dtype=torch.float64)
+    coarse = form(given, given, torch.tensor([True] * 3), rounding=ROUNDING[torch.bfloat16])
+    assert float(coarse.mixed_N.abs().max()) == (0.0 if equal else pytest.approx(1.1547, abs=0.01))
+    fine = form(given, given, torch.tensor([True] * 3), rounding=ROUNDING[torch.float32])
+    assert float(fine.mixed_N.abs().max()) == pytest.approx(1.1547, abs=0.01)
 
 
 @pytest.mark.parametrize("form", FORMS)

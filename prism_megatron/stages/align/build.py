@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
+
+from prism_megatron.advantages import ROUNDING
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
@@ -133,7 +136,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         title=f"Alignment of {name} against its discriminator",
         renderer=renderer,
     )
-    return Alignment(players, _plan(config, shape.text.vocab, form), prompts, exports, session)
+    return Alignment(players, _plan(config, shape.text.vocab, form, dtype), prompts, exports, session)
 
 
 def _prompts(config: AlignConfig, renderer: Renderer, session: Session) -> Prompts:
@@ -186,8 +189,8 @@ def _handover(
     return Handover(policy, rollout, gather_bytes, partial(probe.check, rollout, policy))
 
 
-def _plan(config: AlignConfig, vocab_size: int, form: BatchFormat) -> AlignPlan:
-    """What the loop keeps fixed."""
+def _plan(config: AlignConfig, vocab_size: int, form: BatchFormat, dtype: torch.dtype) -> AlignPlan:
+    """What the loop keeps fixed; ``dtype`` is what the players compute in."""
     return AlignPlan(
         game=config.game,
         judging=JudgePlan(
@@ -197,6 +200,7 @@ def _plan(config: AlignConfig, vocab_size: int, form: BatchFormat) -> AlignPlan:
             seed=config.seed,
             load_balance=config.discriminator.load_balance or 0.0,
             updates_per_step=config.game.discriminator_updates_per_step,
+            score_rounding=ROUNDING[dtype],
         ),
         learning=UpdatePlan(
             PolicyObjective(config.rollout.temperature), form, config.tokens_per_microbatch, vocab_size

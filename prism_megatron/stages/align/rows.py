@@ -140,6 +140,7 @@ def importance_row(sums: Mapping[str, float]) -> Figures:
         "importance/mean": ratio(total, tokens),
         "importance/max": sums["importance/max"] if tokens else None,
         "importance/truncated_share": ratio(sums["importance/truncated"], tokens),
+        "importance/clamped_tokens": int(sums["importance/clamped"]),
         "importance/effective_share": ratio(total**2, tokens * sums["importance/squares"]),
     }
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
+from prism_megatron.disk import write_atomically
 from prism_megatron.errors import ConfigError, DataError
-from prism_megatron.observability.metrics import write_atomically
 from prism_megatron.types import PreferenceGroup
 
 IMAGES = "images"

@@ -300,10 +300,10 @@ def test_folders(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         Qwen3VLShape.from_folder(tmp_path)
     (tmp_path / "config.json").write_text('{"rms_norm_eps": NaN}')
-    with pytest.raises(ConfigError, match="holds NaN, which is not JSON"):
+    with pytest.raises(ConfigError, match="NaN is no JSON"):
         Qwen3VLShape.from_folder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl", "model_type": "llama"}')
-    with pytest.raises(ConfigError, match="lists 'model_type' twice"):
+    with pytest.raises(ConfigError, match="key 'model_type' stands twice"):
         Qwen3VLShape.from_folder(tmp_path)
     (tmp_path / "config.json").write_text("[1")
     with pytest.raises(ConfigError, match="cannot be read as JSON"):

@@ -76,7 +76,7 @@ def test_damaged_and_hostile_folders_are_refused(tmp_path: Path, like: Path) -> 
     folder = sharded(tmp_path / "twice", like)
     text = (folder / INDEX).read_text().replace('"c.bias"', '"a.weight"')
     (folder / INDEX).write_text(text)
-    refused("twice", "lists 'a.weight' twice")
+    refused("twice", "'a.weight' stands twice")
 
     folder = sharded(tmp_path / "both-shards", like)
     save_file({"a.weight": torch.ones(1), "x": torch.ones(1)}, folder / "extra.safetensors")
@@ -126,7 +126,7 @@ HOSTILE_FILES = {
     "one name twice": (
         header_and(bytes(8), '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
                              '"a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}'),
-        "lists 'a' twice",
+        "'a' stands twice",
     ),
     "a size that is no number": (
         header_and(bytes(8), '{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}'),

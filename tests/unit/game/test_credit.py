@@ -142,3 +142,15 @@ def test_a_rollout_without_segments_has_one_credit() -> None:
         [1] * 3,
         [20, 200, 200],
     ]
+
+
+def test_scores_are_as_fine_as_their_judgement_says() -> None:
+    """Claim: what a discriminator's dtype does not tell apart is no contrast; for a finer one it is."""
+    pair = group(response([8]), rollout([8], [9]), rollout([11], [12]))
+    flat = [
+        group_advantages(
+            pair, 0, replace(judgement({(0, 0): [4.0, 4.01]}), rounding=rounding), GameConfig(), seed=3, step=7
+        ).num_flat
+        for rounding in (1e-5, 2.0**-7)
+    ]
+    assert flat == [0, 1]

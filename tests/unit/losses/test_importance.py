@@ -23,6 +23,7 @@ def test_figures_are_those_of_the_masked_tokens() -> None:
     assert float(weights.squares) == pytest.approx(math.fsum(r * r for r in ratios), rel=1e-12)
     assert float(weights.largest) == pytest.approx(math.exp(0.625), rel=1e-12)
     assert float(weights.truncated) == 1.0
+    assert float(weights.clamped) == 0.0
 
 
 def test_weights_of_what_another_policy_drew_have_mean_one() -> None:
@@ -42,6 +43,22 @@ def test_weights_of_what_another_policy_drew_have_mean_one() -> None:
     assert abs(float(swapped.total) / NUM_DRAWS - 1.0) > 10 * error, "blind: the directions must differ"
 
 
+def test_one_token_does_not_make_the_mean_infinite() -> None:
+    """Claim: a log-ratio of 800, whose exponential no float64 holds, counts as 20, and -800 as -20; both are counted.
+
+    20 itself is not clamped, and what is masked is neither clamped nor counted.
+    """
+    rollout = torch.tensor([[-800.0, 0.0, -20.0, -21.0, -1000.0]])
+    policy = torch.tensor([[0.0, -800.0, 0.0, 0.0, 0.0]])
+    found = importance_weights(policy, rollout, torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.0]]))
+    assert float(found.clamped) == 3.0
+    assert float(found.total) == pytest.approx(3 * math.exp(20.0) + math.exp(-20.0), rel=1e-12)
+    assert float(found.squares) == pytest.approx(3 * math.exp(40.0), rel=1e-12)
+    assert float(found.largest) == pytest.approx(math.exp(20.0), rel=1e-12)
+
+
 def test_no_tokens_have_no_weights() -> None:
     empty = importance_weights(torch.full((1, 2), -3.0), torch.zeros(1, 2), torch.zeros(1, 2))
-    assert not any(map(float, (empty.tokens, empty.total, empty.squares, empty.truncated, empty.largest)))
+    assert not any(
+        map(float, (empty.tokens, empty.total, empty.squares, empty.truncated, empty.largest, empty.clamped))
+    )

@@ -41,3 +41,10 @@ def test_k3_estimates_the_divergence_of_what_was_drawn() -> None:
 def test_no_tokens_have_no_gap() -> None:
     empty = logprob_gap(torch.full((1, 2), -3.0), torch.zeros(1, 2), torch.zeros(1, 2))
     assert float(empty.tokens) == float(empty.absolute) == float(empty.largest) == float(empty.kl) == 0.0
+
+
+def test_one_token_does_not_make_the_divergence_infinite() -> None:
+    """Claim: k3 takes log-ratios beyond ±20 for that; the gap itself is told as it is."""
+    found = logprob_gap(torch.tensor([[0.0, -1.0]]), torch.tensor([[-800.0, -1.0]]), torch.ones(1, 2))
+    assert float(found.kl) == pytest.approx(math.expm1(20.0) - 20.0, rel=1e-12)
+    assert (float(found.absolute), float(found.largest)) == (800.0, 800.0)

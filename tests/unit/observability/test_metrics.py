@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from prism_megatron.disk import write_atomically
 from prism_megatron.errors import DataError
 from prism_megatron.evaluation.game_summary import game_summary
-from prism_megatron.observability.metrics import MetricsWriter, Row, read_metrics, write_atomically
+from prism_megatron.observability.metrics import MetricsWriter, Row, read_metrics
 from prism_megatron.observability.summary import RunFacts, summarise, write_summary
 from prism_megatron.observability.timers import PhaseTimers
 
@@ -93,7 +94,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 0, "a": null, "b": null, "c": null, "d": 1.5}\n'
 
 
-@pytest.mark.parametrize("line", ["{oops}", "[1]", '{"step": "0"}', "\x00"])
+@pytest.mark.parametrize("line", ["{oops}", "[1]", '{"step": "0"}', "\x00", "[" * 100_000])
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n' + line + "\n")

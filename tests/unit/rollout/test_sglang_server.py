@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.errors import ConfigError, RolloutError
+from prism_megatron.rollout import sglang_server
 from prism_megatron.rollout.sglang_arguments import ServerOptions, server_arguments, server_environment
 from prism_megatron.rollout.sglang_server import SGLangServer, SGLangServers
 from tests.unit.rollout.stub_sglang import stub_python
@@ -49,6 +50,12 @@ def exists(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_no_free_port_ends_the_search(options: Callable[..., ServerOptions], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sglang_server, "_is_free", lambda _port: "Address already in use")
+    with pytest.raises(RolloutError, match=r"^no port of 127\.0\.0\.1 from 20000 to 29999 is free"):
+        SGLangServer(options(), index=0, api_key="key")
 
 
 def test_a_killed_server_is_started_again_and_announced(options: Callable[..., ServerOptions]) -> None:

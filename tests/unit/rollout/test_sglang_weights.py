@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # offered, but not in __all__
 
 from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.errors import RolloutError, WeightSyncError
@@ -262,6 +263,23 @@ def test_workers_that_do_not_come_are_named_with_the_address_they_were_given(
     with pytest.raises(RolloutError, match=r"--rollout-master-address 192.0.2.1 is not an address of this host"):
         WeightGroups("192.0.2.1").join(client)
     client.close()
+
+
+@pytest.mark.parametrize("address", ["::1", "0:0:0:0:0:0:0:1"])
+def test_the_store_of_a_group_may_have_an_address_of_ipv6(address: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this host has no IPv6")
+    store, port = weight_group._store(address, timedelta(seconds=5))
+    other = TCPStore("::1", port, is_master=False, timeout=timedelta(seconds=5))
+    other.set("key", "value")
+    assert store.get("key") == b"value"
+
+
+def test_a_name_that_is_no_address_is_refused() -> None:
+    with pytest.raises(RolloutError, match=r"--rollout-master-address no\.such\.host\.invalid is no address"):
+        weight_group._store("no.such.host.invalid", timedelta(seconds=5))
 
 
 def test_the_store_of_a_group_listens_on_the_address_that_it_was_given() -> None:

@@ -137,11 +137,12 @@ def test_figures_beside_the_loss_are_those_of_their_tokens(world: World) -> None
     entropy = -(distribution.exp() * distribution).sum(-1)
     found = update_policy(policy, given(), learning(), world=world).sums
     gaps: dict[str, list[float]] = {"image": [], "text": []}
-    weights, entropies = [], []
+    weights, entropies, clamped = [], [], 0
     for g, r, place, token, before in responses():
         answer = GROUPS[g].rollouts[r]
         gap = float(distribution[before, token]) - answer.logprobs[place]
-        weights.append(math.exp(gap))
+        weights.append(math.exp(min(max(gap, -20.0), 20.0)))
+        clamped += abs(gap) > 20.0
         entropies.append(float(entropy[before]))
         if answer.token_versions()[place] == 4:
             gaps["image" if g == 0 else "text"].append(gap)
@@ -149,6 +150,7 @@ def test_figures_beside_the_loss_are_those_of_their_tokens(world: World) -> None
     assert found["importance/tokens"] == NUM_TOKENS
     assert found["importance/sum"] == pytest.approx(sum(weights), rel=1e-5)
     assert found["importance/max"] == pytest.approx(max(weights), rel=1e-5)
+    assert found["importance/clamped"] == clamped > 0
     assert found["importance/truncated"] == sum(weight > 2.0 for weight in weights) > 0
     for kind, num_tokens in (("image", 8), ("text", 3)):
         assert found[f"gap/{kind}/tokens"] == num_tokens == len(gaps[kind])

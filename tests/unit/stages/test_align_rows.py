@@ -82,11 +82,13 @@ def test_importance_weights_are_shares_of_the_tokens() -> None:
         "importance/squares": 12.0,
         "importance/truncated": 1.0,
         "importance/max": 3.0,
+        "importance/clamped": 1.0,
     }
     assert importance_row(sums) == {
         "importance/mean": 1.5,
         "importance/max": 3.0,
         "importance/truncated_share": 0.25,
+        "importance/clamped_tokens": 1,
         "importance/effective_share": 0.75,
     }
 
@@ -109,7 +111,7 @@ def step_of(verdict: Any, policy_result: StepResult | None) -> AlignStep:
     judgement = Judgement(scores, {"discriminator_loss": 0.25}, results, TrunkCost(100, 60, 5))
     credited = credit_groups(groups, judgement, GameConfig(), seed=0, step=6, version=5)
     policy_sums = sums(text=1.0, image=2.0) | {
-        f"importance/{name}": 4.0 for name in ("tokens", "sum", "squares", "truncated", "max")
+        f"importance/{name}": 4.0 for name in ("tokens", "sum", "squares", "truncated", "clamped", "max")
     }
     sampled = SampledStep([Example(one.prompt, one.reference) for one in groups], groups, 4, Staleness(0.5, 2, 0.25))
     update, decision = PolicyUpdate(policy_sums, policy_result), Decision(2, update_policy=True)
