@@ -16,7 +16,7 @@ def how_to_go_on(output: Path) -> str:
     folder = shlex.quote(str(output))
     flags = f"--load {folder}" if latest(output / CHECKPOINTS) is not None else f"--output {folder} --resume auto"
     tool, python = shlex.quote(sys.argv[0]), "python " if sys.argv[0].endswith(".py") else ""
-    if Path(sys.argv[0]).name == "__main__.py":
+    if Path(sys.argv[0]).parts[-2:] == ("prism_megatron", "__main__.py"):
         tool, python = f"-m prism_megatron {sys.argv[1]}", "python "
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return f"go on with `{python}{tool} {flags}`"

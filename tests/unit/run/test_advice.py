@@ -21,6 +21,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
         (["tools/run_align.py", "--tp", "2"], "python tools/run_align.py"),
         (["/usr/bin/prism-align"], "/usr/bin/prism-align"),
         (["/x/prism_megatron/__main__.py", "align", "--tp", "2"], "python -m prism_megatron align"),
+        (["/x/other/__main__.py"], "python /x/other/__main__.py"),
     ],
 )
 def test_each_way_to_start_a_tool(argv: list[str], tool: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
