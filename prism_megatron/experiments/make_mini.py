@@ -149,7 +149,6 @@ def supervised(
         my_rows,
         world=world,
         form=batch_format(renderer, world),
-        vocab_size=shape.text.vocab,
         rows_per_microbatch=ROWS_PER_MICROBATCH,
         steps=phase.steps,
         on_step=say,

@@ -80,7 +80,6 @@ def teach_format(
             my_rows,
             world=world,
             form=batch_format(renderer, world, execution),
-            vocab_size=shape.text.vocab,
             rows_per_microbatch=max(1, prompts_per_step // world.dp_size),
             steps=steps,
             on_step=report,

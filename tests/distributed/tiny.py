@@ -19,7 +19,7 @@ from prism_megatron.conversion.checkpoint_folder import ModelFiles
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.types import ImageInput, TokenSequence
@@ -148,13 +148,10 @@ def _shifted(values: Tensor) -> Tensor:
     return torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
 
 
-def cross_entropy(logits: Tensor, batch: Batch, *, world: World, count: float) -> LossOutput:
-    logprobs, _ = vocab_parallel_scores(
-        logits, _shifted(batch.input_ids_B_S), tp_group=world.groups.tp, vocab_size=VOCAB
-    )
-    kept = logprobs * _shifted(batch.extras["mask"])
-    loss = -kept.sum() / count
-    return LossOutput(loss=loss, sums={"loss": loss.detach()}, rows={"logprob": kept.detach().sum(1)})
+def cross_entropy(output: VocabularyOutput, batch: Batch, *, count: float) -> LossOutput:
+    logprobs, _ = output.scores(_shifted(batch.input_ids_B_S), _shifted(batch.extras["mask"]))
+    loss = -logprobs.sum() / count
+    return LossOutput(loss=loss, sums={"loss": loss.detach()}, rows={"logprob": logprobs.detach().sum(1)})
 
 
 def batches_of(world: World, step: int) -> tuple[list[Batch], partial[LossOutput]]:
@@ -172,7 +169,7 @@ def batches_of(world: World, step: int) -> tuple[list[Batch], partial[LossOutput
         for i in range(0, len(share), 2)
     ]
     count = sum(sum(mask) for _, mask in everything)
-    return made, partial(cross_entropy, world=world, count=count)
+    return made, partial(cross_entropy, count=count)
 
 
 def train(engine: MegatronEngine, steps: range) -> list[tuple[float, float]]:

@@ -122,7 +122,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         discriminator,
         rollout,
         _queue(config, rollout, prompts, world),
-        _handover(config, policy, rollout, examples=prompts.steps.batch(0), form=form, vocab_size=shape.text.vocab),
+        _handover(config, policy, rollout, examples=prompts.steps.batch(0), form=form),
     )
     files = model_files(source, "policy", dtype=dtype)
     name = "the mini" if config.model.model is None else short_name(config.model.model)
@@ -132,7 +132,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         title=f"Alignment of {name} against its discriminator",
         renderer=renderer,
     )
-    return Alignment(players, _plan(config, shape.text.vocab, form), prompts, exports, session)
+    return Alignment(players, _plan(config, form), prompts, exports, session)
 
 
 def _prompts(config: AlignConfig, renderer: Renderer) -> Prompts:
@@ -165,7 +165,6 @@ def _handover(
     *,
     examples: Sequence[Example],
     form: BatchFormat,
-    vocab_size: int,
 ) -> Handover:
     """Servers' weights are probed with one of the ``examples`` where that is asked for."""
     gather_bytes = config.rollout.rollout_bucket_mib * 2**20 // GATHERED_SHARE
@@ -175,14 +174,13 @@ def _handover(
         examples,
         every=config.rollout.rollout_probe_every,
         bound=config.rollout.rollout_probe_bound,
-        vocab_size=vocab_size,
         form=form,
         world=policy.world,
     )
     return Handover(policy, rollout, gather_bytes, partial(probe.check, rollout, policy))
 
 
-def _plan(config: AlignConfig, vocab_size: int, form: BatchFormat) -> AlignPlan:
+def _plan(config: AlignConfig, form: BatchFormat) -> AlignPlan:
     """What the loop keeps fixed."""
     return AlignPlan(
         game=config.game,
@@ -194,9 +192,7 @@ def _plan(config: AlignConfig, vocab_size: int, form: BatchFormat) -> AlignPlan:
             load_balance=config.discriminator.load_balance or 0.0,
             updates_per_step=config.game.discriminator_updates_per_step,
         ),
-        learning=UpdatePlan(
-            PolicyObjective(config.rollout.temperature), form, config.tokens_per_microbatch, vocab_size
-        ),
+        learning=UpdatePlan(PolicyObjective(config.rollout.temperature), form, config.tokens_per_microbatch),
         seed=config.seed,
         steps=config.steps,
         logprob_gap_alarm=config.rollout.logprob_gap_alarm,
