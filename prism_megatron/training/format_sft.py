@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from prism_megatron.config.data import DataConfig
+from prism_megatron.config.model import ALL_VISION
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
@@ -59,7 +60,7 @@ def teach_format(
         dtype=dtype,
         optimizer=optimizer,
         total_steps=steps,
-        freeze_vision=True,
+        freeze=ALL_VISION,
         execution=execution,
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.model import ALL_VISION
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import ModelFiles
@@ -77,7 +78,7 @@ FILES = ModelFiles({"config.json": json.dumps(CONFIG).encode()})
 
 def provider(*, tied: bool = True, freeze_vision: bool = False) -> Qwen3VLProvider:
     shape = Qwen3VLShape.from_dict({**CONFIG, "tie_word_embeddings": tied})
-    return Qwen3VLProvider(shape, freeze_vision=freeze_vision)
+    return Qwen3VLProvider(shape, freeze=ALL_VISION if freeze_vision else ())
 
 
 class NamedWeights(TensorSource):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.model import ALL_VISION
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, short_name
@@ -94,7 +95,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         dtype=dtype,
         optimizer=config.policy,
         total_steps=-(-config.steps // config.game.policy_update_every),
-        freeze_vision=config.model.freeze_policy_vision,
+        freeze=ALL_VISION if config.model.freeze_policy_vision else (),
         execution=execution,
     )
     rollout = build_rollout(
