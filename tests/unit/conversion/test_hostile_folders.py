@@ -148,7 +148,10 @@ def test_hostile_files_are_refused(tmp_path: Path, case: str) -> None:
 
 HOSTILE_INDEXES = {
     "not finite": ('{"metadata": {"total_size": NaN}, "weight_map": {"a": "m.safetensors"}}', "NaN is no JSON"),
-    "infinite": ('{"metadata": {"total_size": -Infinity}, "weight_map": {"a": "m.safetensors"}}', "-Infinity is no JSON"),
+    "infinite": (
+        '{"metadata": {"total_size": -Infinity}, "weight_map": {"a": "m.safetensors"}}',
+        "-Infinity is no JSON",
+    ),
     "deep": ("[" * 100_000, "cannot be read as JSON"),
     "5000 digits": ('{"metadata": ' + "1" * 5000 + "}", "cannot be read as JSON"),
     "a backslash": (r'{"weight_map": {"a": "..\\m.safetensors"}}', "not a safetensors file of this folder"),
