@@ -32,7 +32,7 @@ def assert_ended(result: subprocess.CompletedProcess[str], output: Path, *, role
     (line,) = result.stderr.splitlines()
     assert f"the {role} learned nothing in the last 3 steps (--max-idle-steps): " in line
     assert why in line
-    assert "WARNING: the " in result.stdout and why in result.stdout.partition("2/")[0]
+    assert "WARNING: the " in result.stdout and why in result.stdout.partition("2/9 |")[0]
     assert len(read_metrics(output / "metrics.jsonl")) == 3
     assert "learned nothing" in json.loads((output / "summary.json").read_text())["ended"]
     assert not (output / "hf").exists()
