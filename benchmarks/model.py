@@ -1,7 +1,7 @@
 """What one layer of Qwen3-VL-2B costs beside the arithmetic it cannot do without, and beside its alternatives.
 
     make bench-model                      everything, on one thread
-    python benchmarks/model.py layer      one part: layer, attention or logprobs
+    python benchmarks/model.py layer      one part: layer, attention or head
 
 Every comparison runs both sides in one process, in turns, on the same work, and reports the fastest turn in CPU
 seconds of one thread: other load on the machine disturbs them less than the wall clock. Memory is the growth of the
@@ -32,7 +32,7 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
 from prism_megatron.engine.attention import SDPACoreAttention, Sequences
-from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World, start, stop
 
 Work = Callable[[], object]
@@ -43,6 +43,10 @@ PRESET = "2B"
 TOKENS = 2048
 OVERHEAD_LIMIT = 1.25
 """Most that a layer may take, as a multiple of its bare matrix products and attention."""
+HEAD_TIME_LIMIT, HEAD_MEMORY_LIMIT = 1.15, 5
+"""Most that the chunked output layer may take of the plain one's time, and least by how much it needs less memory."""
+HEAD_SPREAD_LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+"""Largest difference of a loss or gradient to the plain one, relative to its norm: what the formats resolve."""
 TURNS = 3
 
 
@@ -251,32 +255,48 @@ def bench_attention(world: World, dtype: torch.dtype) -> bool:
     return better
 
 
-def logprobs_works(world: World, dtype: torch.dtype, tokens: int) -> dict[str, Work]:
-    """Log-probs and entropy in chunks, and by ``log_softmax`` over an fp32 copy, forward and backward."""
-    vocab = preset(PRESET).text.vocab
-    logits = torch.randn(tokens, 1, vocab).to(dtype).requires_grad_()
-    targets = torch.randint(vocab, (1, tokens))
-    weights = torch.randn(2, 1, tokens)
+def head_works(world: World, dtype: torch.dtype, tokens: int) -> dict[str, Work]:
+    """Loss, entropy and gradients of the output layer in chunks, and by ``log_softmax`` over all logits in fp32."""
+    text = preset(PRESET).text
+    hidden = torch.randn(tokens, 1, text.hidden).to(dtype).requires_grad_()
+    weight = torch.randn(text.vocab, text.hidden).mul_(text.hidden**-0.5).to(dtype).requires_grad_()
+    targets = torch.randint(text.vocab, (1, tokens))
+    factors = torch.randn(2, 1, tokens)
 
-    def chunked() -> None:
-        scores = vocab_parallel_scores(logits, targets, tp_group=world.groups.tp, vocab_size=vocab)
-        loss = (scores.logprobs_B_L * weights[0] + scores.entropy_B_L * weights[1]).sum()
-        torch.autograd.grad(loss, logits)
+    def chunked() -> tuple[Tensor, ...]:
+        loss, _ = VocabularyOutput(hidden, weight, world.groups.tp, text.vocab).learn(
+            lambda logprobs_n, entropy_n, of: (logprobs_n * of(factors[0]) + entropy_n * of(factors[1])).sum(),
+            targets,
+            torch.ones_like(targets),
+        )
+        return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
 
-    def plain() -> None:
-        table = logits.float().log_softmax(-1).transpose(0, 1)
+    def plain() -> tuple[Tensor, ...]:
+        table = (hidden @ weight.t()).float().log_softmax(-1).transpose(0, 1)
         picked = table.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         entropy = -(table.exp() * table).sum(-1)
-        torch.autograd.grad((picked * weights[0] + entropy * weights[1]).sum(), logits)
+        loss = (picked * factors[0] + entropy * factors[1]).sum()
+        return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
 
     return {"chunked": chunked, "plain": plain}
 
 
-def bench_logprobs(world: World, dtype: torch.dtype) -> bool:
-    """Chunked log-probs and entropy against the plain computation in fp32."""
-    tokens = TOKENS // 4
-    print(f"\nlog-probs and entropy over {preset(PRESET).text.vocab} columns in {dtype}, forward and backward")
-    return _compare(f"{tokens} tokens", logprobs_works, world, (dtype, tokens))
+def bench_head(world: World, dtype: torch.dtype) -> bool:
+    """The output layer in chunks against the plain computation: the same numbers, time and memory."""
+    tokens, vocab = 2 * TOKENS, preset(PRESET).text.vocab
+    print(f"\noutput layer, log-probs and entropy of {tokens} tokens over {vocab} columns in {dtype}, with gradients")
+    made = head_works(world, dtype, tokens)
+    pairs = zip(made["chunked"](), made["plain"](), strict=True)  # type: ignore[call-overload]  # tuples of tensors
+    spread = max(float((mine.float() - plain.float()).norm() / plain.float().norm()) for mine, plain in pairs)
+    print(f"  loss and gradients apart by at most {spread:.1e} of their norms")
+    times = fastest(made, turns=2)
+    memory = {name: peak_bytes(head_works, (dtype, tokens), name) for name in made}
+    for name, seconds in times.items():
+        print(f"  {name:12} {seconds:8.2f} s   {memory[name] / 2**20:8.0f} MiB", flush=True)
+    slower, smaller = times["chunked"] / times["plain"], memory["plain"] / memory["chunked"]
+    print(f"  chunked takes {slower:.2f} of the time (limit {HEAD_TIME_LIMIT}) and 1/{smaller:.1f} of the memory "
+          f"(limit 1/{HEAD_MEMORY_LIMIT})")  # fmt: skip
+    return slower <= HEAD_TIME_LIMIT and smaller >= HEAD_MEMORY_LIMIT and spread <= HEAD_SPREAD_LIMIT[dtype]
 
 
 def _compare(label: str, works: Works, world: World, arguments: tuple[Any, ...]) -> bool:
@@ -294,7 +314,7 @@ def _yes(holds: bool) -> str:
     return "yes" if holds else "NO"
 
 
-BENCHMARKS = {"layer": bench_layer, "attention": bench_attention, "logprobs": bench_logprobs}
+BENCHMARKS = {"layer": bench_layer, "attention": bench_attention, "head": bench_head}
 
 
 def main() -> int:

@@ -49,8 +49,6 @@ def judge_plan(form: BatchFormat, *, tokens: int, seed: int, balance: float = 0.
     return JudgePlan(form, tokens, score_regulariser=GameConfig().score_regulariser, seed=seed, load_balance=balance)
 
 
-def update_plan(
-    form: BatchFormat, *, tokens: int, temperature: float = 1.0, vocab_size: int = VOCAB_SIZE
-) -> UpdatePlan:
+def update_plan(form: BatchFormat, *, tokens: int, temperature: float = 1.0) -> UpdatePlan:
     """An on-policy step's."""
-    return UpdatePlan(PolicyObjective(temperature), form, tokens, vocab_size)
+    return UpdatePlan(PolicyObjective(temperature), form, tokens)

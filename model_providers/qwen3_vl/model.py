@@ -20,6 +20,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer import MegatronModule, ModuleSpec, TransformerConfig
@@ -35,6 +36,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.ops import vocabulary
 from prism_megatron.engine.attention import Sequences
 from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.specs import mark_tensor_parallel
 
 
@@ -78,7 +80,7 @@ class Qwen3VLTrunk(LanguageModule):
         self.input_payload: Tensor | None = None
 
     @abstractmethod
-    def head(self, hidden: Tensor, batch: Batch) -> Tensor:
+    def head(self, hidden: Tensor, batch: Batch) -> Any:
         """The output of the last chunk from normalised hidden states ``[S_local, B, H]``."""
 
     def mlp_args(self, batch: Batch, tokens_L: Ints) -> tuple[Tensor, ...]:
@@ -90,7 +92,7 @@ class Qwen3VLTrunk(LanguageModule):
         """What the previous stage sent; Megatron's schedules call this, with a list of one."""
         self.input_payload = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Any:
         """The payload for the next chunk, or ``head``'s output (see ``deepstack.pack``)."""
         places, positions_3_B_S = locate(batch, self.shape)
         tokens_L = batch.tokens_of(cp_size=self.cp_group.size(), cp_rank=self.cp_group.rank())
@@ -213,17 +215,16 @@ class Qwen3VLModel(Qwen3VLTrunk):
         has_copy = self.post_process and not self.pre_process and self.share_embeddings_and_output_weights
         return {OUTPUT: EMBEDDING} if has_copy else {}
 
-    def head(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Vocabulary-parallel logits ``[L, B, V / tp]``; padding columns hold the dtype's minimum."""
+    def head(self, hidden: Tensor, batch: Batch) -> VocabularyOutput:
+        """What the logits of this context-parallel rank's tokens are made of."""
         del batch
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits: Tensor = self.output_layer(hidden, weight=weight)[0]
-        columns = logits.shape[-1]
-        real = self.shape.text.vocab - self.tp_group.rank() * columns
-        if real < columns:
-            padding = torch.arange(columns, device=logits.device) >= real
-            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
-        return logits
+        tied = self.share_embeddings_and_output_weights
+        weight_V_H = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, group=self.tp_group)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
+        return VocabularyOutput(hidden, weight_V_H, self.tp_group, self.shape.text.vocab)
 
     def sharded_state_dict(
         self,

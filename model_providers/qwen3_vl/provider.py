@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from model_providers.qwen3_vl.mapping import weight_mappings
 from model_providers.qwen3_vl.model import Qwen3VLModel
 from model_providers.qwen3_vl.router import SoftmaxRouter
 from prism_megatron.config.experts import ExpertSizes
+from prism_megatron.config.model import FreezeGroup
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -37,12 +38,12 @@ class Qwen3VLProvider:
         self,
         shape: Qwen3VLShape,
         *,
-        freeze_vision: bool = False,
+        freeze: Collection[FreezeGroup] = (),
         execution: Execution = PLAIN,
     ) -> None:
-        """``freeze_vision`` keeps the vision tower and its mergers as loaded."""
+        """``freeze`` names the parts that stay as loaded."""
         self.shape = shape
-        self.freeze_vision = freeze_vision
+        self.freeze = frozenset(freeze)
         self.execution = execution
 
     def transformer_config(self, parallel: ParallelConfig, dtype: torch.dtype) -> TransformerConfig:
@@ -96,7 +97,16 @@ class Qwen3VLProvider:
 
     def is_frozen(self, parameter_name: str) -> bool:
         """Whether a parameter of a chunk stays as loaded."""
-        return self.freeze_vision and parameter_name.startswith("vision_model.")
+        return part_of(parameter_name) in self.freeze
+
+
+def part_of(parameter_name: str) -> FreezeGroup | None:
+    """The part of the model, by which it may be frozen, that a parameter of a chunk belongs to; None for the rest."""
+    if parameter_name.startswith(("vision_model.merger.", "vision_model.deepstack_mergers.")):
+        return "projector"
+    if parameter_name.startswith("vision_model."):
+        return "vision"
+    return "router" if ".router." in parameter_name else None
 
 
 def text_config(

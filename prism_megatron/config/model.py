@@ -7,6 +7,10 @@ from typing import ClassVar, Literal
 
 from prism_megatron.config.fields import OnResume
 
+FreezeGroup = Literal["vision", "projector", "router"]
+"""The vision tower; the mergers that bring its output to the language tower's width; the routers of experts."""
+ALL_VISION: tuple[FreezeGroup, ...] = ("vision", "projector")
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -358,14 +358,14 @@ def _nothing(_parameter_name: str) -> bool:
 
 def _forward_step(
     batches: Iterator[Batch], chunk: MegatronModule, *, loss: LossFn, advance: Advance
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, LossOutput]]]:
+) -> tuple[Any, Callable[[Any], tuple[Tensor, Tensor, LossOutput]]]:
     """Megatron's ``forward_step_func``; the second value is called on the last stage only."""
     batch = next(batches)
 
-    def reduce(output: Tensor) -> tuple[Tensor, Tensor, LossOutput]:
+    def reduce(output: Any) -> tuple[Tensor, Tensor, LossOutput]:
         result = loss(output, batch)
         # Three values keep Megatron from dividing by the number of micro-batches; the count itself is not used.
-        return result.loss, torch.zeros((), dtype=torch.int, device=output.device), result
+        return result.loss, torch.zeros((), dtype=torch.int, device=result.loss.device), result
 
     output = chunk(batch)
     advance(1)

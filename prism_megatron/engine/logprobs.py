@@ -1,19 +1,23 @@
-"""Per-token log-probabilities and entropy from vocabulary-parallel logits, without a second copy of them in fp32.
+"""Log-probabilities and entropies of labelled tokens, straight from hidden states and the output layer's weight.
 
-Shape suffixes: L tokens of this context-parallel rank, B rows, V this rank's vocabulary columns.
+Logits exist for a chunk of tokens at a time, forward and backward, and only for tokens that have a label: a response of
+8k tokens over a vocabulary of 152k would take 5 GB of them.
+Shape suffixes: L tokens of this context-parallel rank, B rows, N labelled tokens among them, n those of a chunk,
+H hidden, V this rank's vocabulary columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_CHUNK_ELEMENTS = 2**22
-"""fp32 elements that one chunk of tokens may take (16 MiB)."""
+_CHUNK_ELEMENTS = 2**25
+"""Logits that a chunk may have; it takes two fp32 tensors of them (256 MiB), and gradients stay in the same two."""
 
 
 class TokenScores(NamedTuple):
@@ -23,118 +27,232 @@ class TokenScores(NamedTuple):
     entropy_B_L: Tensor
 
 
-def vocab_parallel_scores(
-    logits_L_B_V: Tensor,
-    targets_B_L: Tensor,
-    *,
-    tp_group: dist.ProcessGroup,
-    vocab_size: int,
-    temperature: float = 1.0,
-) -> TokenScores:
-    """Log-probability of each target under ``softmax(logits / temperature)`` and its entropy, alike on every TP rank.
+Chosen = Callable[[Tensor], Tensor]
+"""Takes ``[B, L]`` to the ``[n]`` of a chunk's tokens."""
 
-    Rank r of ``tp_group`` holds the columns ``[r V, (r+1) V)``; columns from ``vocab_size`` on are padding and get no
-    probability. ``targets_B_L`` are ids below ``vocab_size``. Two all-reduces of ``[L, B]`` numbers forward, none
-    backward; both results are differentiable, and the gradient has the dtype of the logits. The plain twin is
-    ``log_softmax`` over the gathered logits.
+TokenLoss = Callable[[Tensor, Tensor, Chosen], Tensor]
+"""Log-probs ``[n]``, entropies ``[n]``, what chooses the same tokens of other tensors; to a scalar that adds up."""
+
+
+@dataclass(frozen=True, eq=False)
+class VocabularyOutput:
+    """What the last chunk of a policy returns: what logits are made of.
+
+    ``hidden_L_B_H`` is whole on every tensor-parallel rank, of which rank r holds the rows ``[r V, (r+1) V)`` of the
+    output layer as ``weight_V_H``; rows from ``vocab_size`` on are padding and get no probability. The gradient of
+    ``hidden_L_B_H`` is this rank's part of a sum over ``tp_group``.
     """
-    logprobs_L_B, entropy_L_B = _VocabParallelScores.apply(  # type: ignore[no-untyped-call]  # torch's Function.apply
-        logits_L_B_V, targets_B_L.transpose(0, 1), tp_group, vocab_size, temperature
-    )
-    return TokenScores(logprobs_L_B.transpose(0, 1), entropy_L_B.transpose(0, 1))
+
+    hidden_L_B_H: Tensor
+    weight_V_H: Tensor
+    tp_group: dist.ProcessGroup
+    vocab_size: int
+
+    def logits(self) -> Tensor:
+        """``[L, B, V]``, all at once; padding columns hold the dtype's minimum."""
+        logits_L_B_V = self.hidden_L_B_H @ self.weight_V_H.t()
+        real = self._columns().num_real
+        if real == logits_L_B_V.shape[-1]:
+            return logits_L_B_V
+        padding_V = torch.arange(logits_L_B_V.shape[-1], device=logits_L_B_V.device) >= real
+        return logits_L_B_V.masked_fill(padding_V, torch.finfo(logits_L_B_V.dtype).min)
+
+    def scores(self, targets_B_L: Tensor, mask_B_L: Tensor, *, temperature: float = 1.0) -> TokenScores:
+        """Under ``softmax(logits / temperature)``; alike on every rank of ``tp_group``, and 0 where the mask is.
+
+        ``targets_B_L`` are ids below ``vocab_size``. Both are differentiable any number of ways; backward computes
+        the logits a second time. The plain twin is ``log_softmax`` over the gathered logits.
+        """
+        chosen_B_L = mask_B_L.bool()
+        found_2_N: Tensor = _Scores.apply(  # type: ignore[no-untyped-call]  # torch's Function.apply
+            self._chosen(chosen_B_L), self.weight_V_H, targets_B_L[chosen_B_L], self._columns(), temperature
+        )
+        return self._scattered(found_2_N, chosen_B_L)
+
+    def learn(
+        self, loss_of: TokenLoss, targets_B_L: Tensor, mask_B_L: Tensor, *, temperature: float = 1.0
+    ) -> tuple[Tensor, TokenScores]:
+        """A loss that is a sum over tokens, and the scores it was made of, detached.
+
+        ``loss_of`` is called chunk by chunk. Gradients are found on the way, so that every logit is computed once. The
+        loss is differentiable once.
+        """
+        chosen_B_L = mask_B_L.bool()
+        loss, found_2_N = _Learn.apply(  # type: ignore[no-untyped-call]  # torch's Function.apply
+            self._chosen(chosen_B_L),
+            self.weight_V_H,
+            targets_B_L[chosen_B_L],
+            self._columns(),
+            temperature,
+            lambda logprobs_n, entropy_n, part: loss_of(logprobs_n, entropy_n, lambda of: of[chosen_B_L][part]),
+            torch.is_grad_enabled(),
+        )
+        return loss, self._scattered(found_2_N, chosen_B_L)
+
+    def _chosen(self, chosen_B_L: Tensor) -> Tensor:
+        return self.hidden_L_B_H.transpose(0, 1)[chosen_B_L]
+
+    def _columns(self) -> _Columns:
+        return _Columns(self.tp_group, self.tp_group.rank() * len(self.weight_V_H), len(self.weight_V_H),
+                        self.vocab_size)  # fmt: skip
+
+    @staticmethod
+    def _scattered(found_2_N: Tensor, chosen_B_L: Tensor) -> TokenScores:
+        scores_2_B_L = found_2_N.new_zeros(2, *chosen_B_L.shape).masked_scatter(chosen_B_L.unsqueeze(0), found_2_N)
+        return TokenScores(*scores_2_B_L)
 
 
-class _VocabParallelScores(torch.autograd.Function):
-    """Chunks of tokens pass through fp32 one at a time; two numbers a token are kept for backward.
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """The vocabulary's columns that this rank has."""
+
+    group: dist.ProcessGroup
+    first: int
+    count: int
+    vocab_size: int
+
+    @property
+    def num_real(self) -> int:
+        return min(max(self.vocab_size - self.first, 0), self.count)
+
+    def of(self, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+        """Column of each target ``[n, 1]``, and whether it is here at all ``[n]``."""
+        columns = targets_n - self.first
+        here = (columns >= 0) & (columns < self.count)
+        return columns.clamp(0, self.count - 1).unsqueeze(-1), here
+
+    def chunks(self, num_tokens: int) -> Iterator[slice]:
+        """Ranges of tokens of at most ``_CHUNK_ELEMENTS`` logits each; the same on every rank of the group."""
+        step = max(1, _CHUNK_ELEMENTS // self.count)
+        for start in range(0, num_tokens, step):
+            yield slice(start, min(start + step, num_tokens))
+
+
+class _Chunk:
+    """Softmax of one chunk of tokens.
 
     With x = logits / temperature, log-normaliser z and p = exp(x - z), the entropy is z - sum(p x), its gradient
     -p (x - z + entropy), and that of the target's log-probability is onehot - p.
     """
 
+    def __init__(
+        self, hidden_n_H: Tensor, weight_V_H: Tensor, targets_n: Tensor, columns: _Columns, temperature: float
+    ) -> None:
+        """Two small all-reduces over the group."""
+        self._columns, self._targets_n, self._temperature = columns, targets_n, temperature
+        real = columns.num_real
+        x = (hidden_n_H @ weight_V_H.t()).float().div_(temperature)
+        x[:, real:] = torch.finfo(torch.float32).min
+        column, here = columns.of(targets_n)
+        max_n = x.amax(-1)
+        dist.all_reduce(max_n, op=dist.ReduceOp.MAX, group=columns.group)
+        # Of exp(x - max), of exp(x - max) · (x - max), and the target's x - max.
+        x -= max_n.unsqueeze(-1)
+        sums_3_n = x.new_empty(3, len(x))
+        sums_3_n[2] = x.gather(-1, column).squeeze(-1).masked_fill(~here, 0.0)
+        x[:, real:] = 0.0  # below, no product of it may be infinite; its probability is set apart
+        p = x.exp()
+        p[:, real:] = 0.0
+        sums_3_n[0] = p.sum(-1)
+        sums_3_n[1] = torch.linalg.vecdot(p, x)
+        dist.all_reduce(sums_3_n, group=columns.group)
+        log_sum_n = sums_3_n[0].log()
+        self._x, self._p, self._sums_3_n, self._log_sum_n = x, p, sums_3_n, log_sum_n
+        self.logprobs_n = sums_3_n[2] - log_sum_n
+        self.entropy_n = log_sum_n - sums_3_n[1] / sums_3_n[0]
+
+    def grad_logits(self, logprob_grad_n: Tensor, entropy_grad_n: Tensor | None) -> Tensor:
+        """Gradient ``[n, V]`` in fp32, in the place of what was kept: this may be asked for once."""
+        p = self._p.div_(self._sums_3_n[0].unsqueeze(-1))
+        if entropy_grad_n is None:
+            grad = p.mul_(-logprob_grad_n.unsqueeze(-1))
+        else:
+            slope = self._x.add_((self.entropy_n - self._log_sum_n).unsqueeze(-1))
+            slope.mul_(entropy_grad_n.unsqueeze(-1)).add_(logprob_grad_n.unsqueeze(-1))
+            grad = p.mul_(slope).neg_()
+        column, here = self._columns.of(self._targets_n)
+        grad.scatter_add_(-1, column, (here * logprob_grad_n).unsqueeze(-1))
+        return grad.div_(self._temperature)
+
+
+class _Gradients:
+    """Of hidden states and weight, filled chunk by chunk; the weight's is summed in fp32."""
+
+    def __init__(self, hidden_N_H: Tensor, weight_V_H: Tensor, wanted: tuple[bool, bool]) -> None:
+        self._hidden_N_H, self._weight_V_H = hidden_N_H, weight_V_H
+        self.hidden_N_H = torch.empty_like(hidden_N_H) if wanted[0] else None
+        self.weight_V_H = torch.zeros_like(weight_V_H, dtype=torch.float32) if wanted[1] else None
+
+    def add(self, part: slice, grad_n_V: Tensor) -> None:
+        grad_n_V = grad_n_V.to(self._weight_V_H.dtype)
+        if self.hidden_N_H is not None:
+            torch.mm(grad_n_V, self._weight_V_H, out=self.hidden_N_H[part])
+        if self.weight_V_H is not None:
+            hidden_n_H = self._hidden_N_H[part]
+            if self._weight_V_H.dtype == torch.float32:
+                self.weight_V_H.addmm_(grad_n_V.t(), hidden_n_H)
+            else:
+                self.weight_V_H += grad_n_V.t() @ hidden_n_H
+
+
+class _Scores(torch.autograd.Function):
+    """Log-probs and entropies ``[2, N]``; nothing of a chunk is kept for backward, which makes its logits anew."""
+
     @staticmethod
     def forward(  # noqa: PLR0917  # autograd functions take positional arguments only
-        ctx: Any,
-        logits_L_B_V: Tensor,
-        targets_L_B: Tensor,
-        group: dist.ProcessGroup,
-        vocab_size: int,
-        temperature: float,
-    ) -> tuple[Tensor, Tensor]:
-        first_column = group.rank() * logits_L_B_V.shape[-1]
-        num_real = min(max(vocab_size - first_column, 0), logits_L_B_V.shape[-1])
-        shape = logits_L_B_V.shape[:2]
-        max_L_B = torch.empty(shape, dtype=torch.float32, device=logits_L_B_V.device)
-        # Of exp(x - max), of exp(x - max) · (x - max), and the target's x.
-        sums_3_L_B = torch.empty((3, *shape), dtype=torch.float32, device=logits_L_B_V.device)
-        for part in _chunks(logits_L_B_V):
-            scaled = _scaled(logits_L_B_V[part], num_real, temperature)
-            columns, here = _local_columns(targets_L_B[part], first_column, scaled.shape[-1])
-            max_L_B[part] = scaled.amax(-1)
-            sums_3_L_B[2, part] = scaled.gather(-1, columns).squeeze(-1).masked_fill(~here, 0.0)
-            scaled -= max_L_B[part].unsqueeze(-1)
-            weights = scaled.exp()
-            if num_real < scaled.shape[-1]:
-                weights[..., num_real:] = 0.0  # also where a rank holds padding only, and its maximum is padding
-            sums_3_L_B[0, part] = weights.sum(-1)
-            sums_3_L_B[1, part] = weights.mul_(scaled).sum(-1)
-        global_max_L_B = max_L_B.clone()
-        dist.all_reduce(global_max_L_B, op=dist.ReduceOp.MAX, group=group)
-        below_L_B = max_L_B - global_max_L_B
-        sums_3_L_B[1] += below_L_B * sums_3_L_B[0]
-        sums_3_L_B[:2] *= below_L_B.exp()
-        dist.all_reduce(sums_3_L_B, group=group)
-        log_sum_L_B = sums_3_L_B[0].log()
-        log_normaliser_L_B = global_max_L_B + log_sum_L_B
-        entropy_L_B = log_sum_L_B - sums_3_L_B[1] / sums_3_L_B[0]
-        ctx.save_for_backward(logits_L_B_V, targets_L_B, log_normaliser_L_B, entropy_L_B)
-        ctx.first_column, ctx.num_real, ctx.temperature = first_column, num_real, temperature
-        ctx.set_materialize_grads(False)
-        return sums_3_L_B[2] - log_normaliser_L_B, entropy_L_B
+        ctx: Any, hidden_N_H: Tensor, weight_V_H: Tensor, targets_N: Tensor, columns: _Columns, temperature: float
+    ) -> Tensor:
+        found_2_N = hidden_N_H.new_zeros(2, len(targets_N), dtype=torch.float32)
+        for part in columns.chunks(len(targets_N)):
+            chunk = _Chunk(hidden_N_H[part], weight_V_H, targets_N[part], columns, temperature)
+            found_2_N[:, part] = torch.stack([chunk.logprobs_n, chunk.entropy_n])
+        ctx.save_for_backward(hidden_N_H, weight_V_H, targets_N)
+        ctx.columns, ctx.temperature = columns, temperature
+        return found_2_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_2_N: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_N_H, weight_V_H, targets_N = ctx.saved_tensors
+        gradients = _Gradients(hidden_N_H, weight_V_H, ctx.needs_input_grad[:2])
+        for part in ctx.columns.chunks(len(targets_N)):
+            chunk = _Chunk(hidden_N_H[part], weight_V_H, targets_N[part], ctx.columns, ctx.temperature)
+            gradients.add(part, chunk.grad_logits(*grad_2_N[:, part]))
+        return gradients.hidden_N_H, gradients.weight_V_H, None, None, None
+
+
+class _Learn(torch.autograd.Function):
+    """A sum of token losses, and the scores ``[2, N]``; backward multiplies what forward found."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  # autograd functions take positional arguments only
+        ctx: Any, hidden_N_H: Tensor, weight_V_H: Tensor, targets_N: Tensor, columns: _Columns, temperature: float,
+        loss_of: Callable[[Tensor, Tensor, slice], Tensor], with_gradients: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        wanted = with_gradients and ctx.needs_input_grad[0], with_gradients and ctx.needs_input_grad[1]
+        gradients = _Gradients(hidden_N_H, weight_V_H, wanted)
+        found_2_N = hidden_N_H.new_zeros(2, len(targets_N), dtype=torch.float32)
+        total = hidden_N_H.new_zeros((), dtype=torch.float32)
+        for part in columns.chunks(len(targets_N)):
+            chunk = _Chunk(hidden_N_H[part], weight_V_H, targets_N[part], columns, temperature)
+            found_2_N[:, part] = torch.stack([chunk.logprobs_n, chunk.entropy_n])
+            with torch.enable_grad():
+                logprobs_n, entropy_n = chunk.logprobs_n.requires_grad_(), chunk.entropy_n.requires_grad_()
+                loss = loss_of(logprobs_n, entropy_n, part)
+            total += loss.detach()
+            if any(wanted):
+                grads = torch.autograd.grad(loss, (logprobs_n, entropy_n), allow_unused=True)
+                logprob_grad_n = torch.zeros_like(logprobs_n) if grads[0] is None else grads[0]
+                gradients.add(part, chunk.grad_logits(logprob_grad_n, grads[1]))
+        ctx.gradients = gradients
+        ctx.mark_non_differentiable(found_2_N)
+        return total, found_2_N
 
     @staticmethod
     def backward(
-        ctx: Any, logprob_grad_L_B: Tensor | None, entropy_grad_L_B: Tensor | None
-    ) -> tuple[Tensor, None, None, None, None]:
-        logits_L_B_V, targets_L_B, log_normaliser_L_B, entropy_L_B = ctx.saved_tensors
-        grad_logits_L_B_V = torch.empty_like(logits_L_B_V)
-        for part in _chunks(logits_L_B_V):
-            relative = _scaled(logits_L_B_V[part], ctx.num_real, ctx.temperature)
-            relative -= log_normaliser_L_B[part].unsqueeze(-1)
-            grad = relative.exp()
-            if entropy_grad_L_B is None:
-                assert logprob_grad_L_B is not None
-                grad *= -logprob_grad_L_B[part].unsqueeze(-1)
-            else:
-                relative[..., ctx.num_real :] = 0.0  # the smallest finite number may have overflowed
-                relative += entropy_L_B[part].unsqueeze(-1)
-                relative *= entropy_grad_L_B[part].unsqueeze(-1)
-                if logprob_grad_L_B is not None:
-                    relative += logprob_grad_L_B[part].unsqueeze(-1)
-                grad *= relative.neg_()
-            if logprob_grad_L_B is not None:
-                columns, here = _local_columns(targets_L_B[part], ctx.first_column, grad.shape[-1])
-                grad.scatter_add_(-1, columns, here.unsqueeze(-1) * logprob_grad_L_B[part].unsqueeze(-1))
-            grad_logits_L_B_V[part] = grad.div_(ctx.temperature)
-        return grad_logits_L_B_V, None, None, None, None
-
-
-def _chunks(logits_L_B_V: Tensor) -> Iterator[slice]:
-    """Ranges of tokens that take at most ``_CHUNK_ELEMENTS`` elements each."""
-    num_tokens, rows, columns = logits_L_B_V.shape
-    step = max(1, _CHUNK_ELEMENTS // max(1, rows * columns))
-    for start in range(0, num_tokens, step):
-        yield slice(start, min(start + step, num_tokens))
-
-
-def _scaled(logits: Tensor, num_real: int, temperature: float) -> Tensor:
-    """A fresh fp32 copy, divided by the temperature, with padding columns at the smallest finite number."""
-    scaled = logits.to(torch.float32, copy=True).div_(temperature)
-    scaled[..., num_real:] = torch.finfo(torch.float32).min
-    return scaled
-
-
-def _local_columns(targets: Tensor, first_column: int, num_columns: int) -> tuple[Tensor, Tensor]:
-    """Column of each target on this rank ``[…, 1]``, and whether it is here at all."""
-    columns = targets - first_column
-    here = (columns >= 0) & (columns < num_columns)
-    return columns.clamp(0, num_columns - 1).unsqueeze(-1), here
+        ctx: Any, factor: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
+        found: _Gradients = ctx.gradients
+        hidden_N_H = None if found.hidden_N_H is None else found.hidden_N_H.mul_(factor)
+        weight_V_H = None if found.weight_V_H is None else found.weight_V_H.mul_(factor)
+        del ctx.gradients
+        return hidden_N_H, weight_V_H, None, None, None, None, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -34,8 +34,8 @@ class ModelProvider(Protocol):
     ) -> MegatronModule:
         """One pipeline chunk. Its ``forward(batch)`` returns the payload for the next stage, or the output.
 
-        The output is vocab-parallel logits ``[L, B, V/tp]`` of this context-parallel rank's L tokens for a policy, and
-        scores for a discriminator.
+        The output is a ``logprobs.VocabularyOutput`` of this context-parallel rank's L tokens for a policy, and scores
+        for a discriminator.
         """
 
     def expert_layout(self, source: TensorSource, /) -> ExpertLayout | None:
@@ -76,7 +76,8 @@ class LossOutput:
     maxima: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-LossFn = Callable[[Tensor, Batch], LossOutput]
+LossFn = Callable[[Any, Batch], LossOutput]
+"""Takes what the model's last chunk returns."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.merge import to_plain
 from prism_megatron.config.mini_world import MakeMiniConfig, SupervisedPhase, mini_model_config
+from prism_megatron.config.model import ALL_VISION
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.open_source import open_weights
@@ -126,7 +127,7 @@ def supervised(
         dtype=torch.float32,
         optimizer=phase.optimizer,
         total_steps=phase.steps,
-        freeze_vision=split == "sft",
+        freeze=ALL_VISION if split == "sft" else (),
     )
     share = phase.rows_per_step // world.dp_size
     scenes = SceneSource(renderer, split=split, seed=seed, batch_size=1, teacher=teacher, faithful_share=FAITHFUL_SHARE)
@@ -149,7 +150,6 @@ def supervised(
         my_rows,
         world=world,
         form=batch_format(renderer, world),
-        vocab_size=shape.text.vocab,
         rows_per_microbatch=ROWS_PER_MICROBATCH,
         steps=phase.steps,
         on_step=say,

@@ -25,6 +25,7 @@ from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import all_gather_objects, gather_objects
@@ -113,7 +114,8 @@ def run_samples(engine: MegatronEngine, shape: Qwen3VLShape, samples: Sequence[S
     world = engine.world
     pieces: list[Piece] = []
 
-    def loss_of(logits_L_B_V: Tensor, batch: Batch) -> LossOutput:
+    def loss_of(output: VocabularyOutput, batch: Batch) -> LossOutput:
+        logits_L_B_V = output.logits()
         weights_L_B_V = torch.zeros_like(logits_L_B_V, dtype=torch.float32)
         columns = logits_L_B_V.shape[-1]
         first = world.tp_rank * columns

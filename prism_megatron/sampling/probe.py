@@ -15,7 +15,7 @@ from torch import Tensor
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.batch import Batch, Extra, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import WeightSyncError
@@ -39,7 +39,6 @@ class ServingProbe:
         *,
         every: int,
         bound: float,
-        vocab_size: int,
         form: BatchFormat,
         world: World,
     ) -> None:
@@ -52,7 +51,6 @@ class ServingProbe:
         self._every = every
         self._due: int | None = None
         self._bound = bound
-        self._vocab_size = vocab_size
         self._form = form
         self._world = world
 
@@ -84,20 +82,15 @@ class ServingProbe:
         )
         # Interleaved pipelines take whole rounds of micro-batches; ratios and maxima do not mind repetition.
         repeats = self._world.parallel.pp if self._world.parallel.vpp > 1 else 1
-        found = policy.forward([batch] * repeats, partial(_probe_loss, world=self._world, vocab_size=self._vocab_size))
+        found = policy.forward([batch] * repeats, partial(_probe_loss, world=self._world))
         numbers = range(len(scores))
         return [(found.sums[f"gap/{i}"] / found.sums[f"tokens/{i}"], found.maxima[f"gap/{i}"]) for i in numbers]
 
 
-def _probe_loss(logits_L_B_V: Tensor, batch: Batch, *, world: World, vocab_size: int) -> LossOutput:
+def _probe_loss(output: VocabularyOutput, batch: Batch, *, world: World) -> LossOutput:
     """Sums and maxima of each row's absolute differences."""
-    logprobs_B_L, _ = vocab_parallel_scores(
-        logits_L_B_V,
-        beside_logits(batch.input_ids_B_S, batch, world),
-        tp_group=world.groups.tp,
-        vocab_size=vocab_size,
-    )
     mask_B_L = beside_logits(batch.extras[Extra.LABEL_MASK], batch, world)
+    logprobs_B_L, _ = output.scores(beside_logits(batch.input_ids_B_S, batch, world), mask_B_L)
     gaps_B_L = (logprobs_B_L - beside_logits(batch.extras[Extra.SERVER_LOGPROBS], batch, world)).abs() * mask_B_L
     sums: dict[str, Tensor] = {}
     maxima: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from prism_megatron.config.data import DataConfig
+from prism_megatron.config.model import ALL_VISION
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
@@ -59,7 +60,7 @@ def teach_format(
         dtype=dtype,
         optimizer=optimizer,
         total_steps=steps,
-        freeze_vision=True,
+        freeze=ALL_VISION,
         execution=execution,
     )
 
@@ -80,7 +81,6 @@ def teach_format(
             my_rows,
             world=world,
             form=batch_format(renderer, world, execution),
-            vocab_size=shape.text.vocab,
             rows_per_microbatch=max(1, prompts_per_step // world.dp_size),
             steps=steps,
             on_step=report,

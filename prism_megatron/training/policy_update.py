@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prism_megatron.engine.batch import Batch, Extra, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.logprobs import Chosen, VocabularyOutput
 from prism_megatron.engine.provider import LossOutput, StepResult
 from prism_megatron.engine.runtime import World
 from prism_megatron.losses.importance import importance_weights
@@ -40,8 +40,6 @@ class UpdatePlan:
     form: BatchFormat
     tokens_per_microbatch: int
     """token slots that one forward and backward pass holds at most"""
-    vocab_size: int
-    """tokens of the model, without the padding of its vocabulary"""
 
 
 @dataclass(frozen=True)
@@ -87,28 +85,22 @@ def policy_batches(experience: Experience, plan: UpdatePlan, *, world: World) ->
 
 
 def policy_loss(
-    logits_L_B_V: Tensor, batch: Batch, *, world: World, plan: UpdatePlan, token_count: float
+    output: VocabularyOutput, batch: Batch, *, world: World, plan: UpdatePlan, token_count: float
 ) -> LossOutput:
     """Policy gradient under the sampling temperature; also how far rollout and trainer log-probs are apart.
 
     The gap is that of tokens from the policy being trained, where it must vanish; importance weights are those of all.
     """
     beside = partial(beside_logits, batch=batch, world=world)
-    logprobs_B_L, entropy_B_L = vocab_parallel_scores(
-        logits_L_B_V,
-        beside(batch.input_ids_B_S),
-        tp_group=world.groups.tp,
-        vocab_size=plan.vocab_size,
-        temperature=plan.objective.temperature,
+    mask_B_L, advantages_B_L = beside(batch.extras[Extra.LABEL_MASK]), beside(batch.extras[Extra.ADVANTAGES])
+
+    def token_loss(logprobs_n: Tensor, _entropy_n: Tensor, of: Chosen) -> Tensor:
+        return policy_gradient_loss(logprobs_n, of(advantages_B_L), of(mask_B_L), token_count=token_count).loss
+
+    loss, (logprobs_B_L, entropy_B_L) = output.learn(
+        token_loss, beside(batch.input_ids_B_S), mask_B_L, temperature=plan.objective.temperature
     )
-    mask_B_L = beside(batch.extras[Extra.LABEL_MASK])
-    result = policy_gradient_loss(
-        logprobs_B_L, beside(batch.extras[Extra.ADVANTAGES]), mask_B_L, token_count=token_count
-    )
-    sums = {
-        "policy_loss": result.loss.detach(),
-        "entropy": (entropy_B_L.detach() * mask_B_L).sum() / token_count,
-    }
+    sums = {"policy_loss": loss.detach(), "entropy": entropy_B_L.sum() / token_count}
     rollout_logprobs_B_L = beside(batch.extras[Extra.ROLLOUT_LOGPROBS])
     weights = importance_weights(logprobs_B_L, rollout_logprobs_B_L, mask_B_L)
     sums |= {"importance/tokens": weights.tokens, "importance/sum": weights.total,
@@ -120,4 +112,4 @@ def policy_loss(
         gap = logprob_gap(logprobs_B_L, rollout_logprobs_B_L, kind_mask_B_L * on_policy_B_L)
         sums |= {f"gap/{kind}/tokens": gap.tokens, f"gap/{kind}/sum": gap.absolute, f"gap/{kind}/kl": gap.kl}
         maxima[f"gap/{kind}/max"] = gap.largest
-    return LossOutput(loss=result.loss, sums=sums, maxima=maxima)
+    return LossOutput(loss=loss, sums=sums, maxima=maxima)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import LM_HEAD, weight_mappings
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.model import FreezeGroup
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
@@ -71,13 +72,13 @@ def build_policy(
     dtype: torch.dtype,
     optimizer: OptimizerConfig,
     total_steps: int,
-    freeze_vision: bool = False,
+    freeze: Collection[FreezeGroup] = (),
     execution: Execution = PLAIN,
 ) -> MegatronEngine:
     """The policy with the weights of ``folder`` (see ``load_weights``)."""
     engine = MegatronEngine(
         name="policy",
-        provider=Qwen3VLProvider(shape, freeze_vision=freeze_vision, execution=execution),
+        provider=Qwen3VLProvider(shape, freeze=freeze, execution=execution),
         world=world,
         dtype=dtype,
         optimizer=optimizer,

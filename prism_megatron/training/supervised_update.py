@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
-
 from prism_megatron.engine.batch import Batch, Extra, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import sum_numbers
@@ -32,13 +30,12 @@ class SFTStep:
     lr: float
 
 
-def cross_entropy(
-    logits_L_B_V: Tensor, batch: Batch, *, world: World, vocab_size: int, label_tokens: float
-) -> LossOutput:
+def cross_entropy(output: VocabularyOutput, batch: Batch, *, world: World, label_tokens: float) -> LossOutput:
     """Negative log-likelihood summed over label tokens, divided by the step's global count of them."""
-    targets = beside_logits(batch.input_ids_B_S, batch, world)
-    scores = vocab_parallel_scores(logits_L_B_V, targets, tp_group=world.groups.tp, vocab_size=vocab_size)
-    loss = -(scores.logprobs_B_L * beside_logits(batch.extras[Extra.LABEL_MASK], batch, world)).sum() / label_tokens
+    targets_B_L, mask_B_L = (
+        beside_logits(values, batch, world) for values in (batch.input_ids_B_S, batch.extras[Extra.LABEL_MASK])
+    )
+    loss, _ = output.learn(lambda logprobs_n, *_: -logprobs_n.sum() / label_tokens, targets_B_L, mask_B_L)
     return LossOutput(loss=loss, sums={"loss": loss.detach()})
 
 
@@ -48,7 +45,6 @@ def train(
     *,
     world: World,
     form: BatchFormat,
-    vocab_size: int,
     rows_per_microbatch: int,
     steps: int,
     on_step: Callable[[SFTStep], None],
@@ -62,7 +58,7 @@ def train(
             supervised_batch([row for row, _ in part], [mask for _, mask in part], form=form)
             for part in (rows[i : i + rows_per_microbatch] for i in range(0, len(rows), rows_per_microbatch))
         ]
-        loss = partial(cross_entropy, world=world, vocab_size=vocab_size, label_tokens=label_tokens)
+        loss = partial(cross_entropy, world=world, label_tokens=label_tokens)
         output = policy.forward_backward(batches, loss)
         result = policy.step()
         on_step(SFTStep(step, output.sums["loss"], int(label_tokens), result.grad_norm, result.lr))

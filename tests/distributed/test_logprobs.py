@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,6 +21,15 @@ VOCAB, PADDED, TOKENS, ROWS = 21, 32, 7, 3
 def gloo() -> Iterator[GlooWorld]:
     with GlooWorld(4) as world:
         yield world
+
+
+class Sharded(NamedTuple):
+    """What a rank found."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    hidden_grad: Tensor
+    weight_grad: Tensor
 
 
 def _case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -47,25 +57,35 @@ def _loss(logprobs_B_L: Tensor, entropy_B_L: Tensor, weights: list[Tensor], loss
     return sum((part for name, part in parts.items() if loss_of in {name, "both"}), torch.tensor(0.0))
 
 
-def sharded(world: World, temperature: float, chunk_elements: int, loss_of: str) -> tuple[Tensor, Tensor, Tensor]:
+def sharded(world: World, temperature: float, chunk_elements: int, loss_of: str, learns: bool) -> Sharded:
+    """Hidden states are the logits, and the output layer is the identity, whose gradient is the outer product's."""
     logprobs._CHUNK_ELEMENTS = chunk_elements
     logits, targets, *weights = _case()
     width = PADDED // world.parallel.tp
-    leaf = logits[..., world.tp_rank * width : (world.tp_rank + 1) * width].clone().requires_grad_()
-    result = logprobs.vocab_parallel_scores(
-        leaf, targets, tp_group=world.groups.tp, vocab_size=VOCAB, temperature=temperature
-    )
-    _loss(*result, weights, loss_of).backward()
-    assert leaf.grad is not None
-    return result.logprobs_B_L.detach(), result.entropy_B_L.detach(), leaf.grad
+    hidden = logits.clone().requires_grad_()
+    weight = torch.eye(PADDED)[world.tp_rank * width : (world.tp_rank + 1) * width].requires_grad_()
+    output = logprobs.VocabularyOutput(hidden, weight, world.groups.tp, VOCAB)
+    everywhere = torch.ones_like(targets)
+    if learns:
+        loss, result = output.learn(
+            lambda logprobs_n, entropy_n, of: _loss(logprobs_n, entropy_n, [of(one) for one in weights], loss_of),
+            targets, everywhere, temperature=temperature,
+        )  # fmt: skip
+    else:
+        result = output.scores(targets, everywhere, temperature=temperature)
+        loss = _loss(*result, weights, loss_of)
+    loss.backward()
+    assert hidden.grad is not None and weight.grad is not None
+    return Sharded(result.logprobs_B_L.detach(), result.entropy_B_L.detach(), hidden.grad, weight.grad)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk_elements", [1, 2**22])
+@pytest.mark.parametrize("chunk_elements", [100, 2**22])
 @pytest.mark.parametrize("loss_of", ["logprobs", "entropy", "both"])
+@pytest.mark.parametrize("learns", [False, True])
 def test_equals_log_softmax_in_float64(
-    *, gloo: GlooWorld, tp: int, temperature: float, chunk_elements: int, loss_of: str
+    *, gloo: GlooWorld, tp: int, temperature: float, chunk_elements: int, loss_of: str, learns: bool
 ) -> None:
     """Claim: values and gradients are those of log_softmax over the real vocabulary, whatever TP and chunk size.
 
@@ -74,10 +94,17 @@ def test_equals_log_softmax_in_float64(
     1 / 0.7 multiply that.
     """
     expected, expected_entropy, expected_grad = _twin(temperature, loss_of)
-    parts = gloo.run(sharded, temperature, chunk_elements, loss_of, num_ranks=tp, parallel=ParallelConfig(tp=tp))
-    for values, entropy, _ in parts:
-        torch.testing.assert_close(values.double(), expected, rtol=1e-6, atol=2e-6)
-        torch.testing.assert_close(entropy.double(), expected_entropy, rtol=1e-6, atol=2e-6)
-    grad = torch.cat([grad for *_, grad in parts], dim=-1)
+    parts = gloo.run(
+        sharded, temperature, chunk_elements, loss_of, learns, num_ranks=tp, parallel=ParallelConfig(tp=tp)
+    )
+    for part in parts:
+        torch.testing.assert_close(part.logprobs.double(), expected, rtol=1e-6, atol=2e-6)
+        torch.testing.assert_close(part.entropy.double(), expected_entropy, rtol=1e-6, atol=2e-6)
+    grad = sum(part.hidden_grad for part in parts)  # each rank has its part of the sum
+    assert isinstance(grad, Tensor)
     torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-6, atol=1e-5)
     assert grad[..., VOCAB:].abs().max() == 0.0
+    hidden = _case()[0].double().flatten(0, 1)
+    weight_grad = torch.cat([part.weight_grad for part in parts])
+    torch.testing.assert_close(weight_grad.double(), expected_grad.flatten(0, 1).t() @ hidden, rtol=1e-5, atol=1e-4)
+    assert weight_grad[VOCAB:].abs().max() == 0.0

@@ -262,7 +262,6 @@ def probe_policy(world: World) -> tuple[list[int], str]:
         examples,
         every=5,
         bound=PROBE_BOUND,
-        vocab_size=shape.text.vocab,
         form=batch_format(renderer, world),
         world=world,
     )

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.model import ALL_VISION
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import ModelFiles
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.types import ImageInput, TokenSequence
@@ -77,7 +78,7 @@ FILES = ModelFiles({"config.json": json.dumps(CONFIG).encode()})
 
 def provider(*, tied: bool = True, freeze_vision: bool = False) -> Qwen3VLProvider:
     shape = Qwen3VLShape.from_dict({**CONFIG, "tie_word_embeddings": tied})
-    return Qwen3VLProvider(shape, freeze_vision=freeze_vision)
+    return Qwen3VLProvider(shape, freeze=ALL_VISION if freeze_vision else ())
 
 
 class NamedWeights(TensorSource):
@@ -148,13 +149,10 @@ def _shifted(values: Tensor) -> Tensor:
     return torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
 
 
-def cross_entropy(logits: Tensor, batch: Batch, *, world: World, count: float) -> LossOutput:
-    logprobs, _ = vocab_parallel_scores(
-        logits, _shifted(batch.input_ids_B_S), tp_group=world.groups.tp, vocab_size=VOCAB
-    )
-    kept = logprobs * _shifted(batch.extras["mask"])
-    loss = -kept.sum() / count
-    return LossOutput(loss=loss, sums={"loss": loss.detach()}, rows={"logprob": kept.detach().sum(1)})
+def cross_entropy(output: VocabularyOutput, batch: Batch, *, count: float) -> LossOutput:
+    logprobs, _ = output.scores(_shifted(batch.input_ids_B_S), _shifted(batch.extras["mask"]))
+    loss = -logprobs.sum() / count
+    return LossOutput(loss=loss, sums={"loss": loss.detach()}, rows={"logprob": logprobs.detach().sum(1)})
 
 
 def batches_of(world: World, step: int) -> tuple[list[Batch], partial[LossOutput]]:
@@ -172,7 +170,7 @@ def batches_of(world: World, step: int) -> tuple[list[Batch], partial[LossOutput
         for i in range(0, len(share), 2)
     ]
     count = sum(sum(mask) for _, mask in everything)
-    return made, partial(cross_entropy, world=world, count=count)
+    return made, partial(cross_entropy, count=count)
 
 
 def train(engine: MegatronEngine, steps: range) -> list[tuple[float, float]]:

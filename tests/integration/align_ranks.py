@@ -15,7 +15,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.training.batches import supervised_batch
@@ -39,13 +39,9 @@ def checkpoint_logprobs(world: World, folder: Path, num_scenes: int) -> list[lis
     rows = [renderer.training_row(example.prompt, example.reference) for example in examples]
     batch = supervised_batch([row for row, _ in rows], [mask for _, mask in rows], form=batch_format(renderer, world))
 
-    def collect(logits: torch.Tensor, batch: Batch) -> LossOutput:
-        logprobs, _ = vocab_parallel_scores(
-            logits,
-            beside_logits(batch.input_ids_B_S, batch, world),
-            tp_group=world.groups.tp,
-            vocab_size=shape.text.vocab,
-        )
+    def collect(output: VocabularyOutput, batch: Batch) -> LossOutput:
+        targets = beside_logits(batch.input_ids_B_S, batch, world)
+        logprobs, _ = output.scores(targets, torch.ones_like(targets))
         return LossOutput(loss=logprobs.sum(), rows={"logprobs": logprobs})
 
     (output,) = policy.forward([batch], collect).rows

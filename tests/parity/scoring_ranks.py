@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,10 +18,10 @@ from prism_megatron.config.mini import MINI_ALIGN
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.offload import own_state
 from prism_megatron.engine.optimizer import inner_optimizers
-from prism_megatron.engine.provider import LossOutput
+from prism_megatron.engine.provider import LossFn, LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.credit import credit_groups, experience_of
 from prism_megatron.game.judge import Judgement, TrunkCost, train
@@ -122,16 +122,17 @@ def policy_gradients(
     batches = policy_batches(credited(groups, scored), plan, world=world)
     count = float(sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts))
 
-    def logprobs_of(logits: Tensor, batch: Batch) -> Tensor:
-        targets = beside_logits(batch.input_ids_B_S, batch, world)
-        return vocab_parallel_scores(logits, targets, tp_group=world.groups.tp, vocab_size=plan.vocab_size).logprobs_B_L
+    def logprobs_of(output: VocabularyOutput, batch: Batch) -> Tensor:
+        targets, mask = (beside_logits(one, batch, world) for one in (batch.input_ids_B_S, batch.extras["label_mask"]))
+        return output.scores(targets, mask).logprobs_B_L
 
-    def old_forward(logits: Tensor, batch: Batch) -> LossOutput:
-        return LossOutput(logits.sum(), rows={"old": logprobs_of(logits, batch).detach()})
+    def old_forward(output: VocabularyOutput, batch: Batch) -> LossOutput:
+        old = logprobs_of(output, batch).detach()
+        return LossOutput(old.sum(), rows={"old": old})
 
-    def against_old(logits: Tensor, batch: Batch) -> LossOutput:
+    def against_old(output: VocabularyOutput, batch: Batch) -> LossOutput:
         result = policy_gradient_loss(
-            logprobs_of(logits, batch),
+            logprobs_of(output, batch),
             beside_logits(batch.extras["advantages"], batch, world),
             beside_logits(batch.extras["label_mask"], batch, world),
             token_count=count,
@@ -139,7 +140,7 @@ def policy_gradients(
         )
         return LossOutput(result.loss)
 
-    def gradients(of: Sequence[Batch], loss: Callable[[Tensor, Batch], LossOutput]) -> dict[str, Tensor]:
+    def gradients(of: Sequence[Batch], loss: LossFn) -> dict[str, Tensor]:
         policy.forward_backward(of, loss)
         return {name: gradient.clone() for name, gradient in policy.export_gradients()}
 

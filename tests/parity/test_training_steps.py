@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.optimizer import OptimizerConfig
@@ -15,7 +14,7 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import vocab_parallel_scores
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.parity.matrix import LAYOUTS, num_ranks
@@ -85,15 +84,13 @@ def our_losses(world: World, folder: Path, pack: bool) -> list[float]:
     losses = []
     for samples in steps():
 
-        def loss_of(logits_L_B_V: Tensor, batch: Batch, samples: list[Sample] = samples) -> LossOutput:
+        def loss_of(output: VocabularyOutput, batch: Batch, samples: list[Sample] = samples) -> LossOutput:
             labels_B_L = beside_logits(batch.input_ids_B_S, batch, world)
             real_B_S = torch.zeros(batch.input_ids_B_S.shape)
             for (row, start), length in zip(batch.places(), batch.lengths, strict=True):
                 real_B_S[row, start + 1 : start + length] = 1.0
-            scores = vocab_parallel_scores(
-                logits_L_B_V, labels_B_L, tp_group=world.groups.tp, vocab_size=shape.text.vocab
-            )
-            loss = -(scores.logprobs_B_L * beside_logits(real_B_S, batch, world)).sum() / num_labels(samples)
+            scores = output.scores(labels_B_L, beside_logits(real_B_S, batch, world))
+            loss = -scores.logprobs_B_L.sum() / num_labels(samples)
             return LossOutput(loss=loss, sums={"loss": loss.detach()})
 
         output = engine.forward_backward(microbatches(samples, shape, world, pack=pack), loss_of)

@@ -52,7 +52,7 @@ def gaps(policy: MegatronEngine, plan: UpdatePlan, groups: Sequence[RolloutGroup
 
 def make_plan(shape: Qwen3VLShape, renderer: Renderer, world: World, sampling: Sampling) -> UpdatePlan:
     form = batch_format(renderer, world)
-    return update_plan(form, tokens=4096, temperature=sampling.temperature, vocab_size=shape.text.vocab)
+    return update_plan(form, tokens=4096, temperature=sampling.temperature)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from prism_megatron.advantages import ROUNDING
 from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.model import ALL_VISION
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, short_name
@@ -98,7 +99,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         dtype=dtype,
         optimizer=config.policy,
         total_steps=-(-config.steps // config.game.policy_update_every),
-        freeze_vision=config.model.freeze_policy_vision,
+        freeze=ALL_VISION if config.model.freeze_policy_vision else (),
         execution=execution,
     )
     rollout = build_rollout(
@@ -126,7 +127,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         discriminator,
         rollout,
         _queue(config, rollout, prompts, world),
-        _handover(config, policy, rollout, examples=prompts.steps.batch(0), form=form, vocab_size=shape.text.vocab),
+        _handover(config, policy, rollout, examples=prompts.steps.batch(0), form=form),
     )
     files = model_files(source, "policy", dtype=dtype)
     name = "the mini" if config.model.model is None else short_name(config.model.model)
@@ -136,7 +137,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         title=f"Alignment of {name} against its discriminator",
         renderer=renderer,
     )
-    return Alignment(players, _plan(config, shape.text.vocab, form, dtype), prompts, exports, session)
+    return Alignment(players, _plan(config, form, dtype), prompts, exports, session)
 
 
 def _prompts(config: AlignConfig, renderer: Renderer, session: Session) -> Prompts:
@@ -172,7 +173,6 @@ def _handover(
     *,
     examples: Sequence[Example],
     form: BatchFormat,
-    vocab_size: int,
 ) -> Handover:
     """Servers' weights are probed with one of the ``examples`` where that is asked for."""
     gather_bytes = config.rollout.rollout_bucket_mib * 2**20 // GATHERED_SHARE
@@ -182,14 +182,13 @@ def _handover(
         examples,
         every=config.rollout.rollout_probe_every,
         bound=config.rollout.rollout_probe_bound,
-        vocab_size=vocab_size,
         form=form,
         world=policy.world,
     )
     return Handover(policy, rollout, gather_bytes, partial(probe.check, rollout, policy))
 
 
-def _plan(config: AlignConfig, vocab_size: int, form: BatchFormat, dtype: torch.dtype) -> AlignPlan:
+def _plan(config: AlignConfig, form: BatchFormat, dtype: torch.dtype) -> AlignPlan:
     """What the loop keeps fixed; ``dtype`` is what the players compute in."""
     return AlignPlan(
         game=config.game,
@@ -202,9 +201,7 @@ def _plan(config: AlignConfig, vocab_size: int, form: BatchFormat, dtype: torch.
             updates_per_step=config.game.discriminator_updates_per_step,
             score_rounding=ROUNDING[dtype],
         ),
-        learning=UpdatePlan(
-            PolicyObjective(config.rollout.temperature), form, config.tokens_per_microbatch, vocab_size
-        ),
+        learning=UpdatePlan(PolicyObjective(config.rollout.temperature), form, config.tokens_per_microbatch),
         seed=config.seed,
         steps=config.steps,
         logprob_gap_alarm=config.rollout.logprob_gap_alarm,

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.batch import Batch
-from prism_megatron.engine.provider import LossOutput, PassOutput, StepResult
+from prism_megatron.engine.logprobs import VocabularyOutput
+from prism_megatron.engine.provider import LossFn, LossOutput, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.types import ImageInput, Prompt, Response, Rollout, RolloutGroup, Segments, Span, VersionSpan
@@ -119,17 +120,17 @@ class Player(ABC):
         """gradient norms to report for the next steps, in place of the true ones"""
 
     @abstractmethod
-    def output(self, batch: Batch) -> Tensor:
-        """What the model says of a batch: scores, or logits."""
+    def output(self, batch: Batch) -> Any:
+        """What the model says of a batch: scores, or what logits are made of."""
 
-    def forward_backward(self, batches: Sequence[Batch], loss: Callable[[Tensor, Batch], LossOutput]) -> PassOutput:
+    def forward_backward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
         self.calls.append(f"{self.name} learns")
         self.weight.grad = None
         outputs = self._outputs(batches, loss)
         torch.stack([output.loss for output in outputs]).sum().backward()
         return _added(outputs)
 
-    def forward(self, batches: Sequence[Batch], loss: Callable[[Tensor, Batch], LossOutput]) -> PassOutput:
+    def forward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
         self.calls.append(f"{self.name} looks")
         with torch.no_grad():
             return _added(self._outputs(batches, loss))
@@ -144,7 +145,7 @@ class Player(ABC):
                 self.weight.mul_(DECAY).sub_(self.weight.grad)
         return StepResult(norm, 0.1, updated)
 
-    def _outputs(self, batches: Sequence[Batch], loss: Callable[[Tensor, Batch], LossOutput]) -> Sequence[LossOutput]:
+    def _outputs(self, batches: Sequence[Batch], loss: LossFn) -> Sequence[LossOutput]:
         self.passes.append(batches)
         return [loss(self.output(batch), batch) for batch in batches]
 
@@ -183,8 +184,10 @@ class Bigram(Player):
     def __init__(self, calls: list[str] | None = None) -> None:
         super().__init__(torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(1)), calls)
 
-    def output(self, batch: Batch) -> Tensor:
-        return self.weight[batch.input_ids_B_S].transpose(0, 1)
+    def output(self, batch: Batch) -> VocabularyOutput:
+        one_hot_S_B_V = torch.nn.functional.one_hot(batch.input_ids_B_S, VOCAB).transpose(0, 1).float()
+        assert dist.group.WORLD is not None
+        return VocabularyOutput(one_hot_S_B_V, self.weight.t(), dist.group.WORLD, VOCAB)
 
     def export_hf(self, bucket_bytes: int, *, layout: str, changed_only: bool) -> Iterator[tuple[str, Tensor]]:
         self.calls.append(f"policy exports {layout} by {bucket_bytes}{', what changed' * changed_only}")

@@ -13,7 +13,9 @@ def test_columns_past_the_vocabulary_are_never_drawn(world: World) -> None:
     """Claim: of 128 columns the last 31 hold the dtype's minimum, and no other does."""
     engine = tiny.build(world, optimizer=None)
     batches, _ = tiny.batches_of(world, step=0)
-    output = engine.forward(batches[:1], lambda logits, _batch: LossOutput(logits.sum(), rows={"logits": logits}))
+    output = engine.forward(
+        batches[:1], lambda output, _batch: LossOutput(output.logits().sum(), rows={"logits": output.logits()})
+    )
     logits = output.rows[0]["logits"]
     assert logits.shape[-1] == 128
     lowest = logits == torch.finfo(logits.dtype).min

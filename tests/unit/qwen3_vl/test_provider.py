@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.model import FreezeGroup
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -48,3 +50,21 @@ def test_freezing_vision_freezes_all_of_it_and_nothing_else(world: World) -> Non
     engine = tiny.build(world, freeze_vision=True, optimizer=OptimizerConfig())
     for name, parameter in engine.modules[0].named_parameters():
         assert parameter.requires_grad == (not name.startswith("vision_model.")), name
+
+
+@pytest.mark.parametrize("part", ["vision", "projector", "router"])
+def test_each_part_is_frozen_by_its_name_alone(part: FreezeGroup) -> None:
+    """Claim: the tower without its mergers, the mergers without the tower, the routers without their experts."""
+    parts = {
+        "vision_model.patch_embed.weight": "vision",
+        "vision_model.pos_embed.weight": "vision",
+        "vision_model.blocks.0.mlp.linear_fc1.weight": "vision",
+        "vision_model.merger.linear_fc1.weight": "projector",
+        "vision_model.deepstack_mergers.1.patch_norm.weight": "projector",
+        "decoder.layers.3.mlp.router.weight": "router",
+        "decoder.layers.3.mlp.experts.local_experts.0.linear_fc1.weight": None,
+        "embedding.word_embeddings.weight": None,
+        "output_layer.weight": None,
+    }
+    provider = Qwen3VLProvider(Qwen3VLShape.from_dict(tiny.CONFIG), freeze=[part])
+    assert {name: provider.is_frozen(name) for name in parts} == {name: own == part for name, own in parts.items()}

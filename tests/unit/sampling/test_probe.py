@@ -68,7 +68,7 @@ def right_scores(one: Example) -> list[float]:
 
 def probe_of(examples: Sequence[Example], world: World, *, every: int = 5) -> ServingProbe:
     form = batch_format(Renderer.from_folder(FOLDER), world)
-    return ServingProbe(examples, every=every, bound=BOUND, vocab_size=SHAPE.text.vocab, form=form, world=world)
+    return ServingProbe(examples, every=every, bound=BOUND, form=form, world=world)
 
 
 def test_it_asks_when_it_is_due_about_the_first_example_with_an_image(world: World, policy: MegatronEngine) -> None:

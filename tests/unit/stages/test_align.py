@@ -44,7 +44,6 @@ from prism_megatron.training.policy_update import (
 )
 from prism_megatron.types import RolloutGroup, VersionSpan
 from tests.unit.game.tiny_game import (
-    VOCAB,
     Bigram,
     Scorer,
     form,
@@ -86,7 +85,7 @@ def world() -> Iterator[World]:
 
 
 def learning(*, budget: int = 10, own: BatchFormat | None = None) -> UpdatePlan:
-    return UpdatePlan(PolicyObjective(TEMPERATURE), own or form(), budget, VOCAB)
+    return UpdatePlan(PolicyObjective(TEMPERATURE), own or form(), budget)
 
 
 def credits_of(advantages: Sequence[GroupAdvantages]) -> list[GroupCredit]:

@@ -12,7 +12,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.training import supervised_update
 from prism_megatron.training.supervised_update import SFTStep, train
 from prism_megatron.types import TokenSequence
-from tests.unit.game.tiny_game import VOCAB, Bigram, form, world_of_one
+from tests.unit.game.tiny_game import Bigram, form, world_of_one
 
 ROWS = [(TokenSequence((5, 6, 7, 8)), [0.0, 0.0, 1.0, 1.0]), (TokenSequence((9, 10, 11)), [0.0, 1.0, 0.0])]
 OTHER_RANKS_TOKENS = 5
@@ -43,7 +43,6 @@ def test_the_loss_is_a_mean_over_the_label_tokens_of_all_ranks(
         lambda _step: ROWS,
         world=world,
         form=form(),
-        vocab_size=VOCAB,
         rows_per_microbatch=rows_per_microbatch,
         steps=1,
         on_step=steps.append,
