@@ -172,9 +172,8 @@ class ConversationRenderer:
         The assistant may think once; a system message may show how to.
         """
         text = "\n".join(part for part in turn.parts if isinstance(part, str))
-        if turn.role == "assistant" and text.count(_THINK[0]) == text.count(_THINK[1]) <= 1:
-            text = text.replace(_THINK[0], " ").replace(_THINK[1], " ")
-        elif turn.role == "system":
+        thinks_once = turn.role == "assistant" and text.count(_THINK[0]) == text.count(_THINK[1]) <= 1
+        if thinks_once or turn.role == "system":
             text = text.replace(_THINK[0], " ").replace(_THINK[1], " ")
         self._renderer._refuse_added_tokens(f"a turn of the {turn.role}", text)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-from prism_megatron.data.conversation import Conversation, Picture, Turn
+from prism_megatron.data.conversation import Conversation, Picture, Role, Turn
 from prism_megatron.data.images import open_image
 from prism_megatron.data.records import Record, read_records
 from prism_megatron.data.render import Renderer
@@ -93,8 +93,8 @@ def dialogue(*turns: tuple[str | Picture, ...] | str, id: str = "c", system: str
     """Turns of user and assistant in alternation."""
     made = [] if system is None else [Turn("system", (system,))]
     for number, parts in enumerate(turns):
-        parts = (parts,) if isinstance(parts, str) else parts
-        made.append(Turn("assistant" if number % 2 else "user", parts))
+        role: Role = "assistant" if number % 2 else "user"
+        made.append(Turn(role, (parts,) if isinstance(parts, str) else parts))
     return Conversation(id, tuple(made), "made")
 
 
