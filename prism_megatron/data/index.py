@@ -41,7 +41,9 @@ COLUMNS: dict[str, type[np.generic]] = {
     "label_tokens": np.int32,
     "source": np.int32,
     "held_out": np.bool_,
+    "content": np.int64,
 }
+"""Of each record; ``content`` is a hash of its id and text, by which a checkpoint knows its data again."""
 
 OnBad = Literal["fail", "skip"]
 
@@ -90,7 +92,8 @@ class Index:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One of ``COLUMNS``, memory-mapped."""
-        return self._columns[name]
+        column: npt.NDArray[Any] = self._columns[name]
+        return column
 
     def where(self, row: int) -> str:
         """``file:number`` of a record."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.base import Corpus, Place
 from prism_megatron.data.index import COLUMNS, BadRecord, Counting
 from prism_megatron.data.records import in_part
@@ -60,7 +61,7 @@ class Measurer:
 
     def __call__(self, number: int, shard: Path, places: Places) -> Measured:
         """The records at ``places`` of a shard, which is the ``number``-th; bad ones are listed."""
-        names = ("offset", "size", "number", "text_tokens", "visual_tokens", "label_tokens", "source", "held_out")
+        names = [name for name in COLUMNS if name != "shard"]
         found = Measured(number, {name: [] for name in names}, records=len(places))
         codes: dict[str, int] = {}
         for offset, size, count in places.tolist():
@@ -75,12 +76,28 @@ class Measurer:
                 found.bad.append(BadRecord(where, reason))
                 continue
             code = codes.setdefault(conversation.source, len(codes))
-            for name, value in zip(names, (*place, *lengths, code, held_out), strict=True):
+            values = (*place, *lengths, code, held_out, _hash([conversation.id, *_texts(conversation)]))
+            for name, value in zip(names, values, strict=True):
                 found.columns[name].append(value)
-            digest = hashlib.blake2b(conversation.id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            found.ids.append(int.from_bytes(digest, "little", signed=True))
+            found.ids.append(_hash([conversation.id]))
         found.sources = list(codes)
         return found
+
+
+def _texts(conversation: Conversation) -> Iterator[str]:
+    for turn in conversation.turns:
+        yield turn.role
+        for part in turn.parts:
+            yield part if isinstance(part, str) else "\0"
+
+
+def _hash(texts: Sequence[str]) -> int:
+    """64 bits of the texts and of where each ends."""
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def build_columns(
@@ -94,9 +111,10 @@ def build_columns(
 ) -> Built:
     """Scan all shards, then measure their records in order. Raises DataError for a shard that cannot be read at all."""
     with counting.task("shards", total=len(shards)) as advance:
-        scanned = []
+        scanned: list[Places] = []
         for shard in shards:
-            scanned.append(np.fromiter(corpus.scan(shard), dtype=np.dtype((np.int64, 3))))
+            places: Places = np.fromiter(corpus.scan(shard), dtype=np.dtype((np.int64, 3)))
+            scanned.append(places)
             advance(1)
     measure = Measurer(corpus, render, validation_share=validation_share)
     chunks = (
