@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-COMMANDS = ("align", "warm-start", "convert", "serve", "verify", "make-random", "report")
+COMMANDS = ("align", "warm-start", "convert", "serve", "verify", "make-random", "report", "data")
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""
 
 

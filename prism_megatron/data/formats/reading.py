@@ -122,22 +122,28 @@ def finished(
     source = reading.set_name if source is None else source
     if reading.purpose == "train":
         refuse_evaluation_source(source, where)
-    return Conversation(_digest(turns, reading.folder) if id is None else id, turns, source, answer)
+    return Conversation(id or content_digest(turns, folder=reading.folder).hex(), turns, source, answer)
 
 
-def _digest(turns: tuple[Turn, ...], folder: Path) -> str:
+def content_digest(turns: tuple[Turn, ...], *, folder: Path | None = None) -> bytes:
+    """12 bytes that stand for turns and images; images in files stand there by their paths, below ``folder`` if given.
+
+    Their bytes are not read for this.
+    """
     digest = hashlib.blake2b(digest_size=12)
     for turn in turns:
         for part in turn.parts:
-            data = _stored(part, folder) if isinstance(part, Picture) else part.encode()
+            data = _stored(part, folder) if isinstance(part, Picture) else part.encode(errors="surrogatepass")
             digest.update(f"{turn.role} {type(part).__name__} {len(data)} ".encode())
             digest.update(data)
-    return digest.hexdigest()
+    return digest.digest()
 
 
-def _stored(picture: Picture, folder: Path) -> bytes:
+def _stored(picture: Picture, folder: Path | None) -> bytes:
     stored = picture.stored
-    return stored if isinstance(stored, bytes) else str(stored.relative_to(folder)).encode(errors="surrogateescape")
+    if isinstance(stored, bytes):
+        return stored
+    return str(stored if folder is None else stored.relative_to(folder)).encode(errors="surrogateescape")
 
 
 def _kind(value: Any) -> str:
