@@ -27,4 +27,4 @@ class FormatConfig:
     images: Annotated[Path | None, ExistingFolder()] = None
     """folder that paths of images start from; by default the set's own"""
     split: str = "train"
-    """which part to read where the set's own files name parts: split.yaml of Energon, train-00000-of-00002.parquet"""
+    """part to read where a set names its parts (Energon's split.yaml, train-00000-of-00002.parquet); all: every one"""

@@ -4,7 +4,7 @@ Adapters (``data/formats``) make them, ``data/render_conversation.py`` makes tok
 
 Example: one question about one picture, answered::
 
-    Conversation("7", (Turn("user", (Picture(Path("7.png")), "How many circles?")), Turn("assistant", ("Two.",))), "own")
+    Conversation("7", (Turn("user", (Picture(Path("7.png")), "How many?")), Turn("assistant", ("Two.",))), "own")
 """
 
 from __future__ import annotations

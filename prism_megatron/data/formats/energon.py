@@ -20,6 +20,8 @@ from prism_megatron.errors import DataError
 META = ".nv-meta"
 INFO_FILES = (".info.json", ".info.yaml")
 SPLIT_FILES = ("split.yaml", "split.json")
+ALL = "all"
+"""stands for all parts of the split together"""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_NAMES = 10**6
@@ -34,13 +36,18 @@ class EnergonMeta:
     def shards(self, part: str) -> tuple[Path, ...]:
         """The tars of a part, in order. Raises DataError for one that is missing, or for metadata that is damaged."""
         parts = self._split.get("split_parts")
-        if not isinstance(parts, dict) or not isinstance(parts.get(part), list):
-            names = ", ".join(map(str, parts)) if isinstance(parts, dict) else "none"
-            raise DataError(f"{self.folder / META}: no part {part!r} of the split; name one of {names} by --split")
+        names = parts if isinstance(parts, dict) else {}
+        wanted = list(names) if part == ALL else [part]
+        if not names or any(not isinstance(names.get(name), list) for name in wanted):
+            known_parts = ", ".join(map(str, names)) or "none"
+            raise DataError(
+                f"{self.folder / META}: part {part!r} of the split is not there; --split {known_parts} or {ALL}"
+            )
         known = self.counts()
         root = self.folder.resolve()
         found = []
-        for name in _expanded(parts[part], f"{self.folder / META}: split_parts"):
+        where = f"{self.folder / META}: split_parts"
+        for name in (shard for each in wanted for shard in _expanded(names[each], where)):
             if name in self._excludes:
                 continue
             path = self.folder / name

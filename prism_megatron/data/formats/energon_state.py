@@ -11,7 +11,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from prism_megatron.errors import DataError
 
@@ -56,9 +56,13 @@ class _Inert:
     """Stands for every class that a pickle names. It keeps what it was given, and does nothing."""
 
     name = ""
+    named: dict[str, Any]
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.arguments, self.named = arguments, named
+    def __new__(cls, *_arguments: Any, **named: Any) -> Self:
+        """Here and not in ``__init__``, which pickles do not call."""
+        self = super().__new__(cls)
+        self.named = named
+        return self
 
     def __setstate__(self, state: Any) -> None:
         values = state if isinstance(state, dict) else (state[-1] if isinstance(state, tuple) and state else {})

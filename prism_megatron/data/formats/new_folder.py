@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             flush(Path(folder))
         aside.rename(target)
         flush(target.absolute().parent)
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:  # of an index that is written into it
         shutil.rmtree(aside, ignore_errors=True)
         raise disk_error(error, target.absolute().parent) or DataError(
             f"{target} cannot be written: {error}"

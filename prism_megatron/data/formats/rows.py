@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.base import ByteReader, Place, line_places
+from prism_megatron.data.formats.energon import ALL
 from prism_megatron.data.formats.json_array import array_places
 from prism_megatron.data.formats.parquet import ParquetReader, parquet_places
 from prism_megatron.data.formats.reading import Reading, Row, object_in, row_of
@@ -117,9 +118,9 @@ def _of_split(tables: list[Path], split: str, path: Path) -> tuple[Path, ...]:
         named = _PART.fullmatch(table.stem)
         stem = named[1] if named else table.stem
         parts.setdefault(stem if stem in PART_NAMES else None, []).append(table)
-    if list(parts) == [None] or set(parts) == {split}:
+    if list(parts) == [None] or split == ALL:
         return tuple(tables)
     if split not in parts:
         names = ", ".join(str(part) for part in parts if part)
-        raise DataError(f"{path} has files of {names}, and none of {split}; name one by --split")
+        raise DataError(f"{path} has files of {names}, and none of {split}; --split {names} or {ALL}")
     return tuple(parts[split])

@@ -50,7 +50,8 @@ class EnergonWriter:
         self._folder = folder
         (folder / META).mkdir()
         self._database = sqlite3.connect(folder / META / "index.sqlite", isolation_level=None)
-        self._database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES + "BEGIN;")
+        self._database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
+        self._database.execute("BEGIN")
         self._numbers: dict[str, int] = {}
         self._offsets: dict[str, tuple[BinaryIO, WrittenSample]] = {}
         self._counts: dict[str, int] = {}
@@ -79,7 +80,8 @@ class EnergonWriter:
         """``parts`` are the split's, each with the samples of its shards by their paths."""
         for part in list(self._offsets):
             self._end_offsets(part)
-        self._database.executescript("COMMIT;" + _INDICES)
+        self._database.execute("COMMIT")
+        self._database.executescript(_INDICES)
         self._database.close()
         meta = self._folder / META
         (meta / "index.uuid").write_text(str(uuid.uuid4()))

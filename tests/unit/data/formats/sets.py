@@ -60,7 +60,8 @@ def synthetic(folder: Path, *, count: int = 20, tagged: bool = True) -> Path:
         (folder / name).write_bytes(png(i, size=(32 + i, 40), kind="JPEG" if i % 3 == 0 else "PNG"))
         choices = ['a "quoted" one', "two\\three"] if i % 4 == 0 else None
         lines.append({
-            "id": f"own-{i}", "image": name, "question": f"Wie viele? 多少\u2028 {i}\n\t< caption >", "choices": choices,
+            "id": f"own-{i}", "image": name, "choices": choices,
+            "question": f"Wie viele? 多少\u2028 {i}\n\t< caption >",
             "answer": "B" if choices else str(i), "answer_type": "choice" if choices else "integer",
             "solution": f"I count.\n\nThere are {i}." if tagged else None,
             "caption": f"- circles: {i}\n- é" if tagged else None, "source": f"own/{i % 2}",
@@ -87,7 +88,8 @@ def response_of(record: Record) -> str:
     """The one layout, written down once more."""
     if record.caption is None or record.solution is None:
         return record.answer
-    return f"<caption>\n{record.caption}\n</caption>\n<think>\n{record.solution}\n</think>\n<answer>{record.answer}</answer>"
+    seen_first = f"<caption>\n{record.caption}\n</caption>\n"
+    return f"{seen_first}<think>\n{record.solution}\n</think>\n<answer>{record.answer}</answer>"
 
 
 def _own(record: Record) -> dict[str, Any]:
@@ -224,9 +226,8 @@ def write_energon(records: Sequence[Record], folder: Path) -> Path:
     counts = {name: min(8, len(records) - 8 * i) for i, name in enumerate(names)}
     info = {"energon_version": "7.4.1", "shard_counts": counts}
     (meta / ".info.json").write_text(json.dumps(info))
-    (meta / "split.yaml").write_text(
-        "split_parts:\n  train:\n  - shards/shard_0000{00,08}.tar\n  - shards/shard_000016.tar\n  val: []\nexclude: []\n"
-    )
+    listed = ["shards/shard_0000{00,08}.tar", *names[2:]] if len(names) > 1 else names
+    (meta / "split.yaml").write_text(json.dumps({"split_parts": {"train": listed, "val": []}, "exclude": []}))
     return folder
 
 
