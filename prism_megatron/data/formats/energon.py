@@ -47,7 +47,7 @@ class EnergonMeta:
         root = self.folder.resolve()
         found = []
         where = f"{self.folder / META}: split_parts"
-        for name in (shard for each in wanted for shard in _expanded(names[each], where)):
+        for name in [shard for each in wanted for shard in _expanded(names[each], where)]:
             if name in self._excludes:
                 continue
             path = self.folder / name

@@ -13,6 +13,7 @@ from prism_megatron.errors import DataError
 _BLOCK_BYTES = 2**20
 # A string, up to the end of what was read where it is not closed there, or a sign of structure.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{},]', re.DOTALL)
+_MOST_WORD_BYTES = 2**16
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -67,9 +68,10 @@ class _Scan:
     def _tokens(self) -> Iterator[tuple[int, bytes]]:
         """Structure, and outside elements also strings and bare words; strings inside elements are passed over."""
         data, base, more = b"", 0, _BLOCK_BYTES
+        if self._file.read(len(_BOM)) == _BOM:
+            base = len(_BOM)
+        self._file.seek(base)
         while block := self._file.read(more):
-            if base == 0 and not data:
-                base, block = (3, block[3:]) if block.startswith(_BOM) else (0, block)
             data += block
             end = 0  # of what is dealt with
             for match in _TOKEN.finditer(data):
@@ -85,7 +87,7 @@ class _Scan:
                 end, rest = len(data), b""
             more = max(_BLOCK_BYTES, len(rest))  # a string of n bytes costs a few n
             base, data = base + end, rest
-            if self._depth <= 1 and len(rest) > _BLOCK_BYTES and not rest.lstrip().startswith(b'"'):
+            if self._depth <= 1 and len(rest) > _MOST_WORD_BYTES and not rest.lstrip().startswith(b'"'):
                 self._fail(base)
         if self._depth <= 1 and not data.startswith(b'"'):
             yield from self._words(data, base)

@@ -30,8 +30,12 @@ class Member(NamedTuple):
     is_file: bool
 
 
-def members_of(read: Read, total: int, where: str) -> Iterator[Member]:
-    """All members but folders, in order. Raises DataError, naming ``where``, for anything but a whole archive."""
+def members_of(read: Read, total: int, where: str, *, is_whole: bool = True) -> Iterator[Member]:
+    """All members but folders, in order. ``is_whole=False`` is for members cut out of an archive, without its end mark.
+
+    Raises DataError, naming ``where``, for damage, and for an archive whose end mark is missing: one that was cut
+    between two members looks whole but for that.
+    """
     position, start = 0, 0
     name: str | None = None
     extra: dict[str, str] = {}
@@ -46,19 +50,26 @@ def members_of(read: Read, total: int, where: str) -> Iterator[Member]:
         end = offset + -(-size // BLOCK) * BLOCK
         if offset + size > total:
             raise DataError(f"{where}: the archive ends inside a member, at byte {total}; copy the file again")
-        if kind in (_LONG_NAME, _EXTRA):
-            if size > _MAX_HEADER_BYTES:
-                raise DataError(f"{where}: a header of {size} bytes at byte {position}; it is no archive of records")
-            data = read(offset, size)
-            if kind == _LONG_NAME:
-                name = _text(data.rstrip(b"\0"))
-            else:
-                extra = _extra_fields(data, position, where)
+        if kind == _LONG_NAME:
+            name = _text(_header_data(read, offset, size, where).rstrip(b"\0"))
+        elif kind == _EXTRA:
+            extra = _extra_fields(_header_data(read, offset, size, where), position, where)
         elif kind not in (_LONG_LINK, _EXTRA_FOR_ALL):
             if kind != _FOLDER:
                 yield Member(extra.get("path") or name or _own_name(header), start, offset, size, end, kind in _REGULAR)
             name, extra, start = None, {}, end
         position = end
+    if is_whole:
+        raise DataError(
+            f"{where}: the archive has no end mark: it was cut, or never finished; copy the file again, or if all of "
+            f"it is there: head -c {2 * BLOCK} /dev/zero >> {where}"
+        )
+
+
+def _header_data(read: Read, offset: int, size: int, where: str) -> bytes:
+    if size > _MAX_HEADER_BYTES:
+        raise DataError(f"{where}: a header of {size} bytes at byte {offset}; it is no archive of records")
+    return read(offset, size)
 
 
 def _checked_size(header: bytes, position: int, where: str) -> int:

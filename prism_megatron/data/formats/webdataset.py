@@ -74,7 +74,8 @@ class ShardCorpus:
         where, data = place.of(shard), self._bytes(shard, place)
         parts: dict[str, bytes] = {}
         key = ""
-        for member in members_of(lambda offset, count: data[offset : offset + count], len(data), where):
+        cut_out = members_of(lambda offset, count: data[offset : offset + count], len(data), where, is_whole=False)
+        for member in cut_out:
             named = _KEY.fullmatch(member.name)
             if named is None:
                 continue
