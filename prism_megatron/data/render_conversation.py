@@ -8,17 +8,14 @@ says, with the end token after it; they are found by the offsets of characters t
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from jinja2 import TemplateError
-from PIL import Image
 
 from prism_megatron.data.conversation import Conversation, Picture, Turn
-from prism_megatron.data.images import image_size, open_image
+from prism_megatron.data.image_files import image_size, open_image
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.segments import TAGS
 from prism_megatron.data.tokenizer import END_TOKEN
@@ -67,7 +64,7 @@ class ConversationRenderer:
         renderer = self._renderer
         try:
             rendered = self._rendered(conversation)
-            images = tuple(renderer.preprocessor(_opened(picture)) for picture in conversation.pictures)
+            images = tuple(renderer.preprocessor(open_image(picture.stored)) for picture in conversation.pictures)
         except DataError as error:
             raise DataError(f"{conversation.id}: {error}") from error
         pads = iter([renderer.preprocessor.num_tokens(image.grid_thw) for image in images])
@@ -83,7 +80,7 @@ class ConversationRenderer:
         """What a call would give, counted; of pictures only the headers are read. Raises DataError as a call."""
         try:
             rendered = self._rendered(conversation)
-            sizes = [_size(picture) for picture in conversation.pictures]
+            sizes = [image_size(picture.stored) for picture in conversation.pictures]
             visual = sum(map(self._renderer.preprocessor.num_tokens_of_size, sizes))
         except DataError as error:
             raise DataError(f"{conversation.id}: {error}") from error
@@ -175,30 +172,10 @@ class ConversationRenderer:
         thinks_once = turn.role == "assistant" and text.count(_THINK[0]) == text.count(_THINK[1]) <= 1
         if thinks_once or turn.role == "system":
             text = text.replace(_THINK[0], " ").replace(_THINK[1], " ")
-        self._renderer._refuse_added_tokens(f"a turn of the {turn.role}", text)
+        self._renderer.refuse_added_tokens(f"a turn of the {turn.role}", text)
 
 
 def _content(turn: Turn) -> str | list[dict[str, str]]:
     if turn.role != "user":
         return "".join(cast(tuple[str, ...], turn.parts))
     return [{"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": part} for part in turn.parts]
-
-
-class _StoredBytes(io.BytesIO):
-    """An image file that lies in its record; messages call it so where they would name a file."""
-
-    def __str__(self) -> str:
-        return "an image in the record"
-
-
-def _file_of(picture: Picture) -> Path:
-    """What PIL opens; ``images.py`` does nothing with it but hand it on and name it."""
-    return picture.stored if isinstance(picture.stored, Path) else cast(Path, _StoredBytes(picture.stored))
-
-
-def _opened(picture: Picture) -> Image.Image:
-    return open_image(_file_of(picture))
-
-
-def _size(picture: Picture) -> tuple[int, int]:
-    return image_size(_file_of(picture))

@@ -91,7 +91,7 @@ def test_whatever_it_depends_on_makes_another(opening: Opening, mini_folder: Pat
     folders.append(opening(path, validation_share=0.2).folder)
 
     class Otherwise(ConversationLines):
-        settings = "column=other"  # type: ignore[misc]  # a class variable there too
+        settings = "column=other"
 
     folders.append(opening(path, corpus=Otherwise(path)).folder)
     os.utime(path, ns=(1, 1))

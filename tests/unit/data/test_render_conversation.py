@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from prism_megatron.data.conversation import Conversation, Picture, Role, Turn
-from prism_megatron.data.images import open_image
+from prism_megatron.data.image_files import open_image
 from prism_megatron.data.records import Record, read_records
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer, Lengths
@@ -138,7 +138,7 @@ def assert_equal(
 ) -> None:
     ids, features = oracle(messages_of(conversation, system_prompt))
     for turns in ("last", "all"):
-        render = ConversationRenderer(renderer, label_turns=turns)  # type: ignore[arg-type]
+        render = ConversationRenderer(renderer, label_turns=turns)
         row, mask = render(conversation)
         assert list(row.token_ids) == ids, conversation.id
         if not shares_a_line_end(conversation):
