@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 Stored = Path | bytes
 """An image file as it was stored: where it lies, or all of it."""
 IN_THE_RECORD = "the image in the record"
+_STREAM = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")
 
 Seen = tuple[int, int] | str
 """(width, height) in pixels, or why an image cannot be used."""
@@ -63,6 +65,11 @@ def open_image(stored: Stored) -> Image.Image:
 def image_size(stored: Stored) -> tuple[int, int]:
     """(width, height) in pixels from the file's header. Raises ImageError as :func:`open_image`."""
     return _read(stored, lambda image: image.size)
+
+
+def image_kind(stored: Stored) -> str:
+    """Pillow's name of the file's format, such as ``PNG``. Raises ImageError as :func:`open_image`."""
+    return _read(stored, lambda image: image.format or "")
 
 
 def look_at(paths: Sequence[Path], *, pixels: bool, advance: Callable[[int], None] = lambda _count: None) -> list[Seen]:
@@ -103,7 +110,8 @@ def _read(stored: Stored, use: Callable[[Image.Image], T]) -> T:
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except Exception as error:  # as above
-        reason = " ".join(str(error).replace(name, "it").split()) or type(error).__name__
+        said = _STREAM.sub("it", str(error).replace(name, "it"))
+        reason = " ".join(said.split()) or type(error).__name__
         raise ImageError(f"{name}: the image cannot be read: {reason}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from PIL import Image
 from prism_megatron.data.conversation import Picture
 from prism_megatron.data.fields import check_text, image_path
 from prism_megatron.data.formats.reading import Reading
-from prism_megatron.data.image_files import image_size, open_image
+from prism_megatron.data.image_files import image_kind, image_size, open_image
 from prism_megatron.data.intake import ImageError
 from prism_megatron.errors import DataError
 
@@ -68,10 +67,10 @@ def decoded(picture: Picture, *, where: str) -> Image.Image:
 
 def extension_of(picture: Picture, *, where: str) -> str:
     """What the file is called by its first bytes: ``png``, ``jpg``, …  Raises DataError if it is no image."""
-    size_of(picture, where=where)
-    stored = picture.stored
-    with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as image:
-        kind = (image.format or "").lower()
+    try:
+        kind = image_kind(picture.stored).lower()
+    except ImageError as error:
+        raise ImageError(f"{where}: field image: {error}") from error
     extension = {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(kind, kind)
     if extension not in EXTENSIONS:
         raise DataError(f"{where}: field image: of kind {kind or 'unknown'}; write it as {EXTENSIONS[0]}")

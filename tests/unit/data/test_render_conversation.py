@@ -245,7 +245,7 @@ def test_broken_pictures_are_refused_by_the_conversation(renderer: Renderer, tmp
     render = ConversationRenderer(renderer, label_turns="last")
     (tmp_path / "cut.png").write_bytes(noise()[:2000])
     cases: list[tuple[Picture, str, bool]] = [
-        (Picture(b"no image"), "record-7: an image in the record: the image cannot be read", True),
+        (Picture(b"no image"), "record-7: the image in the record: the image cannot be read", True),
         (picture(500, 1), "record-7: an image of 500x1", True),
         (Picture(tmp_path / "cut.png"), r"record-7: .*cut\.png: the image cannot be read", False),
     ]
