@@ -26,7 +26,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"prism-{name.replace('_', '-')} = prism_megatron.terminal:{name}"
-            for name in ("align", "warm_start", "convert", "serve", "verify", "make_random", "report", "data")
+            for name in ("sft", "align", "warm_start", "convert", "serve", "verify", "make_random", "report", "data")
         ]
     },
     python_requires=">=3.11",

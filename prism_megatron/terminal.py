@@ -148,8 +148,8 @@ def run(name: str) -> int:
     return guarded(lambda: importlib.import_module(f"prism_megatron.commands.{name}").main())
 
 
-align, warm_start, convert, serve, verify, make_random, report, data = (
+align, warm_start, convert, serve, verify, make_random, report, data, sft = (
     partial(run, name)
-    for name in ("align", "warm_start", "convert", "serve", "verify", "make_random", "report", "data")
+    for name in ("align", "warm_start", "convert", "serve", "verify", "make_random", "report", "data", "sft")
 )
 """The console scripts."""

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from prism_megatron.config.data import OnBad
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.base import Corpus, Place
 from prism_megatron.data.render_conversation import ConversationRenderer
@@ -44,8 +45,6 @@ COLUMNS: dict[str, type[np.generic]] = {
     "content": np.int64,
 }
 """Of each record; ``content`` is a hash of its id and text, by which a checkpoint knows its data again."""
-
-OnBad = Literal["fail", "skip"]
 
 
 class Counting(Protocol):

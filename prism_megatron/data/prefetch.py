@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from prism_megatron.data.index import OnBad
+from prism_megatron.config.data import OnBad
 from prism_megatron.data.render_conversation import ConversationRenderer
 from prism_megatron.data.samples import IndexedCorpus, Samples
 from prism_megatron.data.stream import Cost, Pack, Plan, Position
