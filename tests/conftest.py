@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,12 @@ def _seeded() -> None:
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002  # third-party code may draw from numpy's global generator
     torch.manual_seed(SEED)
+
+
+def pytest_configure() -> None:
+    """Jobs in a shell's background ignore Ctrl-C, and so would all that tests start; here it is heard."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

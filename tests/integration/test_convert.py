@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from model_providers.moe_discriminator.mapping import count_parameters
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.variant import Variant
+from prism_megatron.commands import convert
 from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.convert import MakeRandomConfig, TargetLayout, ToHFConfig, ToMegatronConfig, UpcyclingConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
@@ -365,7 +365,7 @@ def test_the_tool_tells_errors_in_one_line(
 
     Blind spot: no process is started.
     """
-    main = runpy.run_path(str(REPOSITORY / "tools" / "convert.py"))["main"]
+    main = convert.main
     wrong = ["to-megatron", "--hf", str(MINI_FOLDER / "policy"), "--save", str(tmp_path / "m"), "--tp", "3"]
     monkeypatch.setattr(sys, "argv", ["convert.py", *wrong])
     assert main() == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import runpy
 import shutil
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from prism_megatron.commands import convert
 from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.convert import TargetLayout, ToMegatronConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
@@ -24,7 +24,6 @@ from prism_megatron.jobs.check_weights import Check, check_weights
 from prism_megatron.jobs.convert import to_megatron
 from prism_megatron.jobs.inspect_folder import inspect_folder, text
 from prism_megatron.parity.tiny import MODELS, tiny_config, tiny_model
-from tests.conftest import REPOSITORY
 from tests.unit.conversion.folders import checkpoint_of
 
 NORM = "model.language_model.norm.weight"
@@ -180,7 +179,7 @@ def test_the_tool_ends_with_a_status_for_scripts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Claim: status 1 and a summary line where folders differ; JSON on request. Blind spot: no process is started."""
-    main = runpy.run_path(str(REPOSITORY / "tools" / "convert.py"))["main"]
+    main = convert.main
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["convert.py", *arguments])
