@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
-from prism_megatron.config.yaml_file import Section
+from prism_megatron.config.yaml_file import Section, write_yaml
 from prism_megatron.disk import write_atomically
 from prism_megatron.errors import ConfigError
 
@@ -121,7 +119,7 @@ def _plain_value(value: Any) -> Any:
 
 def to_yaml(config: object) -> str:
     """The resolved config as the YAML that ``--config`` reads."""
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)
+    return write_yaml(to_plain(config))
 
 
 def save(config: object, path: Path) -> None:

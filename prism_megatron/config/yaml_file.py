@@ -150,6 +150,21 @@ def _resolvers() -> dict[str, list[tuple[str, Any]]]:
 _Loader.yaml_implicit_resolvers = _resolvers()
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe one, with quotes around what either of the two loaders would take for another thing than text."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: known + _Loader.yaml_implicit_resolvers[first]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def write_yaml(values: Mapping[str, Any]) -> str:
+    """``values``, nested and plain, as text that ``read_yaml`` gives back."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 def _check_size(root: yaml.Node, path: Path) -> None:
     """Raise ConfigError where aliases make more of a small file than settings are, or something without an end."""
     counts: dict[int, int | None] = {}

@@ -92,9 +92,12 @@ def tokens(folder: Path) -> dict[int, str]:
     document = read_object(path, error=DataError)
     try:
         found = {token_id: token for token, token_id in document["model"]["vocab"].items()}
-        return found | {token["id"]: token["content"] for token in document["added_tokens"]}
+        found |= {token["id"]: token["content"] for token in document["added_tokens"]}
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no tokenizer of a Qwen3-VL ({error!r}); {_COPY}") from error
+    if not found or not all(type(token_id) is int and isinstance(token, str) for token_id, token in found.items()):
+        raise DataError(f"{path} is no tokenizer of a Qwen3-VL (not every token has a number); {_COPY}")
+    return found
 
 
 def check_model_files(folder: Path, shape: Qwen3VLShape) -> None:

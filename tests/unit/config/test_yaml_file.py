@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prism_megatron.commands.align import parse
 from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.merge import merge
+from prism_megatron.config.merge import merge, to_yaml
 from prism_megatron.config.yaml_file import read_yaml
 from prism_megatron.errors import ConfigError
 from tests.fuzz_yaml import BOMB, DOORS, try_files
@@ -93,6 +94,15 @@ def test_text_that_looks_like_a_date_is_text(tmp_path: Path) -> None:
     path.write_text("run: {run_name: 2001-12-14}\npolicy: {lr: 1e-6}\n", encoding="utf-8")
     config = merge(AlignConfig(), read_yaml(path))
     assert (config.run.run_name, config.policy.lr) == ("2001-12-14", 1e-6)
+
+
+@pytest.mark.parametrize("name", ["1.5e3", "-.5", "+.5", "1.e5", "1:30", "010", "2001-12-14", "off", "=", "<<", "~"])
+def test_text_that_looks_like_a_number_is_saved_as_text(tmp_path: Path, name: str) -> None:
+    """Claim: the config.yaml of any run is read again, whatever its text looks like to either reader of YAML."""
+    path, config = tmp_path / "a.yaml", AlignConfig()
+    config = replace(config, run=replace(config.run, run_name=name))
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert merge(AlignConfig(), read_yaml(path)) == config
 
 
 def test_a_section_may_be_named_and_used_again(tmp_path: Path) -> None:

@@ -173,6 +173,14 @@ def change(folder: Path, name: str, edit: Callable[[dict[str, Any]], Any]) -> No
             "image_processor is 1, expected",
         ),
         (
+            lambda folder: write(folder, "tokenizer.json", {"model": {"vocab": {}}, "added_tokens": []}),
+            "tokenizer.json is no tokenizer of a Qwen3-VL",
+        ),
+        (
+            lambda folder: write(folder, "tokenizer.json", {"model": {"vocab": {"a": "1"}}, "added_tokens": []}),
+            "tokenizer.json is no tokenizer of a Qwen3-VL",
+        ),
+        (
             lambda folder: change(folder, "preprocessor_config.json", lambda found: found.update(patch_size=14)),
             "cut with patch_size 14, but vision_config of config.json says 16",
         ),
