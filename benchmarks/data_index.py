@@ -25,13 +25,13 @@ import numpy as np
 from PIL import Image
 
 from prism_megatron.data.formats.conversations import ConversationLines
-from prism_megatron.data.index import Index, open_index
-from prism_megatron.data.mixture import Mixture
-from prism_megatron.data.prefetch import Loader
+from prism_megatron.data.index.index import Index, open_index
+from prism_megatron.data.index.samples import IndexedCorpus, samples_of
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer
-from prism_megatron.data.samples import IndexedCorpus, samples_of
-from prism_megatron.data.stream import START, Cost, Packing, Plan
+from prism_megatron.data.stream.mixture import Mixture
+from prism_megatron.data.stream.plan import START, Cost, Packing, Plan
+from prism_megatron.data.stream.prefetch import Loader
 from prism_megatron.data.tokenizer import save_mini_processing
 from prism_megatron.observability.activity import Activity, Heartbeat
 

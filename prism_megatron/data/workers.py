@@ -25,7 +25,7 @@ from prism_megatron.errors import DataError
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-PRELOAD = ("prism_megatron.data.prefetch",)
+PRELOAD = ("prism_megatron.data.stream.prefetch",)
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 5.0
 

@@ -138,7 +138,7 @@ def assert_equal(
 ) -> None:
     ids, features = oracle(messages_of(conversation, system_prompt))
     for turns in ("last", "all"):
-        render = ConversationRenderer(renderer, label_turns=turns)  # type: ignore[arg-type]
+        render = ConversationRenderer(renderer, label_turns=turns)
         row, mask = render(conversation)
         assert list(row.token_ids) == ids, conversation.id
         if not shares_a_line_end(conversation):

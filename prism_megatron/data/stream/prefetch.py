@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prism_megatron.data.index import OnBad
+from prism_megatron.data.index.index import OnBad
+from prism_megatron.data.index.samples import IndexedCorpus, Samples
 from prism_megatron.data.render_conversation import ConversationRenderer
-from prism_megatron.data.samples import IndexedCorpus, Samples
-from prism_megatron.data.stream import Cost, Pack, Plan, Position
+from prism_megatron.data.stream.plan import Cost, Pack, Plan, Position
 from prism_megatron.data.workers import in_workers
 from prism_megatron.errors import DataError
 from prism_megatron.types import TokenSequence

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.base import Corpus, Place
-from prism_megatron.data.index import COLUMNS, BadRecord, Counting
+from prism_megatron.data.index.index import COLUMNS, BadRecord, Counting
 from prism_megatron.data.records import in_part
 from prism_megatron.data.render_conversation import ConversationRenderer
 from prism_megatron.data.workers import in_workers
@@ -32,7 +32,7 @@ Chunk = tuple[int, Path, Places]
 
 @dataclass
 class Measured:
-    """What was found in one chunk. Columns of ``index.COLUMNS`` but for the shard; sources by their own table."""
+    """What was found in one chunk. Columns of ``COLUMNS`` but for the shard; sources by their own table."""
 
     shard: int
     columns: dict[str, list[int]]

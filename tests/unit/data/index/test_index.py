@@ -14,7 +14,7 @@ import pytest
 
 from prism_megatron.data.formats.base import Place, line_places
 from prism_megatron.data.formats.conversations import ConversationLines
-from prism_megatron.data.index import ABOUT, BAD, Index, open_index
+from prism_megatron.data.index.index import ABOUT, BAD, Index, open_index
 from prism_megatron.data.records import in_part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer
@@ -91,7 +91,7 @@ def test_whatever_it_depends_on_makes_another(opening: Opening, mini_folder: Pat
     folders.append(opening(path, validation_share=0.2).folder)
 
     class Otherwise(ConversationLines):
-        settings = "column=other"  # type: ignore[misc]  # a class variable there too
+        settings = "column=other"
 
     folders.append(opening(path, corpus=Otherwise(path)).folder)
     os.utime(path, ns=(1, 1))

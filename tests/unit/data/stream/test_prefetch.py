@@ -15,15 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prism_megatron.data import prefetch
 from prism_megatron.data.formats.conversations import ConversationLines
-from prism_megatron.data.index import open_index
-from prism_megatron.data.mixture import Mixture
-from prism_megatron.data.prefetch import LoadedStep, Loader
+from prism_megatron.data.index.index import open_index
+from prism_megatron.data.index.samples import IndexedCorpus, samples_of
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer
-from prism_megatron.data.samples import IndexedCorpus, samples_of
-from prism_megatron.data.stream import START, Cost, Packing, Plan
+from prism_megatron.data.stream.mixture import Mixture
+from prism_megatron.data.stream.plan import START, Cost, Packing, Plan
+from prism_megatron.data.stream.prefetch import Item, LoadedStep, Loader, SampleReader
 from prism_megatron.data.workers import in_workers
 from prism_megatron.errors import DataError
 from tests.unit.data.conversation_files import Tally, write_conversations
@@ -112,10 +111,13 @@ def test_ranks_read_their_own_shares(building: Building, monkeypatch: pytest.Mon
     """Claim: over DP1, DP2, DP4 the ranks' packs of a step are the same ones; all ranks have equally many, filled up
     with packs that hold no label; nobody reads another's records."""
     reads: list[int] = []
-    read = prefetch.SampleReader.__call__
-    monkeypatch.setattr(
-        prefetch.SampleReader, "__call__", lambda self, item: reads.append(len(item)) or read(self, item)
-    )
+    read = SampleReader.__call__
+
+    def counted(self: SampleReader, item: Item) -> Any:
+        reads.append(len(item))
+        return read(self, item)
+
+    monkeypatch.setattr(SampleReader, "__call__", counted)
     whole = [sorted(pack.samples for pack in step.packs) for step in building(packs_per_step=6).steps(START)]
     for dp_size in (2, 4):
         reads.clear()
