@@ -32,9 +32,9 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import SceneSource
-from prism_megatron.data.prefetch import Demonstration
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
+from prism_megatron.data.stream.prefetch import Demonstration
 from prism_megatron.data.teachers import Teacher
 from prism_megatron.data.tokenizer import CONTROL_TOKENS, MODEL_VOCAB_SIZE, save_mini_processing
 from prism_megatron.disk import write_atomically

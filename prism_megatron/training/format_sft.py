@@ -17,8 +17,8 @@ from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.data.loader import Example, ExampleSource
-from prism_megatron.data.prefetch import Demonstration
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.stream.prefetch import Demonstration
 from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.observability.activity import Activity

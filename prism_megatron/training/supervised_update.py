@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from prism_megatron.data.prefetch import Demonstration
+from prism_megatron.data.stream.prefetch import Demonstration
 from prism_megatron.engine.batch import Batch, Extra, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import VocabularyOutput

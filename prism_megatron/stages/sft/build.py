@@ -10,16 +10,16 @@ from prism_megatron.config.sft import SFTConfig, times_of
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, short_name
 from prism_megatron.data.formats.detect import open_corpus
-from prism_megatron.data.index import Index, open_index
+from prism_megatron.data.index.index import Index, open_index
+from prism_megatron.data.index.samples import IndexedCorpus, samples_of
 from prism_megatron.data.loader import SceneSource
-from prism_megatron.data.mixture import Mixture
-from prism_megatron.data.prefetch import Loader
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer
-from prism_megatron.data.samples import IndexedCorpus, samples_of
 from prism_megatron.data.scenes import Split
-from prism_megatron.data.stream import Cost, Packing, Plan
+from prism_megatron.data.stream.mixture import Mixture
+from prism_megatron.data.stream.plan import Cost, Packing, Plan
+from prism_megatron.data.stream.prefetch import Loader
 from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from prism_megatron.data.identity import Identity
 from prism_megatron.data.loader import Example, SceneSource
-from prism_megatron.data.prefetch import Demonstration, Loader
 from prism_megatron.data.render import Renderer
-from prism_megatron.data.stream import START, Plan, Position
+from prism_megatron.data.stream.plan import START, Plan, Position
+from prism_megatron.data.stream.prefetch import Demonstration, Loader
 from prism_megatron.run.stage import Plain
 
 SCENES_PER_ROW = 4

@@ -129,7 +129,7 @@ def open_index(
     Bad records are known at once, all of them. Raises DataError if there are any and they are to ``fail``, naming the
     first and the file that lists them, or if no record is usable; DiskError if it cannot be written.
     """
-    from prism_megatron.data.index_build import build_columns
+    from prism_megatron.data.index.build import build_columns
 
     shards = corpus.shards()
     folder = root / key_of(corpus, shards, render, validation_share=validation_share)

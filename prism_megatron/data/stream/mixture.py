@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from prism_megatron.data.samples import Samples
+from prism_megatron.data.index.samples import Samples
 from prism_megatron.data.scenes import keyed_generator
 from prism_megatron.errors import DataError
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,10 @@ import numpy.typing as npt
 
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.base import Corpus, Place
-from prism_megatron.data.index import COLUMNS, BadRecord, Counting
+from prism_megatron.data.index.index import COLUMNS, BadRecord, Counting
 from prism_megatron.data.records import in_part
 from prism_megatron.data.render_conversation import ConversationRenderer
-from prism_megatron.data.workers import settle_worker, worker_context
+from prism_megatron.data.workers import in_workers
 from prism_megatron.errors import DataError
 
 CHUNK = 256
@@ -29,11 +26,13 @@ _CHUNKS_AHEAD = 4
 
 Places = npt.NDArray[np.int64]
 """[records, 3]: offset, size and number."""
+Chunk = tuple[int, Path, Places]
+"""Number and path of a shard, and some of its records."""
 
 
 @dataclass
 class Measured:
-    """What was found in one chunk. Columns of ``index.COLUMNS`` but for the shard; sources by their own table."""
+    """What was found in one chunk. Columns of ``COLUMNS`` but for the shard; sources by their own table."""
 
     shard: int
     columns: dict[str, list[int]]
@@ -59,8 +58,9 @@ class Measurer:
     def __init__(self, corpus: Corpus, render: ConversationRenderer, *, validation_share: float) -> None:
         self._corpus, self._render, self._share = corpus, render, validation_share
 
-    def __call__(self, number: int, shard: Path, places: Places) -> Measured:
-        """The records at ``places`` of a shard, which is the ``number``-th; bad ones are listed."""
+    def __call__(self, chunk: Chunk) -> Measured:
+        """The records of a chunk; bad ones are listed."""
+        number, shard, places = chunk
         names = [name for name in COLUMNS if name != "shard"]
         found = Measured(number, {name: [] for name in names}, records=len(places))
         codes: dict[str, int] = {}
@@ -124,40 +124,10 @@ def build_columns(
     )
     found = []
     with counting.task("records", total=sum(map(len, scanned))) as advance:
-        for one in _measured(measure, chunks, workers=workers):
+        for one in in_workers(measure, chunks, workers=workers, ahead=_CHUNKS_AHEAD):
             found.append(_packed(one))
             advance(one.records)
     return _joined(found, shards)
-
-
-_measure: Measurer | None = None
-"""In a worker: what it measures with."""
-
-
-def _start(measure: Measurer) -> None:
-    settle_worker()
-    global _measure  # noqa: PLW0603  # a worker has one
-    _measure = measure
-
-
-def _work(number: int, shard: Path, places: Places) -> Measured:
-    assert _measure is not None
-    return _measure(number, shard, places)
-
-
-def _measured(measure: Measurer, chunks: Iterator[tuple[int, Path, Places]], *, workers: int) -> Iterator[Measured]:
-    """In the order of the chunks, of which only a few are out at a time."""
-    if not workers:
-        for chunk in chunks:
-            yield measure(*chunk)
-        return
-    with ProcessPoolExecutor(workers, worker_context(), initializer=_start, initargs=(measure,)) as pool:
-        out: deque[Future[Measured]] = deque(
-            pool.submit(_work, *chunk) for chunk in islice(chunks, workers * _CHUNKS_AHEAD)
-        )
-        while out:
-            yield out.popleft().result()
-            out.extend(pool.submit(_work, *chunk) for chunk in islice(chunks, 1))
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prism_megatron.data import stream
 from prism_megatron.data.conversation import Conversation, Picture, Turn
-from prism_megatron.data.mixture import Mixture
+from prism_megatron.data.index.samples import SampleCounts, Samples, repeats_by_weight
 from prism_megatron.data.records import read_records
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer
-from prism_megatron.data.samples import SampleCounts, Samples, repeats_by_weight
 from prism_megatron.data.segments import response_text
-from prism_megatron.data.stream import START, Cost, Packing, Plan, Position
+from prism_megatron.data.stream.mixture import Mixture
+from prism_megatron.data.stream.plan import START, Cost, Packing, Plan, Position
+from prism_megatron.data.stream import plan as planning
 from prism_megatron.errors import DataError
 
 COST = Cost(token=1.0, token_pair=0.001, visual_token=0.5)
@@ -29,7 +29,7 @@ COST = Cost(token=1.0, token_pair=0.001, visual_token=0.5)
 @pytest.fixture(autouse=True)
 def _small_windows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "shared_dir" not in request.fixturenames:
-        monkeypatch.setattr(stream, "WINDOW", 32)
+        monkeypatch.setattr(planning, "WINDOW", 32)
 
 
 def samples_of_lengths(lengths: Any, sources: Any = None, visual: Any = None) -> Samples:
@@ -242,7 +242,7 @@ def test_real_lengths_fill_packs(budget: int, shared_dir: Path) -> None:
             found = render.measure(Conversation(record.id, turns, record.source))
             if found.text_tokens + found.visual_tokens <= budget:
                 lengths.append(found.text_tokens + found.visual_tokens)
-    whole = np.random.default_rng(0).choice(lengths, stream.WINDOW)
+    whole = np.random.default_rng(0).choice(lengths, planning.WINDOW)
     fills = [
         plan.fill(plan.packs(0, 0))
         for plan in (plan_of(samples_of_lengths(of), budget=budget) for of in (lengths, whole))

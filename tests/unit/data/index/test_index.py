@@ -14,7 +14,7 @@ import pytest
 
 from prism_megatron.data.formats.base import Place, line_places
 from prism_megatron.data.formats.conversations import ConversationLines
-from prism_megatron.data.index import ABOUT, BAD, Index, open_index
+from prism_megatron.data.index.index import ABOUT, BAD, Index, open_index
 from prism_megatron.data.records import in_part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer

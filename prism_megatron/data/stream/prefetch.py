@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from prism_megatron.config.data import OnBad
+from prism_megatron.data.index.samples import IndexedCorpus, Samples
 from prism_megatron.data.render_conversation import ConversationRenderer
-from prism_megatron.data.samples import IndexedCorpus, Samples
-from prism_megatron.data.stream import Cost, Pack, Plan, Position
-from prism_megatron.data.workers import settle_worker, worker_context
+from prism_megatron.data.stream.plan import Cost, Pack, Plan, Position
+from prism_megatron.data.workers import in_workers
 from prism_megatron.errors import DataError
 from prism_megatron.types import TokenSequence
 
@@ -25,8 +21,6 @@ Demonstration = tuple[TokenSequence, Sequence[float]]
 
 Item = tuple[tuple[int, int, int], ...]
 """What a worker is given: set, row of its index and expected length of each sample of a pack."""
-
-_LOST = "DataLoader worker"
 
 
 @dataclass(frozen=True)
@@ -97,10 +91,10 @@ class Loader:
         filler_id: int,
     ) -> None:
         """``filler_id`` is the token that packs without labels hold."""
-        self._plan, self._cost, self._packs_per_step = plan, cost, packs_per_step
+        self.plan, self._cost, self._packs_per_step = plan, cost, packs_per_step
         self._dp_rank, self._dp_size = dp_rank, dp_size
-        self._workers, self._ahead, self._on_bad = workers, ahead, on_bad
-        self._reader = SampleReader(plan.samples.sets, render, on_bad=on_bad)
+        self._workers, self._ahead = workers, ahead
+        self.reader = SampleReader(plan.samples.sets, render, on_bad=on_bad)
         self._filler: Demonstration = (TokenSequence((filler_id, filler_id)), [0.0, 0.0])
 
     def steps(self, start: Position) -> Iterator[LoadedStep]:
@@ -112,17 +106,16 @@ class Loader:
         waiting: list[tuple[list[Pack | None], Position]] = []
 
         def items() -> Iterator[Item]:
-            for step in self._plan.steps(self._packs_per_step, start):
-                share = step.shares(self._plan.samples, self._cost, dp_size=self._dp_size)[self._dp_rank]
+            for step in self.plan.steps(self._packs_per_step, start):
+                share = step.shares(self.plan.samples, self._cost, dp_size=self._dp_size)[self._dp_rank]
                 waiting.append((share, step.after))
                 for pack in share:
                     if pack is not None:
-                        yield _item(self._plan.samples, pack)
+                        yield _item(self.plan.samples, pack)
                 yield ()  # so that a step without packs of this rank is taken from the queue in its turn
 
-        found = iter(self._loaded(items()))
         loaded: list[LoadedPack] = []
-        for rows in found:
+        for rows in self._loaded(items()):
             share, after = waiting[0]
             if len(loaded) < len(share) and (pack := share[len(loaded)]) is not None:
                 loaded.append(self._pack(pack, rows))
@@ -133,32 +126,10 @@ class Loader:
             loaded = []
 
     def _loaded(self, items: Iterator[Item]) -> Iterator[list[Demonstration | str]]:
-        if self._workers:
-            # A generator of its own, for the loader would draw a seed from torch's.
-            how: dict[str, Any] = {
-                "num_workers": self._workers,
-                "prefetch_factor": self._ahead,
-                "multiprocessing_context": worker_context(),
-                "worker_init_fn": settle_worker,
-                "generator": torch.Generator(),
-            }
-            source: Iterator[Any] = iter(
-                DataLoader(_Readable(self._reader), sampler=_Once(items), batch_size=None, collate_fn=_as_it_is, **how)
-            )
-        else:
-            source = map(self._reader, items)
-        try:
-            for found in source:
-                if isinstance(found, DataError):
-                    raise found
-                yield found
-        except RuntimeError as error:
-            if not str(error).startswith(_LOST):
-                raise
-            raise DataError(
-                f"a process that reads records was ended from outside ({' '.join(str(error).split())}); where memory "
-                "is short, fewer of them, or fewer packs ahead, take less"
-            ) from error
+        for found in in_workers(self.reader, items, workers=self._workers, ahead=self._ahead):
+            if isinstance(found, DataError):
+                raise found
+            yield found
 
     def _pack(self, pack: Pack, rows: list[Demonstration | str]) -> LoadedPack:
         read = [(sample, row) for sample, row in zip(pack.tolist(), rows, strict=True) if not isinstance(row, str)]
@@ -171,27 +142,3 @@ class Loader:
 def _item(samples: Samples, pack: Pack) -> Item:
     columns = (samples.set_number[pack], samples.row[pack], samples.text_tokens[pack] + samples.visual_tokens[pack])
     return tuple(zip(*(column.tolist() for column in columns), strict=True))
-
-
-class _Readable(Dataset[Any]):
-    """A reader as the loader wants it."""
-
-    def __init__(self, reader: SampleReader) -> None:
-        self._reader = reader
-
-    def __getitem__(self, item: Item) -> list[Demonstration | str] | DataError:
-        return self._reader(item)
-
-
-class _Once:
-    """Items that are drawn as they come, as the loader's sampler."""
-
-    def __init__(self, items: Iterator[Item]) -> None:
-        self._items = items
-
-    def __iter__(self) -> Iterator[Item]:
-        return self._items
-
-
-def _as_it_is(found: Any) -> Any:
-    return found

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from prism_megatron.data.mixture import Mixture, Order
-from prism_megatron.data.packing import best_fit, slots, spread
-from prism_megatron.data.samples import Samples
+from prism_megatron.data.index.samples import Samples
 from prism_megatron.data.scenes import keyed_generator
+from prism_megatron.data.stream.mixture import Mixture, Order
+from prism_megatron.data.stream.packing import best_fit, slots, spread
 from prism_megatron.errors import DataError
 
 WINDOW = 8192
