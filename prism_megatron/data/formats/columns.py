@@ -43,6 +43,13 @@ def column(row: Row, field: str, *, where: str, reading: Reading) -> Any:
     return next((row[name] for name in NAMES[field] if row.get(name) is not None), None)
 
 
+def found_names(row: Row, *, reading: Reading) -> dict[str, str]:
+    """Under which names the record's fields are read: ``{"question": "problem"}``."""
+    named = names_of(reading.config.columns, tuple(NAMES))
+    usual = {field: next((name for name in names if row.get(name) is not None), None) for field, names in NAMES.items()}
+    return {field: name for field in NAMES if (name := named.get(field, usual[field])) is not None}
+
+
 def texts_of(row: Row, *fields: str, where: str, reading: Reading) -> tuple[str | None, ...]:
     """The texts of several fields. Raises DataError."""
     return tuple(text_in(column(row, field, where=where, reading=reading), field, where) for field in fields)

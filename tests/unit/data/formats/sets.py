@@ -25,7 +25,9 @@ Seen = tuple[str, str, str | None, list[tuple[str, list[str]]]]
 
 def seen(conversation: Conversation) -> Seen:
     """All of it, with hashes of images in their places, however they are stored."""
-    turns = [(turn.role, [_part(part) for part in turn.parts]) for turn in conversation.turns]
+    turns: list[tuple[str, list[str]]] = [
+        (turn.role, [_part(part) for part in turn.parts]) for turn in conversation.turns
+    ]
     return conversation.id, conversation.source, conversation.answer, turns
 
 

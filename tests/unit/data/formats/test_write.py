@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from prism_megatron.config.data_tool import ConvertSetConfig, ShardSetConfig
-from prism_megatron.config.formats import FormatConfig
 from prism_megatron.data.formats import new_folder
 from prism_megatron.data.records import in_part
 from prism_megatron.errors import ConfigError, DataError, DiskError
@@ -56,7 +55,7 @@ def test_any_conversation_survives_being_written_as_shards(tmp_path: Path) -> No
     assert len(expected) == 3 and expected[0][1] == "rich"
     for to in ("webdataset", "energon"):
         target = tmp_path / to
-        convert_set(ConvertSetConfig(str(source), str(target), to=to, records_per_shard=2), say=silent)  # type: ignore[arg-type]
+        convert_set(ConvertSetConfig(str(source), str(target), to=to, records_per_shard=2), say=silent)
         assert [seen(one) for one in read_set(target)] == expected
         assert len(list((target / "shards").glob("*.tar"))) == 2
         assert (target / ".nv-meta").is_dir() == (to == "energon")
@@ -99,7 +98,7 @@ def test_bad_records_end_it_or_are_left_out(tmp_path: Path) -> None:
     (source / "data.jsonl").write_text("\n".join([*lines[:2], "{", *lines[2:], lines[0]]))
     for on_bad in ("fail", "skip"):
         said: list[str] = []
-        config = ShardSetConfig(str(source), str(tmp_path / "out"), on_bad=on_bad)  # type: ignore[arg-type]
+        config = ShardSetConfig(str(source), str(tmp_path / "out"), on_bad=on_bad)
         if on_bad == "fail":
             with pytest.raises(
                 DataError, match=r"data\.jsonl:3: not a JSON object.*nothing was written \(--on-bad skip"
@@ -202,7 +201,8 @@ def test_evaluation_sets_are_not_copied(tmp_path: Path) -> None:
     """Claim: since the copy would lose its mark."""
     source = synthetic(tmp_path / "set", count=2)
     (tmp_path / "sets.json").write_text(json.dumps({"set": {"evaluation_only": True}}))
-    for run, config in ((convert_set, ConvertSetConfig), (shard_set, ShardSetConfig)):
-        with pytest.raises(DataError, match="for evaluation only"):
-            run(config(str(source), str(tmp_path / "out"), reading=FormatConfig()), say=silent)  # type: ignore[operator]
+    with pytest.raises(DataError, match="for evaluation only"):
+        convert_set(ConvertSetConfig(str(source), str(tmp_path / "out")), say=silent)
+    with pytest.raises(DataError, match="for evaluation only"):
+        shard_set(ShardSetConfig(str(source), str(tmp_path / "out")), say=silent)
     assert not (tmp_path / "out").exists()
