@@ -45,7 +45,8 @@ class Lengths(NamedTuple):
 class _Rendered:
     token_ids: list[int]
     """with one image pad for each picture"""
-    is_label: list[bool]
+    labels: list[range]
+    """positions of the labels, a range for each turn that is learned"""
 
 
 class ConversationRenderer:
@@ -71,12 +72,13 @@ class ConversationRenderer:
         except DataError as error:
             raise DataError(f"{conversation.id}: {error}") from error
         pads = iter([renderer.preprocessor.num_tokens(image.grid_thw) for image in images])
+        label = {position for positions in rendered.labels for position in positions}
         token_ids: list[int] = []
         mask: list[float] = []
-        for token_id, is_label in zip(rendered.token_ids, rendered.is_label, strict=True):
+        for position, token_id in enumerate(rendered.token_ids):
             count = next(pads) if token_id == renderer.image_token_id else 1
             token_ids.extend([token_id] * count)
-            mask.extend([float(is_label)] * count)
+            mask.extend([float(position in label)] * count)
         return TokenSequence(tuple(token_ids), images), mask
 
     def measure(self, conversation: Conversation) -> Lengths:
@@ -87,7 +89,7 @@ class ConversationRenderer:
             visual = sum(map(self._renderer.preprocessor.num_tokens_of_size, sizes))
         except DataError as error:
             raise DataError(f"{conversation.id}: {error}") from error
-        return Lengths(len(rendered.token_ids) - len(sizes), visual, sum(rendered.is_label))
+        return Lengths(len(rendered.token_ids) - len(sizes), visual, sum(map(len, rendered.labels)))
 
     @property
     def fingerprint(self) -> str:
@@ -121,18 +123,8 @@ class ConversationRenderer:
         token_ids: list[int] = encoding.ids
         if token_ids.count(self._renderer.image_token_id) != len(conversation.pictures):
             raise DataError("the chat template does not give every picture one place")
-        is_label = [False] * len(token_ids)
-        spans = iter(self._label_spans(text, conversation.turns))
-        start, end = next(spans)
-        for position, (first, last) in enumerate(encoding.offsets):
-            while first >= end:
-                following = next(spans, None)
-                if following is None:
-                    return _Rendered(token_ids, is_label)
-                start, end = following
-            # A token that begins before the turn does, in a line end that it shares, could never be sampled.
-            is_label[position] = start <= first and last <= end
-        return _Rendered(token_ids, is_label)
+        labels = [_tokens_of(encoding, *span) for span in self._label_spans(text, conversation.turns)]
+        return _Rendered(token_ids, labels)
 
     def _label_spans(self, text: str, turns: Sequence[Turn]) -> list[tuple[int, int]]:
         """Characters of the assistant's turns that are learned, their end tokens included.
@@ -176,6 +168,15 @@ class ConversationRenderer:
         if thinks_once or turn.role == "system":
             text = text.replace(_THINK[0], " ").replace(_THINK[1], " ")
         self._renderer._refuse_added_tokens(f"a turn of the {turn.role}", text)
+
+
+def _tokens_of(encoding: Any, start: int, end: int) -> range:
+    """The tokens that lie in these characters, of which the last is one token's last.
+
+    A token that begins before them, in a line end that it shares with the turn's first, could never be sampled.
+    """
+    first = encoding.char_to_token(start)
+    return range(first + (encoding.offsets[first][0] < start), encoding.char_to_token(end - 1) + 1)
 
 
 def _content(turn: Turn) -> str | list[dict[str, str]]:
