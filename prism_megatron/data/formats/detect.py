@@ -34,7 +34,7 @@ def open_corpus(path: Path, config: FormatConfig, *, purpose: Purpose) -> Corpus
     folder = folder_of(path)
     if purpose == "train":
         refuse_evaluation_set(path)
-    names_of(config.columns, tuple(columns.NAMES))
+    names_of(config.columns, columns.FIELDS)
     images = folder if config.images is None else config.images.resolve()
     stem = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
     reading = Reading(config, purpose, images, stem or "set")
