@@ -11,11 +11,13 @@ from prism_megatron.config.data_tool import CheckSetConfig
 from prism_megatron.config.formats import FormatConfig
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.base import Corpus
-from prism_megatron.data.formats.detect import open_corpus
+from prism_megatron.data.formats.columns import found_names
+from prism_megatron.data.formats.detect import open_corpus, refuse_evaluation_set
 from prism_megatron.data.formats.pictures import decoded, size_of
 from prism_megatron.data.formats.repeats import Repeats
+from prism_megatron.data.formats.rows import RowCorpus
 from prism_megatron.data.formats.walk import walk
-from prism_megatron.data.records import EVALUATION_ONLY_SOURCES, in_part, refuse_evaluation_folder
+from prism_megatron.data.records import EVALUATION_ONLY_SOURCES, in_part
 from prism_megatron.data.segments import TAGS, THINK_ALIAS, parse_response
 from prism_megatron.errors import ConfigError, DataError
 
@@ -112,6 +114,8 @@ def _say_counts(
 ) -> None:
     shards = corpus.shards()
     say(f"{config.path}: {corpus.name}, {len(shards)} file{'' if len(shards) == 1 else 's'}")
+    if isinstance(corpus, RowCorpus) and corpus.name == "columns":
+        say(f"read from    {_names(corpus)}")
     bad = reasons.total()
     say(f"records      {good + bad:,}: {good:,} good, {bad:,} bad" + (f" ({_listed(reasons)})" if bad else ""))
     say(f"sources      {_listed(shares.sources)}")
@@ -126,9 +130,21 @@ def _say_counts(
         say("for evaluation only: training refuses this set")
 
 
+def _names(corpus: RowCorpus) -> str:
+    """``question=problem answer=answer``, as the first row that is one has them."""
+    for shard in corpus.shards():
+        for place in corpus.scan(shard):
+            try:
+                names = found_names(corpus.row(shard, place), reading=corpus.reading)
+            except DataError:
+                continue  # was named before
+            return " ".join(f"{field}={name}" for field, name in names.items())
+    return "nothing"
+
+
 def _is_for_evaluation(path: Path) -> bool:
     try:
-        refuse_evaluation_folder((path if path.is_dir() else path.parent).resolve())
+        refuse_evaluation_set(path)
     except DataError:
         return True
     return False

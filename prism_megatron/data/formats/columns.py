@@ -28,6 +28,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "answer": ("answer", "ground_truth", "label"),
 }
 """Fields by the names that sets give them; of several that a record has, the first counts."""
+FIELDS = tuple(NAMES)
 
 
 def column(row: Row, field: str, *, where: str, reading: Reading) -> Any:
@@ -35,12 +36,19 @@ def column(row: Row, field: str, *, where: str, reading: Reading) -> Any:
 
     Raises DataError where a name that was given is not there.
     """
-    named = names_of(reading.config.columns, tuple(NAMES)).get(field)
+    named = names_of(reading.config.columns, FIELDS).get(field)
     if named is not None:
         if named not in row:
             raise DataError(f"{where}: --columns {field}={named}: the record has {', '.join(map(str, row))}")
         return row[named]
     return next((row[name] for name in NAMES[field] if row.get(name) is not None), None)
+
+
+def found_names(row: Row, *, reading: Reading) -> dict[str, str]:
+    """Under which names the record's fields are read: ``{"question": "problem"}``."""
+    named = names_of(reading.config.columns, FIELDS)
+    usual = {field: next((name for name in names if row.get(name) is not None), None) for field, names in NAMES.items()}
+    return {field: name for field in NAMES if (name := named.get(field, usual[field])) is not None}
 
 
 def texts_of(row: Row, *fields: str, where: str, reading: Reading) -> tuple[str | None, ...]:

@@ -31,10 +31,10 @@ def open_corpus(path: Path, config: FormatConfig, *, purpose: Purpose) -> Corpus
     """
     if not path.exists():
         raise DataError(f"{path} does not exist; name a file or a folder of records")
-    folder = (path if path.is_dir() else path.parent).resolve()
+    folder = folder_of(path)
     if purpose == "train":
-        refuse_evaluation_folder(folder)
-    names_of(config.columns, tuple(columns.NAMES))
+        refuse_evaluation_set(path)
+    names_of(config.columns, columns.FIELDS)
     images = folder if config.images is None else config.images.resolve()
     stem = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
     reading = Reading(config, purpose, images, stem or "set")
@@ -44,6 +44,18 @@ def open_corpus(path: Path, config: FormatConfig, *, purpose: Purpose) -> Corpus
     if name in ("webdataset", "energon"):
         return ShardCorpus(name, path, reading)
     return RowCorpus(name, path, reading, PARSERS[name])
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that a set lies in, without links."""
+    return (path if path.is_dir() else path.parent).resolve()
+
+
+def refuse_evaluation_set(path: Path) -> None:
+    """Raise DataError for a set that is for evaluation only, or a file or a folder of shards inside one."""
+    folder = folder_of(path)
+    for one in (folder, folder.parent):
+        refuse_evaluation_folder(one)
 
 
 def format_of(path: Path, *, split: str = "train") -> FormatName:

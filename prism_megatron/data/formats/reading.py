@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ class Reading:
         return json.dumps([config.plain_answers, sorted(config.columns), str(config.images), config.split])
 
 
-def names_of(columns: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+@lru_cache(maxsize=8)  # asked for every field of every record
+def names_of(columns: tuple[str, ...], known: tuple[str, ...]) -> Mapping[str, str]:
     """``question=problem`` as ``{"question": "problem"}``. Raises ConfigError for anything else."""
     names = {}
     for pair in columns:

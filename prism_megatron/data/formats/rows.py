@@ -106,7 +106,11 @@ def inside(folder: Path, files: Iterator[Path]) -> Iterator[Path]:
     if root.parent.name == "snapshots":
         root = root.parent.parent
     for file in files:
-        if not file.resolve().is_relative_to(root):
+        try:
+            target = file.resolve()
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+            raise DataError(f"{file} cannot be found: {error}") from error
+        if not target.is_relative_to(root):
             raise DataError(f"{file} is a link that leads out of {root}; copy the file into the set")
         yield file
 

@@ -47,7 +47,7 @@ def members_of(read: Read, total: int, where: str, *, is_whole: bool = True) -> 
         kind, offset = header[156:157], position + BLOCK
         if kind not in (_LONG_NAME, _LONG_LINK, _EXTRA, _EXTRA_FOR_ALL) and "size" in extra:
             size = _whole(extra["size"], 10, position, where)
-        end = offset + -(-size // BLOCK) * BLOCK
+        end = min(total, offset + -(-size // BLOCK) * BLOCK)
         if offset + size > total:
             raise DataError(f"{where}: the archive ends inside a member, at byte {total}; copy the file again")
         if kind == _LONG_NAME:

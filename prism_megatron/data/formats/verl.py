@@ -12,7 +12,7 @@ from typing import Any
 
 from prism_megatron.data.conversation import Conversation, Turn
 from prism_megatron.data.fields import check_text
-from prism_megatron.data.formats.columns import NAMES, column, images_of, texts_of
+from prism_megatron.data.formats.columns import FIELDS, column, images_of, texts_of
 from prism_megatron.data.formats.reading import Reading, Row, demonstration, finished, names_of, text_in
 from prism_megatron.data.formats.turns import question_turn, turns_of
 from prism_megatron.errors import DataError
@@ -42,7 +42,7 @@ def answered(row: Row, response: str, answer: str | None, *, where: str, reading
 
 def _prompt(row: Row, where: str, reading: Reading) -> Any:
     """Called so, unless another name was given; what is beside it as ``question`` may be the bare question."""
-    if row.get("prompt") is not None and "question" not in names_of(reading.config.columns, tuple(NAMES)):
+    if row.get("prompt") is not None and "question" not in names_of(reading.config.columns, FIELDS):
         return row["prompt"]
     return column(row, "question", where=where, reading=reading)
 

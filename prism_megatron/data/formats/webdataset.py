@@ -71,7 +71,7 @@ class ShardCorpus:
 
     def read(self, shard: Path, place: Place) -> Conversation:
         """Raises DataError for a malformed sample."""
-        where, data = place.of(shard), self._bytes(shard, place)
+        where, data = place.of(shard), self.reader.read(shard, place)
         parts: dict[str, bytes] = {}
         key = ""
         cut_out = members_of(lambda offset, count: data[offset : offset + count], len(data), where, is_whole=False)
@@ -86,11 +86,6 @@ class ShardCorpus:
                 raise DataError(f"{where}: {member.name} stands twice in the sample")
             parts[part] = data[member.offset : member.offset + member.size]
         return self._conversation(key, parts, where)
-
-    def _bytes(self, shard: Path, place: Place) -> bytes:
-        # The last member of a shard may lack its padding.
-        size = min(place.size, max(0, shard.stat().st_size - place.offset))
-        return self.reader.read(shard, place._replace(size=size))
 
     def _conversation(self, key: str, parts: dict[str, bytes], where: str) -> Conversation:
         if "json" not in parts:

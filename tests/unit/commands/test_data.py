@@ -44,7 +44,7 @@ def test_every_bad_record_is_said_by_line_and_reason(tmp_path: Path, capsys: pyt
     source = synthetic(tmp_path / "set", count=8)
     rows: list[dict[str, Any]] = [json.loads(line) for line in (source / "data.jsonl").read_bytes().splitlines()]
     image = (source / "images" / "03.jpg").read_bytes()
-    (source / "images" / "03.jpg").write_bytes(image[: len(image) // 2])
+    (source / "images" / "03.jpg").write_bytes(image[:-20])
     rows[1]["caption"] = ""
     rows[2] = {**rows[2], "id": "own-0"}
     rows[5] = {**rows[4], "id": "own-5"}
@@ -85,6 +85,7 @@ def test_tags_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert "1 tagged, 1 plain, 1 broken: <caption> appears 0 times, 1 broken: <think> appears 0 times" in said
     assert "images       4 with 0" in said
+    assert "read from    id=id question=question response=output" in said
 
 
 def test_evaluation_sets_are_looked_at_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

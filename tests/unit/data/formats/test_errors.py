@@ -117,6 +117,13 @@ def test_turns_images_and_system_messages_of_any_number(tmp_path: Path) -> None:
     assert system.turns[0].parts == ("Be.",)
 
 
+def test_messages_may_stand_in_parquet(tmp_path: Path) -> None:
+    path = parquet([{**CHAT, "images": [{"bytes": png(1), "path": None}]}], tmp_path / "chat.parquet")
+    assert format_of(path) == "sharegpt"
+    (conversation,) = read_set(path)
+    assert conversation.pictures[0].stored == png(1) and conversation.turns[1].parts == ("So.",)
+
+
 def test_thought_becomes_think_in_a_valid_response_only(tmp_path: Path) -> None:
     valid = "<caption>a</caption><thought>b</thought><answer>c</answer>"
     rows = [chat(USER, {"role": "assistant", "content": text}) for text in (valid, "I <thought>think</thought>.")]
@@ -127,22 +134,24 @@ def test_thought_becomes_think_in_a_valid_response_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ours", *WRITERS])
 def test_evaluation_sets_are_refused_in_every_format(name: str, tmp_path: Path) -> None:
-    """Claim: by source, by the folder's name and by sets.json, and read for evaluation."""
-    ours = synthetic(tmp_path / "ours", count=2)
-    changed = (ours / "data.jsonl").read_text().replace('"own/1"', '"mathvision/test"')
-    (ours / "data.jsonl").write_text(changed)
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    path = ours if name == "ours" else WRITERS[name](records_of(ours), folder)
-    corpus = open_corpus(path, FormatConfig(plain_answers=True), purpose="train")
-    outcomes = [found for _, found in walk(corpus)]
-    assert not isinstance(outcomes[0], DataError) and "for evaluation only" in str(outcomes[1])
-    (tmp_path / "sets.json").write_text(
-        json.dumps({path.name if path.is_dir() else folder.name: {"evaluation_only": True}})
-    )
+    """Claim: by source and by sets.json, and read for evaluation."""
+    for source, folder in (("mathvision/test", tmp_path / "by_source"), ("own/1", tmp_path / "marked")):
+        ours = synthetic(folder / "ours", count=2)
+        (ours / "data.jsonl").write_text((ours / "data.jsonl").read_text().replace('"own/1"', f'"{source}"'))
+        (folder / "theirs").mkdir()
+        path = ours if name == "ours" else WRITERS[name](records_of(ours), folder / "theirs")
+        corpus = open_corpus(path, FormatConfig(plain_answers=True), purpose="train")
+        outcomes = [found for _, found in walk(corpus)]
+        assert not isinstance(outcomes[0], DataError)
+        assert isinstance(outcomes[1], DataError) == (source == "mathvision/test")
+        assert len(read_set(path, purpose="evaluate", plain_answers=True)) == 2
+    (folder / "sets.json").write_text(json.dumps({key: {"evaluation_only": True} for key in ("ours", "theirs")}))
     with pytest.raises(DataError, match="for evaluation only; train on another set"):
-        read_set(path, plain_answers=True)
+        open_corpus(path, FormatConfig(plain_answers=True), purpose="train")
     assert len(read_set(path, purpose="evaluate", plain_answers=True)) == 2
+    file = open_corpus(path, FormatConfig(), purpose="evaluate").shards()[0]
+    with pytest.raises(DataError, match="for evaluation only"):
+        open_corpus(file, FormatConfig(), purpose="train")
 
 
 @pytest.mark.parametrize(
@@ -287,6 +296,10 @@ def test_a_hub_cache_may_link_to_its_blobs_and_nothing_else(tmp_path: Path) -> N
     (plain / "train.parquet").symlink_to(blob)
     with pytest.raises(DataError, match="is a link that leads out of"):
         read_set(plain)
+    (plain / "train.parquet").unlink()
+    (plain / "train.parquet").symlink_to("train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet cannot be found"):
+        read_set(plain)
 
 
 def test_bad_samples_of_a_shard_are_named(tmp_path: Path) -> None:
@@ -359,6 +372,8 @@ def test_images_of_a_sample_come_in_the_order_that_it_names(tmp_path: Path) -> N
     [
         ("split.yaml", "split_parts: {train: [shards/none.tar]}", r"none\.tar: named by \.nv-meta and not there"),
         ("split.yaml", "split_parts: {train: [../x.tar]}", "shard '../x.tar' is not inside"),
+        ("split.yaml", 'split_parts: {train: ["a\\0.tar"]}', r"shard 'a\\x00.tar' is not inside"),
+        ("split.yaml", 'split_parts: {train: ["a\\ud800.tar"]}', r"split\.yaml: cannot be read|is not inside"),
         ("split.yaml", "split_parts: {val: []}", "part 'train' of the split is not there; --split val or all"),
         ("split.yaml", "split_parts: {train: []}", "part 'train' of the split has no shards"),
         ("split.yaml", "split_parts: {train: [7]}", "split_parts: a list of names expected"),

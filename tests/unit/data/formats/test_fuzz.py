@@ -58,8 +58,9 @@ def test_damage_is_read_skipped_or_one_named_error(name: str, sets: dict[str, Pa
         copy = tmp_path / "copy"
         path = _copied(sets[name], copy)
         files = sorted(file for file in copy.rglob("*") if file.is_file())
+        texts = [file for file in files if file.suffix not in (".png", ".jpg")]
         for _ in range(draw.choice((1, 1, 2, 5))):
-            victim = draw.choice(files)
+            victim = draw.choice(texts if draw.random() < 0.7 else files)
             victim.write_bytes(_mutation(victim, draw)(victim.read_bytes(), draw))
         for outcome in _outcomes(path, draw.choice((None, name.partition(" ")[0])), plain=draw.random() < 0.5):
             outcomes[outcome] += 1

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prism_megatron.data.stream.packing import Bag, best_fit, slots, spread
 from prism_megatron.data.stream import packing
+from prism_megatron.data.stream.packing import Bag, best_fit, slots, spread
 
 
 class SlowBag(Bag):

@@ -18,9 +18,9 @@ from prism_megatron.data.records import read_records
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer
 from prism_megatron.data.segments import response_text
+from prism_megatron.data.stream import plan as planning
 from prism_megatron.data.stream.mixture import Mixture
 from prism_megatron.data.stream.plan import START, Cost, Packing, Plan, Position
-from prism_megatron.data.stream import plan as planning
 from prism_megatron.errors import DataError
 
 COST = Cost(token=1.0, token_pair=0.001, visual_token=0.5)
