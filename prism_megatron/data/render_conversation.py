@@ -176,15 +176,6 @@ def _tokens_of(encoding: Any, start: int, end: int) -> range:
     return range(first + (encoding.offsets[first][0] < start), encoding.char_to_token(end - 1) + 1)
 
 
-def _tokens_of(encoding: Any, start: int, end: int) -> range:
-    """The tokens that lie in these characters, of which the last is one token's last.
-
-    A token that begins before them, in a line end that it shares with the turn's first, could never be sampled.
-    """
-    first = encoding.char_to_token(start)
-    return range(first + (encoding.offsets[first][0] < start), encoding.char_to_token(end - 1) + 1)
-
-
 def _content(turn: Turn) -> str | list[dict[str, str]]:
     if turn.role != "user":
         return "".join(cast(tuple[str, ...], turn.parts))

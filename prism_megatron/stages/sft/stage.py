@@ -39,7 +39,6 @@ class SFT:
         title: str,
         total_steps: int,
     ) -> None:
-        """``held_out`` are asked and never learned."""
         self.learner, self.demonstrations, self.session = learner, demonstrations, session
         self.models, self.title, self.total_steps = models, title, total_steps
         self.identity, self.data_counts = demonstrations.identity, demonstrations.counts
@@ -53,9 +52,7 @@ class SFT:
     def engines(self) -> Mapping[str, MegatronEngine]:
         return {"policy": self.learner.policy}
 
-    def prepare(self, first_step: int) -> None:
-        """From here on rows are read ahead."""
-        del first_step
+    def prepare(self, _first_step: int) -> None:
         self._steps = self.demonstrations.steps(self.after)
 
     def play(self, step: int) -> Outcome:
@@ -99,6 +96,5 @@ class SFT:
         return Artefacts(output / EXPORT, what)
 
     def close(self) -> None:
-        """End the processes that read ahead."""
         if self._steps is not None:
             self._steps.close()
