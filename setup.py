@@ -26,7 +26,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"prism-{name.replace('_', '-')} = prism_megatron.terminal:{name}"
-            for name in ("align", "warm_start", "convert", "serve", "verify", "make_random", "report")
+            for name in ("sft", "align", "warm_start", "convert", "serve", "verify", "make_random", "report", "data")
         ]
     },
     python_requires=">=3.11",
@@ -53,6 +53,8 @@ setup(
         "gpu": ["transformer-engine[pytorch]", "flash-attn"],
         # ModelOpt's own extra for transformers pins an older one; it imports requests and does not ask for it.
         "quant": ["nvidia-modelopt==0.47.*", "requests"],
+        # Sets of records in Parquet files.
+        "parquet": ["pyarrow"],
         # Where rows may go beside metrics.jsonl (--log-to).
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
@@ -60,6 +62,7 @@ setup(
             "hypothesis",
             "import-linter",
             "mypy",
+            "pyarrow",
             "pytest",
             "pytest-xdist",
             "ruff",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prism_megatron.terminal import guarded
 
-COMMANDS = ("align", "warm-start", "convert", "serve", "verify", "make-random", "report")
+COMMANDS = ("sft", "align", "warm-start", "convert", "serve", "verify", "make-random", "report", "data")
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""
 
 

@@ -148,7 +148,8 @@ def run(name: str) -> int:
     return guarded(lambda: importlib.import_module(f"prism_megatron.commands.{name}").main())
 
 
-align, warm_start, convert, serve, verify, make_random, report = (
-    partial(run, name) for name in ("align", "warm_start", "convert", "serve", "verify", "make_random", "report")
+align, warm_start, convert, serve, verify, make_random, report, data, sft = (
+    partial(run, name)
+    for name in ("align", "warm_start", "convert", "serve", "verify", "make_random", "report", "data", "sft")
 )
 """The console scripts."""

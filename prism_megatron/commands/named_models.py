@@ -21,10 +21,13 @@ def named_shapes(model: ModelConfig, discriminator: DiscriminatorConfig) -> tupl
     Raises PrismError where a name stands for nothing, or for another role, and where the files beside the weights are
     not all there or do not fit the model. Weights are looked at when they are loaded.
     """
-    policy = policy_folder(model.model, fetch=True)
     judge = discriminator_folder(discriminator.discriminator, fetch=True)
-    shape = _checked_shape(files_folder(policy, "policy"))
-    return shape, None if judge is None else _checked_shape(files_folder(judge, "discriminator"))
+    return policy_shape(model), None if judge is None else _checked_shape(files_folder(judge, "discriminator"))
+
+
+def policy_shape(model: ModelConfig) -> Qwen3VLShape:
+    """The sizes of the policy alone. Raises PrismError as :func:`named_shapes`."""
+    return _checked_shape(files_folder(policy_folder(model.model, fetch=True), "policy"))
 
 
 def _checked_shape(folder: Path) -> Qwen3VLShape:

@@ -24,11 +24,11 @@ from prism_megatron.run.follow import RowClock, RowReader, follow
 from prism_megatron.run.record import RunRecord, read_record
 from prism_megatron.run.reporting import newest_checkpoint, path_text, write_both
 from prism_megatron.stages.align.view import VIEW as ALIGN
+from prism_megatron.stages.sft.view import VIEW as SFT
 from prism_megatron.stages.warm_start.view import VIEW as WARM_START
 from prism_megatron.terminal import INTERRUPTED
 
-VIEWS: Mapping[str, StageView] = {"align": ALIGN, "warm-start": WARM_START}
-"""By the stage's name in run.json."""
+VIEWS: Mapping[str, StageView] = {"align": ALIGN, "warm-start": WARM_START, "sft": SFT}
 
 _TOLD_BY_THE_RUN = ("ended", "exported", "held_out")
 _POLL_SECONDS = 1.0
@@ -105,7 +105,9 @@ def _view(record: RunRecord | None, rows: Sequence[Row]) -> StageView:
         if record.stage not in VIEWS:
             raise DataError(f"{RECORD} is of stage {record.stage!r}; this version knows {' and '.join(VIEWS)}")
         return VIEWS[record.stage]
-    return ALIGN if any("policy_version" in row for row in rows) else WARM_START
+    if any("policy_version" in row for row in rows):
+        return ALIGN
+    return SFT if any("samples" in row for row in rows) else WARM_START
 
 
 def _watch(folder: Path, console: Console) -> None:

@@ -107,11 +107,14 @@ def to_plain(config: object) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            plain[item.name] = to_plain(value)
-        else:
-            plain[item.name] = str(value) if isinstance(value, Path) else value
+        plain[item.name] = to_plain(value) if dataclasses.is_dataclass(value) else _plain_value(value)
     return plain
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain_value, value))
+    return str(value) if isinstance(value, Path) else value
 
 
 def to_yaml(config: object) -> str:

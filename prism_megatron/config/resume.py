@@ -101,6 +101,8 @@ def _optimizers(config: object) -> Iterator[tuple[str, OptimizerConfig]]:
 
 def _another(before: Any, now: Any) -> bool:
     """Whether a value is another one; a folder that is spelled otherwise is not."""
+    if isinstance(before, tuple) and isinstance(now, tuple):
+        return len(before) != len(now) or any(map(_another, before, now))
     if isinstance(before, Path) and isinstance(now, Path):
         return os.path.realpath(before) != os.path.realpath(now)
     return bool(before != now)

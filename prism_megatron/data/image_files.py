@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,21 +45,31 @@ _TURNS = {
 # Some formats hold files of another inside, whose size Pillow checks by this bound alone: it refuses twice as much.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
+Stored = Path | bytes
+"""An image file as it was stored: where it lies, or all of it."""
+IN_THE_RECORD = "the image in the record"
+_STREAM = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")
+
 Seen = tuple[int, int] | str
 """(width, height) in pixels, or why an image cannot be used."""
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(stored: Stored) -> Image.Image:
     """The first picture of an image file, decoded, upright, of 8 bits a colour.
 
     Raises ImageError, naming the file, for one that cannot be read, is larger than MAX_PIXELS or has no known white.
     """
-    return _read(path, _pixels)
+    return _read(stored, _pixels)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(stored: Stored) -> tuple[int, int]:
     """(width, height) in pixels from the file's header. Raises ImageError as :func:`open_image`."""
-    return _read(path, lambda image: image.size)
+    return _read(stored, lambda image: image.size)
+
+
+def image_kind(stored: Stored) -> str:
+    """Pillow's name of the file's format, such as ``PNG``. Raises ImageError as :func:`open_image`."""
+    return _read(stored, lambda image: image.format or "")
 
 
 def look_at(paths: Sequence[Path], *, pixels: bool, advance: Callable[[int], None] = lambda _count: None) -> list[Seen]:
@@ -82,24 +93,26 @@ def look_at(paths: Sequence[Path], *, pixels: bool, advance: Callable[[int], Non
     return seen
 
 
-def _read(path: Path, use: Callable[[Image.Image], T]) -> T:
+def _read(stored: Stored, use: Callable[[Image.Image], T]) -> T:
     """``use`` of the opened file; where that fails, of the same file without its metadata, if it has any."""
+    name = IN_THE_RECORD if isinstance(stored, bytes) else str(stored)
     try:
         with _quietly():
             try:
-                return _opened(path, use)
+                return _opened(io.BytesIO(stored) if isinstance(stored, bytes) else stored, use)
             except ImageError:
                 raise
             except Exception:  # a decoder's errors are an open set; raised again below
-                bare = without_metadata(path)
+                bare = without_metadata(stored)
                 if bare is None:
                     raise
                 return _opened(io.BytesIO(bare), use)
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise ImageError(f"{name}: {error}") from error
     except Exception as error:  # as above
-        reason = " ".join(str(error).replace(str(path), "it").split()) or type(error).__name__
-        raise ImageError(f"{path}: the image cannot be read: {reason}") from error
+        said = _STREAM.sub("it", str(error).replace(name, "it"))
+        reason = " ".join(said.split()) or type(error).__name__
+        raise ImageError(f"{name}: the image cannot be read: {reason}") from error
 
 
 def _opened(source: Path | BinaryIO, use: Callable[[Image.Image], T]) -> T:

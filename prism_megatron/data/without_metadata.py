@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 _PNG, _PNG_NEEDED = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
@@ -10,12 +11,12 @@ _JPEG, _START_OF_SCAN = b"\xff\xd8", 0xDA
 _APPLICATION, _COMMENT, _JPEG_NEEDED = range(0xE0, 0xF0), 0xFE, (0xE0, 0xEE)
 
 
-def without_metadata(path: Path) -> bytes | None:
+def without_metadata(stored: Path | bytes) -> bytes | None:
     """A PNG or JPEG file, which may be damaged, with its pixels' parts alone; None for any other, which is not read.
 
     Each part is copied bit for bit, so damaged pixels stay damaged. Raises OSError.
     """
-    with path.open("rb") as file:
+    with io.BytesIO(stored) if isinstance(stored, bytes) else stored.open("rb") as file:
         first = file.read(len(_PNG))
         if first == _PNG:
             return _png(first + file.read())

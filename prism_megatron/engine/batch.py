@@ -34,6 +34,8 @@ class Extra(StrEnum):
     """[B, S] what a token is worth"""
     ROLLOUT_LOGPROBS = "rollout_logprobs"
     """[B, S] as the rollout engine drew the tokens"""
+    SOURCE = "source"
+    """[B, S] number of the set that a demonstration comes from"""
     SERVER_LOGPROBS = "server_logprobs"
     """[B, S] as a server scored given tokens"""
     REFERENCE_ROW = "reference_row"

@@ -63,11 +63,11 @@ class VocabularyOutput:
         ``targets_B_L`` are ids below ``vocab_size``. Both are differentiable any number of ways; backward computes
         the logits a second time. The plain twin is ``log_softmax`` over the gathered logits.
         """
-        chosen_B_L = mask_B_L.bool()
+        chosen_L_B = mask_B_L.bool().t()
         found_2_N: Tensor = _Scores.apply(  # type: ignore[no-untyped-call]  # torch's Function.apply
-            self._chosen(chosen_B_L), self.weight_V_H, targets_B_L[chosen_B_L], self._columns(), temperature
+            self.hidden_L_B_H[chosen_L_B], self.weight_V_H, targets_B_L.t()[chosen_L_B], self._columns(), temperature
         )
-        return self._scattered(found_2_N, chosen_B_L)
+        return self._scattered(found_2_N, chosen_L_B)
 
     def learn(
         self, loss_of: TokenLoss, targets_B_L: Tensor, mask_B_L: Tensor, *, temperature: float = 1.0
@@ -77,29 +77,27 @@ class VocabularyOutput:
         ``loss_of`` is called chunk by chunk. Gradients are found on the way, so that every logit is computed once. The
         loss is differentiable once.
         """
-        chosen_B_L = mask_B_L.bool()
+        # In the order of the hidden states: Megatron's all-reduce of their gradient is lost where it is transposed.
+        chosen_L_B = mask_B_L.bool().t()
         loss, found_2_N = _Learn.apply(  # type: ignore[no-untyped-call]  # torch's Function.apply
-            self._chosen(chosen_B_L),
+            self.hidden_L_B_H[chosen_L_B],
             self.weight_V_H,
-            targets_B_L[chosen_B_L],
+            targets_B_L.t()[chosen_L_B],
             self._columns(),
             temperature,
-            lambda logprobs_n, entropy_n, part: loss_of(logprobs_n, entropy_n, lambda of: of[chosen_B_L][part]),
+            lambda logprobs_n, entropy_n, part: loss_of(logprobs_n, entropy_n, lambda of: of.t()[chosen_L_B][part]),
             torch.is_grad_enabled(),
         )
-        return loss, self._scattered(found_2_N, chosen_B_L)
-
-    def _chosen(self, chosen_B_L: Tensor) -> Tensor:
-        return self.hidden_L_B_H.transpose(0, 1)[chosen_B_L]
+        return loss, self._scattered(found_2_N, chosen_L_B)
 
     def _columns(self) -> _Columns:
         return _Columns(self.tp_group, self.tp_group.rank() * len(self.weight_V_H), len(self.weight_V_H),
                         self.vocab_size)  # fmt: skip
 
     @staticmethod
-    def _scattered(found_2_N: Tensor, chosen_B_L: Tensor) -> TokenScores:
-        scores_2_B_L = found_2_N.new_zeros(2, *chosen_B_L.shape).masked_scatter(chosen_B_L.unsqueeze(0), found_2_N)
-        return TokenScores(*scores_2_B_L)
+    def _scattered(found_2_N: Tensor, chosen_L_B: Tensor) -> TokenScores:
+        scores_2_L_B = found_2_N.new_zeros(2, *chosen_L_B.shape).masked_scatter(chosen_L_B.unsqueeze(0), found_2_N)
+        return TokenScores(*scores_2_L_B.transpose(1, 2))
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,7 @@ from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
+from prism_megatron.data.stream.prefetch import Demonstration
 from prism_megatron.data.teachers import Teacher
 from prism_megatron.data.tokenizer import CONTROL_TOKENS, MODEL_VOCAB_SIZE, save_mini_processing
 from prism_megatron.disk import write_atomically
@@ -48,7 +49,7 @@ from prism_megatron.sampling.shares import sample_groups
 from prism_megatron.stages.warm_start.gate import Gate, described, measure
 from prism_megatron.stages.warm_start.pairs import StepPairs
 from prism_megatron.training.roles import batch_format, build_policy, export_folder
-from prism_megatron.training.supervised_update import Demonstration, SFTStep, train
+from prism_megatron.training.supervised_update import SFTUpdate, teach
 from prism_megatron.types import TOWER_NAMES
 
 SHIPPED = ("policy", "discriminator")
@@ -139,13 +140,12 @@ def supervised(
 
     started = time.monotonic()
 
-    def say(result: SFTStep) -> None:
-        if world.is_main and (result.step % 20 == 0 or result.step == phase.steps - 1):
-            seconds = time.monotonic() - started
-            print(f"{split} step {result.step:5}  loss {result.loss:.4f}  grad {result.grad_norm:.3f}  {seconds:.0f} s",
-                  flush=True)  # fmt: skip
+    def say(step: int, update: SFTUpdate) -> None:
+        if world.is_main and (step % 20 == 0 or step == phase.steps - 1):
+            seconds, norm = time.monotonic() - started, update.result.grad_norm
+            print(f"{split} step {step:5}  loss {update.loss:.4f}  grad {norm:.3f}  {seconds:.0f} s", flush=True)
 
-    train(
+    teach(
         policy,
         my_rows,
         world=world,

@@ -21,6 +21,7 @@ _STANDS_FOR = {
     "role": "|".join(ROLES),
     "kind": "|".join(PROMPT_KINDS),
     "expert": "[0-9]+",
+    "source": ".+",
     "phase": "[a-z_]+",
 }
 
@@ -110,6 +111,19 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
             "tokens whose log-probs differ by more than 20 between trainer and rollout, and are taken to differ by that"
         ),
         "importance/effective_share": Metric("effective sample size as a share of the tokens", "response_tokens"),
+    },
+    "Supervised fine-tuning": {
+        "loss": Metric("negative log-likelihood of a label token, before the step's update", "label_tokens"),
+        "label_tokens": Metric("tokens that were learned"),
+        "tokens": Metric("tokens of all conversations, those of images included"),
+        "samples": Metric("conversations of the step"),
+        "images": Metric("images of the step"),
+        "skipped_samples": Metric("conversations that could not be read at their step (--on-bad skip)"),
+        "row_fill": Metric("share of the rows' room that tokens fill; null without packing"),
+        "held_out/loss": Metric("the same loss on the held-out part, after the step", "held_out/tokens"),
+        "held_out/tokens": Metric("label tokens of the held-out rows that were asked"),
+        "held_out/{source}/loss": Metric("the same of one source", "held_out/{source}/tokens"),
+        "held_out/{source}/tokens": Metric("its label tokens"),
     },
     "What the discriminator's pass ran": {
         "discriminator/trunk_tokens": Metric("tokens through the trunk"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from prism_megatron.observability.metrics import Row
-from prism_megatron.observability.summary import number, step_seconds
+from prism_megatron.observability.summary import number, step_seconds, trained_tokens
 
 _HEADER_EVERY = 20
 _STEPS_REMEMBERED = 10
@@ -77,7 +77,7 @@ class Progress:
             self._durations.append(duration)
         self._last_row_at = now
         step = int(number(row, "step") or 0)
-        tokens = number(row, "response_tokens")
+        tokens = trained_tokens(row)
         speed = tokens / seconds if tokens is not None and seconds else None
         place = str(step + 1) if self._total_steps is None else f"{step + 1}/{self._total_steps}"
         self._print(

@@ -43,7 +43,7 @@ def summarise(rows: Sequence[Row], facts: RunFacts) -> dict[str, Any]:
     ``steps`` counts from the very first step, also where the rows begin at a later one (a run that went on in a new
     folder).
     """
-    tokens = total(rows, "response_tokens")
+    tokens = sum(trained_tokens(row) or 0.0 for row in rows)
     in_steps = _seconds_by_phase(rows)
     outside = facts.other_seconds
     seconds = {phase: outside.get(phase, 0.0) + in_steps.get(phase, 0.0) for phase in {**outside, **in_steps}}
@@ -97,6 +97,12 @@ def pooled(rows: Sequence[Row], key: str) -> float | None:
     known = [(value, count) for value, count in pairs if value is not None and count]
     weight = sum(count for _, count in known)
     return sum(value * count for value, count in known) / weight if weight else None
+
+
+def trained_tokens(row: Row) -> float | None:
+    """What speed is told in: tokens of answers, or of demonstrations."""
+    tokens = number(row, "response_tokens")
+    return number(row, "tokens") if tokens is None else tokens
 
 
 def total(rows: Sequence[Row], key: str) -> int:

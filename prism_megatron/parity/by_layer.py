@@ -24,6 +24,7 @@ from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.engine.batch import collate
 from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.parity.compare import Difference, agreement, gradient_errors, largest_error, worst_first
 from prism_megatron.parity.oracle import model_inputs, one_layer_transformers
@@ -204,9 +205,8 @@ class Ours:
             if layer:
                 leaf = _leaf(_payload(states[n])[:, None].to(self.world.device))
                 chunk.set_input_tensor(leaf)
-            output = chunk(batch)[:, 0]
-            if layer == self.shape.text.num_layers - 1:
-                output = output[:, : self.shape.text.vocab]  # ours is padded
+            made = chunk(batch)
+            output = made.logits()[:, 0, : self.shape.text.vocab] if isinstance(made, VocabularyOutput) else made[:, 0]
             _backward(output, sample)
             if layer:
                 assert leaf.grad is not None

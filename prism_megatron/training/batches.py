@@ -65,9 +65,13 @@ def supervised_batch(
     *,
     form: BatchFormat,
     extras: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    pack: bool = False,
 ) -> Batch:
-    """One micro-batch of demonstrations; ``label_mask`` is 1 on the tokens to learn. ``extras`` are per token too."""
-    return _collate_rows(rows, {**(extras or {}), Extra.LABEL_MASK: label_masks}, form)
+    """One micro-batch of demonstrations; ``label_mask`` is 1 on the tokens to learn. ``extras`` are per token too.
+
+    With ``pack`` they follow one another in one row.
+    """
+    return _collate_rows(rows, {**(extras or {}), Extra.LABEL_MASK: label_masks}, form, pack=pack)
 
 
 def _collate_rows(

@@ -18,11 +18,12 @@ from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.data.loader import Example, ExampleSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.stream.prefetch import Demonstration
 from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.observability.activity import Activity
 from prism_megatron.training.roles import batch_format, build_policy, export_folder
-from prism_megatron.training.supervised_update import Demonstration, SFTStep, train
+from prism_megatron.training.supervised_update import SFTUpdate, teach
 from prism_megatron.types import Response
 
 FORMAT_SFT = "format_sft"
@@ -68,15 +69,15 @@ def teach_format(
         examples = prompts.batch(step)[world.dp_rank :: world.dp_size]
         return [renderer.training_row(example.prompt, abridged(example, renderer)) for example in examples]
 
-    def report(result: SFTStep) -> None:
+    def report(step: int, update: SFTUpdate) -> None:
         advance(1)
-        if result.step % 10 == 0 or result.step == steps - 1:
-            say(f"format SFT step {result.step + 1}/{steps}: loss {result.loss:.4f} on {result.label_tokens} tokens")
+        if step % 10 == 0 or step == steps - 1:
+            say(f"format SFT step {step + 1}/{steps}: loss {update.loss:.4f} on {update.label_tokens} tokens")
 
     activity = activity or Activity()
     policy.activity = activity
     with activity.phase("format SFT"), activity.task("steps", total=steps) as advance:
-        train(
+        teach(
             policy,
             my_rows,
             world=world,

@@ -13,6 +13,7 @@ from model_providers.qwen3_vl.vision import VisionBlock
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.engine.attention import SDPACoreAttention
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.engine.specs import DecoderLayer
 from prism_megatron.parity import ranks
@@ -34,7 +35,11 @@ def payload_rows(world: World, folder: Path, samples: Sequence[Sample]) -> int:
     """Rows of what this stage's chunk returned for its last micro-batch."""
     shape, lengths = Qwen3VLShape.from_folder(folder), []
     engine = build_engine(world, folder, shape, dtype=torch.float32)
-    engine.modules[0].register_forward_hook(lambda _module, _inputs, output: lengths.append(len(output)))
+
+    def note(_module: object, _inputs: object, output: VocabularyOutput | torch.Tensor) -> None:
+        lengths.append(len(output.hidden_L_B_H if isinstance(output, VocabularyOutput) else output))
+
+    engine.modules[0].register_forward_hook(note)
     run_samples(engine, shape, samples, pack=True)
     return lengths[-1]
 

@@ -10,6 +10,7 @@ from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.gradients import gradient_of
+from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from tests.counting import Counting
@@ -81,9 +82,11 @@ def test_sums_add_and_maxima_are_the_largest_of_all_micro_batches(world: World) 
     batches, _ = tiny.batches_of(world, step=0)
     values = iter([-3.0, -1.0, -4.0, -2.0])
 
-    def loss(logits: Tensor, _batch: Batch) -> LossOutput:
+    def loss(output: VocabularyOutput, _batch: Batch) -> LossOutput:
         value = torch.tensor(next(values))
-        return LossOutput(logits.sum(), sums={"x": value}, maxima={"x": value}, rows={"x": value.expand(2)})
+        return LossOutput(
+            output.hidden_L_B_H.sum(), sums={"x": value}, maxima={"x": value}, rows={"x": value.expand(2)}
+        )
 
     output = engine.forward(batches, loss)
     assert (output.sums, output.maxima) == ({"x": -10.0}, {"x": -1.0})

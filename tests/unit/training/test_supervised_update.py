@@ -10,7 +10,7 @@ import torch
 
 from prism_megatron.engine.runtime import World
 from prism_megatron.training import supervised_update
-from prism_megatron.training.supervised_update import SFTStep, train
+from prism_megatron.training.supervised_update import SFTUpdate, teach
 from prism_megatron.types import TokenSequence
 from tests.unit.game.tiny_game import Bigram, form, world_of_one
 
@@ -37,15 +37,15 @@ def test_the_loss_is_a_mean_over_the_label_tokens_of_all_ranks(
     policy: Any = Bigram()
     logprobs = torch.log_softmax(policy.weight.detach().double(), dim=-1)
     expected = -(logprobs[6, 7] + logprobs[7, 8] + logprobs[9, 10]) / (3 + OTHER_RANKS_TOKENS)
-    steps: list[SFTStep] = []
-    train(
+    steps: list[SFTUpdate] = []
+    teach(
         policy,
         lambda _step: ROWS,
         world=world,
         form=form(),
         rows_per_microbatch=rows_per_microbatch,
         steps=1,
-        on_step=steps.append,
+        on_step=lambda _step, update: steps.append(update),
     )
     (step,) = steps
     assert step.loss == pytest.approx(float(expected), rel=1e-6)

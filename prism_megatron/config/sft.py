@@ -1,0 +1,136 @@
+"""The whole configuration of supervised fine-tuning. Field defaults are the paper's where it states them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import tyro
+
+from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.demonstrations import DemonstrationsConfig
+from prism_megatron.config.fields import AT_LEAST_ONE, ZERO_IS_OFF, OnResume, check_fields
+from prism_megatron.config.formats import FormatConfig
+from prism_megatron.config.model import ALL_VISION, FreezeGroup, ModelConfig
+from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.precision import PrecisionConfig, check_precision
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.run import RunConfig
+from prism_megatron.config.validate import check_recompute
+from prism_megatron.config.validate_layout import check_layout, check_world
+from prism_megatron.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning on demonstrations: the method's first stage."""
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
+
+    parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
+    recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
+    precision: tyro.conf.OmitArgPrefixes[PrecisionConfig] = field(default_factory=PrecisionConfig)
+    model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
+    data: tyro.conf.OmitArgPrefixes[DemonstrationsConfig] = field(default_factory=DemonstrationsConfig)
+    format: tyro.conf.OmitArgPrefixes[FormatConfig] = field(default_factory=FormatConfig)
+    checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
+    run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
+    policy: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=1e-5, schedule="cosine", warmup_ratio=0.1)
+    )
+    freeze: tuple[FreezeGroup, ...] = ALL_VISION
+    """parts of the model that stay as loaded (paper: the vision tower and the projector)"""
+    steps: Annotated[int | None, AT_LEAST_ONE, OnResume.LONGER] = None
+    """optimizer steps; by default those of --epochs"""
+    seed: int = 42
+    """keys the order of the data"""
+    eval_every: Annotated[int, ZERO_IS_OFF, OnResume.FREE] = 100
+    """steps between losses on the held-out part; 0 asks at the end alone"""
+    eval_rows: Annotated[int, AT_LEAST_ONE, OnResume.FREE] = 64
+    """rows of the held-out part that are asked, over all data-parallel ranks; those there are, where there are fewer"""
+
+
+def check_sft_values(config: SFTConfig) -> None:
+    """Raise ConfigError for a value that no model and no world could use, or for data that are not there."""
+    check_fields(config)
+    data = config.data
+    for path in data.data:
+        if not path.exists():
+            raise ConfigError(f"--data {path} does not exist; name a file or a folder of records (docs/data.md)")
+    if config.model.freeze_policy_vision:
+        raise ConfigError("--freeze-policy-vision is alignment's; name the parts with --freeze vision projector")
+    if data.packing and data.rows_per_microbatch != 1:
+        raise ConfigError(
+            f"--rows-per-microbatch {data.rows_per_microbatch} is for --no-packing: a packed row is a micro-batch"
+        )
+    times_of(data)
+    if not data.data:
+        _check_scenes(config)
+
+
+def times_of(data: DemonstrationsConfig) -> dict[str, float]:
+    """How often an epoch shows each source that ``--repeats`` names. Raises ConfigError."""
+    times: dict[str, float] = {}
+    for entry in data.repeats:
+        name, _, number = entry.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not name or not 0.0 <= value < float("inf"):
+            raise ConfigError(f"--repeats {entry}: SOURCE=TIMES expected, with a number from 0, such as public=0.5")
+        if name in times:
+            raise ConfigError(f"--repeats names {name!r} twice; say once how often it is seen")
+        times[name] = value
+    return times
+
+
+def _check_scenes(config: SFTConfig) -> None:
+    data, default = config.data, DemonstrationsConfig()
+    if config.steps is None:
+        raise ConfigError("scenes have no end: say how many --steps to take, or name demonstrations with --data")
+    if config.format != FormatConfig():
+        raise ConfigError("flags of a format are for --data, and without it scenes are made; leave them out")
+    for name in ("repeats", "on_bad", "labels", "epochs", "index"):
+        if getattr(data, name) != getattr(default, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for --data, and without it scenes are made; leave it out")
+
+
+def check_sft(config: SFTConfig, shape: Qwen3VLShape, *, world_size: int) -> None:
+    """All checks of a run on ``world_size`` processes with a policy of this ``shape``. Raises ConfigError."""
+    check_sft_values(config)
+    check_recompute(config.recompute)
+    if "router" in config.freeze and not shape.text.num_experts:
+        raise ConfigError("--freeze router is for models with experts, and --model has none; leave it out")
+    check_layout(config.parallel, shape, experts_per_tower=0)
+    dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
+    check_precision(config.precision, config.parallel, shape, dtype=dtype)
+    data_parallel, data = check_world(config.parallel, world_size), config.data
+    share = data_parallel * config.parallel.microbatches_of_a_rank * data.rows_per_microbatch
+    if data.rows_per_step % share:
+        raise ConfigError(
+            f"--rows-per-step {data.rows_per_step} must be a multiple of {share}: of {data_parallel} data-parallel "
+            f"ranks, each with whole rounds of micro-batches; use {-(-data.rows_per_step // share) * share}"
+        )
+
+
+MINI_SFT = SFTConfig(
+    data=DemonstrationsConfig(system_prompt=None, max_tokens=256, rows_per_step=8, readers=0),
+    checkpoint=CheckpointConfig(save_every=60),
+    policy=OptimizerConfig(lr=1e-3, schedule="cosine", min_lr_ratio=0.05, warmup_ratio=0.05, beta2=0.95),
+    steps=120,
+    eval_every=20,
+    eval_rows=16,
+)
+"""The mini world's: scenes written about by its sloppy teacher."""
+
+MINI_SFT_RECORDS = SFTConfig(
+    data=DemonstrationsConfig(system_prompt=None, max_tokens=1024, rows_per_step=8, validation_share=0.1, readers=0),
+    checkpoint=CheckpointConfig(save_every=60),
+    policy=OptimizerConfig(lr=2e-3, schedule="cosine", min_lr_ratio=0.05, warmup_ratio=0.1, beta2=0.95),
+    eval_every=20,
+    eval_rows=32,
+)
+"""The mini on records: its text is spelled out byte by byte, hence long rows."""

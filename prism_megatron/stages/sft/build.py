@@ -1,0 +1,205 @@
+"""Builds supervised fine-tuning from its configuration: what is learned from, by whom, in which order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.sft import SFTConfig, times_of
+from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.conversion.model_names import policy_folder, short_name
+from prism_megatron.data.formats.detect import open_corpus
+from prism_megatron.data.index.index import Index, open_index
+from prism_megatron.data.index.samples import IndexedCorpus, samples_of
+from prism_megatron.data.loader import SceneSource
+from prism_megatron.data.records import Part
+from prism_megatron.data.render import Renderer
+from prism_megatron.data.render_conversation import ConversationRenderer
+from prism_megatron.data.scenes import Split
+from prism_megatron.data.stream.mixture import Mixture
+from prism_megatron.data.stream.plan import Cost, Packing, Plan
+from prism_megatron.data.stream.prefetch import Loader
+from prism_megatron.engine.capabilities import check_adam
+from prism_megatron.engine.execution import execution_here
+from prism_megatron.engine.optimizer import inner_optimizers
+from prism_megatron.engine.runtime import World
+from prism_megatron.errors import DataError
+from prism_megatron.parallel.collectives import broadcast_object, on_main
+from prism_megatron.run.driver import drive
+from prism_megatron.run.session import Session
+from prism_megatron.stages.sft.demonstrations import (
+    SCENES_PER_ROW,
+    Demonstrations,
+    RecordDemonstrations,
+    SceneDemonstrations,
+)
+from prism_megatron.stages.sft.plan import Learner
+from prism_megatron.stages.sft.stage import SFT
+from prism_megatron.training.roles import batch_format, build_policy, model_files, resolve_dtype
+
+FAITHFUL_SHARE = 0.25
+"""Of the mini's scenes, those that its teacher writes about without a fault."""
+_AHEAD = 2
+
+
+def fine_tune_on(world: World, config: SFTConfig) -> None:
+    """A whole run on a world that is there."""
+    drive(world, config, build, kind=SFT.name)
+
+
+def build(config: SFTConfig, session: Session) -> SFT:
+    """The policy with loaded weights, and what it learns from.
+
+    Raises ConfigError, DataError or ConversionError before anything is trained.
+    """
+    world = session.world
+    text = f"building the policy on {world.world_size} ranks ({session.layout_text}); run folder {session.output}"
+    with session.phase("build", text):
+        return _build(config, session)
+
+
+def _build(config: SFTConfig, session: Session) -> SFT:
+    world, data = session.world, config.data
+    # What a run's folder stands for may change between two ranks' looks at it.
+    source = broadcast_object(policy_folder(config.model.model), source=0)
+    folder = files_folder(source, "policy")
+    shape = Qwen3VLShape.from_folder(folder)
+    dtype = resolve_dtype(config.model.dtype, shape)
+    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    renderer = Renderer.from_folder(folder, system_prompt=data.system_prompt)
+    # What is learned from.
+    if data.data:
+        learned, held_out = _records(config, shape, renderer, session)
+    else:
+        learned, held_out = (_scenes(config, renderer, split, world) for split in ("sft", "heldout"))
+    ends = [steps for steps in (config.steps, learned.num_steps) if steps is not None]
+    assert ends, "the checks ask for --steps where there is no end"
+    # Who learns.
+    policy = build_policy(
+        source, shape, world=world, dtype=dtype, optimizer=config.policy, total_steps=min(ends), freeze=config.freeze,
+        execution=execution,
+    )  # fmt: skip
+    session.watch(policy)
+    assert policy.optimizer is not None
+    check_adam(capabilities, inner_optimizers(policy.optimizer))
+    learner = Learner(
+        policy,
+        renderer,
+        batch_format(renderer, world, execution),
+        row_tokens=data.max_tokens if data.packing else None,
+        rows_per_microbatch=data.rows_per_microbatch,
+        eval_every=config.eval_every,
+        eval_rows=config.eval_rows,
+    )
+    name = "the mini" if config.model.model is None else short_name(config.model.model)
+    return SFT(learner, learned, held_out, session, models={"policy": model_files(source, "policy", dtype=dtype)},
+               title=f"Supervised fine-tuning of {name}", total_steps=min(ends))  # fmt: skip
+
+
+def _scenes(config: SFTConfig, renderer: Renderer, split: Split, world: World) -> Demonstrations:
+    rows, per_row = config.data.rows_per_step, SCENES_PER_ROW if config.data.packing else 1
+    scenes = SceneSource(renderer, split=split, seed=config.seed, batch_size=rows * per_row, teacher="sloppy",
+                         faithful_share=FAITHFUL_SHARE)  # fmt: skip
+    return SceneDemonstrations(
+        scenes, renderer, rows_per_step=rows, per_row=per_row, dp_rank=world.dp_rank, dp_size=world.dp_size
+    )
+
+
+def _records(
+    config: SFTConfig, shape: Qwen3VLShape, renderer: Renderer, session: Session
+) -> tuple[Demonstrations, Demonstrations | None]:
+    """Those to learn from, and those held out, if there are any."""
+    data = config.data
+    render = ConversationRenderer(renderer, label_turns=data.labels)
+    sets = [_indexed(path, config, render, session) for path in data.data]
+
+    def of(part: Part) -> Demonstrations:
+        return _planned(config, sets, part, render, shape=shape, filler_id=renderer.pad_token_id, session=session)
+
+    learned = of("train")
+    try:
+        held_out = of("validation")
+    except DataError as error:
+        session.say(f"nothing is held out: {error}")
+        return learned, None
+    return learned, held_out
+
+
+def _indexed(path: Path, config: SFTConfig, render: ConversationRenderer, session: Session) -> IndexedCorpus:
+    """A set with its index, which the main rank makes where there is none; all ranks read the same files."""
+    data = config.data
+    corpus = open_corpus(path, config.format, purpose="train")
+
+    def index() -> Index:
+        return open_index(
+            corpus,
+            render,
+            data.index or default_index_folder(),
+            validation_share=data.validation_share,
+            on_bad=data.on_bad,
+            workers=data.readers * session.world.world_size,
+            counting=session.activity,
+        )
+
+    with session.phase("index", f"looking at every record of {path}"):
+        found = IndexedCorpus(corpus, on_main(index))
+    session.say(f"data: {path}: {len(found.index):,} records are usable, {found.index.num_bad:,} are bad")
+    return found
+
+
+def default_index_folder() -> Path:
+    """Where indices are kept for all runs of this user."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "prism_megatron" / "index"
+
+
+def _planned(
+    config: SFTConfig,
+    sets: list[IndexedCorpus],
+    part: Part,
+    render: ConversationRenderer,
+    *,
+    shape: Qwen3VLShape,
+    filler_id: int,
+    session: Session,
+) -> RecordDemonstrations:
+    data, world, learns = config.data, session.world, part == "train"
+    samples = samples_of(sets, part=part, max_tokens=data.max_tokens)
+    repeats = {name: times for name, times in times_of(data).items() if learns or name in samples.sources}
+    # Lengths are planned as they are: a plan that knew of padding would be another one in another layout.
+    packing = Packing(data.max_tokens if data.packing else None, 1)
+    mixture = Mixture(samples, repeats if learns else {}, seed=config.seed)
+    plan = Plan(samples, mixture, packing=packing, seed=config.seed, epochs=data.epochs if learns else 1)
+    counts = samples.counts
+    part_text = "learned from" if learns else "held out"
+    session.say(
+        f"data: {counts.kept:,} records are {part_text}, {counts.too_long:,} have more than {data.max_tokens} tokens"
+    )
+    loader = Loader(
+        plan,
+        render,
+        cost=cost_of(shape),
+        packs_per_step=data.rows_per_step,
+        dp_rank=world.dp_rank,
+        dp_size=world.dp_size,
+        workers=data.readers if learns else 0,
+        ahead=_AHEAD,
+        on_bad=data.on_bad,
+        filler_id=filler_id,
+    )
+    return RecordDemonstrations(plan, loader, rows_per_step=data.rows_per_step)
+
+
+def cost_of(shape: Qwen3VLShape) -> Cost:
+    """Multiply-adds of a forward pass: a token through the language tower, a pair of tokens through its attention, a
+    visual token's patches through the vision tower."""
+    text, vision = shape.text, shape.vision
+    attention = text.hidden * text.head_dim * (2 * text.heads + 2 * text.kv_heads)
+    per_layer = attention + 3 * text.hidden * text.ffn
+    block = 4 * vision.hidden**2 + 2 * vision.hidden * vision.ffn
+    return Cost(
+        token=float(text.num_layers * per_layer),
+        token_pair=float(text.num_layers * text.heads * text.head_dim),
+        visual_token=float(vision.depth * block * vision.merge**2),
+    )

@@ -1,0 +1,57 @@
+"""Who learns, how rows become micro-batches, and when the held-out part is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.batch import Batch, Extra
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.stages.sft.demonstrations import Demonstrations, Row, only
+from prism_megatron.training.batches import BatchFormat, supervised_batch
+from prism_megatron.types import TokenSequence
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """The policy and what stays fixed of its steps."""
+
+    policy: MegatronEngine
+    renderer: Renderer
+    form: BatchFormat
+    row_tokens: int | None
+    """what a packed row may hold; None for one conversation to a row"""
+    rows_per_microbatch: int
+    eval_every: int
+    """steps between losses on the held-out part; 0 for the last step alone"""
+    eval_rows: int
+    """rows of it over all data-parallel ranks"""
+
+    def batches(self, rows: Sequence[Row]) -> list[Batch]:
+        """Micro-batches, in whole rounds; rows without labels fill the last one up."""
+        size, world = self.rows_per_microbatch, self.policy.world
+        filled = [*rows, *[self._filler()] * (-len(rows) % (size * world.microbatch_rounds))]
+        return [self._batch(filled[first : first + size]) for first in range(0, len(filled), size)]
+
+    def asked(self, held_out: Demonstrations) -> list[Batch]:
+        """The micro-batches of the held-out part that this rank is asked."""
+        return self.batches(only(held_out, self.eval_rows, dp_size=self.policy.world.dp_size))
+
+    def asks_after(self, step: int, total_steps: int) -> bool:
+        """Whether the held-out part is asked after this step; always after the last."""
+        return step + 1 == total_steps or (self.eval_every > 0 and (step + 1) % self.eval_every == 0)
+
+    def _batch(self, rows: Sequence[Row]) -> Batch:
+        made = [(one, source) for row in rows for one, source in zip(row.demonstrations, row.sources, strict=True)]
+        return supervised_batch(
+            [sequence for (sequence, _), _ in made],
+            [mask for (_, mask), _ in made],
+            form=self.form,
+            extras={Extra.SOURCE: [[float(source)] * len(mask) for (_, mask), source in made]},
+            pack=self.row_tokens is not None,
+        )
+
+    def _filler(self) -> Row:
+        pad = self.form.pad_token_id
+        return Row(((TokenSequence((pad, pad)), [0.0, 0.0]),), (0,))
