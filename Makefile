@@ -34,10 +34,11 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help align test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
+.PHONY: help sft align test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
     bench-weight-sync te-check effect variants mini clean
 
 help:
+	@echo "make sft [ARGS=...]     fine-tune the mini world's policy: torchrun tools/run_sft.py --tp 2 --pp 2"
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
 	@echo "make test [ARGS=...]    all tests that this machine can run, two files at a time (JOBS=0: in one process)"
 	@echo "make test-long          the tests that take tens of seconds each (CI runs them too)"
@@ -58,6 +59,9 @@ help:
 	@echo "make variants           segment, learned, dense, text, joint and segment credit in one report"
 	@echo "make mini               rebuild the mini world's weights"
 	@echo "make clean              remove environments, caches and runs"
+
+sft: $(VENV)/.installed
+	$(RUN) torchrun tools/run_sft.py --tp 2 --pp 2 $(ARGS)
 
 align: $(VENV)/.installed
 	$(RUN) torchrun tools/run_align.py --tp 4 --pp 2 $(ARGS)
