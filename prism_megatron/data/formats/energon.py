@@ -45,10 +45,10 @@ class EnergonMeta:
             )
         known = self.counts()
         root = self.folder.resolve()
-        found = []
+        found, excludes = [], frozenset(self.excludes)
         where = f"{self.folder / META}: split_parts"
         for name in [shard for each in wanted for shard in _expanded(names[each], where)]:
-            if name in self._excludes:
+            if name in excludes:
                 continue
             path = self.folder / name
             try:
@@ -67,7 +67,7 @@ class EnergonMeta:
     def excluded(self, shard: Path) -> frozenset[str]:
         """Keys of samples that the split leaves out of a shard. Raises DataError for damaged metadata."""
         name = shard.relative_to(self.folder).as_posix()
-        return frozenset(entry.removeprefix(f"{name}/") for entry in self._excludes if "/" in entry)
+        return frozenset(entry.removeprefix(f"{name}/") for entry in self.excludes if "/" in entry)
 
     def counts(self) -> dict[str, int]:
         """Samples of every shard by its name. Raises DataError."""
@@ -84,8 +84,9 @@ class EnergonMeta:
         return _first(self.folder, SPLIT_FILES)
 
     @property
-    def _excludes(self) -> frozenset[str]:
-        return frozenset(_expanded(self._split.get("exclude") or [], f"{self.folder / META}: exclude"))
+    def excludes(self) -> tuple[str, ...]:
+        """Names of shards, and of samples as ``SHARD/KEY``, that are left out. Raises DataError."""
+        return tuple(sorted(set(_expanded(self._split.get("exclude") or [], f"{self.folder / META}: exclude"))))
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class ShardCorpus:
 
     @property
     def settings(self) -> str:
-        return self.reading.settings
+        """With the samples that Energon's metadata excludes, which no shard tells. Raises DataError."""
+        excluded = " ".join(EnergonMeta(self.path).excludes) if self.name == "energon" else ""
+        return self.reading.settings + excluded
 
     def shards(self) -> tuple[Path, ...]:
         """Raises DataError if there are none, or where Energon's metadata names one that is not there."""

@@ -398,7 +398,9 @@ def test_parts_and_exclusions_of_energon_are_kept(tmp_path: Path) -> None:
         "split_parts": {"train": ["shards/shard_0000{00,08}.tar"], "val": ["shards/shard_{000016..000016}.tar"]},
         "exclude": ["shards/shard_000008.tar", "shards/shard_000000.tar/folder.x/k1"],
     }
+    before = open_corpus(path, FormatConfig(), purpose="train").settings
     (path / ".nv-meta" / "split.yaml").write_text(json.dumps(split))
+    assert open_corpus(path, FormatConfig(), purpose="train").settings != before
     (path / ".nv-meta" / ".info.json").rename(path / ".nv-meta" / ".info.yaml")  # JSON is YAML
     train = [one.id for one in read_set(path)]
     assert train == [f"own-{i}" for i in (0, 2, 3, 4, 5, 6, 7)]
