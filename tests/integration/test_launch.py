@@ -66,10 +66,13 @@ def ranks(folder: Path, size: int) -> list[dict[str, float]]:
 
 
 def assert_gone(pids: Sequence[int], seconds: float) -> None:
-    def alive() -> list[int]:
-        return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    def alive(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:  # it may go between two looks
+            return False
 
-    wait_for(lambda: not alive(), seconds=seconds)
+    wait_for(lambda: not any(map(alive, pids)), seconds=seconds)
 
 
 @pytest.mark.parametrize("outer", OUTER)
