@@ -11,7 +11,7 @@ from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.validate_layout import smallest_world
 from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import discriminator_folder, policy_folder
+from prism_megatron.conversion.model_names import MiniPolicy, discriminator_folder, policy_folder
 from prism_megatron.data.model_files import check_model_files
 
 
@@ -25,9 +25,9 @@ def named_shapes(model: ModelConfig, discriminator: DiscriminatorConfig) -> tupl
     return policy_shape(model), None if judge is None else _checked_shape(files_folder(judge, "discriminator"))
 
 
-def policy_shape(model: ModelConfig) -> Qwen3VLShape:
+def policy_shape(model: ModelConfig, *, of_the_mini: MiniPolicy = "policy") -> Qwen3VLShape:
     """The sizes of the policy alone. Raises PrismError as :func:`named_shapes`."""
-    return _checked_shape(files_folder(policy_folder(model.model, fetch=True), "policy"))
+    return _checked_shape(files_folder(policy_folder(model.model, of_the_mini=of_the_mini, fetch=True), "policy"))
 
 
 def _checked_shape(folder: Path) -> Qwen3VLShape:

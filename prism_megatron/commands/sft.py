@@ -36,7 +36,7 @@ def parse(argv: Sequence[str]) -> SFTConfig:
 def check(config: SFTConfig) -> None:
     """Raise PrismError for what cannot work; what a hub id stands for is downloaded."""
     find_start(config, stage=STAGE)
-    check_sft(config, policy_shape(config.model), world_size=world_size(config.parallel))
+    check_sft(config, policy_shape(config.model, of_the_mini="base"), world_size=world_size(config.parallel))
 
 
 def run(config: SFTConfig) -> None:

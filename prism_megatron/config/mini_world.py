@@ -13,7 +13,7 @@ from typing import Any
 from prism_megatron.config.optimizer import OptimizerConfig
 
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "mini"
-"""The shipped weights: ``policy/`` and ``discriminator/``, made by ``tools/make_mini.py``."""
+"""The shipped weights: ``base/``, ``policy/`` and ``discriminator/``, made by ``tools/make_mini.py``."""
 
 
 def mini_model_config(*, vocab_size: int, token_ids: dict[str, int]) -> dict[str, Any]:

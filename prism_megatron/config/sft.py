@@ -9,7 +9,7 @@ import tyro
 
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.demonstrations import DemonstrationsConfig
-from prism_megatron.config.fields import AT_LEAST_ONE, ZERO_IS_OFF, OnResume, check_fields
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, ZERO_IS_OFF, OnResume, check_fields
 from prism_megatron.config.formats import FormatConfig
 from prism_megatron.config.model import ALL_VISION, FreezeGroup, ModelConfig
 from prism_megatron.config.optimizer import OptimizerConfig
@@ -50,6 +50,9 @@ class SFTConfig:
     """steps between losses on the held-out part; 0 asks at the end alone"""
     eval_rows: Annotated[int, AT_LEAST_ONE, OnResume.FREE] = 64
     """rows of the held-out part that are asked, over all data-parallel ranks; those there are, where there are fewer"""
+    drift_scenes: Annotated[int, NOT_NEGATIVE] = 0
+    """held-out scenes of the mini world that the policy answers before the first step and after the last, to show how
+    it drifts; every rank then holds a replica of it"""
 
 
 def check_sft_values(config: SFTConfig) -> None:
@@ -66,6 +69,8 @@ def check_sft_values(config: SFTConfig) -> None:
             f"--rows-per-microbatch {data.rows_per_microbatch} is for --no-packing: a packed row is a micro-batch"
         )
     times_of(data)
+    if data.data and config.drift_scenes:
+        raise ConfigError("--drift-scenes is for scenes of the mini world, and --data names records; leave it out")
     if not data.data:
         _check_scenes(config)
 
@@ -123,6 +128,7 @@ MINI_SFT = SFTConfig(
     steps=120,
     eval_every=20,
     eval_rows=16,
+    drift_scenes=256,
 )
 """The mini world's: scenes written about by its sloppy teacher."""
 

@@ -17,6 +17,8 @@ from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, EXPORT, is_
 from prism_megatron.errors import ConfigError
 
 Role = Literal["policy", "discriminator"]
+MiniPolicy = Literal["base", "policy"]
+"""Of the shipped ones: before supervised fine-tuning, and after it."""
 
 FORMS = "a run folder, a checkpoint, a model folder or a hub id (org/name)"
 READ_OF_A_REPOSITORY = ("*.safetensors", "*.json", "*.jinja", "*.txt")
@@ -29,9 +31,9 @@ _REVISION = r"[A-Za-z0-9_](?:[A-Za-z0-9_/-]|\.(?!\.))*"
 _HUB_ID = re.compile(rf"(?P<repository>{_HUB_PART}/{_HUB_PART})(?:@(?P<revision>{_REVISION}))?")
 
 
-def policy_folder(model: str | None, *, fetch: bool = False) -> Path:
-    """The folder of ``--model``, or of the mini's supervised policy. Raises PrismError as ``folder_of``."""
-    return MINI_FOLDER / "policy" if model is None else folder_of(model, "policy", flag="--model", fetch=fetch)
+def policy_folder(model: str | None, *, of_the_mini: MiniPolicy = "policy", fetch: bool = False) -> Path:
+    """The folder of ``--model``, or of the mini's base or supervised policy. Raises PrismError as ``folder_of``."""
+    return MINI_FOLDER / of_the_mini if model is None else folder_of(model, "policy", flag="--model", fetch=fetch)
 
 
 def discriminator_folder(discriminator: str | None, *, fetch: bool = False) -> Path | None:

@@ -17,8 +17,17 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import start, stop
 from prism_megatron.evaluation.comparison import figure_text
 from prism_megatron.evaluation.health import Figures
-from prism_megatron.experiments.held_out import heldout_scenes
-from prism_megatron.experiments.played import MEASURES, MODES, Responses, Table, change, level, play, tabulate
+from prism_megatron.experiments.played import play
+from prism_megatron.sampling.scene_answers import (
+    MEASURES,
+    MODES,
+    Responses,
+    Table,
+    change,
+    heldout_scenes,
+    level,
+    tabulate,
+)
 
 
 def measure_effect(config: EffectConfig, arms: Sequence[Arm]) -> None:

@@ -52,7 +52,7 @@ from prism_megatron.training.roles import batch_format, build_policy, export_fol
 from prism_megatron.training.supervised_update import SFTUpdate, teach
 from prism_megatron.types import TOWER_NAMES
 
-SHIPPED = ("policy", "discriminator")
+SHIPPED = ("base", "policy", "discriminator")
 MAX_RESPONSE_TOKENS = 96
 ROWS_PER_MICROBATCH = 16
 TOKENS_PER_MICROBATCH = 4096
@@ -154,9 +154,8 @@ def supervised(
         steps=phase.steps,
         on_step=say,
     )
-    # What ships is stored in bf16; the base keeps its precision for the phases that follow.
-    stored = torch.float32 if split == "pretrain" else torch.bfloat16
-    export_folder(policy, target, like=source, world=world, dtype=stored)
+    # What ships is stored in bf16.
+    export_folder(policy, target, like=source, world=world, dtype=torch.bfloat16)
 
 
 def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, world: World) -> None:

@@ -28,10 +28,20 @@ from prism_megatron.evaluation.bootstrap import Interval, statistic_interval
 from prism_megatron.evaluation.comparison import Comparison, Line, write_comparison
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.proxies import PROXIES, ResponseForm, wasserstein_1
-from prism_megatron.experiments.held_out import heldout_scenes, reference_forms
-from prism_megatron.experiments.played import MEASURES, MODES, Responses, Table, change, level, play, tabulate
+from prism_megatron.experiments.played import play
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.run.files import CONFIG, EXPORT, SUMMARY
+from prism_megatron.sampling.scene_answers import (
+    MEASURES,
+    MODES,
+    Responses,
+    Table,
+    change,
+    heldout_scenes,
+    level,
+    reference_forms,
+    tabulate,
+)
 from prism_megatron.stages.warm_start.build import warm_up_on
 from prism_megatron.types import TOWER_NAMES
 

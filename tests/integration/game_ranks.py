@@ -22,10 +22,11 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.game.judge import JudgePlan
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.run.checkpoints import Checkpoints
+from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.queue import RolloutQueue
-from prism_megatron.stages.align.plan import AlignPlan, Exports, Players, Prompts
+from prism_megatron.stages.align.plan import AlignPlan, Players, Prompts
 from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.roles import batch_format
 from prism_megatron.types import Rollout, VersionSpan
@@ -111,7 +112,7 @@ def build(world: World, game: GameConfig, valid_steps: str, captions_only: Mappi
         Players(policy, discriminator, rollout, queue, Handover(policy, rollout)),
         AlignPlan(game, judging, update_plan(form, tokens=4096), seed=SEED, steps=steps),
         Prompts(prompts),
-        Exports({"policy": ModelFiles({})}, like=FOLDER, title="", renderer=renderer),
+        Exports({"policy": ModelFiles({})}, title="", trained="", renderer=renderer),
         Session(world, Path(), quiet=True),
     )
 

@@ -21,11 +21,11 @@ SHORT = (
     *("--warm-start.steps", "2", "--warm-start.prompts-per-step", "2"),
     *("--min-auc", "0", "--seed", "5"),
 )
-MAX_SHIPPED_BYTES = 8_000_000
+MAX_SHIPPED_BYTES = 10_000_000
 
 
 def test_shipped_weights_are_small_and_those_that_were_made() -> None:
-    """At most 8 MB, with the hashes that the recorded command wrote."""
+    """At most 10 MB, with the hashes that the recorded command wrote."""
     recorded = json.loads((MINI_FOLDER / "provenance.json").read_text())["sha256"]
     shipped = {str(path.relative_to(MINI_FOLDER)): path for path in MINI_FOLDER.glob("*/*.safetensors")}
     assert set(recorded) == set(shipped)
@@ -67,8 +67,8 @@ def test_each_phase_trains_what_it_should(rebuilt: list[Path]) -> None:
     frozen = [name for name in base if ".visual." in name]
     assert frozen
     for name, tensor in base.items():
-        assert not torch.equal(tensor, init[name]), f"pre-training left {name} as it was"
-        kept = torch.equal(tensor.to(torch.bfloat16), policy[name])
+        assert not torch.equal(tensor, init[name].to(torch.bfloat16)), f"pre-training left {name} as it was"
+        kept = torch.equal(tensor, policy[name])
         assert kept == (name in frozen) or tensor.dim() == 1, name
     for name in frozen:
         assert torch.equal(policy[name], discriminator[name]), name

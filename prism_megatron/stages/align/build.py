@@ -26,13 +26,14 @@ from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.base import RolloutEngine
 from prism_megatron.rollout.weight_buckets import GATHERED_SHARE
 from prism_megatron.run.driver import drive
+from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.build import build_rollout, sampling_of
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.probe import ServingProbe
 from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.sampling.servers import SharedRollout
-from prism_megatron.stages.align.plan import AlignPlan, Exports, Players, Prompts
+from prism_megatron.stages.align.plan import AlignPlan, Players, Prompts
 from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
@@ -133,8 +134,8 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     name = "the mini" if config.model.model is None else short_name(config.model.model)
     exports = Exports(
         {"policy": files, "discriminator": origin.files(files, dtype)},
-        like=folder,
         title=f"Alignment of {name} against its discriminator",
+        trained="aligned policy",
         renderer=renderer,
     )
     return Alignment(players, _plan(config, form, dtype), prompts, exports, session)

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from prism_megatron.config.game import GameConfig
-from prism_megatron.conversion.checkpoint_folder import ModelFiles
 from prism_megatron.data.identity import Identity
 from prism_megatron.data.loader import ExampleSource
-from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.game.judge import JudgePlan
 from prism_megatron.rollout.base import RolloutEngine
-from prism_megatron.run.session import Session
-from prism_megatron.run.stage import Artefacts
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.training.policy_update import UpdatePlan
-from prism_megatron.training.roles import export_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,26 +52,6 @@ class Prompts:
     def counts(self) -> Mapping[str, int]:
         """How many of its records are used, and why others are not; nothing for scenes."""
         return {} if self.steps.counts is None else self.steps.counts.to_plain()
-
-
-@dataclass(frozen=True, eq=False)
-class Exports:
-    """What is written of a run beside its figures: files of its models, and how answers read."""
-
-    models: Mapping[str, ModelFiles]
-    """what checkpoints keep of each role"""
-    like: Path
-    """the policy's folder, whose files an export gets"""
-    title: str
-    """the report's head"""
-    renderer: Renderer
-
-    def write(self, policy: MegatronEngine, folder: Path, session: Session) -> Artefacts:
-        """The policy as a Hugging Face folder; all ranks together. Only one that was updated is called aligned."""
-        what = "aligned policy" if policy.was_updated else "policy as it came (no update touched it)"
-        with session.phase("export", f"exporting the {what} to {folder}"):
-            export_folder(policy, folder, like=self.like, world=policy.world)
-        return Artefacts(folder, what)
 
 
 @dataclass(frozen=True)

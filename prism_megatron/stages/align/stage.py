@@ -14,10 +14,11 @@ from prism_megatron.game.credit import credit_groups, experience_of
 from prism_megatron.game.judge import train
 from prism_megatron.game.memory import GameMemory
 from prism_megatron.game.probe_set import ProbeSet
+from prism_megatron.run.exports import Exports
 from prism_megatron.run.files import EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
-from prism_megatron.stages.align.plan import AlignPlan, Exports, Players, Prompts
+from prism_megatron.stages.align.plan import AlignPlan, Players, Prompts
 from prism_megatron.stages.align.rows import AlignStep, observation_of, outcome_of
 from prism_megatron.stages.align.view import VIEW
 from prism_megatron.training.policy_update import measure_policy, update_policy

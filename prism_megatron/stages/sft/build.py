@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.sft import SFTConfig, times_of
 from prism_megatron.conversion.checkpoint_folder import files_folder
@@ -21,20 +23,25 @@ from prism_megatron.data.stream.mixture import Mixture
 from prism_megatron.data.stream.plan import Cost, Packing, Plan
 from prism_megatron.data.stream.prefetch import Loader
 from prism_megatron.engine.capabilities import check_adam
+from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import DataError
 from prism_megatron.parallel.collectives import broadcast_object, on_main
 from prism_megatron.run.driver import drive
+from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
+from prism_megatron.sampling.handover import Handover
+from prism_megatron.sampling.replicas import build_replica
 from prism_megatron.stages.sft.demonstrations import (
     SCENES_PER_ROW,
     Demonstrations,
     RecordDemonstrations,
     SceneDemonstrations,
 )
-from prism_megatron.stages.sft.plan import Learner
+from prism_megatron.stages.sft.drift import Drift
+from prism_megatron.stages.sft.plan import Learner, Lessons
 from prism_megatron.stages.sft.stage import SFT
 from prism_megatron.training.roles import batch_format, build_policy, model_files, resolve_dtype
 
@@ -62,7 +69,7 @@ def build(config: SFTConfig, session: Session) -> SFT:
 def _build(config: SFTConfig, session: Session) -> SFT:
     world, data = session.world, config.data
     # What a run's folder stands for may change between two ranks' looks at it.
-    source = broadcast_object(policy_folder(config.model.model), source=0)
+    source = broadcast_object(policy_folder(config.model.model, of_the_mini="base"), source=0)
     folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)
@@ -85,16 +92,27 @@ def _build(config: SFTConfig, session: Session) -> SFT:
     check_adam(capabilities, inner_optimizers(policy.optimizer))
     learner = Learner(
         policy,
-        renderer,
         batch_format(renderer, world, execution),
         row_tokens=data.max_tokens if data.packing else None,
         rows_per_microbatch=data.rows_per_microbatch,
         eval_every=config.eval_every,
         eval_rows=config.eval_rows,
     )
+    drift = _drift(config, policy, folder, renderer, dtype) if config.drift_scenes else None
     name = "the mini" if config.model.model is None else short_name(config.model.model)
-    return SFT(learner, learned, held_out, session, models={"policy": model_files(source, "policy", dtype=dtype)},
-               title=f"Supervised fine-tuning of {name}", total_steps=min(ends))  # fmt: skip
+    exports = Exports(
+        {"policy": model_files(source, "policy", dtype=dtype)},
+        title=f"Supervised fine-tuning of {name}",
+        trained="fine-tuned policy",
+        renderer=renderer,
+    )
+    return SFT(learner, Lessons(learned, held_out, drift, steps=min(ends)), exports, session)
+
+
+def _drift(config: SFTConfig, policy: MegatronEngine, folder: Path, renderer: Renderer, dtype: torch.dtype) -> Drift:
+    examples = SceneSource(renderer, split="heldout", seed=config.seed, batch_size=config.drift_scenes).batch(0)
+    replica = build_replica(folder, renderer, world=policy.world, dtype=dtype)
+    return Drift(Handover(policy, replica), examples, renderer, seed=config.seed)
 
 
 def _scenes(config: SFTConfig, renderer: Renderer, split: Split, world: World) -> Demonstrations:

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prism_megatron.data.render import Renderer
 from prism_megatron.engine.batch import Batch, Extra
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.stages.sft.demonstrations import Demonstrations, Row, only
+from prism_megatron.stages.sft.drift import Drift
 from prism_megatron.training.batches import BatchFormat, supervised_batch
 from prism_megatron.types import TokenSequence
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is learned from, and what shows what was learned."""
+
+    learned: Demonstrations
+    held_out: Demonstrations | None
+    """whose loss is measured now and then; None where nothing is held out"""
+    drift: Drift | None
+    """held-out scenes that are answered before and after; None where there are none"""
+    steps: int
+    """optimizer steps in all"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +31,6 @@ class Learner:
     """The policy and what stays fixed of its steps."""
 
     policy: MegatronEngine
-    renderer: Renderer
     form: BatchFormat
     row_tokens: int | None
     """what a packed row may hold; None for one conversation to a row"""

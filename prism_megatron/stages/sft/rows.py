@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prism_megatron.data.render import Renderer
-from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.sample import MAX_SAMPLES, Sample, png_url
@@ -76,11 +75,6 @@ def why_idle(update: SFTUpdate) -> dict[str, str]:
     if not update.label_tokens:
         return {"policy": NO_LABELS}
     return {} if update.result.updated else {"policy": NOT_FINITE}
-
-
-def what_it_is(policy: MegatronEngine) -> str:
-    """What an export of it is: only one that was updated is fine-tuned."""
-    return "fine-tuned policy" if policy.was_updated else "policy as it came (no update touched it)"
 
 
 def shown(rows: Sequence[Row], renderer: Renderer) -> list[Sample]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
-from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.evaluation.sample import Sample
+from prism_megatron.run.exports import Exports
 from prism_megatron.run.files import EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
-from prism_megatron.stages.sft.demonstrations import Demonstrations, StepRows
-from prism_megatron.stages.sft.plan import Learner
-from prism_megatron.stages.sft.rows import SFTStep, best_of, shown, step_row, what_it_is, why_idle
+from prism_megatron.stages.sft.demonstrations import StepRows
+from prism_megatron.stages.sft.plan import Learner, Lessons
+from prism_megatron.stages.sft.rows import SFTStep, best_of, shown, step_row, why_idle
 from prism_megatron.stages.sft.view import VIEW
-from prism_megatron.training.roles import export_folder
 from prism_megatron.training.supervised_update import learn, measure
 
 
@@ -28,20 +27,12 @@ class SFT:
 
     name, view, may_go_back = "sft", VIEW, False
 
-    def __init__(
-        self,
-        learner: Learner,
-        demonstrations: Demonstrations,
-        held_out: Demonstrations | None,
-        session: Session,
-        *,
-        models: Mapping[str, ModelFiles],
-        title: str,
-        total_steps: int,
-    ) -> None:
-        self.learner, self.demonstrations, self.session = learner, demonstrations, session
-        self.models, self.title, self.total_steps = models, title, total_steps
-        self.identity, self.data_counts = demonstrations.identity, demonstrations.counts
+    def __init__(self, learner: Learner, lessons: Lessons, exports: Exports, session: Session) -> None:
+        """The policy has its weights."""
+        self.learner, self.demonstrations, self.exports, self.session = learner, lessons.learned, exports, session
+        self.identity, self.data_counts = lessons.learned.identity, lessons.learned.counts
+        self.models, self.title, self.total_steps = exports.models, exports.title, lessons.steps
+        self.drift, held_out = lessons.drift, lessons.held_out
         self.asked = [] if held_out is None else learner.asked(held_out)
         self.sources = () if held_out is None else held_out.sources
         self.after: Plain = {}
@@ -53,6 +44,8 @@ class SFT:
         return {"policy": self.learner.policy}
 
     def prepare(self, _first_step: int) -> None:
+        if self.drift is not None:
+            self.drift.begin(self.session)
         self._steps = self.demonstrations.steps(self.after)
 
     def play(self, step: int) -> Outcome:
@@ -79,22 +72,22 @@ class SFT:
         return None
 
     def state(self) -> Plain:
-        return {"after": dict(self.after), "best": self.best}
+        return {"after": dict(self.after), "best": self.best, "drift": self.drift and self.drift.before}
 
     def restore(self, state: Plain) -> None:
         self.after, self.best = dict(state["after"]), state["best"]
+        if self.drift is not None:
+            self.drift.before = state["drift"]
 
     def samples(self) -> list[Sample]:
-        return [] if self.last is None else shown(self.last.rows.rows, self.learner.renderer)
+        return [] if self.last is None else shown(self.last.rows.rows, self.exports.renderer)
 
     def finish(self, output: Path) -> Artefacts:
-        """Export the policy as it is after the last step."""
-        policy, what = self.learner.policy, what_it_is(self.learner.policy)
-        with self.session.phase("export", f"exporting the {what} to {output / EXPORT}"):
-            like = companions_folder(self.session.checkpoints.newest, "policy")
-            export_folder(policy, output / EXPORT, like=like, world=self.session.world)
-        return Artefacts(output / EXPORT, what)
+        """See how the policy drifted, and export it as it is after the last step."""
+        figures = {} if self.drift is None else {"drift": self.drift.end(self.session)}
+        return self.exports.write(self.learner.policy, output / EXPORT, self.session, figures)
 
     def close(self) -> None:
-        if self._steps is not None:
-            self._steps.close()
+        for held in (self._steps, self.drift):
+            if held is not None:
+                held.close()

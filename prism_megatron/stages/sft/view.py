@@ -57,7 +57,20 @@ def _tables(summary: Mapping[str, Any]) -> Sequence[str]:
         if name.endswith("/loss") and name != HELD_OUT:
             rows[f"Held out: {text_of(name.split('/', 1)[1].removesuffix('/loss'))}"] = figure_of(value, ".4f")
     body = "".join(f"<tr><td>{name}</td><td class='n'>{value}</td></tr>" for name, value in rows.items())
-    return [f"<table>{body}</table>"]
+    return [f"<table>{body}</table>", *_drift_table(summary)]
+
+
+def _drift_table(summary: Mapping[str, Any]) -> list[str]:
+    rows = "".join(
+        f"<tr><td>{text_of(mode)}: {text_of(measure)}</td><td class='n'>{figure_of(found['before'][0], '.3f')}</td>"
+        f"<td class='n'>{figure_of(found['after'][0], '.3f')}</td>"
+        f"<td class='n'>{figure_of(found['change'][0], '+.3f')} [{figure_of(found['change'][1], '+.3f')}, "
+        f"{figure_of(found['change'][2], '+.3f')}]</td></tr>"
+        for mode, measures in summary.get("drift", {}).items()
+        for measure, found in measures.items()
+    )
+    head = "<tr><th>Held-out scenes</th><th class='n'>before</th><th class='n'>after</th><th class='n'>change</th></tr>"
+    return [f"<table>{head}{rows}</table>"] if rows else []
 
 
 def _charts(rows: Sequence[Row]) -> Sequence[str]:

@@ -15,11 +15,10 @@ from prism_megatron.config.variants import VARIANTS, VariantsConfig, variant
 from prism_megatron.errors import ConfigError
 from prism_megatron.evaluation.proxies import ResponseForm
 from prism_megatron.evaluation.scenes import SceneJudgement
-from prism_megatron.experiments.held_out import SceneResponse
-from prism_megatron.experiments.played import MODES, Responses
 from prism_megatron.experiments.variants import BEFORE, compare
 from prism_megatron.game.figures import game_row
 from prism_megatron.game.judge import Judgement, TrunkCost
+from prism_megatron.sampling.scene_answers import MODES, Responses, SceneResponse
 
 
 def leaves(config: Any, prefix: str = "") -> dict[str, Any]:

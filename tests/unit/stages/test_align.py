@@ -27,10 +27,11 @@ from prism_megatron.game.credit import GroupCredit, credit_groups, experience_of
 from prism_megatron.game.judge import Judgement, JudgePlan, TrunkCost
 from prism_megatron.game.judged_rows import ScoreRow, dropout_key
 from prism_megatron.game.replay import ReplayBuffer
+from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.queue import SampledStep, Staleness
-from prism_megatron.stages.align.plan import AlignPlan, Exports, Players
+from prism_megatron.stages.align.plan import AlignPlan, Players
 from prism_megatron.stages.align.rows import AlignStep, observation_of
 from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.batches import BatchFormat
@@ -268,7 +269,7 @@ class Table:
             Players(self.policy, self.discriminator, rollout_engine, queue, handover),
             AlignPlan(self.game, judging, learning(), seed=SEED, steps=steps.stop),
             prompts,
-            Exports({}, Path(), "", Renderer.from_folder(MINI_FOLDER / "policy")),
+            Exports({}, "", "", Renderer.from_folder(MINI_FOLDER / "policy")),
             session,
         )
         for step in steps:
