@@ -35,7 +35,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: help sft align test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
-    bench-weight-sync te-check effect variants mini clean
+    bench-weight-sync te-check effect image-use variants mini clean
 
 help:
 	@echo "make sft [ARGS=...]     fine-tune the mini world's policy: torchrun tools/run_sft.py --tp 2 --pp 2"
@@ -56,6 +56,7 @@ help:
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
+	@echo "make image-use ARGS='--data FOLDER...'  does fine-tuning on records learn from their images?"
 	@echo "make variants           segment, learned, dense, text, joint and segment credit in one report"
 	@echo "make mini               rebuild the mini world's weights"
 	@echo "make clean              remove environments, caches and runs"
@@ -114,6 +115,9 @@ te-check: $(TE_VENV)/.installed
 
 effect: $(VENV)/.installed
 	$(RUN) python tools/effect.py $(ARGS)
+
+image-use: $(VENV)/.installed
+	$(RUN) python tools/image_use.py $(ARGS)
 
 variants: $(VENV)/.installed
 	$(RUN) python tools/variants.py $(ARGS)

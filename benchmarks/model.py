@@ -1,7 +1,7 @@
 """What one layer of Qwen3-VL-2B costs beside the arithmetic it cannot do without, and beside its alternatives.
 
     make bench-model                      everything, on one thread
-    python benchmarks/model.py layer      one part: layer, attention or head
+    python benchmarks/model.py layer      one part: layer, attention, head or sharded-head
 
 Every comparison runs both sides in one process, in turns, on the same work, and reports the fastest turn in CPU
 seconds of one thread: other load on the machine disturbs them less than the wall clock. Memory is the growth of the
@@ -16,6 +16,7 @@ import dataclasses
 import multiprocessing as mp
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -26,6 +27,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
@@ -34,6 +37,7 @@ from prism_megatron.config.presets import preset
 from prism_megatron.engine.attention import SDPACoreAttention, Sequences
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World, start, stop
+from prism_megatron.testing import GlooWorld
 
 Work = Callable[[], object]
 Works = Callable[..., Mapping[str, Work]]
@@ -256,12 +260,17 @@ def bench_attention(world: World, dtype: torch.dtype) -> bool:
 
 
 def head_works(world: World, dtype: torch.dtype, tokens: int) -> dict[str, Work]:
-    """Loss, entropy and gradients of the output layer in chunks, and by ``log_softmax`` over all logits in fp32."""
+    """Loss, entropy and gradients of the output layer in chunks, and by ``log_softmax`` over all logits in fp32.
+
+    Under tensor parallelism each rank has its columns, and its part of the hidden states' gradient.
+    """
     text = preset(PRESET).text
+    torch.manual_seed(0)
     hidden = torch.randn(tokens, 1, text.hidden).to(dtype).requires_grad_()
-    weight = torch.randn(text.vocab, text.hidden).mul_(text.hidden**-0.5).to(dtype).requires_grad_()
+    weight = torch.randn(text.vocab, text.hidden).mul_(text.hidden**-0.5).to(dtype)
     targets = torch.randint(text.vocab, (1, tokens))
     factors = torch.randn(2, 1, tokens)
+    weight = weight.chunk(world.parallel.tp)[world.tp_rank].clone().requires_grad_()
 
     def chunked() -> tuple[Tensor, ...]:
         loss, _ = VocabularyOutput(hidden, weight, world.groups.tp, text.vocab).learn(
@@ -299,6 +308,51 @@ def bench_head(world: World, dtype: torch.dtype) -> bool:
     return slower <= HEAD_TIME_LIMIT and smaller >= HEAD_MEMORY_LIMIT and spread <= HEAD_SPREAD_LIMIT[dtype]
 
 
+def bench_sharded_head(world: World, dtype: torch.dtype) -> bool:
+    """The output layer in chunks with the vocabulary on two and on four ranks, against the plain computation of one."""
+    tokens, vocab = 2 * TOKENS, preset(PRESET).text.vocab
+    print(f"\noutput layer of {tokens} tokens over {vocab} columns in {dtype}, shared among ranks")
+    good = True
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plain.safetensors"
+        loss, hidden_grad, weight_grad = head_works(world, dtype, tokens)["plain"]()  # type: ignore[misc]  # tensors
+        plain_norms = [float(one.float().norm()) for one in (loss, hidden_grad, weight_grad)]
+        save_file({"weight": weight_grad, "loss": loss}, path)
+        del weight_grad
+        with GlooWorld(4, timeout_s=1800.0) as gloo:
+            for tp in (2, 4):
+                parts = gloo.run(_head_share, dtype, tokens, str(path), num_ranks=tp, parallel=ParallelConfig(tp=tp))
+                apart = [
+                    float((sum(part["hidden"].float() for part in parts) - hidden_grad.float()).norm()),
+                    sum(part["weight"] ** 2 for part in parts) ** 0.5,
+                    max(part["loss"] for part in parts),
+                ]
+                norms = (plain_norms[1], plain_norms[2], plain_norms[0])
+                spread = max(one / norm for one, norm in zip(apart, norms, strict=True))
+                grown = max(part["bytes"] for part in parts) / 2**20
+                print(f"  TP{tp}: loss and gradients apart by at most {spread:.1e} of their norms; "
+                      f"{grown:.0f} MiB on the rank that holds most", flush=True)  # fmt: skip
+                good &= spread <= HEAD_SPREAD_LIMIT[dtype]
+    return good
+
+
+def _head_share(world: World, dtype: torch.dtype, tokens: int, path: str) -> dict[str, Any]:
+    """One rank's part: its hidden gradient, and how far its loss and weight gradient are from the plain ones."""
+    torch.set_num_threads(1)
+    work = head_works(world, dtype, tokens)["chunked"]
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    loss, hidden_grad, weight_grad = work()  # type: ignore[misc]  # three tensors
+    grown = _status("VmHWM") - before
+    with safe_open(path, framework="pt") as plain:
+        rows = plain.get_slice("weight")
+        share = rows.get_shape()[0] // world.parallel.tp
+        wanted = rows[world.tp_rank * share : (world.tp_rank + 1) * share]
+        apart = float((weight_grad.float() - wanted.float()).norm())
+        return {"hidden": hidden_grad, "weight": apart, "bytes": grown,
+                "loss": abs(float(loss - plain.get_tensor("loss")))}  # fmt: skip
+
+
 def _compare(label: str, works: Works, world: World, arguments: tuple[Any, ...]) -> bool:
     """Print time and memory of two works; whether the first takes no more of either."""
     made = works(world, *arguments)
@@ -314,7 +368,12 @@ def _yes(holds: bool) -> str:
     return "yes" if holds else "NO"
 
 
-BENCHMARKS = {"layer": bench_layer, "attention": bench_attention, "head": bench_head}
+BENCHMARKS = {
+    "layer": bench_layer,
+    "attention": bench_attention,
+    "head": bench_head,
+    "sharded-head": bench_sharded_head,
+}
 
 
 def main() -> int:

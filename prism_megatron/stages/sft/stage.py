@@ -29,10 +29,10 @@ class SFT:
 
     def __init__(self, learner: Learner, lessons: Lessons, exports: Exports, session: Session) -> None:
         """The policy has its weights."""
-        self.learner, self.demonstrations, self.exports, self.session = learner, lessons.learned, exports, session
+        self.learner, self.lessons, self.exports, self.session = learner, lessons, exports, session
         self.identity, self.data_counts = lessons.learned.identity, lessons.learned.counts
         self.models, self.title, self.total_steps = exports.models, exports.title, lessons.steps
-        self.drift, held_out = lessons.drift, lessons.held_out
+        held_out = lessons.held_out
         self.asked = [] if held_out is None else learner.asked(held_out)
         self.sources = () if held_out is None else held_out.sources
         self.after: Plain = {}
@@ -44,9 +44,9 @@ class SFT:
         return {"policy": self.learner.policy}
 
     def prepare(self, _first_step: int) -> None:
-        if self.drift is not None:
-            self.drift.begin(self.session)
-        self._steps = self.demonstrations.steps(self.after)
+        if self.lessons.drift is not None:
+            self.lessons.drift.begin(self.session)
+        self._steps = self.lessons.learned.steps(self.after)
 
     def play(self, step: int) -> Outcome:
         """Take the step's rows, learn from them, and now and then ask what was held out."""
@@ -72,22 +72,22 @@ class SFT:
         return None
 
     def state(self) -> Plain:
-        return {"after": dict(self.after), "best": self.best, "drift": self.drift and self.drift.before}
+        return {"after": dict(self.after), "best": self.best, "drift": self.lessons.drift and self.lessons.drift.before}
 
     def restore(self, state: Plain) -> None:
         self.after, self.best = dict(state["after"]), state["best"]
-        if self.drift is not None:
-            self.drift.before = state["drift"]
+        if self.lessons.drift is not None:
+            self.lessons.drift.before = state["drift"]
 
     def samples(self) -> list[Sample]:
         return [] if self.last is None else shown(self.last.rows.rows, self.exports.renderer)
 
     def finish(self, output: Path) -> Artefacts:
         """See how the policy drifted, and export it as it is after the last step."""
-        figures = {} if self.drift is None else {"drift": self.drift.end(self.session)}
+        figures = {} if self.lessons.drift is None else {"drift": self.lessons.drift.end(self.session)}
         return self.exports.write(self.learner.policy, output / EXPORT, self.session, figures)
 
     def close(self) -> None:
-        for held in (self._steps, self.drift):
+        for held in (self._steps, self.lessons.drift):
             if held is not None:
                 held.close()
