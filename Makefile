@@ -34,7 +34,7 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help sft align test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
+.PHONY: help sft align test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout bench-data \
     bench-weight-sync te-check effect image-use variants mini clean
 
 help:
@@ -53,6 +53,7 @@ help:
 	@echo "make bench-convert      a 4B model to Megatron and back beside cp: time, memory, equality (45 GB of disk)"
 	@echo "make bench-scoring      the discriminator's pass beside padded ways of doing it: time and memory (24 minutes)"
 	@echo "make bench-rollout      embedded rollouts beside transformers.generate: tokens per second, same greedy tokens"
+	@echo "make bench-data         an index of 1.37 million records: time, memory, start-up, records a second (10 minutes)"
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
@@ -106,6 +107,9 @@ bench-scoring: $(VENV)/.installed
 
 bench-rollout: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/rollout.py $(ARGS)
+
+bench-data: $(VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python benchmarks/data_index.py $(ARGS)
 
 bench-weight-sync: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/weight_sync.py $(ARGS)

@@ -73,9 +73,12 @@ def anonymous_mb() -> float:
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Anonymous:")) / 1e3
 
 
-def as_a_rank(path: Path, model: Path, index: Path, *, read: int, workers: int) -> None:
-    """Start, plan, and go through records: what a fresh process of this file does with ``--rank-of``."""
-    began = time.perf_counter()
+def as_a_rank(path: Path, model: Path, index: Path, *, read: int, workers: int) -> bool:
+    """Start, plan, and go through records: what a fresh process of this file does with ``--rank-of``.
+
+    Returns whether it kept to the limits.
+    """
+    began, began_cpu = time.perf_counter(), time.process_time()
     bare = anonymous_mb()
     renderer = Renderer.from_folder(model)
     render = ConversationRenderer(renderer, label_turns="last")
@@ -87,7 +90,8 @@ def as_a_rank(path: Path, model: Path, index: Path, *, read: int, workers: int) 
     packs = plan.num_packs
     fill = int(samples.tokens.sum()) / (packs * BUDGET)
     started = time.perf_counter() - began
-    print(f"start-up: {started:.1f} s, of which the plan took {started - opened:.1f}")
+    cpu = time.process_time() - began_cpu
+    print(f"start-up: {started:.1f} s, of which the plan took {started - opened:.1f}; {cpu:.1f} s of one core")
     print(f"plan: {len(samples)} samples, {packs} packs {100 * fill:.2f} % full, {steps} steps")
     print(f"anonymous memory: {bare:.0f} MB after imports, {anonymous_mb():.0f} MB with the plan")
 
@@ -118,15 +122,19 @@ def as_a_rank(path: Path, model: Path, index: Path, *, read: int, workers: int) 
             break
     print(f"with decoding: {count / (time.process_time() - cpu):.0f} records a CPU second")
 
-    began, count, shown = time.perf_counter(), 0, 0
+    began, count, shown, memory = time.perf_counter(), 0, 0, [anonymous_mb()]
     for step in loader(workers).steps(START):
         count += sum(len(pack.samples) for pack in step.packs)
         if count >= shown:
-            print(f"anonymous memory after {count:7d} records: {anonymous_mb():.0f} MB", flush=True)
+            memory.append(anonymous_mb())
+            print(f"anonymous memory after {count:7d} records: {memory[-1]:.0f} MB", flush=True)
             shown += read // 8
         if count >= read:
             break
     print(f"read ahead by {workers} processes: {count / (time.perf_counter() - began):.0f} records a second")
+    kept = started <= START_LIMIT_SECONDS and max(memory) <= MEMORY_LIMIT_MB
+    print(f"limits are {'kept' if kept else 'NOT kept'}: {started:.1f} s to start, {max(memory):.0f} MB at most")
+    return kept
 
 
 def main() -> None:
@@ -139,8 +147,7 @@ def main() -> None:
     parser.add_argument("--rank-of", type=Path, nargs=3, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank_of is not None:
-        as_a_rank(*args.rank_of, read=args.read, workers=args.workers)
-        return
+        sys.exit(0 if as_a_rank(*args.rank_of, read=args.read, workers=args.workers) else 1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = args.model or folder / "mini"
@@ -175,7 +182,9 @@ def main() -> None:
         )
         print(f"limits: start-up {START_LIMIT_SECONDS} s, anonymous memory {MEMORY_LIMIT_MB} MB", flush=True)
         rank = [sys.executable, __file__, "--rank-of", str(path), str(model), str(index.folder)]
-        subprocess.run([*rank, "--read", str(args.read), "--workers", str(args.workers)], check=True)
+        sys.exit(
+            subprocess.run([*rank, "--read", str(args.read), "--workers", str(args.workers)], check=False).returncode
+        )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ class DataConfig:
     --check-images all, because which records are kept decides on the order of all steps"""
     system_prompt: str | None = STRUCTURED_SYSTEM_PROMPT
     """system message before every question; None for none"""
+    min_pixels: Annotated[int | None, AT_LEAST_ONE] = None
+    """smaller images are enlarged to this area, in training and rollouts alike; by default the model's own limit"""
+    max_pixels: Annotated[int | None, AT_LEAST_ONE] = None
+    """larger images are shrunk to this area, in training and rollouts alike; by default the model's own limit"""
     max_prompt_tokens: Annotated[int, AT_LEAST_ONE] = 2048
     """longer prompts, image tokens included, are filtered out"""
     max_response_tokens: Annotated[int, AT_LEAST_ONE] = 6144

@@ -20,10 +20,17 @@ class DemonstrationsConfig:
     """files or folders of demonstrations, in any format of docs/data.md; without one the mini world's scenes"""
     repeats: tuple[str, ...] = ()
     """how often an epoch shows each sample of a source, where that is not once: SOURCE=TIMES, such as public=0.5"""
+    weights: tuple[str, ...] = ()
+    """share of each source in an epoch: SOURCE=WEIGHT, such as mine=3 public=1; sources that are not named are not
+    seen, and an epoch has as many samples as there are. Instead of --repeats"""
     on_bad: OnBad = "fail"
     """what is done about bad records: fail before the first step, or skip them, counted"""
     system_prompt: str | None = STRUCTURED_SYSTEM_PROMPT
     """system message before conversations that have none of their own; None for none"""
+    min_pixels: Annotated[int | None, AT_LEAST_ONE] = None
+    """smaller images are enlarged to this area; by default the model's own limit"""
+    max_pixels: Annotated[int | None, AT_LEAST_ONE] = None
+    """larger images are shrunk to this area; by default the model's own limit"""
     labels: Literal["last", "all"] = "last"
     """which of the assistant's turns are learned"""
     max_tokens: Annotated[int, AT_LEAST_ONE] = 8192

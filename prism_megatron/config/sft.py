@@ -69,6 +69,7 @@ def check_sft_values(config: SFTConfig) -> None:
             f"--rows-per-microbatch {data.rows_per_microbatch} is for --no-packing: a packed row is a micro-batch"
         )
     times_of(data)
+    weights_of(data)
     if data.data and config.drift_scenes:
         raise ConfigError("--drift-scenes is for scenes of the mini world, and --data names records; leave it out")
     if not data.data:
@@ -77,19 +78,36 @@ def check_sft_values(config: SFTConfig) -> None:
 
 def times_of(data: DemonstrationsConfig) -> dict[str, float]:
     """How often an epoch shows each source that ``--repeats`` names. Raises ConfigError."""
-    times: dict[str, float] = {}
-    for entry in data.repeats:
+    return _numbers("--repeats", data.repeats, wanted="SOURCE=TIMES expected, with a number from 0, such as public=0.5")
+
+
+def weights_of(data: DemonstrationsConfig) -> dict[str, float]:
+    """The weight of each source that ``--weights`` names; empty without the flag.
+
+    Raises ConfigError, also where ``--repeats`` is given too, or no source has any weight.
+    """
+    weights = _numbers("--weights", data.weights, wanted="SOURCE=WEIGHT expected, with a number from 0, such as mine=3")
+    if weights and data.repeats:
+        raise ConfigError("--weights and --repeats both say how often sources are seen; give one of them")
+    if weights and not sum(weights.values()):
+        raise ConfigError("--weights gives every source the weight 0; give one of them more")
+    return weights
+
+
+def _numbers(flag: str, entries: tuple[str, ...], *, wanted: str) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for entry in entries:
         name, _, number = entry.rpartition("=")
         try:
             value = float(number)
         except ValueError:
             value = -1.0
         if not name or not 0.0 <= value < float("inf"):
-            raise ConfigError(f"--repeats {entry}: SOURCE=TIMES expected, with a number from 0, such as public=0.5")
-        if name in times:
-            raise ConfigError(f"--repeats names {name!r} twice; say once how often it is seen")
-        times[name] = value
-    return times
+            raise ConfigError(f"{flag} {entry}: {wanted}")
+        if name in numbers:
+            raise ConfigError(f"{flag} names {name!r} twice; say once how often it is seen")
+        numbers[name] = value
+    return numbers
 
 
 def _check_scenes(config: SFTConfig) -> None:
@@ -98,7 +116,7 @@ def _check_scenes(config: SFTConfig) -> None:
         raise ConfigError("scenes have no end: say how many --steps to take, or name demonstrations with --data")
     if config.format != FormatConfig():
         raise ConfigError("flags of a format are for --data, and without it scenes are made; leave them out")
-    for name in ("repeats", "on_bad", "labels", "epochs", "index"):
+    for name in ("repeats", "weights", "on_bad", "labels", "epochs", "index"):
         if getattr(data, name) != getattr(default, name):
             raise ConfigError(f"--{name.replace('_', '-')} is for --data, and without it scenes are made; leave it out")
 

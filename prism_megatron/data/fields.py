@@ -83,8 +83,10 @@ def check_text(value: Any, key: str, where: str, *, or_null: bool = False) -> No
     if not value.strip():
         remedy = "fill it in, or write null" if or_null else "fill it in, or leave the line out"
         raise DataError(f"{where}: field {key}: text that is not empty expected, and it is blank; {remedy}")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-        raise DataError(f"{where}: field {key}: holds half of a surrogate pair, which no tokenizer accepts")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: field {key}: holds half of a surrogate pair, which no tokenizer accepts") from error
 
 
 def check_texts(value: Any, key: str, where: str, *, least: int, most: int | None = None, wanted: str) -> None:

@@ -6,6 +6,7 @@ settings are those of the folder, in whichever form they are saved (``data/model
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,23 @@ class ImagePreprocessor:
             raise ImageError(f"an image of {image.width}x{image.height} pixels cannot be processed: {error}") from error
         t, h, w = (int(n) for n in features["image_grid_thw"][0])
         return ImageInput(np.ascontiguousarray(features["pixel_values"], dtype=np.float32), (t, h, w))
+
+    @property
+    def area_limits(self) -> tuple[int, int]:
+        """The least and the largest area that an image is given, in pixels."""
+        size = self._processor.size
+        return int(size["shortest_edge"]), int(size["longest_edge"])
+
+    def with_area_limits(self, least: int, largest: int) -> ImagePreprocessor:
+        """The same but for these limits."""
+        processor = copy.copy(self._processor)
+        processor.size = type(processor.size)(shortest_edge=least, longest_edge=largest)
+        return ImagePreprocessor(processor)
+
+    @property
+    def pixels_of_a_token(self) -> int:
+        """The area that one image pad stands for."""
+        return (int(self._processor.patch_size) * int(self._processor.merge_size)) ** 2
 
     def picture(self, image: ImageInput) -> Image.Image:
         """The resized RGB picture that ``image`` was cut from, bit for bit: the inverse of a call, but for the resize.

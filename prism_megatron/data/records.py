@@ -76,7 +76,7 @@ def read_records(folder: Path, *, purpose: Purpose, sieve: Sieve | None = None) 
     lines = list(lines_of(path))
     for where, line in lines:
         with nullcontext() if sieve is None else sieve.catching():
-            record = _record(line, folder, where)
+            record = record_of(line, folder, where)
             if record.id in line_of_id:
                 raise RepeatedIdError(
                     f"{where}: field id: {record.id!r} was used before, in line {line_of_id[record.id]}"
@@ -115,7 +115,8 @@ def id_group(record: Named) -> str:
     return match[0] if match else record.id
 
 
-def _record(line: bytes, folder: Path, where: str) -> Record:
+def record_of(line: bytes, folder: Path, where: str) -> Record:
+    """One line, checked; ``folder`` has no links in it. Raises DataError, naming ``where`` and the field."""
     fields = object_of(line, KEYS, where)
     for key in REQUIRED_TEXT:
         check_text(fields[key], key, where)

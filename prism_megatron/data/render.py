@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.data.intake import ImageError, TextError
 from prism_megatron.data.model_files import TOKENIZER, TOKENIZER_CONFIG, chat_template
+from prism_megatron.data.pixel_limits import with_pixel_limits
 from prism_megatron.data.segments import TAGS, THINK_ALIAS, SegmentFinder, response_text
 from prism_megatron.data.tokenizer import IMAGE_TOKEN
 from prism_megatron.errors import DataError
@@ -56,9 +57,18 @@ class Renderer:
 
     @classmethod
     def from_folder(
-        cls, folder: Path | str, *, system_prompt: str | None = None, strict_format: bool = True
+        cls,
+        folder: Path | str,
+        *,
+        system_prompt: str | None = None,
+        strict_format: bool = True,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> Renderer:
-        """Read everything from a local Hugging Face folder. Raises DataError if a file is missing."""
+        """Read everything from a local Hugging Face folder, but limits of images' areas that are given.
+
+        Raises DataError if a file is missing, ConfigError as ``with_pixel_limits``.
+        """
         folder = Path(folder)
         if not (folder / TOKENIZER).is_file():
             raise DataError(f"{folder / TOKENIZER} does not exist; copy it from the model's Hugging Face folder")
@@ -75,7 +85,9 @@ class Renderer:
                                 "folder")  # fmt: skip
         if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
             raise DataError(f"{folder / TOKENIZER} has no token {IMAGE_TOKEN}; give a Qwen3-VL's")
-        preprocessor = ImagePreprocessor.from_folder(folder)
+        preprocessor = with_pixel_limits(
+            ImagePreprocessor.from_folder(folder), min_pixels=min_pixels, max_pixels=max_pixels
+        )
         return cls(tokenizer, preprocessor, system_prompt=system_prompt, strict_format=strict_format)
 
     @property

@@ -92,7 +92,7 @@ class ConversationRenderer:
     def fingerprint(self) -> str:
         """Hash of all that ``measure`` depends on beside the conversation.
 
-        Of the image preprocessor it is what it makes of 4,096 sizes: its other settings change no length.
+        Of the image preprocessor it is its limits and what it makes of 4,096 sizes: the rest changes no length.
         """
         renderer, digest = self._renderer, hashlib.sha256()
         counts = []
@@ -107,7 +107,7 @@ class ConversationRenderer:
             str(renderer.tokenizer.chat_template),
             repr(renderer.system_prompt),
             self._label_turns,
-            repr(counts),
+            repr([renderer.preprocessor.area_limits, counts]),
         ):
             digest.update(hashlib.sha256(piece.encode("utf-8", "surrogatepass")).digest())
         return digest.hexdigest()

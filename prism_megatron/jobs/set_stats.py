@@ -10,7 +10,6 @@ from prism_megatron.conversion.model_names import folder_of
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.pictures import size_of
 from prism_megatron.data.formats.walk import walk
-from prism_megatron.data.pixel_limits import with_pixel_limits
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer, Lengths
 from prism_megatron.errors import ConfigError, DataError
@@ -114,7 +113,7 @@ def _renderer(config: SetStatsConfig) -> ConversationRenderer:
     if config.model is None:
         raise ConfigError("--model is missing: tokens are counted by a model's tokenizer and image settings")
     folder = folder_of(config.model, flag="--model", fetch=True)
-    plain = Renderer.from_folder(folder, system_prompt=config.system_prompt)
-    limited = with_pixel_limits(plain.preprocessor, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
-    renderer = Renderer(plain.tokenizer, limited, system_prompt=config.system_prompt)
+    renderer = Renderer.from_folder(
+        folder, system_prompt=config.system_prompt, min_pixels=config.min_pixels, max_pixels=config.max_pixels
+    )
     return ConversationRenderer(renderer, label_turns="last")

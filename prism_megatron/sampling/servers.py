@@ -21,6 +21,8 @@ from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_
 from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.hf_writer import write_hf_folder
+from prism_megatron.data.images import ImagePreprocessor
+from prism_megatron.data.pixel_limits import check_served_limits
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError, WeightSyncError
@@ -158,6 +160,8 @@ def build_served_rollout(
     ConfigError or RolloutError on every rank if servers cannot be started or used.
     """
     _check_devices(wanted, cuda=torch.cuda.is_available())
+    if (data.min_pixels, data.max_pixels) != (None, None):
+        check_served_limits(renderer.preprocessor, ImagePreprocessor.from_folder(files_folder(source, "policy")))
     if world.is_main:
         remove_leftovers(output / _FOLDER)
     exported: Path | None = None

@@ -18,6 +18,20 @@ from prism_megatron.observability.activity import Activity
 from prism_megatron.parallel.collectives import all_gather_objects
 
 
+def renderer_of(folder: Path, data: DataConfig) -> Renderer:
+    """The one renderer of a run: prompts and references are made by it, and rollouts sampled from what it made.
+
+    Raises DataError or ConfigError as ``Renderer.from_folder``.
+    """
+    return Renderer.from_folder(
+        folder,
+        system_prompt=data.system_prompt,
+        strict_format=data.strict_format,
+        min_pixels=data.min_pixels,
+        max_pixels=data.max_pixels,
+    )
+
+
 def look_together(world: World, activity: Activity) -> Look:
     """A look at image files that all ranks share, each at an equal part; all have the same answer.
 

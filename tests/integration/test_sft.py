@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.data.index.index import Index
 from prism_megatron.observability.metrics import read_metrics
 from tests.integration.test_align_records import write_records
 from tests.integration.test_resume import assert_same
@@ -92,6 +93,19 @@ def test_a_run_goes_on_with_the_pack_that_is_next(trained: Trained, tmp_path: Pa
     assert_same(read_metrics(tmp_path / "run" / "metrics.jsonl"), trained.rows)
 
 
+def test_images_are_cut_by_the_flags_of_pixels(trained: Trained, tmp_path: Path) -> None:
+    """Claim: with --max-pixels of one token every image has one, in an index of its own, and a run does not go on with
+    another limit unless it is told to."""
+    index = tmp_path / "index"
+    ran(
+        *trained.flags, "--index", str(index), "--max-pixels", "1024", "--steps", "1", "--output", str(tmp_path / "run")
+    )
+    (found,) = index.iterdir()
+    assert set(Index(found).column("visual_tokens").tolist()) == {1}
+    result = run("--load", str(trained.folder), "--max-pixels", "1024", "--epochs", "4")
+    assert result.returncode == 2 and "max-pixels" in result.stderr, result.stdout + result.stderr
+
+
 @pytest.mark.long
 def test_more_data_parallel_ranks_go_on_with_the_same_packs(trained: Trained, tmp_path: Path) -> None:
     """Claim: samples and losses are those of one rank, where a run of one rank goes on with two (1e-4: sums)."""
@@ -112,6 +126,8 @@ def test_what_cannot_work_is_one_line(tmp_path: Path) -> None:
         (("--data", str(tmp_path / "none")), "does not exist; name a file or a folder of records"),
         ((*data, "--freeze", "router"), "--freeze router is for models with experts"),
         ((*data, "--repeats", "x"), "SOURCE=TIMES expected"),
+        ((*data, "--weights", "made/train=1", "--repeats", "made/train=1"), "--weights and --repeats both say"),
+        ((*data, "--max-pixels", "1000"), "--max-pixels 1000 must be at least 1024"),
         ((*data, "--rows-per-step", "3", "--pp", "2", "--vpp", "2"), "--rows-per-step 3 must be a multiple of 2"),
         ((*data, "--max-tokens", "10", "--index", str(tmp_path / "index")), "no record of the train part can be used"),
         (("--epochs", "2"), "--epochs is for --data"),

@@ -120,18 +120,26 @@ class ByteReader:
 
 
 def line_places(path: Path) -> Iterator[Place]:
-    """Every line of a file that is not blank, without its line end. Raises DataError if it cannot be read."""
-    offset, number, rest = 0, 0, b""
+    """Every line of a file that is not blank, without its line end. Raises DataError if it cannot be read.
+
+    No line is put together, so that time grows with the file alone, however long its lines are.
+    """
+    position, start, number, has_text = 0, 0, 1, False  # of the block, and of the line under way
     try:
         with path.open("rb") as file:
             while block := file.read(_SCAN_BYTES):
-                *lines, rest = (rest + block).split(b"\n")
-                for line in lines:
-                    number += 1
-                    if not line.isspace() and line:
-                        yield Place(offset, len(line), number)
-                    offset += len(line) + 1
+                begin = 0
+                while (end := block.find(b"\n", begin)) >= 0:
+                    if has_text or _has_text(block[begin:end]):
+                        yield Place(start, position + end - start, number)
+                    begin, start, number, has_text = end + 1, position + end + 1, number + 1, False
+                has_text = has_text or _has_text(block[begin:])
+                position += len(block)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if rest.strip():
-        yield Place(offset, len(rest), number + 1)
+    if has_text:
+        yield Place(start, position - start, number)
+
+
+def _has_text(piece: bytes) -> bool:
+    return bool(piece) and not piece.isspace()

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from prism_megatron.data.conversation import Conversation, Picture, Role, Turn
 from prism_megatron.data.fields import check_text, image_path, object_of
 from prism_megatron.data.formats.base import ByteReader, Place, line_places
+from prism_megatron.data.records import Purpose, refuse_evaluation_folder, refuse_evaluation_source
 from prism_megatron.errors import DataError
 
 REQUIRED = ("id", "source", "turns")
@@ -32,12 +33,15 @@ class ConversationLines:
     """One file of conversations."""
 
     path: Path
+    purpose: Purpose = "train"
     reader: ByteReader = field(default_factory=ByteReader, compare=False, repr=False)
     name: ClassVar[str] = "conversations"
     settings: ClassVar[str] = ""
 
     def shards(self) -> tuple[Path, ...]:
-        """Raises DataError if the file is not there."""
+        """Raises DataError if the file is not there, or lies in a set for evaluation only and is to be trained on."""
+        if self.purpose == "train":
+            refuse_evaluation_folder(self.path.parent.resolve())
         if not self.path.is_file():
             raise DataError(f"{self.path} is no file; the format {self.name} is a file with a JSON object to a line")
         return (self.path.resolve(),)
@@ -46,7 +50,11 @@ class ConversationLines:
         return line_places(shard)
 
     def read(self, shard: Path, place: Place) -> Conversation:
-        return conversation_of(self.reader.read(shard, place), shard.parent, place.of(shard))
+        """Raises DataError for a malformed line, and for one of a benchmark that is to be trained on."""
+        found = conversation_of(self.reader.read(shard, place), shard.parent, place.of(shard))
+        if self.purpose == "train":
+            refuse_evaluation_source(found.source, place.of(shard))
+        return found
 
 
 def conversation_of(line: bytes, folder: Path, where: str) -> Conversation:

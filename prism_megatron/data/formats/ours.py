@@ -14,7 +14,7 @@ from typing import ClassVar
 from prism_megatron.data.conversation import Conversation, Picture, Turn
 from prism_megatron.data.formats.base import ByteReader, Place, line_places
 from prism_megatron.data.formats.reading import Reading, demonstration, finished
-from prism_megatron.data.records import Record, _record
+from prism_megatron.data.records import Record, record_of
 from prism_megatron.errors import DataError
 
 FILE = "data.jsonl"
@@ -46,7 +46,9 @@ class OursCorpus:
     def read(self, shard: Path, place: Place) -> Conversation:
         """Raises DataError for a malformed line."""
         where = place.of(shard)
-        return conversation_of(_record(self.reader.read(shard, place), self.reading.folder, where), where, self.reading)
+        return conversation_of(
+            record_of(self.reader.read(shard, place), self.reading.folder, where), where, self.reading
+        )
 
 
 def conversation_of(record: Record, where: str, reading: Reading) -> Conversation:

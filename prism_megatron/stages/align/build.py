@@ -38,7 +38,7 @@ from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
 from prism_megatron.training.policy_update import PolicyObjective, UpdatePlan
-from prism_megatron.training.prompts import build_prompts, checks_of, look_together, say_counts
+from prism_megatron.training.prompts import build_prompts, checks_of, look_together, renderer_of, say_counts
 from prism_megatron.training.roles import build_policy, model_files, resolve_dtype
 
 
@@ -71,9 +71,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         origin.check_checkpoint(session.restored)
     dtype = resolve_dtype(config.model.dtype, shape)
     execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
-    renderer = Renderer.from_folder(
-        folder, system_prompt=config.data.system_prompt, strict_format=config.data.strict_format
-    )
+    renderer = renderer_of(folder, config.data)
     prompts = _prompts(config, renderer, session)
     say_counts(prompts.steps.counts, None if prompts.probe is None else prompts.probe.counts, session.say)
     # The policy, and who samples for it.

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from prism_megatron.config.demonstrations import DemonstrationsConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.sft import SFTConfig, times_of
+from prism_megatron.config.sft import SFTConfig, times_of, weights_of
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, short_name
 from prism_megatron.data.formats.detect import open_corpus
 from prism_megatron.data.index.index import Index, open_index
-from prism_megatron.data.index.samples import IndexedCorpus, samples_of
+from prism_megatron.data.index.samples import IndexedCorpus, Samples, repeats_by_weight, samples_of
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
@@ -74,7 +75,9 @@ def _build(config: SFTConfig, session: Session) -> SFT:
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)
     execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
-    renderer = Renderer.from_folder(folder, system_prompt=data.system_prompt)
+    renderer = Renderer.from_folder(
+        folder, system_prompt=data.system_prompt, min_pixels=data.min_pixels, max_pixels=data.max_pixels
+    )
     # What is learned from.
     if data.data:
         learned, held_out = _records(config, shape, renderer, session)
@@ -184,10 +187,9 @@ def _planned(
 ) -> RecordDemonstrations:
     data, world, learns = config.data, session.world, part == "train"
     samples = samples_of(sets, part=part, max_tokens=data.max_tokens)
-    repeats = {name: times for name, times in times_of(data).items() if learns or name in samples.sources}
     # Lengths are planned as they are: a plan that knew of padding would be another one in another layout.
     packing = Packing(data.max_tokens if data.packing else None, 1)
-    mixture = Mixture(samples, repeats if learns else {}, seed=config.seed)
+    mixture = Mixture(samples, _times(data, samples) if learns else {}, seed=config.seed)
     plan = Plan(samples, mixture, packing=packing, seed=config.seed, epochs=data.epochs if learns else 1)
     counts = samples.counts
     part_text = "learned from" if learns else "held out"
@@ -207,6 +209,12 @@ def _planned(
         filler_id=filler_id,
     )
     return RecordDemonstrations(plan, loader, rows_per_step=data.rows_per_step)
+
+
+def _times(data: DemonstrationsConfig, samples: Samples) -> dict[str, float]:
+    """How often an epoch shows the samples of each source. Raises DataError for a source that no sample has."""
+    weights = weights_of(data)
+    return repeats_by_weight(samples, weights) if weights else times_of(data)
 
 
 def cost_of(shape: Qwen3VLShape) -> Cost:

@@ -33,7 +33,7 @@ from prism_megatron.stages.warm_start.gate import Gate
 from prism_megatron.stages.warm_start.pairs import FilePairs, Pairs, SampledPairs, Source, Sources
 from prism_megatron.stages.warm_start.stage import WarmStart
 from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
-from prism_megatron.training.prompts import build_prompts, checks_of, look_together, say_counts
+from prism_megatron.training.prompts import build_prompts, checks_of, look_together, renderer_of, say_counts
 from prism_megatron.training.roles import model_files, resolve_dtype, weights_in_layout
 
 
@@ -66,7 +66,7 @@ def build_sources(config: WarmStartConfig, look: Look = look_alone) -> Sources:
     """
     folder = files_folder(policy_folder(config.model.model), "policy")
     data = config.data
-    renderer = Renderer.from_folder(folder, system_prompt=data.system_prompt, strict_format=data.strict_format)
+    renderer = renderer_of(folder, data)
     checks = checks_of(data, look)
     train = _source(config, renderer, "train", checks)
     if config.gate.min_auc > 0 and isinstance(train, RecordSource):

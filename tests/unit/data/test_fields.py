@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prism_megatron.data.fields import check_text
 from prism_megatron.data.pairs import read_pairs
 from prism_megatron.data.records import read_records
 from prism_megatron.errors import DataError
@@ -108,3 +110,17 @@ def test_the_list_of_sets_may_not_say_a_thing_twice(tmp_path: Path) -> None:
     (tmp_path / "sets.json").write_text('{"set": {"evaluation_only": true}, "set": {}}')
     with pytest.raises(DataError, match=r"sets\.json: .*key 'set' stands twice"):
         read_records(folder, purpose="train")
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "多", "🧿"])
+def test_half_a_pair_is_found_anywhere_in_a_long_text_in_no_time(letter: str) -> None:
+    """Claim: at the end of ten million letters too; a look at each of them by itself would take a second and more."""
+    text = letter * 10_000_000
+    began = time.process_time()
+    check_text(text, "answer", "here")
+    with pytest.raises(DataError, match="here: field answer: holds half of a surrogate pair"):
+        check_text(f"{text}\udfff", "answer", "here")
+    assert time.process_time() - began < 0.5
+    for half in ("\ud800", "\udbff", "\udc00", "\udfff"):
+        with pytest.raises(DataError, match="holds half of a surrogate pair"):
+            check_text(f"a{half}b", "answer", "here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from prism_megatron.errors import ConfigError, RolloutError, WeightSyncError
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.sampling import servers
 from prism_megatron.sampling.servers import API_KEY, SharedRollout, build_served_rollout, first_server_gpu
+from prism_megatron.training.prompts import renderer_of
 from prism_megatron.types import Prompt
 from tests.unit.rollout.fake_sglang import KEY, running
 from tests.unit.rollout.stub_sglang import stub_python
@@ -53,6 +54,14 @@ def test_what_only_gpus_can_do_is_refused_before_anything_starts(
     nothing: Any = None
     with pytest.raises(ConfigError, match=f"{flag.split(maxsplit=1)[0]} needs CUDA, which this machine does not have"):
         build_served_rollout(config.rollout, config.data, tmp_path, nothing, nothing, output=tmp_path, world=nothing,
+                             dtype=torch.float32)  # fmt: skip
+
+
+def test_limits_of_pixels_beyond_the_servers_are_refused(tmp_path: Path) -> None:
+    config = parse(["--rollout", "sglang", "--max-pixels", "20000", "--output", str(tmp_path)])
+    renderer, nothing = renderer_of(POLICY, config.data), cast(Any, None)
+    with pytest.raises(ConfigError, match="--max-pixels 20000 must be at most 16384 with --rollout sglang"):
+        build_served_rollout(config.rollout, config.data, POLICY, MINI, renderer, output=tmp_path, world=nothing,
                              dtype=torch.float32)  # fmt: skip
 
 

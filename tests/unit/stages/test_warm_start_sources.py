@@ -72,6 +72,22 @@ def test_a_gate_that_nothing_can_be_measured_for_is_refused_before_training(tmp_
     assert build_sources(config(captions, GateConfig(min_accuracy=0.5))).held_out is not None
 
 
+def test_prompts_are_cut_by_the_flags_of_pixels(tmp_path: Path) -> None:
+    """Claim: of the 9 tokens of a picture of 96 x 96, --max-pixels of one token leaves one."""
+    plain = config(make_set(tmp_path / "a", ids_of_train(4), solution="s"), GateConfig())
+    for path in (tmp_path / "a" / "images").iterdir():
+        Image.new("RGB", (96, 96)).save(path)
+    limited = replace(plain, data=replace(plain.data, max_pixels=1024))
+    enlarged = replace(plain, data=replace(plain.data, min_pixels=128 * 128))
+    for wanted, flags in ((9, plain), (1, limited), (16, enlarged)):
+        sources = build_sources(flags)
+        renderer = sources.renderer
+        for example in sources.train.batch(0):
+            (image,) = example.prompt.images
+            assert renderer.preprocessor.num_tokens(image.grid_thw) == wanted
+            assert example.prompt.token_ids.count(renderer.image_token_id) == wanted
+
+
 class Napping:
     """An engine that writes down what it is asked for."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ WHOLE: dict[str, Any] = {"id": "7", "source": "mine", "answer": "2", "turns": [U
 
 
 def written(folder: Path, *values: Any) -> ConversationLines:
-    (folder / "images").mkdir(exist_ok=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (32, 32)).save(folder / "images" / "7.png")
     lines = [value if isinstance(value, str) else json.dumps(value) for value in values]
     (folder / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -101,3 +102,17 @@ def test_whatever_stands_there_is_read_or_named(key: str, value: Any, cut: int, 
                 read(corpus)
         else:
             assert conversation.turns[-1].role == "assistant"
+
+
+def test_benchmarks_are_refused_for_training(tmp_path: Path) -> None:
+    """Claim: by source and by sets.json, and read for evaluation: as in every other format."""
+    corpus = written(tmp_path / "set", {**WHOLE, "source": "mathvision/test"})
+    with pytest.raises(DataError, match=r"data.jsonl:1: field source: 'mathvision/test' is for evaluation only"):
+        read(corpus)
+    assert len(read(replace(corpus, purpose="evaluate"))) == 1
+    fine = written(tmp_path / "set", WHOLE)
+    assert len(read(fine)) == 1
+    (tmp_path / "sets.json").write_text('{"set": {"evaluation_only": true}}')
+    with pytest.raises(DataError, match="set is for evaluation only; train on another set"):
+        read(fine)
+    assert len(read(replace(fine, purpose="evaluate"))) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,20 @@ def test_lines_are_placed_by_their_bytes(end: str, tmp_path: Path, monkeypatch: 
         (lines[4], 5),
     ]
     assert places[0].of(path) == f"{path}:1" and isinstance(places[0], Place)
+
+
+def test_a_very_long_line_is_placed_in_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: 16 MB in a line of 16,000 blocks; putting the line together anew for each would copy 128 GB."""
+    monkeypatch.setattr("prism_megatron.data.formats.base._SCAN_BYTES", 1000)
+    path = tmp_path / "lines"
+    path.write_bytes(b"a" * 16_000_000 + b"\nb\n" + b" " * 100_000 + b"\nc")
+    began = time.process_time()
+    assert list(line_places(path)) == [Place(0, 16_000_000, 1), Place(16_000_001, 1, 2), Place(16_100_004, 1, 4)]
+    assert time.process_time() - began < 2.0
+
+
+def test_a_line_that_ends_in_white_space_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prism_megatron.data.formats.base._SCAN_BYTES", 7)
+    path = tmp_path / "lines"
+    path.write_bytes(b"ab" + b" " * 30 + b"\n" + b" " * 30 + b"\ncd" + b" " * 30)
+    assert list(line_places(path)) == [Place(0, 32, 1), Place(64, 32, 3)]
