@@ -28,6 +28,9 @@ class ImageUseConfig:
     """peak learning rate"""
     freeze: tuple[FreezeGroup, ...] = ALL_VISION
     """parts of the model that stay as loaded"""
+    max_pixels: Annotated[int | None, AT_LEAST_ONE] = 96 * 96
+    """most pixels of an image, which is made smaller; the mini's own pictures have 96 by 96, None leaves them as they
+    are"""
     validation_share: Annotated[float, Range(above=0, below=1)] = 0.1
     """share of the records that is held out, chosen by their ids"""
     data_parallel: Annotated[int, AT_LEAST_ONE] = 2
@@ -47,6 +50,7 @@ def run_of(config: ImageUseConfig) -> SFTConfig:
         epochs=config.epochs,
         rows_per_step=config.rows_per_step,
         validation_share=config.validation_share,
+        max_pixels=config.max_pixels,
     )
     policy = replace(MINI_SFT_RECORDS.policy, lr=config.lr)
     run = replace(MINI_SFT_RECORDS, data=data, policy=policy, freeze=config.freeze, eval_every=0)

@@ -90,8 +90,9 @@ def measure_image_use(config: ImageUseConfig) -> None:
     stage_config = run_of(config)
     world = start(stage_config.parallel, seed=stage_config.seed)
     losses: dict[str, Losses] = {}
+    by_epoch: dict[str, list[Losses]] = {IMAGES: [], BLANK: []}
     label_tokens = 0
-    for arm in (IMAGES, BLANK):
+    for arm, asked in by_epoch.items():
         with closing(build(stage_config, Session(world, Path(), quiet=True))) as stage:
             if arm == BLANK:
                 stage.lessons = with_blank_images(stage.lessons)
@@ -99,13 +100,15 @@ def measure_image_use(config: ImageUseConfig) -> None:
             for step in range(stage.total_steps):
                 stage.play(step)
                 label_tokens += stage.last.update.label_tokens if arm == IMAGES and stage.last is not None else 0
-                if world.is_main and (step + 1) % 50 == 0:
-                    print(f"{arm}: step {step + 1} of {stage.total_steps}", flush=True)
-            losses[arm] = held_out_losses(stage)
+                if (step + 1) * config.epochs // stage.total_steps > len(asked):
+                    asked.append(held_out_losses(stage))
+                    if world.is_main:
+                        print(f"{arm}: epoch {len(asked)}: {mean_loss(asked[-1]).mean:.3f}", flush=True)
+            losses[arm] = asked[-1]
             if arm == IMAGES:
                 losses[UNIGRAM] = unigram_losses(stage)
     if world.is_main:
-        _write(config, losses, label_tokens=label_tokens)
+        _write(config, losses, by_epoch, label_tokens=label_tokens)
     stop(world)
 
 
@@ -190,7 +193,9 @@ def _ratio(nll_R: Array, tokens_R: Array) -> Interval:
     return statistic_interval(pairs, lambda flat: float(flat[0::2].sum() / flat[1::2].sum()), seed=0)
 
 
-def _write(config: ImageUseConfig, losses: dict[str, Losses], *, label_tokens: int) -> None:
+def _write(
+    config: ImageUseConfig, losses: dict[str, Losses], by_epoch: dict[str, list[Losses]], *, label_tokens: int
+) -> None:
     records = losses[IMAGES]
     result: dict[str, object] = {"label_tokens": label_tokens, "epochs": config.epochs, "freeze": config.freeze}
     lines = [
@@ -210,6 +215,14 @@ def _write(config: ImageUseConfig, losses: dict[str, Losses], *, label_tokens: i
             result[f"{part}/{arm}"] = {"loss": mean, "above_images": above}
             apart = "" if arm == IMAGES else f"{above.mean:.3f} [{above.low:.3f}, {above.high:.3f}]"
             lines.append(f"| {part} | {arm} | {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}] | {apart} |")
+    lines += ["", "| epoch | images | blank images | above the run with images by |", "|---|---|---|---|"]
+    for epoch, (seen, blank) in enumerate(zip(by_epoch[IMAGES], by_epoch[BLANK], strict=True), start=1):
+        above = difference(blank, seen)
+        result[f"epoch {epoch}"] = {IMAGES: mean_loss(seen), BLANK: mean_loss(blank), "above_images": above}
+        lines.append(
+            f"| {epoch} | {mean_loss(seen).mean:.3f} | {mean_loss(blank).mean:.3f} | "
+            f"{above.mean:.3f} [{above.low:.3f}, {above.high:.3f}] |"
+        )
     config.output.mkdir(parents=True, exist_ok=True)
     write_atomically(config.output / "image_use.json", json.dumps(result, indent=2) + "\n")
     write_atomically(config.output / "image_use.md", "\n".join(lines) + "\n")

@@ -41,12 +41,14 @@ def ran(ranks: int, *flags: str) -> None:
 
 def killed_at(rows: int, output: Path, ranks: int, *flags: str) -> None:
     """SIGKILL to the whole family once the metrics have so many rows."""
-    process = subprocess.Popen(
-        command(ranks, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    said = output.with_name("said.txt")
+    with said.open("w") as stream:
+        process = subprocess.Popen(
+            command(ranks, *flags), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         wait_for(lambda: len(rows_of(output)) >= rows or process.poll() is not None, seconds=400.0)
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, f"it ended before it could be killed: {said.read_text()}"
     finally:
         family = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
         process.kill()
