@@ -101,7 +101,7 @@ def test_real_records_render_as_transformers_does(name: str, shared_dir: Path, q
 def test_five_hundred_real_records_render_as_transformers_does(
     shared_dir: Path, qwen: tuple[Renderer, Oracle], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Claim: exact equality of 500 records of all four sets, an eighth of a thousand of each; counts are printed."""
+    """Claim: exact equality of 500 records, 125 of each of the four sets; counts are printed."""
     compared: Counter[str] = Counter()
     for name in SETS:
         for record in spread(shared_dir, name, NUM_REAL // len(SETS)):
