@@ -101,7 +101,7 @@ def test_real_records_render_as_transformers_does(name: str, shared_dir: Path, q
 def test_five_hundred_real_records_render_as_transformers_does(
     shared_dir: Path, qwen: tuple[Renderer, Oracle], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Claim: exact equality of 500 records of all four sets, an eighth of a thousand of each; counts are printed."""
+    """Claim: exact equality of 500 records, 125 of each of the four sets; counts are printed."""
     compared: Counter[str] = Counter()
     for name in SETS:
         for record in spread(shared_dir, name, NUM_REAL // len(SETS)):
@@ -199,9 +199,9 @@ def test_the_fingerprint_tells_limits_that_are_close(mini_folder: Path) -> None:
     """Claim: also limits that no probed size shows apart: lengths of other sizes may differ."""
     prints = [
         ConversationRenderer(Renderer.from_folder(mini_folder, max_pixels=most), label_turns="last").fingerprint
-        for most in (None, 128 * 128, 128 * 128 - 1)
+        for most in (None, 128 * 128, 1_000_000, 1_000_001)
     ]
-    assert prints[0] == prints[1] != prints[2]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
 
 
 words = st.text(
