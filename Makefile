@@ -35,7 +35,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: help sft align test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
-    bench-weight-sync te-check effect variants mini clean
+    bench-weight-sync bench-vision-cache te-check effect variants mini clean
 
 help:
 	@echo "make sft [ARGS=...]     fine-tune the mini world's policy: torchrun tools/run_sft.py --tp 2 --pp 2"
@@ -54,6 +54,7 @@ help:
 	@echo "make bench-scoring      the discriminator's pass beside padded ways of doing it: time and memory (24 minutes)"
 	@echo "make bench-rollout      embedded rollouts beside transformers.generate: tokens per second, same greedy tokens"
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
+	@echo "make bench-vision-cache a step with a frozen vision tower, its features computed or from disk: time and memory"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
 	@echo "make variants           segment, learned, dense, text, joint and segment credit in one report"
@@ -108,6 +109,9 @@ bench-rollout: $(VENV)/.installed
 
 bench-weight-sync: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/weight_sync.py $(ARGS)
+
+bench-vision-cache: $(VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python benchmarks/vision_cache.py $(ARGS)
 
 te-check: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(TE_VENV)/bin/python tools/te_check.py

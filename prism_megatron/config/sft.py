@@ -20,6 +20,7 @@ from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.run import RunConfig
 from prism_megatron.config.validate import check_recompute
 from prism_megatron.config.validate_layout import check_layout, check_world
+from prism_megatron.config.vision_cache import VisionCacheConfig, check_vision_cache
 from prism_megatron.errors import ConfigError
 
 
@@ -36,6 +37,7 @@ class SFTConfig:
     data: tyro.conf.OmitArgPrefixes[DemonstrationsConfig] = field(default_factory=DemonstrationsConfig)
     format: tyro.conf.OmitArgPrefixes[FormatConfig] = field(default_factory=FormatConfig)
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
+    vision_cache: tyro.conf.OmitArgPrefixes[VisionCacheConfig] = field(default_factory=VisionCacheConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     policy: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1e-5, schedule="cosine", warmup_ratio=0.1)
@@ -65,6 +67,7 @@ def check_sft_values(config: SFTConfig) -> None:
         raise ConfigError(
             f"--rows-per-microbatch {data.rows_per_microbatch} is for --no-packing: a packed row is a micro-batch"
         )
+    check_vision_cache(config.vision_cache, config.freeze)
     times_of(data)
     if not data.data:
         _check_scenes(config)

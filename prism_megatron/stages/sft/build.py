@@ -91,6 +91,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
         rows_per_microbatch=data.rows_per_microbatch,
         eval_every=config.eval_every,
         eval_rows=config.eval_rows,
+        vision_cache=config.vision_cache,
     )
     name = "the mini" if config.model.model is None else short_name(config.model.model)
     return SFT(learner, learned, held_out, session, models={"policy": model_files(source, "policy", dtype=dtype)},

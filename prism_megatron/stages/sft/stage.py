@@ -19,6 +19,7 @@ from prism_megatron.stages.sft.demonstrations import Demonstrations, StepRows
 from prism_megatron.stages.sft.plan import Learner
 from prism_megatron.stages.sft.rows import SFTStep, best_of, shown, step_row, what_it_is, why_idle
 from prism_megatron.stages.sft.view import VIEW
+from prism_megatron.training.frozen_vision import use_vision_cache
 from prism_megatron.training.roles import export_folder
 from prism_megatron.training.supervised_update import learn, measure
 
@@ -53,6 +54,7 @@ class SFT:
         return {"policy": self.learner.policy}
 
     def prepare(self, _first_step: int) -> None:
+        use_vision_cache(self.learner.policy, self.learner.vision_cache)
         self._steps = self.demonstrations.steps(self.after)
 
     def play(self, step: int) -> Outcome:
@@ -69,7 +71,7 @@ class SFT:
             with phase("held_out"):
                 held_out = measure(policy, self.asked, self.sources, world=world)
         self.last = SFTStep(step, rows, update, held_out)
-        row = step_row(self.last, row_tokens=self.learner.row_tokens, world=world)
+        row = step_row(self.last, row_tokens=self.learner.row_tokens, cache=policy.vision_cache, world=world)
         self.best, is_best = best_of(self.best, row)
         idle = why_idle(update)
         return Outcome(row, learned=() if idle else ("policy",), idle=idle, good=is_best,
