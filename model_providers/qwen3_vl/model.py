@@ -176,6 +176,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
         groups: ProcessGroupCollection,
         *,
         recompute_vision: bool,
+        fp32_head: bool = False,
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
@@ -190,6 +191,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
             post_process=post_process,
             vp_stage=vp_stage,
         )
+        self.fp32_head = fp32_head
         self.share_embeddings_and_output_weights = shape.text.tied
         if post_process:
             self.output_layer = ColumnParallelLinear(
@@ -224,7 +226,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
             hidden = gather_from_sequence_parallel_region(hidden, group=self.tp_group)
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
-        return VocabularyOutput(hidden, weight_V_H, self.tp_group, self.shape.text.vocab)
+        return VocabularyOutput(hidden, weight_V_H, self.tp_group, self.shape.text.vocab, self.fp32_head)
 
     def sharded_state_dict(
         self,

@@ -75,6 +75,7 @@ class Qwen3VLProvider:
             decoder_layer_spec(mlp, self.execution.recompute, parts),
             groups,
             recompute_vision=self.execution.recompute.recompute_vision,
+            fp32_head=self.execution.precision.fp32_head,
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
