@@ -9,6 +9,7 @@ import tyro
 
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.demonstrations import DemonstrationsConfig
+from prism_megatron.config.experts import PolicyExpertsConfig, check_policy_experts
 from prism_megatron.config.fields import AT_LEAST_ONE, ZERO_IS_OFF, OnResume, check_fields
 from prism_megatron.config.formats import FormatConfig
 from prism_megatron.config.model import ALL_VISION, FreezeGroup, ModelConfig
@@ -38,6 +39,7 @@ class SFTConfig:
     format: tyro.conf.OmitArgPrefixes[FormatConfig] = field(default_factory=FormatConfig)
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
     vision_cache: tyro.conf.OmitArgPrefixes[VisionCacheConfig] = field(default_factory=VisionCacheConfig)
+    experts: tyro.conf.OmitArgPrefixes[PolicyExpertsConfig] = field(default_factory=PolicyExpertsConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     policy: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1e-5, schedule="cosine", warmup_ratio=0.1)
@@ -107,6 +109,7 @@ def check_sft(config: SFTConfig, shape: Qwen3VLShape, *, world_size: int) -> Non
     check_recompute(config.recompute)
     if "router" in config.freeze and not shape.text.num_experts:
         raise ConfigError("--freeze router is for models with experts, and --model has none; leave it out")
+    check_policy_experts(config.experts, shape.text.experts, frozen="router" in config.freeze)
     check_layout(config.parallel, shape, experts_per_tower=0)
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype)

@@ -128,6 +128,13 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
         "held_out/{source}/loss": Metric("the same of one source", "held_out/{source}/tokens"),
         "held_out/{source}/tokens": Metric("its label tokens"),
     },
+    "A policy's experts, as means over its layers": {
+        "experts/peak_load": Metric("tokens of the busiest expert over the mean of all; 1 is even"),
+        "experts/entropy": Metric("evenness of the experts' load; 1 is even, 0 a single expert"),
+        "experts/idle_share": Metric("share of the experts that no token chose"),
+        "experts/balance_loss": Metric("load-balancing loss, without its coefficient; 1 is even"),
+        "experts/z_loss": Metric("squared log-partition of a router's logits, without its coefficient"),
+    },
     "What the discriminator's pass ran": {
         "discriminator/trunk_tokens": Metric("tokens through the trunk"),
         "discriminator/unique_tokens": Metric("tokens judged, each counted once"),

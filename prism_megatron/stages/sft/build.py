@@ -78,6 +78,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
     # Who learns.
     policy = build_policy(
         source, shape, world=world, dtype=dtype, optimizer=config.policy, total_steps=min(ends), freeze=config.freeze,
+        router_losses=config.experts.losses,
         execution=execution,
     )  # fmt: skip
     session.watch(policy)

@@ -51,6 +51,7 @@ def step_row(step: SFTStep, *, row_tokens: int | None, cache: VisionCache | None
         "row_fill": counts["tokens"] / room if room else None,
     }
     row |= update_row("policy", step.update.result)
+    row |= step.update.experts
     row |= cache_row(cache, world=world)
     return row if step.held_out is None else row | held_out_row(step.held_out)
 
