@@ -134,6 +134,11 @@ class _Columns:
         for start in range(0, num_tokens, step):
             yield slice(start, min(start + step, num_tokens))
 
+    def reduce(self, values: Tensor, op: dist.ReduceOp.RedOpType) -> None:
+        """Over the ranks that have the other columns, in place."""
+        if self.group.size() > 1:
+            dist.all_reduce(values, op=op, group=self.group)
+
     def logits(self, hidden_n_H: Tensor, weight_V_H: Tensor) -> Tensor:
         """``[n, V]`` in fp32: rounded to the weight's dtype before, unless it is cast."""
         if not self.fp32:
@@ -159,14 +164,14 @@ class _Chunk:
     def __init__(
         self, hidden_n_H: Tensor, weight_V_H: Tensor, targets_n: Tensor, columns: _Columns, temperature: float
     ) -> None:
-        """Two small all-reduces over the group."""
+        """Two small all-reduces over the group, where it has several ranks."""
         self._columns, self._targets_n, self._temperature = columns, targets_n, temperature
         real = columns.num_real
         x = columns.logits(hidden_n_H, weight_V_H).div_(temperature)
         x[:, real:] = torch.finfo(torch.float32).min
         column, here = columns.of(targets_n)
         max_n = x.amax(-1)
-        dist.all_reduce(max_n, op=dist.ReduceOp.MAX, group=columns.group)
+        columns.reduce(max_n, dist.ReduceOp.MAX)
         # Of exp(x - max), of exp(x - max) · (x - max), and the target's x - max.
         x -= max_n.unsqueeze(-1)
         sums_3_n = x.new_empty(3, len(x))
@@ -176,7 +181,7 @@ class _Chunk:
         p[:, real:] = 0.0
         sums_3_n[0] = p.sum(-1)
         sums_3_n[1] = torch.linalg.vecdot(p, x)
-        dist.all_reduce(sums_3_n, group=columns.group)
+        columns.reduce(sums_3_n, dist.ReduceOp.SUM)
         log_sum_n = sums_3_n[0].log()
         self._x, self._p, self._sums_3_n, self._log_sum_n = x, p, sums_3_n, log_sum_n
         self.logprobs_n = sums_3_n[2] - log_sum_n
