@@ -34,8 +34,8 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help sft align test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout bench-data \
-    bench-weight-sync te-check effect image-use variants mini clean
+.PHONY: help sft align test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
+    bench-data bench-weight-sync bench-vision-cache te-check effect image-use variants mini clean
 
 help:
 	@echo "make sft [ARGS=...]     fine-tune the mini world's policy: torchrun tools/run_sft.py --tp 2 --pp 2"
@@ -55,6 +55,7 @@ help:
 	@echo "make bench-rollout      embedded rollouts beside transformers.generate: tokens per second, same greedy tokens"
 	@echo "make bench-data         an index of 1.37 million records: time, memory, start-up, records a second (10 minutes)"
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
+	@echo "make bench-vision-cache a step with a frozen vision tower, its features computed or from disk: time and memory"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
 	@echo "make image-use ARGS='--data FOLDER...'  does fine-tuning on records learn from their images?"
@@ -113,6 +114,9 @@ bench-data: $(VENV)/.installed
 
 bench-weight-sync: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/weight_sync.py $(ARGS)
+
+bench-vision-cache: $(VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python benchmarks/vision_cache.py $(ARGS)
 
 te-check: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(TE_VENV)/bin/python tools/te_check.py

@@ -6,7 +6,6 @@ Shape suffixes: S_local tokens of this sequence-parallel rank, L tokens of this 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
@@ -18,7 +17,7 @@ from model_providers.qwen3_vl.deepstack import Ints
 from model_providers.qwen3_vl.model import Qwen3VLTrunk
 from prism_megatron.config.discriminator import LoadBalanceScope
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.engine.batch import Batch, Extra
+from prism_megatron.engine.batch import Batch, Extra, token_sequences
 from prism_megatron.engine.norms import parameter_device
 from prism_megatron.engine.specs import mark_tensor_parallel
 from prism_megatron.losses.load_balance import merge_towers
@@ -168,14 +167,3 @@ class Discriminator(Qwen3VLTrunk):
         # Sum forward, identity backward: each rank's own rows get the (equal) gradient of the replicated head.
         last_Q_H: Tensor = reduce_from_tensor_model_parallel_region(picked_Q_H, group=self.tp_group)
         return last_Q_H
-
-
-def token_sequences(batch: Batch, tokens_L: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """In which sequence's slot each of a row's tokens ``tokens_L`` lies, and whether it is real; both ``[L, B]``."""
-    row_Q, start_Q = np.array(batch.places()).T
-    num_rows = len(batch.input_ids_B_S)
-    slot_L_B = np.empty((len(tokens_L), num_rows), dtype=np.int64)
-    for row in range(num_rows):
-        here = np.flatnonzero(row_Q == row)
-        slot_L_B[:, row] = here[np.searchsorted(start_Q[here], tokens_L, side="right") - 1]
-    return slot_L_B, tokens_L[:, None] - start_Q[slot_L_B] < np.array(batch.lengths)[slot_L_B]

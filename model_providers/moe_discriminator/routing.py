@@ -7,20 +7,16 @@ T = S · B tokens flattened, E experts, K segments in
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.discriminator import SEGMENTS
-from prism_megatron.engine.experts import ExpertRouter, spread
-from prism_megatron.losses.load_balance import load_balance_loss, router_z_loss, sequence_sums
+from prism_megatron.engine.experts import AttachLoss, ExpertRouter, balance_of_sequences, spread
+from prism_megatron.losses.load_balance import router_z_loss
 
 
 def mask_other_towers(logits_T_E: Tensor, tower_ids_T: Tensor, num_towers: int) -> Tensor:
@@ -37,25 +33,6 @@ def choose_experts(masked_T_E: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """
     top_T_K, index_T_K = masked_T_E.topk(top_k, dim=-1)
     return spread(top_T_K.softmax(dim=-1), index_T_K, masked_T_E.shape[-1])
-
-
-class AttachLoss(torch.autograd.Function):
-    """Returns ``values`` unchanged and gives ``loss`` a gradient of 1 when they are differentiated.
-
-    The loss of the step must not be scaled afterwards: ours arrive divided by global denominators, and the
-    optimizer's loss scale is 1 in fp32 and bf16. (Megatron's own attachment keeps its scale in a class variable, and
-    its two supported versions multiply by different token counts.)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, loss: Tensor) -> Tensor:
-        ctx.save_for_backward(loss)
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, Tensor]:
-        (loss,) = ctx.saved_tensors
-        return grad_values, torch.ones_like(loss)
 
 
 class TowerRouter(ExpertRouter):
@@ -98,7 +75,10 @@ class TowerRouter(ExpertRouter):
         chosen_and_real_T_E = chosen_T_E & (sequence_T < len(lengths_Q)).unsqueeze(-1)
         self.load_K_E.index_add_(0, tower_ids_T, chosen_and_real_T_E.to(self.load_K_E.dtype))
         if balance_weights_Q is not None and z_weights_S_B is not None:
-            balance = self._balance_loss(masked_T_E, chosen_T_E, sequence_T, lengths_Q, balance_weights_Q)
+            balance = balance_of_sequences(
+                masked_T_E.softmax(dim=-1), chosen_T_E, sequence_T, lengths_Q=lengths_Q, weights_Q=balance_weights_Q,
+                top_k=self.towers.top_k, experts_per_tower=self.towers.experts_per_tower, group=self.sequence_group,
+            )  # fmt: skip
             loss = balance + router_z_loss(masked_T_E, z_weights_S_B.flatten())
             gates_T_E = AttachLoss.apply(gates_T_E, loss)  # type: ignore[no-untyped-call]
         return gates_T_E, chosen_T_E
@@ -108,22 +88,3 @@ class TowerRouter(ExpertRouter):
         taken = self.load_K_E.clone()
         self.load_K_E.zero_()
         return taken
-
-    def _balance_loss(
-        self, masked_T_E: Tensor, chosen_T_E: Tensor, sequence_T: Tensor, lengths_Q: Tensor, weights_Q: Tensor
-    ) -> Tensor:
-        terms = chosen_T_E.to(masked_T_E.dtype), masked_T_E.softmax(dim=-1)
-        counts_Q_E, prob_sums_Q_E = (sequence_sums(term, sequence_T, num=len(lengths_Q)) for term in terms)
-        if self.sequence_group.size() > 1:
-            # Every rank ends with the whole sequences' sums and the same loss. Backward is the identity: a rank's
-            # gradient is that of its own tokens, and the router's weight gradient is summed over the group.
-            dist.all_reduce(counts_Q_E, group=self.sequence_group)
-            prob_sums_Q_E = reduce_from_tensor_model_parallel_region(prob_sums_Q_E, group=self.sequence_group)
-        return load_balance_loss(
-            counts_Q_E,
-            prob_sums_Q_E,
-            lengths_Q,
-            weights_Q,
-            top_k=self.towers.top_k,
-            experts_per_tower=self.towers.experts_per_tower,
-        )

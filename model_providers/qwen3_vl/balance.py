@@ -36,13 +36,20 @@ def assign(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
 def visual_features(vision: VisionModel, batch: Batch, group: ProcessGroup) -> list[Tensor]:
     """Features and taps ``[R, H]`` of a micro-batch's images in their order, on every rank of the ``group``.
 
-    Where no gradient goes back to the tower, the micro-batches of a pass share them (``batch.shared_images``).
+    Where no gradient goes back to the tower, it runs without autograd, and the micro-batches of a pass share what it
+    makes (``batch.shared_images``), which a cache on disk may have already.
     """
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in vision.parameters()):
+        return encode(vision, batch.images, batch.input_ids_B_S.device, group)
+    with torch.no_grad():
+        return _shared_features(vision, batch, group)
+
+
+def _shared_features(vision: VisionModel, batch: Batch, group: ProcessGroup) -> list[Tensor]:
     device = batch.input_ids_B_S.device
-    trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in vision.parameters())
-    if trains or not batch.images:
+    if not batch.images:
         return encode(vision, batch.images, device, group)
-    missing = batch.shared_images.missing(batch.images)
+    missing = batch.shared_images.missing(batch.images, device)
     if missing:
         rows = [num_patches(image) // vision.shape.merge**2 for image in missing]
         columns = [output.split(rows) for output in encode(vision, missing, device, group)]

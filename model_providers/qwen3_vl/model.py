@@ -35,7 +35,7 @@ from model_providers.qwen3_vl.vision import VisionModel
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.ops import vocabulary
 from prism_megatron.engine.attention import Sequences
-from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.batch import Batch, Extra, token_sequences
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.specs import mark_tensor_parallel
 
@@ -176,6 +176,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
         groups: ProcessGroupCollection,
         *,
         recompute_vision: bool,
+        fp32_head: bool = False,
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
@@ -190,6 +191,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
             post_process=post_process,
             vp_stage=vp_stage,
         )
+        self.fp32_head = fp32_head
         self.share_embeddings_and_output_weights = shape.text.tied
         if post_process:
             self.output_layer = ColumnParallelLinear(
@@ -215,6 +217,23 @@ class Qwen3VLModel(Qwen3VLTrunk):
         has_copy = self.post_process and not self.pre_process and self.share_embeddings_and_output_weights
         return {OUTPUT: EMBEDDING} if has_copy else {}
 
+    def mlp_args(self, batch: Batch, tokens_L: Ints) -> tuple[Tensor, ...]:
+        """What ``SoftmaxRouter`` takes beside the hidden states of the local tokens; nothing of a dense model.
+
+        Losses of routers need ``sequence_share`` in the batch: each sequence's share of the step's tokens.
+        """
+        if self.shape.text.experts is None:
+            return ()
+        device = batch.input_ids_B_S.device
+        slot_L_B, is_real_L_B = (torch.from_numpy(of).to(device) for of in token_sequences(batch, tokens_L))
+        sequence_L_B = slot_L_B.where(is_real_L_B, len(batch.lengths))
+        shares_Q = batch.extras.get(Extra.SEQUENCE_SHARE)
+        if shares_Q is None or not torch.is_grad_enabled():
+            return sequence_L_B, batch.lengths_Q
+        if batch.row_prefixes():
+            raise ValueError("a router's losses are means over whole sequences; collate without prefixes for them")
+        return sequence_L_B, batch.lengths_Q, shares_Q
+
     def head(self, hidden: Tensor, batch: Batch) -> VocabularyOutput:
         """What the logits of this context-parallel rank's tokens are made of."""
         del batch
@@ -224,7 +243,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
             hidden = gather_from_sequence_parallel_region(hidden, group=self.tp_group)
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
-        return VocabularyOutput(hidden, weight_V_H, self.tp_group, self.shape.text.vocab)
+        return VocabularyOutput(hidden, weight_V_H, self.tp_group, self.shape.text.vocab, self.fp32_head)
 
     def sharded_state_dict(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch.nn.functional import silu
 
 from model_providers.qwen3_vl.mapping import weight_mappings
 from model_providers.qwen3_vl.model import Qwen3VLModel
-from model_providers.qwen3_vl.router import SoftmaxRouter
-from prism_megatron.config.experts import ExpertSizes
+from model_providers.qwen3_vl.router import SoftmaxRouter, expert_figures
+from prism_megatron.config.experts import NO_ROUTER_LOSSES, ExpertSizes, RouterLosses
 from prism_megatron.config.model import FreezeGroup
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import check_precision
@@ -29,19 +30,18 @@ from prism_megatron.errors import ConfigError
 
 
 class Qwen3VLProvider:
-    """A Qwen3-VL policy, dense or with experts (see ``engine.provider.ModelProvider``).
-
-    Experts are trained without a load-balancing loss: what a policy loses is its own objective only.
-    """
+    """A Qwen3-VL policy, dense or with experts (see ``engine.provider.ModelProvider``)."""
 
     def __init__(
         self,
         shape: Qwen3VLShape,
         *,
         freeze: Collection[FreezeGroup] = (),
+        router_losses: RouterLosses = NO_ROUTER_LOSSES,
         execution: Execution = PLAIN,
     ) -> None:
         """``freeze`` names the parts that stay as loaded."""
+        self.router_losses = router_losses
         self.shape = shape
         self.freeze = frozenset(freeze)
         self.execution = execution
@@ -68,13 +68,18 @@ class Qwen3VLProvider:
         """One pipeline chunk; weights are left uninitialised, for loading."""
         parts = layer_parts(self.execution.layers)
         dense = self.shape.text.experts is None
-        mlp = dense_mlp(groups, parts) if dense else expert_layer(SoftmaxRouter, groups, parts)
+        mlp = (
+            dense_mlp(groups, parts)
+            if dense
+            else expert_layer(functools.partial(SoftmaxRouter, losses=self.router_losses), groups, parts)
+        )
         return Qwen3VLModel(
             config,
             self.shape,
             decoder_layer_spec(mlp, self.execution.recompute, parts),
             groups,
             recompute_vision=self.execution.recompute.recompute_vision,
+            fp32_head=self.execution.precision.fp32_head,
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
@@ -91,9 +96,11 @@ class Qwen3VLProvider:
     def measure(
         self, modules: Sequence[MegatronModule], sum_over_ranks: Callable[[Tensor], Tensor]
     ) -> Mapping[str, float]:
-        """Nothing is counted."""
-        del modules, sum_over_ranks
-        return {}
+        """Which experts the tokens of the pass chose, and what routers lost (see ``router.expert_figures``)."""
+        text = self.shape.text
+        if text.experts is None:
+            return {}
+        return expert_figures(modules, text.experts, text.num_layers, sum_over_ranks)
 
     def is_frozen(self, parameter_name: str) -> bool:
         """Whether a parameter of a chunk stays as loaded."""

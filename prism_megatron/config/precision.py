@@ -33,6 +33,8 @@ class PrecisionConfig:
     """language layers at the start that stay in bf16 under --fp8"""
     fp8_last_layers_bf16: Annotated[int, NOT_NEGATIVE] = 0
     """language layers at the end that stay in bf16 under --fp8"""
+    fp32_head: bool = False
+    """a bf16 policy's logits are products in fp32, and so are their gradients: bf16 logits of 20 lie 0.125 apart"""
 
     @property
     def fp8_multiple(self) -> int:
@@ -69,6 +71,8 @@ def check_precision(precision: PrecisionConfig, parallel: ParallelConfig, shape:
 
     ``dtype`` is that of the parameters, as ``--dtype`` (fp32, bf16) or a model folder (float32, bfloat16) spells it.
     """
+    if precision.fp32_head and dtype not in {"bf16", "bfloat16"}:
+        raise ConfigError(f"--fp32-head is for a policy in bf16, and this one is in {dtype}; leave it out")
     bf16_layers = {
         "--fp8-first-layers-bf16": precision.fp8_first_layers_bf16,
         "--fp8-last-layers-bf16": precision.fp8_last_layers_bf16,

@@ -9,6 +9,7 @@ import tyro
 
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.demonstrations import DemonstrationsConfig
+from prism_megatron.config.experts import PolicyExpertsConfig, check_policy_experts
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, ZERO_IS_OFF, OnResume, check_fields
 from prism_megatron.config.formats import FormatConfig
 from prism_megatron.config.model import ALL_VISION, FreezeGroup, ModelConfig
@@ -20,6 +21,7 @@ from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.run import RunConfig
 from prism_megatron.config.validate import check_recompute
 from prism_megatron.config.validate_layout import check_layout, check_world
+from prism_megatron.config.vision_cache import VisionCacheConfig, check_vision_cache
 from prism_megatron.errors import ConfigError
 
 
@@ -36,6 +38,8 @@ class SFTConfig:
     data: tyro.conf.OmitArgPrefixes[DemonstrationsConfig] = field(default_factory=DemonstrationsConfig)
     format: tyro.conf.OmitArgPrefixes[FormatConfig] = field(default_factory=FormatConfig)
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
+    vision_cache: tyro.conf.OmitArgPrefixes[VisionCacheConfig] = field(default_factory=VisionCacheConfig)
+    experts: tyro.conf.OmitArgPrefixes[PolicyExpertsConfig] = field(default_factory=PolicyExpertsConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     policy: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1e-5, schedule="cosine", warmup_ratio=0.1)
@@ -68,6 +72,7 @@ def check_sft_values(config: SFTConfig) -> None:
         raise ConfigError(
             f"--rows-per-microbatch {data.rows_per_microbatch} is for --no-packing: a packed row is a micro-batch"
         )
+    check_vision_cache(config.vision_cache, config.freeze)
     times_of(data)
     weights_of(data)
     if data.data and config.drift_scenes:
@@ -127,6 +132,7 @@ def check_sft(config: SFTConfig, shape: Qwen3VLShape, *, world_size: int) -> Non
     check_recompute(config.recompute)
     if "router" in config.freeze and not shape.text.num_experts:
         raise ConfigError("--freeze router is for models with experts, and --model has none; leave it out")
+    check_policy_experts(config.experts, shape.text.experts, frozen="router" in config.freeze)
     check_layout(config.parallel, shape, experts_per_tower=0)
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype)

@@ -138,6 +138,8 @@ def check_warm_start(
         if getattr(config.rollout, name) != getattr(RolloutConfig(), name):
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} compares with a policy that trains, and here none does; leave it out")
+    if config.precision.fp32_head and not config.data.format_sft:
+        raise ConfigError("--fp32-head is for a policy that trains, and without --format-sft none does; leave it out")
     if config.model.freeze_policy_vision:
         raise ConfigError("--freeze-policy-vision is for a policy that trains, and here none does; leave it out")
     if pairs.pairs is not None:

@@ -45,7 +45,10 @@ class Extra(StrEnum):
     DROPOUT_KEY = "dropout_key"
     """[Q] what the head's dropout mask is drawn from"""
     SEQUENCE_SHARE = "sequence_share"
-    """[Q] a sequence's share of its segment's in the whole step"""
+    """[Q] what a sequence counts in a router's means over the step: for a discriminator its share of its segment's
+    sequences, for a policy its share of the tokens"""
+    LEARNT_TOKENS = "learnt_tokens"
+    """[Q] a sequence's tokens, where it has a label; 0 for those that fill up"""
     LOAD_BALANCE_WEIGHT = "load_balance_weight"
     """[Q] that times the coefficient of the load-balancing loss"""
 
@@ -124,6 +127,19 @@ def beside_logits(values_B_S: Tensor, batch: Batch, world: World) -> Tensor:
         return shifted_B_S
     tokens_L = batch.tokens_of(cp_size=world.parallel.cp, cp_rank=world.cp_rank)
     return shifted_B_S.index_select(1, torch.from_numpy(tokens_L).to(shifted_B_S.device))
+
+
+def token_sequences(
+    batch: Batch, tokens_L: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """In which sequence's slot each of a row's tokens ``tokens_L`` lies, and whether it is real; both ``[L, B]``."""
+    row_Q, start_Q = np.array(batch.places()).T
+    num_rows = len(batch.input_ids_B_S)
+    slot_L_B = np.empty((len(tokens_L), num_rows), dtype=np.int64)
+    for row in range(num_rows):
+        here = np.flatnonzero(row_Q == row)
+        slot_L_B[:, row] = here[np.searchsorted(start_Q[here], tokens_L, side="right") - 1]
+    return slot_L_B, tokens_L[:, None] - start_Q[slot_L_B] < np.array(batch.lengths)[slot_L_B]
 
 
 def collate(

@@ -107,7 +107,8 @@ def choose(machine: Installed, precision: PrecisionConfig) -> Capabilities:
     why = f"torch {machine.torch}: " + ("--transformer-engine off" if wanted == "off" else "; ".join(missing))
     in_te = f"Transformer Engine {machine.transformer_engine}"
     rows = _te_rows(machine, precision, in_te) if layers == "te" else _torch_rows(why)
-    return Capabilities(layers=layers, adam=adam, choices=(*rows, _adam_row(machine, adam, in_te)))
+    head = Choice("output layer", "torch matmul", "logits in fp32" if precision.fp32_head else "logits in the dtype")
+    return Capabilities(layers=layers, adam=adam, choices=(*rows, head, _adam_row(machine, adam, in_te)))
 
 
 def check_adam(capabilities: Capabilities, optimizers: Iterable[Any]) -> None:

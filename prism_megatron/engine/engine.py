@@ -6,6 +6,7 @@ over the ranks that its docstring names, and makes the same number of collective
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -43,6 +44,7 @@ from prism_megatron.engine.optimizer import (
 )
 from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
+from prism_megatron.engine.vision_cache import VisionCache
 from prism_megatron.observability.activity import Activity, Advance
 from prism_megatron.parallel.collectives import broadcast_object, max_numbers, sum_numbers
 
@@ -77,6 +79,8 @@ class MegatronEngine:
         """optimizer steps so far, skipped ones included; the schedule's position"""
         self.expert_layout: ExpertLayout | None = None
         """how the folder stores experts that the weights were loaded from; None before, and for a dense model"""
+        self.vision_cache: VisionCache | None = None
+        """where features of images are kept from pass to pass; for a vision tower that is frozen"""
         self._provider = provider
         self.config = provider.transformer_config(world.parallel, dtype)
         self.config.finalize_model_grads_func = _sum_gradients
@@ -134,6 +138,19 @@ class MegatronEngine:
             self._counted(self.weights.export(bucket_bytes, layout, leave_out=leave_out), total=len(shapes)),
             left_out=left_out,
         )
+
+    def weights_digest(self, wanted: Callable[[str], bool]) -> str:
+        """SHA-256 of the weights of those parameters (by their names in a chunk) that are ``wanted``, in any layout.
+
+        Of names, dtypes, shapes and bits; the same on every rank, which call together.
+        """
+        digests = {}
+        for name, tensor in self.weights.export(DEFAULT_BUCKET_BYTES, None, leave_out=lambda name: not wanted(name)):
+            content = tensor.detach().cpu().contiguous()
+            digest = hashlib.sha256(f"{name} {content.dtype} {tuple(content.shape)}".encode())
+            digest.update(content.reshape(-1).view(torch.uint8).numpy().data)
+            digests[name] = digest.digest()
+        return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()
 
     def export_gradients(
         self, bucket_bytes: int = DEFAULT_BUCKET_BYTES, *, layout: ExpertLayout | None = None
@@ -293,7 +310,7 @@ class MegatronEngine:
     def _run(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> PassOutput:
         if not batches:
             raise ValueError(f"engine {self.name!r} needs at least one micro-batch on every rank")
-        shared = SharedImages(batch.images for batch in batches)
+        shared = SharedImages((batch.images for batch in batches), cache=self.vision_cache)
         batches = [replace(batch, shared_images=shared) for batch in batches]
         rows, padded = batches[0].input_ids_B_S.shape
         # Megatron runs every chunk of a virtual pipeline over every micro-batch.

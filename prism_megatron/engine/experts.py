@@ -1,7 +1,7 @@
 """Expert layers on Megatron: a router of ours, Megatron's all-to-all dispatch, one MLP after another as experts.
 
 Shape suffixes: S tokens of this rank (a slice of the sequence under sequence parallelism), B rows, H hidden,
-T = S · B tokens flattened, E experts, K chosen experts per token.
+T = S · B tokens flattened, E experts, K chosen experts per token, Q sequences.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from prism_megatron.engine.layer_parts import LayerParts
 from prism_megatron.engine.norms import parameter_device
 from prism_megatron.engine.specs import TORCH_PARTS
+from prism_megatron.losses.load_balance import load_balance_loss, sequence_sums
 
 
 class ExpertRouter(MegatronModule):
@@ -80,6 +83,52 @@ class ExpertLayer(MoELayer):
         for name, value in vars(self.token_dispatcher).items():
             if isinstance(value, Tensor) and value.requires_grad:
                 setattr(self.token_dispatcher, name, None)
+
+
+class AttachLoss(torch.autograd.Function):
+    """Returns ``values`` unchanged and gives ``loss`` a gradient of 1 when they are differentiated.
+
+    The loss of the step must not be scaled afterwards: ours arrive divided by global denominators, and the
+    optimizer's loss scale is 1 in fp32 and bf16. (Megatron's own attachment keeps its scale in a class variable, and
+    its two supported versions multiply by different token counts.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, loss: Tensor) -> Tensor:
+        ctx.save_for_backward(loss)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, Tensor]:
+        (loss,) = ctx.saved_tensors
+        return grad_values, torch.ones_like(loss)
+
+
+def balance_of_sequences(
+    probs_T_E: Tensor,
+    chosen_T_E: Tensor,
+    sequence_T: Tensor,
+    *,
+    lengths_Q: Tensor,
+    weights_Q: Tensor,
+    top_k: int,
+    experts_per_tower: int,
+    group: dist.ProcessGroup,
+) -> Tensor:
+    """``losses.load_balance.load_balance_loss`` of whole sequences, of which each rank of ``group`` has some tokens.
+
+    Every rank ends with the same loss. Backward is the identity over ranks: a rank's gradient is that of its own
+    tokens, and the router's weight gradient is summed over the group. Two all-reduces, whatever the data.
+    """
+    counts_Q_E, prob_sums_Q_E = (
+        sequence_sums(of, sequence_T, num=len(lengths_Q)) for of in (chosen_T_E.to(probs_T_E.dtype), probs_T_E)
+    )
+    if group.size() > 1:
+        dist.all_reduce(counts_Q_E, group=group)
+        prob_sums_Q_E = reduce_from_tensor_model_parallel_region(prob_sums_Q_E, group=group)
+    return load_balance_loss(
+        counts_Q_E, prob_sums_Q_E, lengths_Q, weights_Q, top_k=top_k, experts_per_tower=experts_per_tower
+    )
 
 
 def spread(values_K: Tensor, experts_K: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:

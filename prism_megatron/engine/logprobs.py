@@ -18,6 +18,8 @@ from torch import Tensor
 
 _CHUNK_ELEMENTS = 2**25
 """Logits that a chunk may have; it takes two fp32 tensors of them (256 MiB), and gradients stay in the same two."""
+_CAST_ELEMENTS = 2**24
+"""Elements of the weight that are held in fp32 at a time where products are to be in fp32 (64 MiB)."""
 
 
 class TokenScores(NamedTuple):
@@ -40,17 +42,22 @@ class VocabularyOutput:
 
     ``hidden_L_B_H`` is whole on every tensor-parallel rank, of which rank r holds the rows ``[r V, (r+1) V)`` of the
     output layer as ``weight_V_H``; rows from ``vocab_size`` on are padding and get no probability. The gradient of
-    ``hidden_L_B_H`` is this rank's part of a sum over ``tp_group``.
+    ``hidden_L_B_H`` is this rank's part of a sum over ``tp_group``. With ``fp32`` logits, and what their gradient is
+    multiplied by, are products in fp32 of what a bf16 model has: bf16 logits of 20 lie 0.125 apart.
     """
 
     hidden_L_B_H: Tensor
     weight_V_H: Tensor
     tp_group: dist.ProcessGroup
     vocab_size: int
+    fp32: bool = False
 
     def logits(self) -> Tensor:
         """``[L, B, V]``, all at once; padding columns hold the dtype's minimum."""
-        logits_L_B_V = self.hidden_L_B_H @ self.weight_V_H.t()
+        hidden_L_B_H, weight_V_H = self.hidden_L_B_H, self.weight_V_H
+        if self.fp32:
+            hidden_L_B_H, weight_V_H = hidden_L_B_H.float(), weight_V_H.float()
+        logits_L_B_V = hidden_L_B_H @ weight_V_H.t()
         real = self._columns().num_real
         if real == logits_L_B_V.shape[-1]:
             return logits_L_B_V
@@ -91,8 +98,9 @@ class VocabularyOutput:
         return loss, self._scattered(found_2_N, chosen_L_B)
 
     def _columns(self) -> _Columns:
+        fp32 = self.fp32 and self.weight_V_H.dtype != torch.float32
         return _Columns(self.tp_group, self.tp_group.rank() * len(self.weight_V_H), len(self.weight_V_H),
-                        self.vocab_size)  # fmt: skip
+                        self.vocab_size, fp32)  # fmt: skip
 
     @staticmethod
     def _scattered(found_2_N: Tensor, chosen_L_B: Tensor) -> TokenScores:
@@ -102,12 +110,13 @@ class VocabularyOutput:
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """The vocabulary's columns that this rank has."""
+    """The vocabulary's columns that this rank has, and whether a weight of another dtype is cast to fp32 for them."""
 
     group: dist.ProcessGroup
     first: int
     count: int
     vocab_size: int
+    fp32: bool
 
     @property
     def num_real(self) -> int:
@@ -125,6 +134,25 @@ class _Columns:
         for start in range(0, num_tokens, step):
             yield slice(start, min(start + step, num_tokens))
 
+    def reduce(self, values: Tensor, op: dist.ReduceOp.RedOpType) -> None:
+        """Over the ranks that have the other columns, in place."""
+        if self.group.size() > 1:
+            dist.all_reduce(values, op=op, group=self.group)
+
+    def logits(self, hidden_n_H: Tensor, weight_V_H: Tensor) -> Tensor:
+        """``[n, V]`` in fp32: rounded to the weight's dtype before, unless it is cast."""
+        if not self.fp32:
+            return (hidden_n_H @ weight_V_H.t()).float()
+        wide_n_H = hidden_n_H.float()
+        return torch.cat([wide_n_H @ weight.t() for _, weight in self.cast(weight_V_H)], dim=-1)
+
+    def cast(self, weight_V_H: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in fp32, some of its rows at a time, with the columns that they make."""
+        step = max(1, _CAST_ELEMENTS // weight_V_H.shape[1])
+        for start in range(0, self.count, step):
+            columns = slice(start, min(start + step, self.count))
+            yield columns, weight_V_H[columns].float()
+
 
 class _Chunk:
     """Softmax of one chunk of tokens.
@@ -136,14 +164,14 @@ class _Chunk:
     def __init__(
         self, hidden_n_H: Tensor, weight_V_H: Tensor, targets_n: Tensor, columns: _Columns, temperature: float
     ) -> None:
-        """Two small all-reduces over the group."""
+        """Two small all-reduces over the group, where it has several ranks."""
         self._columns, self._targets_n, self._temperature = columns, targets_n, temperature
         real = columns.num_real
-        x = (hidden_n_H @ weight_V_H.t()).float().div_(temperature)
+        x = columns.logits(hidden_n_H, weight_V_H).div_(temperature)
         x[:, real:] = torch.finfo(torch.float32).min
         column, here = columns.of(targets_n)
         max_n = x.amax(-1)
-        dist.all_reduce(max_n, op=dist.ReduceOp.MAX, group=columns.group)
+        columns.reduce(max_n, dist.ReduceOp.MAX)
         # Of exp(x - max), of exp(x - max) · (x - max), and the target's x - max.
         x -= max_n.unsqueeze(-1)
         sums_3_n = x.new_empty(3, len(x))
@@ -153,7 +181,7 @@ class _Chunk:
         p[:, real:] = 0.0
         sums_3_n[0] = p.sum(-1)
         sums_3_n[1] = torch.linalg.vecdot(p, x)
-        dist.all_reduce(sums_3_n, group=columns.group)
+        columns.reduce(sums_3_n, dist.ReduceOp.SUM)
         log_sum_n = sums_3_n[0].log()
         self._x, self._p, self._sums_3_n, self._log_sum_n = x, p, sums_3_n, log_sum_n
         self.logprobs_n = sums_3_n[2] - log_sum_n
@@ -176,12 +204,15 @@ class _Chunk:
 class _Gradients:
     """Of hidden states and weight, filled chunk by chunk; the weight's is summed in fp32."""
 
-    def __init__(self, hidden_N_H: Tensor, weight_V_H: Tensor, wanted: tuple[bool, bool]) -> None:
-        self._hidden_N_H, self._weight_V_H = hidden_N_H, weight_V_H
+    def __init__(self, hidden_N_H: Tensor, weight_V_H: Tensor, columns: _Columns, wanted: tuple[bool, bool]) -> None:
+        self._hidden_N_H, self._weight_V_H, self._columns = hidden_N_H, weight_V_H, columns
         self.hidden_N_H = torch.empty_like(hidden_N_H) if wanted[0] else None
         self.weight_V_H = torch.zeros_like(weight_V_H, dtype=torch.float32) if wanted[1] else None
 
     def add(self, part: slice, grad_n_V: Tensor) -> None:
+        if self._columns.fp32:
+            self._add_in_fp32(part, grad_n_V)
+            return
         grad_n_V = grad_n_V.to(self._weight_V_H.dtype)
         if self.hidden_N_H is not None:
             torch.mm(grad_n_V, self._weight_V_H, out=self.hidden_N_H[part])
@@ -191,6 +222,16 @@ class _Gradients:
                 self.weight_V_H.addmm_(grad_n_V.t(), hidden_n_H)
             else:
                 self.weight_V_H += grad_n_V.t() @ hidden_n_H
+
+    def _add_in_fp32(self, part: slice, grad_n_V: Tensor) -> None:
+        wide_n_H = self._hidden_N_H[part].float()
+        if self.hidden_N_H is not None:
+            sum_n_H = torch.zeros_like(wide_n_H)
+            for columns, weight in self._columns.cast(self._weight_V_H):
+                sum_n_H.addmm_(grad_n_V[:, columns], weight)
+            self.hidden_N_H[part] = sum_n_H
+        if self.weight_V_H is not None:
+            self.weight_V_H.addmm_(grad_n_V.t(), wide_n_H)
 
 
 class _Scores(torch.autograd.Function):
@@ -211,7 +252,7 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_2_N: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden_N_H, weight_V_H, targets_N = ctx.saved_tensors
-        gradients = _Gradients(hidden_N_H, weight_V_H, ctx.needs_input_grad[:2])
+        gradients = _Gradients(hidden_N_H, weight_V_H, ctx.columns, ctx.needs_input_grad[:2])
         for part in ctx.columns.chunks(len(targets_N)):
             chunk = _Chunk(hidden_N_H[part], weight_V_H, targets_N[part], ctx.columns, ctx.temperature)
             gradients.add(part, chunk.grad_logits(*grad_2_N[:, part]))
@@ -227,7 +268,7 @@ class _Learn(torch.autograd.Function):
         loss_of: Callable[[Tensor, Tensor, slice], Tensor], with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         wanted = with_gradients and ctx.needs_input_grad[0], with_gradients and ctx.needs_input_grad[1]
-        gradients = _Gradients(hidden_N_H, weight_V_H, wanted)
+        gradients = _Gradients(hidden_N_H, weight_V_H, columns, wanted)
         found_2_N = hidden_N_H.new_zeros(2, len(targets_N), dtype=torch.float32)
         total = hidden_N_H.new_zeros((), dtype=torch.float32)
         for part in columns.chunks(len(targets_N)):

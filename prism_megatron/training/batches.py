@@ -6,7 +6,7 @@ Shape suffixes: B rows, S tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -71,7 +71,10 @@ def supervised_batch(
 
     With ``pack`` they follow one another in one row.
     """
-    return _collate_rows(rows, {**(extras or {}), Extra.LABEL_MASK: label_masks}, form, pack=pack)
+    learnt = [float(len(row.token_ids)) if any(mask) else 0.0 for row, mask in zip(rows, label_masks, strict=True)]
+    batch = _collate_rows(rows, {**(extras or {}), Extra.LABEL_MASK: label_masks}, form, pack=pack)
+    learnt_Q = torch.tensor(learnt, dtype=torch.float32, device=form.device)
+    return replace(batch, extras={**batch.extras, Extra.LEARNT_TOKENS: learnt_Q})
 
 
 def _collate_rows(

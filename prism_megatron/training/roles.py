@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import LM_HEAD, weight_mappings
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.experts import NO_ROUTER_LOSSES, RouterLosses
 from prism_megatron.config.model import FreezeGroup
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -73,12 +74,13 @@ def build_policy(
     optimizer: OptimizerConfig,
     total_steps: int,
     freeze: Collection[FreezeGroup] = (),
+    router_losses: RouterLosses = NO_ROUTER_LOSSES,
     execution: Execution = PLAIN,
 ) -> MegatronEngine:
     """The policy with the weights of ``folder`` (see ``load_weights``)."""
     engine = MegatronEngine(
         name="policy",
-        provider=Qwen3VLProvider(shape, freeze=freeze, execution=execution),
+        provider=Qwen3VLProvider(shape, freeze=freeze, router_losses=router_losses, execution=execution),
         world=world,
         dtype=dtype,
         optimizer=optimizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor
@@ -17,6 +17,8 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import sum_numbers
 from prism_megatron.training.batches import BatchFormat, supervised_batch
 
+_COUNTED = (Extra.LABEL_MASK, Extra.LEARNT_TOKENS)
+
 
 @dataclass(frozen=True)
 class SFTUpdate:
@@ -25,6 +27,8 @@ class SFTUpdate:
     loss: float
     label_tokens: int
     result: StepResult
+    experts: Mapping[str, float] = field(default_factory=dict)
+    """figures of the experts and their routers; none of a dense policy"""
 
 
 def cross_entropy(output: VocabularyOutput, batch: Batch, *, world: World, label_tokens: float) -> LossOutput:
@@ -55,10 +59,19 @@ def learn(policy: MegatronEngine, batches: Sequence[Batch], *, world: World) -> 
 
     A step without a label anywhere changes nothing but the step count, whose update is that of a zero gradient.
     """
-    own = float(sum(batch.extras[Extra.LABEL_MASK].sum() for batch in batches))
-    label_tokens = sum_numbers({"tokens": own}, device=world.device, group=world.groups.dp)["tokens"]
+    own = {str(name): float(sum(batch.extras[name].sum() for batch in batches)) for name in _COUNTED}
+    counts = sum_numbers(own, device=world.device, group=world.groups.dp)
+    label_tokens = counts[Extra.LABEL_MASK]
+    batches = [_sharing(batch, max(counts[Extra.LEARNT_TOKENS], 1.0)) for batch in batches]
     output = policy.forward_backward(batches, partial(cross_entropy, world=world, label_tokens=max(label_tokens, 1.0)))
-    return SFTUpdate(output.sums["loss"], int(label_tokens), policy.step())
+    experts = {name: value for name, value in output.sums.items() if name.startswith("experts/")}
+    return SFTUpdate(output.sums["loss"], int(label_tokens), policy.step(), experts)
+
+
+def _sharing(batch: Batch, step_tokens: float) -> Batch:
+    """The batch with each sequence's share of the step's tokens, by which routers' losses are means over the step."""
+    shares_Q = batch.extras[Extra.LEARNT_TOKENS] / step_tokens
+    return replace(batch, extras={**batch.extras, Extra.SEQUENCE_SHARE: shares_Q})
 
 
 def measure(

@@ -18,7 +18,7 @@ from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import ModelFiles
 from prism_megatron.conversion.mapping import TensorSource
-from prism_megatron.engine.batch import Batch, collate
+from prism_megatron.engine.batch import Batch, beside_logits, collate
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput, ModelProvider
@@ -171,6 +171,33 @@ def batches_of(world: World, step: int) -> tuple[list[Batch], partial[LossOutput
     ]
     count = sum(sum(mask) for _, mask in everything)
     return made, partial(cross_entropy, count=count)
+
+
+def context_parallel_batches_of(world: World, step: int) -> tuple[list[Batch], partial[LossOutput]]:
+    """As :func:`batches_of`, for sequences that are cut over context-parallel ranks."""
+    everything = rows(step)
+    share = everything[world.dp_rank * 8 // world.dp_size : (world.dp_rank + 1) * 8 // world.dp_size]
+    made = [
+        collate(
+            [row for row, _ in share[i : i + 2]],
+            pad_token_id=PAD,
+            multiple_of=world.parallel.length_multiple,
+            device=world.device,
+            token_extras={"mask": [mask for _, mask in share[i : i + 2]]},
+        )
+        for i in range(0, len(share), 2)
+    ]
+    count = sum(sum(mask) for _, mask in everything)
+    return made, partial(_context_parallel_cross_entropy, world=world, count=count)
+
+
+def _context_parallel_cross_entropy(
+    output: VocabularyOutput, batch: Batch, *, world: World, count: float
+) -> LossOutput:
+    targets, mask = (beside_logits(values, batch, world) for values in (batch.input_ids_B_S, batch.extras["mask"]))
+    logprobs, _ = output.scores(targets, mask)
+    loss = -logprobs.sum() / count
+    return LossOutput(loss=loss, sums={"loss": loss.detach()})
 
 
 def train(engine: MegatronEngine, steps: range) -> list[tuple[float, float]]:

@@ -119,6 +119,18 @@ def test_more_data_parallel_ranks_go_on_with_the_same_packs(trained: Trained, tm
     assert_close(tmp_path / "run", trained)
 
 
+def test_features_from_disk_train_the_same(trained: Trained, tmp_path: Path) -> None:
+    """Claim: a run that keeps features, and one that finds them all, in another layout too, end as one without."""
+    flags = (*trained.flags, "--steps", str(STEPS), "--cache-vision", str(tmp_path / "features"))
+    ran(*flags, "--output", str(tmp_path / "first"))
+    ran(*flags, "--tp", "2", "--output", str(tmp_path / "second"))
+    for name in ("first", "second"):
+        assert_close(tmp_path / name, trained)
+    found = [(row["vision_cache/found"], row["vision_cache/images"])
+             for row in read_metrics(tmp_path / "second" / "metrics.jsonl")]  # fmt: skip
+    assert all(these == all_of_them > 0 for these, all_of_them in found)
+
+
 def test_what_cannot_work_is_one_line(tmp_path: Path) -> None:
     write_records(tmp_path / "set", 3)
     data = ("--data", str(tmp_path / "set"), "--output", str(tmp_path / "run"))
@@ -131,6 +143,8 @@ def test_what_cannot_work_is_one_line(tmp_path: Path) -> None:
         ((*data, "--rows-per-step", "3", "--pp", "2", "--vpp", "2"), "--rows-per-step 3 must be a multiple of 2"),
         ((*data, "--max-tokens", "10", "--index", str(tmp_path / "index")), "no record of the train part can be used"),
         (("--epochs", "2"), "--epochs is for --data"),
+        ((*data, "--cache-vision", str(tmp_path), "--freeze", "vision"), "this run trains the projector; add --freeze"),
+        ((*data, "--cache-vision-gb", "1"), "--cache-vision-gb bounds the folder of --cache-vision"),
     ):
         result = run(*flags)
         assert result.returncode == 2, result.stdout + result.stderr

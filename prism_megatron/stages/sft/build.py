@@ -88,6 +88,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
     # Who learns.
     policy = build_policy(
         source, shape, world=world, dtype=dtype, optimizer=config.policy, total_steps=min(ends), freeze=config.freeze,
+        router_losses=config.experts.losses,
         execution=execution,
     )  # fmt: skip
     session.watch(policy)
@@ -100,6 +101,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
         rows_per_microbatch=data.rows_per_microbatch,
         eval_every=config.eval_every,
         eval_rows=config.eval_rows,
+        vision_cache=config.vision_cache,
     )
     drift = _drift(config, policy, folder, renderer, dtype) if config.drift_scenes else None
     name = "the mini" if config.model.model is None else short_name(config.model.model)

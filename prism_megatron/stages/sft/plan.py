@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from prism_megatron.config.vision_cache import VisionCacheConfig
 from prism_megatron.engine.batch import Batch, Extra
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.stages.sft.demonstrations import Demonstrations, Row, only
@@ -39,6 +40,7 @@ class Learner:
     """steps between losses on the held-out part; 0 for the last step alone"""
     eval_rows: int
     """rows of it over all data-parallel ranks"""
+    vision_cache: VisionCacheConfig = field(default_factory=VisionCacheConfig)
 
     def batches(self, rows: Sequence[Row]) -> list[Batch]:
         """Micro-batches, in whole rounds; rows without labels fill the last one up."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
+from prism_megatron.engine.vision_cache import VisionCache
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.sample import MAX_SAMPLES, Sample, png_url
 from prism_megatron.game.figures import update_row
@@ -29,7 +30,7 @@ class SFTStep:
     """loss and label tokens of each source, where they were asked"""
 
 
-def step_row(step: SFTStep, *, row_tokens: int | None, world: World) -> Figures:
+def step_row(step: SFTStep, *, row_tokens: int | None, cache: VisionCache | None, world: World) -> Figures:
     """Figures of the whole step, equal on every rank; ``row_tokens`` is what a packed row may hold."""
     sequences = [sequence for row in step.rows.rows for sequence, _ in row.demonstrations]
     own = {
@@ -49,7 +50,22 @@ def step_row(step: SFTStep, *, row_tokens: int | None, world: World) -> Figures:
         "row_fill": counts["tokens"] / room if room else None,
     }
     row |= update_row("policy", step.update.result)
+    row |= step.update.experts
+    row |= cache_row(cache, world=world)
     return row if step.held_out is None else row | held_out_row(step.held_out)
+
+
+def cache_row(cache: VisionCache | None, *, world: World) -> Figures:
+    """What a cache of features was asked since the last row, and had; nothing without one."""
+    if cache is None:
+        return {}
+    counts = cache.take_counts()
+    own = {
+        "vision_cache/images": counts.images,
+        "vision_cache/found": counts.found,
+        "vision_cache/ranks_not_writing": int(cache.failure is not None),
+    }
+    return {name: int(count) for name, count in sum_numbers(own, device=world.device).items()}
 
 
 def held_out_row(held_out: Mapping[str, tuple[float, int]]) -> Figures:

@@ -19,6 +19,7 @@ from prism_megatron.stages.sft.demonstrations import StepRows
 from prism_megatron.stages.sft.plan import Learner, Lessons
 from prism_megatron.stages.sft.rows import SFTStep, best_of, shown, step_row, why_idle
 from prism_megatron.stages.sft.view import VIEW
+from prism_megatron.training.frozen_vision import use_vision_cache
 from prism_megatron.training.supervised_update import learn, measure
 
 
@@ -44,6 +45,7 @@ class SFT:
         return {"policy": self.learner.policy}
 
     def prepare(self, _first_step: int) -> None:
+        use_vision_cache(self.learner.policy, self.learner.vision_cache)
         if self.lessons.drift is not None:
             self.lessons.drift.begin(self.session)
         self._steps = self.lessons.learned.steps(self.after)
@@ -62,7 +64,7 @@ class SFT:
             with phase("held_out"):
                 held_out = measure(policy, self.asked, self.sources, world=world)
         self.last = SFTStep(step, rows, update, held_out)
-        row = step_row(self.last, row_tokens=self.learner.row_tokens, world=world)
+        row = step_row(self.last, row_tokens=self.learner.row_tokens, cache=policy.vision_cache, world=world)
         self.best, is_best = best_of(self.best, row)
         idle = why_idle(update)
         return Outcome(row, learned=() if idle else ("policy",), idle=idle, good=is_best,

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from prism_megatron.config.experts import ExpertSizes
+from prism_megatron.config.experts import ExpertSizes, PolicyExpertsConfig, check_policy_experts
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
 from prism_megatron.config.validate_layout import check_layout
@@ -48,3 +48,21 @@ def test_a_policy_with_experts_takes_ep_without_a_discriminator() -> None:
     check_layout(ParallelConfig(tp=4, ep=8), shape, experts_per_tower=0)
     with pytest.raises(ConfigError, match="--ep 3 does not divide the 128 experts"):
         check_layout(ParallelConfig(ep=3), shape, experts_per_tower=0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "experts", "frozen", "complaint"),
+    [
+        (PolicyExpertsConfig(0.01), None, False, "--moe-aux-loss-coeff 0.01 is for models with experts"),
+        (PolicyExpertsConfig(0.0, 0.01), None, False, "--moe-z-loss-coeff 0.01 is for models with experts"),
+        (PolicyExpertsConfig(0.01), ExpertSizes(8, 2, 4), True, "leave it or --freeze router out"),
+        (PolicyExpertsConfig(0.01), ExpertSizes(2, 2, 4), False, "the loss is constant"),
+    ],
+)
+def test_losses_of_routers_that_cannot_learn_are_refused(
+    *, losses: PolicyExpertsConfig, experts: ExpertSizes | None, frozen: bool, complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        check_policy_experts(losses, experts, frozen=frozen)
+    check_policy_experts(PolicyExpertsConfig(), experts, frozen=frozen)
+    check_policy_experts(PolicyExpertsConfig(0.01, 0.01), ExpertSizes(8, 2, 4), frozen=False)

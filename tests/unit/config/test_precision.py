@@ -70,6 +70,7 @@ def test_a_list_in_a_file_is_checked_item_by_item() -> None:
         ),
         (fp8(fp8_last_layers_bf16=2), ParallelConfig(pp=4), "bf16", "--fp8-last-layers-bf16 2 is more than Megatron"),
         (fp8(), ParallelConfig(tp=4), "bf16", "the MLP width of a rank is 40 at --tp 4; use a smaller --tp"),
+        (PrecisionConfig(fp32_head=True), ParallelConfig(), "fp32", "--fp32-head is for a policy in bf16"),
         (fp8(fp8_recipe="mxfp8"), ParallelConfig(tp=2), "bf16", "--fp8-recipe mxfp8 multiplies matrices whose sides"),
     ],
 )

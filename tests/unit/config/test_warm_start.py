@@ -84,6 +84,7 @@ def test_the_mini_recipes_pass_their_own_checks(tmp_path: Path) -> None:
         (["--prompts-per-step", "3"], "--prompts-per-step 3 must be a multiple of the 2"),
         (["--logprob-gap-alarm", "0.1"], "--logprob-gap-alarm compares with a policy that trains"),
         (["--rollout-probe-every", "3"], "--rollout-probe-every compares with a policy that trains"),
+        (["--fp32-head"], "--fp32-head is for a policy that trains"),
         (["--freeze-policy-vision"], "--freeze-policy-vision is for a policy that trains"),
         (["--pairs", "FILE", "--temperature", "0.5"], "--temperature is for sampling"),
         (["--pairs", "FILE", "--rollouts-per-prompt", "4"], "--rollouts-per-prompt is for sampling"),

@@ -31,6 +31,7 @@ def test_transformer_engine_is_used_where_it_and_cuda_are() -> None:
         "core attention": "Transformer Engine 2.20.2",
         "experts": "Transformer Engine 2.20.2, grouped GEMM",
         "fp8": "hybrid, tensorwise scales",
+        "output layer": "torch matmul",
         "Adam": "Transformer Engine 2.20.2 FusedAdam",
     }
     assert any("flash-attn 2.8.3" in line for line in chosen.lines())

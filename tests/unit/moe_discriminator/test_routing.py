@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_providers.moe_discriminator.model import keyed_dropout, token_sequences
-from model_providers.moe_discriminator.routing import AttachLoss, choose_experts, mask_other_towers
-from prism_megatron.engine.batch import collate
+from model_providers.moe_discriminator.model import keyed_dropout
+from model_providers.moe_discriminator.routing import choose_experts, mask_other_towers
+from prism_megatron.engine.batch import collate, token_sequences
+from prism_megatron.engine.experts import AttachLoss
 from prism_megatron.types import TokenSequence
 
 

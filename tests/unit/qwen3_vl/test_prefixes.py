@@ -51,7 +51,7 @@ def test_shared_images_are_let_go_after_their_last_micro_batch() -> None:
     features = (torch.ones(1),)
     held = []
     for shown in ((first,), (first, second)):
-        for missing in shared.missing(shown):
+        for missing in shared.missing(shown, torch.device("cpu")):
             shared.keep(missing, features)
         assert [shared.take(one) for one in shown] == [features] * len(shown)
         held.append(len(shared))

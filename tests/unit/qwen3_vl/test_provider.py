@@ -11,8 +11,10 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.model import FreezeGroup
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.norms import RMSNorm
 from prism_megatron.engine.runtime import World
 from tests.distributed import tiny
@@ -68,3 +70,19 @@ def test_each_part_is_frozen_by_its_name_alone(part: FreezeGroup) -> None:
     }
     provider = Qwen3VLProvider(Qwen3VLShape.from_dict(tiny.CONFIG), freeze=[part])
     assert {name: provider.is_frozen(name) for name in parts} == {name: own == part for name, own in parts.items()}
+
+
+@pytest.mark.parametrize("fp32", [False, True])
+def test_an_fp32_head_is_the_policys(world: World, *, fp32: bool) -> None:
+    """Claim: the flag reaches what the last chunk returns; a policy in bf16 then has fp32 logits."""
+    execution = Execution(precision=PrecisionConfig(fp32_head=fp32))
+    provider = Qwen3VLProvider(Qwen3VLShape.from_dict(tiny.CONFIG), execution=execution)
+    engine = MegatronEngine(
+        name="policy", provider=provider, world=world, dtype=torch.bfloat16, optimizer=None, total_steps=1
+    )
+    engine.load_hf(tiny.weights(tiny.provider()))
+    batches, _ = tiny.batches_of(world, 0)
+    with torch.no_grad():
+        output = engine.modules[0](batches[0])
+    assert output.fp32 is fp32
+    assert output.logits().dtype is (torch.float32 if fp32 else torch.bfloat16)
