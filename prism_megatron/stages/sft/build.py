@@ -66,7 +66,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
     folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)
-    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    execution, capabilities = execution_here(config.recompute, config.precision, config.speed, say=session.say)
     renderer = Renderer.from_folder(folder, system_prompt=data.system_prompt)
     # What is learned from.
     if data.data:
@@ -79,7 +79,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
     policy = build_policy(
         source, shape, world=world, dtype=dtype, optimizer=config.policy, total_steps=min(ends), freeze=config.freeze,
         router_losses=config.experts.losses,
-        execution=execution,
+        execution=execution, speed=config.speed,
     )  # fmt: skip
     session.watch(policy)
     assert policy.optimizer is not None
@@ -93,6 +93,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
         eval_every=config.eval_every,
         eval_rows=config.eval_rows,
         vision_cache=config.vision_cache,
+        manual_gc=config.speed.manual_gc,
     )
     name = "the mini" if config.model.model is None else short_name(config.model.model)
     return SFT(learner, learned, held_out, session, models={"policy": model_files(source, "policy", dtype=dtype)},

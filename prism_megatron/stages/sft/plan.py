@@ -28,6 +28,8 @@ class Learner:
     """steps between losses on the held-out part; 0 for the last step alone"""
     eval_rows: int
     """rows of it over all data-parallel ranks"""
+    manual_gc: int = 0
+    """steps between collections of garbage; 0 leaves it to Python"""
     vision_cache: VisionCacheConfig = field(default_factory=VisionCacheConfig)
 
     def batches(self, rows: Sequence[Row]) -> list[Batch]:

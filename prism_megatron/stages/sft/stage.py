@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.garbage import GarbageCollection
 from prism_megatron.evaluation.sample import Sample
 from prism_megatron.run.files import EXPORT
 from prism_megatron.run.session import Session
@@ -49,11 +50,13 @@ class SFT:
         self.best: float | None = None
         self.last: SFTStep | None = None
         self._steps: Generator[StepRows] | None = None
+        self._garbage = GarbageCollection(0)
 
     def engines(self) -> Mapping[str, MegatronEngine]:
         return {"policy": self.learner.policy}
 
     def prepare(self, _first_step: int) -> None:
+        self._garbage = GarbageCollection(self.learner.manual_gc)
         use_vision_cache(self.learner.policy, self.learner.vision_cache)
         self._steps = self.demonstrations.steps(self.after)
 
@@ -73,6 +76,7 @@ class SFT:
         self.last = SFTStep(step, rows, update, held_out)
         row = step_row(self.last, row_tokens=self.learner.row_tokens, cache=policy.vision_cache, world=world)
         self.best, is_best = best_of(self.best, row)
+        self._garbage.after_step()
         idle = why_idle(update)
         return Outcome(row, learned=() if idle else ("policy",), idle=idle, good=is_best,
                        lines=[f"left out at its step: {reason}" for reason in rows.skipped])  # fmt: skip
@@ -98,5 +102,6 @@ class SFT:
         return Artefacts(output / EXPORT, what)
 
     def close(self) -> None:
+        self._garbage.close()
         if self._steps is not None:
             self._steps.close()
