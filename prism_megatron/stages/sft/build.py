@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.sft import SFTConfig, times_of
 from prism_megatron.conversion.checkpoint_folder import files_folder
@@ -25,6 +27,7 @@ from prism_megatron.engine.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import DataError
+from prism_megatron.observability.model_flops import Arithmetic
 from prism_megatron.parallel.collectives import broadcast_object, on_main
 from prism_megatron.run.driver import drive
 from prism_megatron.run.session import Session
@@ -36,6 +39,7 @@ from prism_megatron.stages.sft.demonstrations import (
 )
 from prism_megatron.stages.sft.plan import Learner
 from prism_megatron.stages.sft.stage import SFT
+from prism_megatron.stages.sft.throughput import Throughput, peak_here
 from prism_megatron.training.roles import batch_format, build_policy, model_files, resolve_dtype
 
 FAITHFUL_SHARE = 0.25
@@ -94,10 +98,20 @@ def _build(config: SFTConfig, session: Session) -> SFT:
         eval_rows=config.eval_rows,
         vision_cache=config.vision_cache,
         manual_gc=config.speed.manual_gc,
+        throughput=_throughput(config, shape, dtype),
     )
     name = "the mini" if config.model.model is None else short_name(config.model.model)
     return SFT(learner, learned, held_out, session, models={"policy": model_files(source, "policy", dtype=dtype)},
                title=f"Supervised fine-tuning of {name}", total_steps=min(ends))  # fmt: skip
+
+
+def _throughput(config: SFTConfig, shape: Qwen3VLShape, dtype: torch.dtype) -> Throughput | None:
+    """How fast steps are, where it is known how fast they could be; all ranks have the device of the first one."""
+    peak = on_main(lambda: peak_here(dtype))
+    if peak is None:
+        return None
+    cached = config.vision_cache.cache_vision is not None
+    return Throughput(Arithmetic.of(shape), shape.vision.merge, config.freeze, cached, peak)
 
 
 def _scenes(config: SFTConfig, renderer: Renderer, split: Split, world: World) -> Demonstrations:
@@ -195,14 +209,10 @@ def _planned(
 
 
 def cost_of(shape: Qwen3VLShape) -> Cost:
-    """Multiply-adds of a forward pass: a token through the language tower, a pair of tokens through its attention, a
-    visual token's patches through the vision tower."""
-    text, vision = shape.text, shape.vision
-    attention = text.hidden * text.head_dim * (2 * text.heads + 2 * text.kv_heads)
-    per_layer = attention + 3 * text.hidden * text.ffn
-    block = 4 * vision.hidden**2 + 2 * vision.hidden * vision.ffn
+    """Multiply-adds of a forward pass, by what an index knows of a sample: its tokens, and which of them are visual."""
+    arithmetic, merge = Arithmetic.of(shape), shape.vision.merge
     return Cost(
-        token=float(text.num_layers * per_layer),
-        token_pair=float(text.num_layers * text.heads * text.head_dim),
-        visual_token=float(vision.depth * block * vision.merge**2),
+        token=arithmetic.token,
+        token_pair=arithmetic.pair / 2,
+        visual_token=arithmetic.patch * merge**2 + arithmetic.merged,
     )

@@ -6,6 +6,7 @@ run is in it is part of its checkpoints.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -64,17 +65,21 @@ class SFT:
         """Take the step's rows, learn from them, and now and then ask what was held out."""
         assert self._steps is not None
         world, phase, policy = self.session.world, self.session.timers.phase, self.learner.policy
+        began = time.perf_counter()
         with phase("data"):
             rows = next(self._steps)
             batches = self.learner.batches(rows.rows)
         with phase("policy"):
             update = learn(policy, batches, world=world)
+        seconds = time.perf_counter() - began
         self.after, held_out = rows.after, None
         if self.asked and self.learner.asks_after(step, self.total_steps):
             with phase("held_out"):
                 held_out = measure(policy, self.asked, self.sources, world=world)
         self.last = SFTStep(step, rows, update, held_out)
         row = step_row(self.last, row_tokens=self.learner.row_tokens, cache=policy.vision_cache, world=world)
+        if (throughput := self.learner.throughput) is not None:
+            row |= throughput.row(rows.rows, seconds, world=world)
         self.best, is_best = best_of(self.best, row)
         self._garbage.after_step()
         idle = why_idle(update)
