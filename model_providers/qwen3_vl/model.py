@@ -239,6 +239,9 @@ class Qwen3VLModel(Qwen3VLTrunk):
         del batch
         tied = self.share_embeddings_and_output_weights
         weight_V_H = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        # The product is made elsewhere, so nobody calls the layer: who waits for its weights in time does so here.
+        for hook in self.output_layer._forward_pre_hooks.values():
+            hook(self.output_layer, ())
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, group=self.tp_group)
         else:

@@ -175,7 +175,7 @@ def text_config(
         "calculate_per_token_loss": True,
         "perform_initialization": False,
         "use_cpu_initialization": not torch.cuda.is_available(),
-        "gradient_accumulation_fusion": False,
+        "gradient_accumulation_fusion": execution.fuse_weight_gradients,
     }
     if experts is not None:
         experts.check_layout(parallel)

@@ -19,6 +19,7 @@ from prism_megatron.config.precision import PrecisionConfig, check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.run import RunConfig
+from prism_megatron.config.speed import SpeedConfig, check_speed
 from prism_megatron.config.validate import check_recompute
 from prism_megatron.config.validate_layout import check_layout, check_world
 from prism_megatron.config.vision_cache import VisionCacheConfig, check_vision_cache
@@ -40,6 +41,7 @@ class SFTConfig:
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
     vision_cache: tyro.conf.OmitArgPrefixes[VisionCacheConfig] = field(default_factory=VisionCacheConfig)
     experts: tyro.conf.OmitArgPrefixes[PolicyExpertsConfig] = field(default_factory=PolicyExpertsConfig)
+    speed: tyro.conf.OmitArgPrefixes[SpeedConfig] = field(default_factory=SpeedConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     policy: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1e-5, schedule="cosine", warmup_ratio=0.1)
@@ -72,6 +74,7 @@ def check_sft_values(config: SFTConfig) -> None:
         raise ConfigError(
             f"--rows-per-microbatch {data.rows_per_microbatch} is for --no-packing: a packed row is a micro-batch"
         )
+    check_speed(config.speed, distributed_optimizer=config.parallel.distributed_optimizer)
     check_vision_cache(config.vision_cache, config.freeze)
     times_of(data)
     weights_of(data)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from prism_megatron.config.precision import Fp8Recipe, PrecisionConfig
+from prism_megatron.config.speed import SpeedConfig
 from prism_megatron.errors import ConfigError
 
 Library = Literal["te", "apex", "torch"]
@@ -42,6 +43,8 @@ class Installed:
     apex: bool = False
     """NVIDIA's; the PyPI package of that name is another one"""
     flash_attn: str | None = None
+    fused_weight_gradients: bool = False
+    """NVIDIA apex's CUDA extension of that name, which megatron-core's linear layers use"""
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,14 @@ def installed() -> Installed:
         transformer_engine=_version("transformer-engine") if HAVE_TE else None,
         apex=_has("apex.optimizers", "FusedAdam"),
         flash_attn=_version("flash-attn") if _has("flash_attn", "flash_attn_func") else None,
+        fused_weight_gradients=_has("fused_weight_gradient_mlp_cuda", "wgrad_gemm_accum_fp32"),
     )
 
 
-def choose(machine: Installed, precision: PrecisionConfig) -> Capabilities:
-    """The implementations of a run with ``precision`` on ``machine``.
+def choose(machine: Installed, precision: PrecisionConfig, speed: SpeedConfig | None = None) -> Capabilities:
+    """The implementations of a run with ``precision`` on ``machine``; of one that has a ``speed``, with its lines.
 
-    Raises ConfigError where Transformer Engine or FP8 is asked for and cannot be had.
+    Raises ConfigError where Transformer Engine, FP8 or fused weight gradients are asked for and cannot be had.
     """
     cuda = machine.compute_capability is not None
     missing = [
@@ -108,7 +112,9 @@ def choose(machine: Installed, precision: PrecisionConfig) -> Capabilities:
     in_te = f"Transformer Engine {machine.transformer_engine}"
     rows = _te_rows(machine, precision, in_te) if layers == "te" else _torch_rows(why)
     head = Choice("output layer", "torch matmul", "logits in fp32" if precision.fp32_head else "logits in the dtype")
-    return Capabilities(layers=layers, adam=adam, choices=(*rows, head, _adam_row(machine, adam, in_te)))
+    return Capabilities(
+        layers=layers, adam=adam, choices=(*rows, head, _adam_row(machine, adam, in_te), *_speed_rows(machine, speed))
+    )
 
 
 def check_adam(capabilities: Capabilities, optimizers: Iterable[Any]) -> None:
@@ -166,6 +172,35 @@ def _adam_row(machine: Installed, adam: Library, in_te: str) -> Choice:
     if adam == "apex":
         return Choice("Adam", "NVIDIA apex FusedAdam", "Transformer Engine is missing")
     return Choice("Adam", "torch AdamW", f"torch {machine.torch}: Transformer Engine and NVIDIA apex are missing")
+
+
+def _speed_rows(machine: Installed, speed: SpeedConfig | None) -> list[Choice]:
+    """What steps are made faster by, for a stage that has the flags."""
+    if speed is None:
+        return []
+    if speed.fuse_weight_gradients and (not machine.fused_weight_gradients or machine.compute_capability is None):
+        raise ConfigError(
+            "--fuse-weight-gradients needs a CUDA device and fused_weight_gradient_mlp_cuda, an extension of NVIDIA "
+            "apex (built with --cuda_ext), and this machine lacks one of them; leave it out"
+        )
+
+    def row(part: str, on: bool, *, yes: str, flag: str) -> Choice:
+        return Choice(part, yes if on else "after the pass", flag if on else f"{flag} is not asked for")
+
+    fused, extension = speed.fuse_weight_gradients, machine.fused_weight_gradients
+    return [
+        row("gradient sums", speed.overlap_grad_reduce, yes="during backward", flag="--overlap-grad-reduce"),
+        row("weight gathers", speed.overlap_param_gather, yes="during forward", flag="--overlap-param-gather"),
+        Choice(
+            "weight gradients",
+            "summed in the product" if fused else "summed after the product",
+            "NVIDIA apex's extension is here" if extension else "NVIDIA apex's extension is missing",
+        ),
+        Choice(
+            "garbage", f"every {speed.manual_gc} steps" if speed.manual_gc else "when Python likes",
+            f"--manual-gc {speed.manual_gc}",
+        ),
+    ]  # fmt: skip
 
 
 def _version(distribution: str) -> str | None:

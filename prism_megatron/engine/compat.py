@@ -27,12 +27,20 @@ def buffer_layout_arguments(
         return {}
     layout = compute(
         [parameter for parameter in parameters if parameter.requires_grad],
-        None,  # one bucket: communication is not overlapped with the backward pass
+        _bucket_size(config, groups),
         groups.dp_cp.size(),
         config,
         expert_data_parallel_world_size=groups.expt_dp.size(),
     )
     return {"full_param_layout": layout}
+
+
+def _bucket_size(config: DistributedDataParallelConfig, groups: ProcessGroupCollection) -> int | None:
+    """As DistributedDataParallel cuts buckets; one on later stages, and where nothing overlaps with backward."""
+    if not config.overlap_grad_reduce or groups.pp.rank() > 0:
+        return None
+    asked: int | None = config.bucket_size
+    return asked or max(40_000_000, 1_000_000 * groups.dp.size())
 
 
 @contextlib.contextmanager

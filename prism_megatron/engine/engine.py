@@ -24,6 +24,7 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor
 
 from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.speed import SpeedConfig
 from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
@@ -49,6 +50,7 @@ from prism_megatron.observability.activity import Activity, Advance
 from prism_megatron.parallel.collectives import broadcast_object, max_numbers, sum_numbers
 
 DEFAULT_BUCKET_BYTES = 256 * 2**20
+PLAIN_SPEED = SpeedConfig()
 
 
 class MegatronEngine:
@@ -67,6 +69,7 @@ class MegatronEngine:
         dtype: torch.dtype,
         optimizer: OptimizerConfig | None,
         total_steps: int,
+        speed: SpeedConfig = PLAIN_SPEED,
     ) -> None:
         """Build on all ranks. Raises ConfigError for a layout that does not fit the model (see the provider)."""
         self.name = name
@@ -100,10 +103,21 @@ class MegatronEngine:
         self._chunks: list[Any] = self.modules
         if optimizer is not None:
             distributed = world.parallel.distributed_optimizer
-            self._chunks = [_data_parallel(module, self.config, world, distributed) for module in self.modules]
+            self._chunks = [_data_parallel(module, self.config, world, distributed, speed) for module in self.modules]
+            if speed.overlap_grad_reduce:
+                functions = [chunk.no_sync for chunk in self._chunks]
+                self.config.no_sync_func = functions if len(functions) > 1 else functions[0]
             self.optimizer = build_optimizer(
-                self._chunks, optimizer, dtype=dtype, distributed=distributed, groups=world.groups
+                self._chunks,
+                optimizer,
+                dtype=dtype,
+                distributed=distributed,
+                overlap_param_gather=speed.overlap_param_gather,
+                groups=world.groups,
             )
+        self._gathers_late = optimizer is not None and speed.overlap_param_gather
+        self._is_stale = False
+        """whether ranks hold weights that an update of other ranks has changed: the next pass gathers them"""
         self._offload = Offload(self._chunks, self.optimizer) if optimizer and optimizer.offload else None
 
     def load_hf(self, source: TensorSource) -> None:
@@ -130,6 +144,7 @@ class MegatronEngine:
         Experts come in ``layout``, by default in the one that they were loaded from. ``changed_only`` leaves out what
         the provider keeps as loaded, for a receiver that has had a whole export.
         """
+        self._gather_weights()
         layout = layout or self.expert_layout
         leave_out = self._provider.is_frozen if changed_only else _nothing
         shapes, left_out = self.weights.hf_shapes(layout, leave_out)
@@ -144,6 +159,7 @@ class MegatronEngine:
 
         Of names, dtypes, shapes and bits; the same on every rank, which call together.
         """
+        self._gather_weights()
         digests = {}
         for name, tensor in self.weights.export(DEFAULT_BUCKET_BYTES, None, leave_out=lambda name: not wanted(name)):
             content = tensor.detach().cpu().contiguous()
@@ -191,10 +207,13 @@ class MegatronEngine:
         self.zero_grad()
         for chunk in self._chunks:
             chunk.train()
-        return self._run(batches, loss, forward_only=False)
+        output = self._run(batches, loss, forward_only=False)
+        self._is_stale = False  # every module has waited for its weights
+        return output
 
     def forward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
         """As ``forward_backward`` without gradients, in evaluation mode; gradients of an earlier call stay."""
+        self._gather_weights()
         for chunk in self._chunks:
             chunk.eval()
         with torch.no_grad():
@@ -222,6 +241,7 @@ class MegatronEngine:
         updated = norm != float("inf")
         if updated:
             self.optimizer.step()
+            self._is_stale = self._gathers_late
         self.release()
         return StepResult(grad_norm=norm, lr=lr, updated=updated)
 
@@ -234,6 +254,13 @@ class MegatronEngine:
         if self._offload is not None:
             self._offload.restore()
             self._offload.wait()
+
+    def _gather_weights(self) -> None:
+        """Where the next pass would gather what the last update changed, do so now, for others that read weights."""
+        if self._is_stale:
+            for chunk in self._chunks:
+                chunk.start_param_sync(force_sync=True)
+            self._is_stale = False
 
     @property
     def was_updated(self) -> bool:
@@ -253,6 +280,7 @@ class MegatronEngine:
         They are views to save from, until ``release``, or (``is_loading``) to load into; see ``engine/checkpoint.py``.
         """
         self._restore()
+        self._gather_weights()
         model = self._model_shards(self.name)
         state = {"model": shards_of(model)}
         if self.optimizer is not None:
@@ -425,11 +453,17 @@ def _build_chunks(
 
 
 def _data_parallel(
-    module: MegatronModule, config: TransformerConfig, world: World, distributed: bool
+    module: MegatronModule, config: TransformerConfig, world: World, distributed: bool, speed: SpeedConfig
 ) -> DistributedDataParallel:
     """Megatron's DDP: gradients accumulate in fp32 and are *summed* over data-parallel ranks, never averaged."""
     assert config.calculate_per_token_loss, "providers set calculate_per_token_loss, or DDP would average gradients"
-    ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed)
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=distributed,
+        overlap_grad_reduce=speed.overlap_grad_reduce,
+        overlap_param_gather=speed.overlap_param_gather,
+        bucket_size=speed.bucket_parameters,
+    )
     return DistributedDataParallel(
         config=config,
         ddp_config=ddp_config,

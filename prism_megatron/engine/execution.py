@@ -8,6 +8,7 @@ from typing import Literal
 
 from prism_megatron.config.precision import PrecisionConfig
 from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.speed import SpeedConfig
 from prism_megatron.engine.capabilities import Capabilities, choose, installed
 
 
@@ -22,6 +23,8 @@ class Execution:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     layers: Literal["te", "torch"] = "torch"
     """``Capabilities.layers``: Transformer Engine's, or megatron-core's own over torch"""
+    fuse_weight_gradients: bool = False
+    """``SpeedConfig.fuse_weight_gradients``"""
 
 
 PLAIN = Execution()
@@ -29,13 +32,18 @@ PLAIN = Execution()
 
 
 def execution_here(
-    recompute: RecomputeConfig, precision: PrecisionConfig, *, say: Callable[[str], None]
+    recompute: RecomputeConfig,
+    precision: PrecisionConfig,
+    speed: SpeedConfig | None = None,
+    *,
+    say: Callable[[str], None],
 ) -> tuple[Execution, Capabilities]:
     """How layers run on this machine, with what is installed here; ``say`` is told what does what.
 
     Raises ConfigError for what is asked of Transformer Engine, or of the device, that it cannot do.
     """
-    capabilities = choose(installed(), precision)
+    capabilities = choose(installed(), precision, speed)
     for line in capabilities.lines():
         say(line)
-    return Execution(recompute, precision, capabilities.layers), capabilities
+    fuse = speed is not None and speed.fuse_weight_gradients
+    return Execution(recompute, precision, capabilities.layers, fuse), capabilities

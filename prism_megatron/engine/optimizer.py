@@ -25,6 +25,7 @@ def build_optimizer(
     *,
     dtype: torch.dtype,
     distributed: bool,
+    overlap_param_gather: bool = False,
     groups: ProcessGroupCollection,
 ) -> ChainedOptimizer:
     """AdamW over the trainable parameters of ``chunks``, with fp32 master weights where ``dtype`` is bf16.
@@ -46,6 +47,7 @@ def build_optimizer(
             bf16=dtype == torch.bfloat16,
             params_dtype=dtype,
             use_distributed_optimizer=distributed,
+            overlap_param_gather=overlap_param_gather,
         ),
         list(chunks),
         use_gloo_process_groups=False,

@@ -123,6 +123,11 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
         "vision_cache/found": Metric("those of them that were there, and were not encoded"),
         "vision_cache/ranks_not_writing": Metric("ranks that gave up writing there, such as to a full disk"),
         "row_fill": Metric("share of the rows' room that tokens fill; null without packing"),
+        "speed/tokens_per_second_per_gpu": Metric(
+            "tokens a second and GPU, waiting for data included; only where the peak of the device is known"
+        ),
+        "speed/model_tflops_per_gpu": Metric("TFLOP/s of the model a GPU, counted from real lengths"),
+        "speed/mfu": Metric("their share of the device's dense bf16 peak"),
         "held_out/loss": Metric("the same loss on the held-out part, after the step", "held_out/tokens"),
         "held_out/tokens": Metric("label tokens of the held-out rows that were asked"),
         "held_out/{source}/loss": Metric("the same of one source", "held_out/{source}/tokens"),

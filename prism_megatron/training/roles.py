@@ -16,6 +16,7 @@ from prism_megatron.config.experts import NO_ROUTER_LOSSES, RouterLosses
 from prism_megatron.config.model import FreezeGroup
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.speed import SpeedConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
@@ -26,7 +27,7 @@ from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
-from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.engine import PLAIN_SPEED, MegatronEngine
 from prism_megatron.engine.execution import PLAIN, Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
@@ -76,6 +77,7 @@ def build_policy(
     freeze: Collection[FreezeGroup] = (),
     router_losses: RouterLosses = NO_ROUTER_LOSSES,
     execution: Execution = PLAIN,
+    speed: SpeedConfig = PLAIN_SPEED,
 ) -> MegatronEngine:
     """The policy with the weights of ``folder`` (see ``load_weights``)."""
     engine = MegatronEngine(
@@ -85,6 +87,7 @@ def build_policy(
         dtype=dtype,
         optimizer=optimizer,
         total_steps=total_steps,
+        speed=speed,
     )
     load_weights(engine, folder)
     return engine

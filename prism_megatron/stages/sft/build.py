@@ -29,6 +29,7 @@ from prism_megatron.engine.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import DataError
+from prism_megatron.observability.model_flops import Arithmetic
 from prism_megatron.parallel.collectives import broadcast_object, on_main
 from prism_megatron.run.driver import drive
 from prism_megatron.run.exports import Exports
@@ -44,6 +45,7 @@ from prism_megatron.stages.sft.demonstrations import (
 from prism_megatron.stages.sft.drift import Drift
 from prism_megatron.stages.sft.plan import Learner, Lessons
 from prism_megatron.stages.sft.stage import SFT
+from prism_megatron.stages.sft.throughput import Throughput, peak_here
 from prism_megatron.training.roles import batch_format, build_policy, model_files, resolve_dtype
 
 FAITHFUL_SHARE = 0.25
@@ -74,7 +76,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
     folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)
-    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    execution, capabilities = execution_here(config.recompute, config.precision, config.speed, say=session.say)
     renderer = Renderer.from_folder(
         folder, system_prompt=data.system_prompt, min_pixels=data.min_pixels, max_pixels=data.max_pixels
     )
@@ -89,7 +91,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
     policy = build_policy(
         source, shape, world=world, dtype=dtype, optimizer=config.policy, total_steps=min(ends), freeze=config.freeze,
         router_losses=config.experts.losses,
-        execution=execution,
+        execution=execution, speed=config.speed,
     )  # fmt: skip
     session.watch(policy)
     assert policy.optimizer is not None
@@ -102,6 +104,8 @@ def _build(config: SFTConfig, session: Session) -> SFT:
         eval_every=config.eval_every,
         eval_rows=config.eval_rows,
         vision_cache=config.vision_cache,
+        manual_gc=config.speed.manual_gc,
+        throughput=_throughput(config, shape, dtype),
     )
     drift = _drift(config, policy, folder, renderer, dtype) if config.drift_scenes else None
     name = "the mini" if config.model.model is None else short_name(config.model.model)
@@ -118,6 +122,15 @@ def _drift(config: SFTConfig, policy: MegatronEngine, folder: Path, renderer: Re
     examples = SceneSource(renderer, split="heldout", seed=config.seed, batch_size=config.drift_scenes).batch(0)
     replica = build_replica(folder, renderer, world=policy.world, dtype=dtype)
     return Drift(Handover(policy, replica), examples, renderer, seed=config.seed)
+
+
+def _throughput(config: SFTConfig, shape: Qwen3VLShape, dtype: torch.dtype) -> Throughput | None:
+    """How fast steps are, where it is known how fast they could be; all ranks have the device of the first one."""
+    peak = on_main(lambda: peak_here(dtype))
+    if peak is None:
+        return None
+    cached = config.vision_cache.cache_vision is not None
+    return Throughput(Arithmetic.of(shape), shape.vision.merge, config.freeze, cached, peak)
 
 
 def _scenes(config: SFTConfig, renderer: Renderer, split: Split, world: World) -> Demonstrations:
@@ -220,14 +233,10 @@ def _times(data: DemonstrationsConfig, samples: Samples) -> dict[str, float]:
 
 
 def cost_of(shape: Qwen3VLShape) -> Cost:
-    """Multiply-adds of a forward pass: a token through the language tower, a pair of tokens through its attention, a
-    visual token's patches through the vision tower."""
-    text, vision = shape.text, shape.vision
-    attention = text.hidden * text.head_dim * (2 * text.heads + 2 * text.kv_heads)
-    per_layer = attention + 3 * text.hidden * text.ffn
-    block = 4 * vision.hidden**2 + 2 * vision.hidden * vision.ffn
+    """Multiply-adds of a forward pass, by what an index knows of a sample: its tokens, and which of them are visual."""
+    arithmetic, merge = Arithmetic.of(shape), shape.vision.merge
     return Cost(
-        token=float(text.num_layers * per_layer),
-        token_pair=float(text.num_layers * text.heads * text.head_dim),
-        visual_token=float(vision.depth * block * vision.merge**2),
+        token=arithmetic.token,
+        token_pair=arithmetic.pair / 2,
+        visual_token=arithmetic.patch * merge**2 + arithmetic.merged,
     )

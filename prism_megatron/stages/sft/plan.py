@@ -10,6 +10,7 @@ from prism_megatron.engine.batch import Batch, Extra
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.stages.sft.demonstrations import Demonstrations, Row, only
 from prism_megatron.stages.sft.drift import Drift
+from prism_megatron.stages.sft.throughput import Throughput
 from prism_megatron.training.batches import BatchFormat, supervised_batch
 from prism_megatron.types import TokenSequence
 
@@ -40,6 +41,10 @@ class Learner:
     """steps between losses on the held-out part; 0 for the last step alone"""
     eval_rows: int
     """rows of it over all data-parallel ranks"""
+    manual_gc: int = 0
+    """steps between collections of garbage; 0 leaves it to Python"""
+    throughput: Throughput | None = None
+    """None where the device's peak is not known"""
     vision_cache: VisionCacheConfig = field(default_factory=VisionCacheConfig)
 
     def batches(self, rows: Sequence[Row]) -> list[Batch]:

@@ -6,10 +6,12 @@ run is in it is part of its checkpoints.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.garbage import GarbageCollection
 from prism_megatron.evaluation.sample import Sample
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.files import EXPORT
@@ -40,11 +42,13 @@ class SFT:
         self.best: float | None = None
         self.last: SFTStep | None = None
         self._steps: Generator[StepRows] | None = None
+        self._garbage = GarbageCollection(0)
 
     def engines(self) -> Mapping[str, MegatronEngine]:
         return {"policy": self.learner.policy}
 
     def prepare(self, _first_step: int) -> None:
+        self._garbage = GarbageCollection(self.learner.manual_gc)
         use_vision_cache(self.learner.policy, self.learner.vision_cache)
         if self.lessons.drift is not None:
             self.lessons.drift.begin(self.session)
@@ -54,18 +58,23 @@ class SFT:
         """Take the step's rows, learn from them, and now and then ask what was held out."""
         assert self._steps is not None
         world, phase, policy = self.session.world, self.session.timers.phase, self.learner.policy
+        began = time.perf_counter()
         with phase("data"):
             rows = next(self._steps)
             batches = self.learner.batches(rows.rows)
         with phase("policy"):
             update = learn(policy, batches, world=world)
+        seconds = time.perf_counter() - began
         self.after, held_out = rows.after, None
         if self.asked and self.learner.asks_after(step, self.total_steps):
             with phase("held_out"):
                 held_out = measure(policy, self.asked, self.sources, world=world)
         self.last = SFTStep(step, rows, update, held_out)
         row = step_row(self.last, row_tokens=self.learner.row_tokens, cache=policy.vision_cache, world=world)
+        if (throughput := self.learner.throughput) is not None:
+            row |= throughput.row(rows.rows, seconds, world=world)
         self.best, is_best = best_of(self.best, row)
+        self._garbage.after_step()
         idle = why_idle(update)
         return Outcome(row, learned=() if idle else ("policy",), idle=idle, good=is_best,
                        lines=[f"left out at its step: {reason}" for reason in rows.skipped])  # fmt: skip
@@ -90,6 +99,7 @@ class SFT:
         return self.exports.write(self.learner.policy, output / EXPORT, self.session, figures)
 
     def close(self) -> None:
+        self._garbage.close()
         for held in (self._steps, self.lessons.drift):
             if held is not None:
                 held.close()
