@@ -22,6 +22,8 @@ BIN := $(VENV)/bin
 TE_VENV := .venv-te
 TE_PIP := $(TE_VENV)/bin/python -m pip --disable-pip-version-check
 TE_BUILD_NEEDS := 'cuda-toolkit[cccl,crt,nvcc,profiler]' einops nvdlfw-inspect nvidia-cudnn-frontend onnx onnxscript packaging pydantic
+TRL_VENV := .venv-trl
+TRL_PIP := $(TRL_VENV)/bin/python -m pip --disable-pip-version-check
 SGLANG_VENV := .venv-sglang
 SGLANG_PIP := $(SGLANG_VENV)/bin/python -m pip --disable-pip-version-check
 # What sglang's own requirements name and its CPU path imports; its pin of torch is not among them.
@@ -35,7 +37,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: help sft align test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
-    bench-data bench-weight-sync bench-vision-cache te-check effect image-use variants mini clean
+    bench-data bench-weight-sync bench-vision-cache bench-sft trl te-check effect image-use variants mini clean
 
 help:
 	@echo "make sft [ARGS=...]     fine-tune the mini world's policy: torchrun tools/run_sft.py --tp 2 --pp 2"
@@ -56,6 +58,8 @@ help:
 	@echo "make bench-data         an index of 1.37 million records: time, memory, start-up, records a second (10 minutes)"
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
 	@echo "make bench-vision-cache a step with a frozen vision tower, its features computed or from disk: time and memory"
+	@echo "make bench-sft          fine-tuning beside TRL and a plain loop, and packed beside padded: tokens per second, losses"
+	@echo "make trl                TRL's own environment for bench-sft, on machines without CUDA (1.5 GB)"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
 	@echo "make image-use ARGS='--data FOLDER...'  does fine-tuning on records learn from their images?"
@@ -118,6 +122,11 @@ bench-weight-sync: $(VENV)/.installed
 bench-vision-cache: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/vision_cache.py $(ARGS)
 
+bench-sft: $(VENV)/.installed $(TRL_VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python benchmarks/sft.py $(ARGS)
+
+trl: $(TRL_VENV)/.installed
+
 te-check: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(TE_VENV)/bin/python tools/te_check.py
 
@@ -163,6 +172,13 @@ $(TE_VENV)/.installed: constraints/te.txt
 	$(TE_PIP) install --quiet --constraint constraints/te.txt megatron-core numpy psutil pyyaml tyro pillow
 	@touch $@
 
+$(TRL_VENV)/.installed: constraints/trl.txt
+	$(INTERPRETER) -m venv $(TRL_VENV)
+	$(TRL_PIP) install --quiet --constraint constraints/trl.txt torch
+	$(TRL_PIP) install --quiet --constraint constraints/trl.txt trl transformers accelerate datasets pillow
+	$(TRL_PIP) install --quiet --constraint constraints/trl.txt --no-deps torchvision
+	@touch $@
+
 # With CUDA, install the package as its authors mean it instead, into the same place:
 # python3 -m venv .venv-sglang && .venv-sglang/bin/pip install 'sglang[all]==0.5.23' && touch .venv-sglang/.installed
 $(SGLANG_VENV)/.installed: constraints/sglang-cpu.txt
@@ -173,4 +189,4 @@ $(SGLANG_VENV)/.installed: constraints/sglang-cpu.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-py* .venv-te .venv-sglang runs build .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-py* .venv-te .venv-trl .venv-sglang runs build .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from prism_megatron.config.qwen3_vl import VisionShape
 from prism_megatron.engine.norms import LayerNorm, parameter_device
 from prism_megatron.engine.recompute import checkpointed
+from prism_megatron.engine.sdpa import scaled_dot_product_attention
 from prism_megatron.engine.specs import NumberedModules
 
 EPS = 1e-6
@@ -90,13 +91,14 @@ class VisionAttention(MegatronModule):
         qkv, _ = self.linear_qkv(hidden_P_C)
         query, key, value = qkv.view(len(qkv), -1, 3, self.head_dim).unbind(2)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        attended, start = [], 0
-        for length, run in itertools.groupby(frame_lengths):
-            end = start + length * len(list(run))
-            q, k, v = (x[start:end].unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))
-            context = nn.functional.scaled_dot_product_attention(q, k, v)
-            attended.append(context.transpose(1, 2).reshape(end - start, -1))
-            start = end
+        runs = [(length, len(list(run))) for length, run in itertools.groupby(frame_lengths)]
+        # Split at once: the gradient of a slice has all patches, and there may be a slice for every image.
+        own = zip(*(x.split([length * count for length, count in runs]) for x in (query, key, value)), strict=True)
+        attended = []
+        for (length, count), run in zip(runs, own, strict=True):
+            q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in run)
+            context = scaled_dot_product_attention(q, k, v)
+            attended.append(context.transpose(1, 2).reshape(count * length, -1))
         output: Tensor = self.linear_proj(torch.cat(attended))[0]
         return output
 

@@ -26,6 +26,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.attention.bias import causal_lower_right
 
 from prism_megatron.engine.recompute import checkpointed
+from prism_megatron.engine.sdpa import scaled_dot_product_attention
 from prism_megatron.parallel.layout import zigzag
 
 
@@ -172,13 +173,14 @@ class SDPACoreAttention(nn.Module):
 
     def _whole(self, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences) -> Tensor:
         """All tokens are here."""
-        parts, start = [], 0
-        for slot, count, prefix in sequences.runs():
-            end = start + slot * count
-            q = query[start:end].unflatten(0, (count, slot))
-            k, v = (_after(x[prefix], x[start:end].unflatten(0, (count, slot))) for x in (key, value))
+        runs = list(sequences.runs())
+        # Split at once: the gradient of a slice is as long as the row, and there may be a slice for every sequence.
+        own = zip(*(x.split([slot * count for slot, count, _ in runs]) for x in (query, key, value)), strict=True)
+        parts = []
+        for (slot, count, prefix), run in zip(runs, own, strict=True):
+            q, k, v = (x.unflatten(0, (count, slot)) for x in run)
+            k, v = _after(key, prefix, k), _after(value, prefix, v)
             parts.append(self._attend(q, k, v).flatten(0, 1))
-            start = end
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _own_chunks(
@@ -192,7 +194,7 @@ class SDPACoreAttention(nn.Module):
             chunk = slot // (2 * size)
             end, local_end = start + slot * count, local + 2 * chunk * count
             q = query[local:local_end].unflatten(0, (count, 2, chunk))
-            k, v = (_after(x[prefix], x[start:end].unflatten(0, (count, slot))) for x in (key, value))
+            k, v = (_after(x, prefix, x[start:end].unflatten(0, (count, slot))) for x in (key, value))
             before = prefix.stop - prefix.start
             seen = [before + (number + 1) * chunk for number in (rank, 2 * size - 1 - rank)]
             halves = [self._attend(q[:, half], k[:, : seen[half]], v[:, : seen[half]]) for half in (0, 1)]
@@ -204,7 +206,7 @@ class SDPACoreAttention(nn.Module):
         """The C queries are the last of the S tokens of each sequence."""
         query, key, value = (x.permute(0, 2, 3, 1, 4).flatten(0, 1) for x in (q_N_C_B_H_D, k_N_S_B_G_D, v_N_S_B_G_D))
         num_queries, num_keys = query.shape[2], key.shape[2]
-        context = nn.functional.scaled_dot_product_attention(
+        context = scaled_dot_product_attention(
             query,
             key,
             value,
@@ -217,11 +219,12 @@ class SDPACoreAttention(nn.Module):
         return context_N_C_B_H_D
 
 
-def _after(prefix_P_B_G_D: Tensor, x_N_S_B_G_D: Tensor) -> Tensor:
-    """The same P tokens before those of each of N sequences."""
-    if len(prefix_P_B_G_D) == 0:
+def _after(row_L_B_G_D: Tensor, prefix: slice, x_N_S_B_G_D: Tensor) -> Tensor:
+    """The same tokens of the row before those of each of N sequences."""
+    if prefix.start == prefix.stop:
         return x_N_S_B_G_D
-    return torch.cat([prefix_P_B_G_D.unsqueeze(0).expand(len(x_N_S_B_G_D), -1, -1, -1, -1), x_N_S_B_G_D], dim=1)
+    prefix_N_P_B_G_D = row_L_B_G_D[prefix].unsqueeze(0).expand(len(x_N_S_B_G_D), -1, -1, -1, -1)
+    return torch.cat([prefix_N_P_B_G_D, x_N_S_B_G_D], dim=1)
 
 
 def gather_tokens(x_L: Tensor, sequences: Sequences, group: ProcessGroup) -> Tensor:

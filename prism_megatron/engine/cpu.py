@@ -2,8 +2,8 @@
 
 ``open_cpu_door()`` is called once per process by ``engine.runtime`` and does nothing where CUDA is present.
 ``PATCHES`` lists every change with the upstream place it answers, the megatron-core versions it is for, the reason,
-and when it can go. They answer calls that would otherwise raise, but for two: ``Tensor.type()`` names CPU tensors as
-Megatron's type checks expect them, and all-to-all split sizes become plain integers.
+and when it can go. They answer calls that would otherwise raise, but for three: ``Tensor.type()`` names CPU tensors as
+Megatron's type checks expect them, all-to-all split sizes become plain integers, and a lone rank copies nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_megatron.engine.lone_rank import nothing_alone
 from prism_megatron.engine.unequal_collectives import gather_unequal, reduce_scatter_unequal
 
 _CPU = torch.device("cpu")
@@ -267,6 +268,19 @@ PATCHES: tuple[Patch, ...] = (
             ("_gather_along_first_dim", gather_unequal),
             ("_reduce_scatter_along_first_dim", reduce_scatter_unequal),
         )
+    ),
+    *(
+        Patch(
+            module="megatron.core.distributed.param_and_grad_buffer",
+            name=name,
+            new=nothing_alone,
+            upstream="param_and_grad_buffer.py start_grad_sync and start_param_sync of a distributed optimizer",
+            versions=_BOTH,
+            reason="with one data-parallel rank gloo copies all gradients and all weights twice, which NCCL does not: "
+            "a tenth of a step",
+            until="Megatron calls no collective of one rank",
+        )
+        for name in ("dist_reduce_scatter_func", "dist_all_gather_func")
     ),
 )
 

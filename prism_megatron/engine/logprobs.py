@@ -8,6 +8,7 @@ H hidden, V this rank's vocabulary columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -77,12 +78,18 @@ class VocabularyOutput:
         return self._scattered(found_2_N, chosen_L_B)
 
     def learn(
-        self, loss_of: TokenLoss, targets_B_L: Tensor, mask_B_L: Tensor, *, temperature: float = 1.0
+        self,
+        loss_of: TokenLoss,
+        targets_B_L: Tensor,
+        mask_B_L: Tensor,
+        *,
+        temperature: float = 1.0,
+        with_entropy: bool = True,
     ) -> tuple[Tensor, TokenScores]:
         """A loss that is a sum over tokens, and the scores it was made of, detached.
 
         ``loss_of`` is called chunk by chunk. Gradients are found on the way, so that every logit is computed once. The
-        loss is differentiable once.
+        loss is differentiable once. Entropies are NaN without ``with_entropy``, which spares a pass over all logits.
         """
         # In the order of the hidden states: Megatron's all-reduce of their gradient is lost where it is transposed.
         chosen_L_B = mask_B_L.bool().t()
@@ -92,6 +99,7 @@ class VocabularyOutput:
             targets_B_L.t()[chosen_L_B],
             self._columns(),
             temperature,
+            with_entropy,
             lambda logprobs_n, entropy_n, part: loss_of(logprobs_n, entropy_n, lambda of: of.t()[chosen_L_B][part]),
             torch.is_grad_enabled(),
         )
@@ -162,12 +170,15 @@ class _Chunk:
     """
 
     def __init__(
-        self, hidden_n_H: Tensor, weight_V_H: Tensor, targets_n: Tensor, columns: _Columns, temperature: float
-    ) -> None:
+        self, hidden_n_H: Tensor, weight_V_H: Tensor, targets_n: Tensor, columns: _Columns, temperature: float,
+        *, with_entropy: bool = True,
+    ) -> None:  # fmt: skip
         """Two small all-reduces over the group, where it has several ranks."""
         self._columns, self._targets_n, self._temperature = columns, targets_n, temperature
         real = columns.num_real
-        x = columns.logits(hidden_n_H, weight_V_H).div_(temperature)
+        x = columns.logits(hidden_n_H, weight_V_H)
+        if temperature != 1.0:
+            x.div_(temperature)
         x[:, real:] = torch.finfo(torch.float32).min
         column, here = columns.of(targets_n)
         max_n = x.amax(-1)
@@ -180,7 +191,7 @@ class _Chunk:
         p = x.exp()
         p[:, real:] = 0.0
         sums_3_n[0] = p.sum(-1)
-        sums_3_n[1] = torch.linalg.vecdot(p, x)
+        sums_3_n[1] = torch.linalg.vecdot(p, x) if with_entropy else math.nan
         columns.reduce(sums_3_n, dist.ReduceOp.SUM)
         log_sum_n = sums_3_n[0].log()
         self._x, self._p, self._sums_3_n, self._log_sum_n = x, p, sums_3_n, log_sum_n
@@ -198,7 +209,7 @@ class _Chunk:
             grad = p.mul_(slope).neg_()
         column, here = self._columns.of(self._targets_n)
         grad.scatter_add_(-1, column, (here * logprob_grad_n).unsqueeze(-1))
-        return grad.div_(self._temperature)
+        return grad if self._temperature == 1.0 else grad.div_(self._temperature)
 
 
 class _Gradients:
@@ -265,14 +276,16 @@ class _Learn(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917  # autograd functions take positional arguments only
         ctx: Any, hidden_N_H: Tensor, weight_V_H: Tensor, targets_N: Tensor, columns: _Columns, temperature: float,
-        loss_of: Callable[[Tensor, Tensor, slice], Tensor], with_gradients: bool,
+        with_entropy: bool, loss_of: Callable[[Tensor, Tensor, slice], Tensor], with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         wanted = with_gradients and ctx.needs_input_grad[0], with_gradients and ctx.needs_input_grad[1]
         gradients = _Gradients(hidden_N_H, weight_V_H, columns, wanted)
         found_2_N = hidden_N_H.new_zeros(2, len(targets_N), dtype=torch.float32)
         total = hidden_N_H.new_zeros((), dtype=torch.float32)
         for part in columns.chunks(len(targets_N)):
-            chunk = _Chunk(hidden_N_H[part], weight_V_H, targets_N[part], columns, temperature)
+            chunk = _Chunk(
+                hidden_N_H[part], weight_V_H, targets_N[part], columns, temperature, with_entropy=with_entropy
+            )
             found_2_N[:, part] = torch.stack([chunk.logprobs_n, chunk.entropy_n])
             with torch.enable_grad():
                 logprobs_n, entropy_n = chunk.logprobs_n.requires_grad_(), chunk.entropy_n.requires_grad_()
@@ -289,9 +302,9 @@ class _Learn(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, factor: Tensor, _: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None, None]:
         found: _Gradients = ctx.gradients
         hidden_N_H = None if found.hidden_N_H is None else found.hidden_N_H.mul_(factor)
         weight_V_H = None if found.weight_V_H is None else found.weight_V_H.mul_(factor)
         del ctx.gradients
-        return hidden_N_H, weight_V_H, None, None, None, None, None
+        return hidden_N_H, weight_V_H, None, None, None, None, None, None

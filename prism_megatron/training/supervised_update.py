@@ -36,7 +36,9 @@ def cross_entropy(output: VocabularyOutput, batch: Batch, *, world: World, label
     targets_B_L, mask_B_L = (
         beside_logits(values, batch, world) for values in (batch.input_ids_B_S, batch.extras[Extra.LABEL_MASK])
     )
-    loss, _ = output.learn(lambda logprobs_n, *_: -logprobs_n.sum() / label_tokens, targets_B_L, mask_B_L)
+    loss, _ = output.learn(
+        lambda logprobs_n, *_: -logprobs_n.sum() / label_tokens, targets_B_L, mask_B_L, with_entropy=False
+    )
     return LossOutput(loss=loss, sums={"loss": loss.detach()})
 
 

@@ -203,3 +203,22 @@ def test_logits_are_the_plain_ones_with_padding_at_the_minimum(world: World) -> 
     logits = case.output(world).logits()
     torch.testing.assert_close(logits[..., :VOCAB], case.hidden @ case.weight[:VOCAB].t())
     assert (logits[..., VOCAB:] == torch.finfo(torch.float32).min).all()
+
+
+def test_without_entropies_loss_and_gradients_are_the_same_bits(world: World) -> None:
+    """Claim: only the entropies are missing, and nobody can take them for numbers."""
+    case, found = Case.draw(), []
+    for with_entropy in (True, False):
+        loss, scores = case.output(world).learn(
+            lambda logprobs_n, _, of: (of(case.factors[0]) * logprobs_n).sum(),
+            case.targets,
+            case.mask,
+            with_entropy=with_entropy,
+        )
+        found.append((loss.detach(), scores, case.gradients(loss)))
+    (loss, scores, gradients), (other_loss, other_scores, other_gradients) = found
+    assert torch.equal(loss, other_loss)
+    assert torch.equal(scores.logprobs_B_L, other_scores.logprobs_B_L)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, other_gradients, strict=True))
+    assert other_scores.entropy_B_L[case.mask].isnan().all()
+    assert scores.entropy_B_L[case.mask].isfinite().all()
