@@ -10,21 +10,26 @@ import gc
 
 
 class GarbageCollection:
-    """Collects every ``every`` steps and never between; 0 changes nothing. :meth:`close` gives it back to Python."""
+    """Python's, until :meth:`begin` takes it over, and again after :meth:`close`."""
 
-    def __init__(self, every: int) -> None:
-        self._every, self._steps = every, 0
+    def __init__(self) -> None:
+        self._every = self._steps = 0
+
+    def begin(self, every: int) -> None:
+        """From now on collect before every so many steps and never between; 0 leaves it to Python."""
+        self._every = every
         if every:
             # What is there by now (libraries, the model) stays: looking through it again would take most of the time.
             gc.collect()
             gc.freeze()
             gc.disable()
 
-    def after_step(self) -> None:
-        """Count a step, and collect if it is time."""
-        self._steps += 1
-        if self._every and self._steps % self._every == 0:
+    def before_step(self) -> None:
+        """Collect if so many steps are over since the last time."""
+        if self._every and self._steps == self._every:
             gc.collect()
+            self._steps = 0
+        self._steps += 1
 
     def close(self) -> None:
         """May be called again."""

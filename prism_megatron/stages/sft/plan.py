@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from prism_megatron.config.vision_cache import VisionCacheConfig
 from prism_megatron.engine.batch import Batch, Extra
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.garbage import GarbageCollection
 from prism_megatron.stages.sft.demonstrations import Demonstrations, Row, only
 from prism_megatron.stages.sft.drift import Drift
 from prism_megatron.stages.sft.throughput import Throughput
 from prism_megatron.training.batches import BatchFormat, supervised_batch
+from prism_megatron.training.frozen_vision import use_vision_cache
 from prism_megatron.types import TokenSequence
 
 
@@ -28,7 +32,7 @@ class Lessons:
     """optimizer steps in all"""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Learner:
     """The policy and what stays fixed of its steps."""
 
@@ -43,9 +47,29 @@ class Learner:
     """rows of it over all data-parallel ranks"""
     manual_gc: int = 0
     """steps between collections of garbage; 0 leaves it to Python"""
+    garbage: GarbageCollection = field(default_factory=GarbageCollection)
+    seconds: float = 0.0
+    """that the last step took"""
     throughput: Throughput | None = None
     """None where the device's peak is not known"""
     vision_cache: VisionCacheConfig = field(default_factory=VisionCacheConfig)
+
+    def begin(self) -> None:
+        """Before the first step, with the weights that the run begins or goes on with."""
+        self.garbage.begin(self.manual_gc)
+        use_vision_cache(self.policy, self.vision_cache)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a step's data and its update."""
+        self.garbage.before_step()
+        began = time.perf_counter()
+        yield
+        self.seconds = time.perf_counter() - began
+
+    def end(self) -> None:
+        """After the last step, or a failure; may be called again."""
+        self.garbage.close()
 
     def batches(self, rows: Sequence[Row]) -> list[Batch]:
         """Micro-batches, in whole rounds; rows without labels fill the last one up."""

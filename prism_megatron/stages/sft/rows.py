@@ -14,6 +14,7 @@ from prism_megatron.game.figures import update_row
 from prism_megatron.game.unlearned import NOT_FINITE
 from prism_megatron.parallel.collectives import sum_numbers
 from prism_megatron.stages.sft.demonstrations import Row, StepRows
+from prism_megatron.stages.sft.plan import Learner
 from prism_megatron.training.supervised_update import SFTUpdate
 
 NO_LABELS = "no row of the step has a token to learn"
@@ -30,8 +31,8 @@ class SFTStep:
     """loss and label tokens of each source, where they were asked"""
 
 
-def step_row(step: SFTStep, *, row_tokens: int | None, cache: VisionCache | None, world: World) -> Figures:
-    """Figures of the whole step, equal on every rank; ``row_tokens`` is what a packed row may hold."""
+def step_row(step: SFTStep, *, learner: Learner, world: World) -> Figures:
+    """Figures of the whole step, equal on every rank."""
     sequences = [sequence for row in step.rows.rows for sequence, _ in row.demonstrations]
     own = {
         "samples": step.rows.samples,
@@ -41,7 +42,7 @@ def step_row(step: SFTStep, *, row_tokens: int | None, cache: VisionCache | None
         "rows": len(step.rows.rows),
     }
     counts = {name: int(count) for name, count in sum_numbers(own, device=world.device, group=world.groups.dp).items()}
-    room = counts.pop("rows") * (row_tokens or 0)
+    room = counts.pop("rows") * (learner.row_tokens or 0)
     row: Figures = {
         "step": step.step,
         **counts,
@@ -51,7 +52,9 @@ def step_row(step: SFTStep, *, row_tokens: int | None, cache: VisionCache | None
     }
     row |= update_row("policy", step.update.result)
     row |= step.update.experts
-    row |= cache_row(cache, world=world)
+    row |= cache_row(learner.policy.vision_cache, world=world)
+    if learner.throughput is not None:
+        row |= learner.throughput.row(step.rows.rows, learner.seconds, world=world)
     return row if step.held_out is None else row | held_out_row(step.held_out)
 
 

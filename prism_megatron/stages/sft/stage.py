@@ -1,27 +1,22 @@
 """Stage 1, supervised fine-tuning: cross-entropy on demonstrations, vision tower and projector frozen.
 
-The order of the data is a plan that is known from the start and is the same for every layout (``data.stream``); where a
-run is in it is part of its checkpoints.
+The order of the data is a plan, the same for every layout (``data.stream``); checkpoints say where a run is in it.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.garbage import GarbageCollection
 from prism_megatron.evaluation.sample import Sample
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.files import EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
-from prism_megatron.stages.sft.demonstrations import StepRows
 from prism_megatron.stages.sft.plan import Learner, Lessons
 from prism_megatron.stages.sft.rows import SFTStep, best_of, shown, step_row, why_idle
 from prism_megatron.stages.sft.view import VIEW
-from prism_megatron.training.frozen_vision import use_vision_cache
 from prism_megatron.training.supervised_update import learn, measure
 
 
@@ -41,40 +36,33 @@ class SFT:
         self.after: Plain = {}
         self.best: float | None = None
         self.last: SFTStep | None = None
-        self._steps: Generator[StepRows] | None = None
-        self._garbage = GarbageCollection(0)
+        self._steps = lessons.learned.steps(self.after)
 
     def engines(self) -> Mapping[str, MegatronEngine]:
         return {"policy": self.learner.policy}
 
     def prepare(self, _first_step: int) -> None:
-        self._garbage = GarbageCollection(self.learner.manual_gc)
-        use_vision_cache(self.learner.policy, self.learner.vision_cache)
+        self.learner.begin()
         if self.lessons.drift is not None:
             self.lessons.drift.begin(self.session)
         self._steps = self.lessons.learned.steps(self.after)
 
     def play(self, step: int) -> Outcome:
         """Take the step's rows, learn from them, and now and then ask what was held out."""
-        assert self._steps is not None
         world, phase, policy = self.session.world, self.session.timers.phase, self.learner.policy
-        began = time.perf_counter()
-        with phase("data"):
-            rows = next(self._steps)
-            batches = self.learner.batches(rows.rows)
-        with phase("policy"):
-            update = learn(policy, batches, world=world)
-        seconds = time.perf_counter() - began
+        with self.learner.step():
+            with phase("data"):
+                rows = next(self._steps)
+                batches = self.learner.batches(rows.rows)
+            with phase("policy"):
+                update = learn(policy, batches, world=world)
         self.after, held_out = rows.after, None
         if self.asked and self.learner.asks_after(step, self.total_steps):
             with phase("held_out"):
                 held_out = measure(policy, self.asked, self.sources, world=world)
         self.last = SFTStep(step, rows, update, held_out)
-        row = step_row(self.last, row_tokens=self.learner.row_tokens, cache=policy.vision_cache, world=world)
-        if (throughput := self.learner.throughput) is not None:
-            row |= throughput.row(rows.rows, seconds, world=world)
+        row = step_row(self.last, learner=self.learner, world=world)
         self.best, is_best = best_of(self.best, row)
-        self._garbage.after_step()
         idle = why_idle(update)
         return Outcome(row, learned=() if idle else ("policy",), idle=idle, good=is_best,
                        lines=[f"left out at its step: {reason}" for reason in rows.skipped])  # fmt: skip
@@ -99,7 +87,7 @@ class SFT:
         return self.exports.write(self.learner.policy, output / EXPORT, self.session, figures)
 
     def close(self) -> None:
-        self._garbage.close()
-        for held in (self._steps, self.lessons.drift):
-            if held is not None:
-                held.close()
+        self.learner.end()
+        self._steps.close()
+        if self.lessons.drift is not None:
+            self.lessons.drift.close()
