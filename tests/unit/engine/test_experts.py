@@ -18,7 +18,8 @@ def test_a_layer_lets_go_of_its_graph(world: World) -> None:
     layer = next(part for part in module.modules() if isinstance(part, ExpertLayer))
     hidden = torch.randn(6, 1, 64, device=world.device, requires_grad=True)
     graph_holds = weakref.ref(hidden)
-    output, _ = layer(hidden)
+    sequence = torch.zeros(6, 1, dtype=torch.long, device=world.device)
+    output, _ = layer(hidden, sequence, torch.tensor([6], device=world.device))
     assert output.requires_grad
     del hidden, output
     gc.collect()
