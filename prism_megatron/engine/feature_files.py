@@ -104,8 +104,9 @@ class FeatureFiles:
                     continue
                 if total + size * self._writers <= self._shelf_bytes * _TRIMMED:
                     break
-                path.unlink(missing_ok=True)
-                total -= length
+                if path.suffix == SUFFIX:  # what another writer has under way is its own
+                    path.unlink(missing_ok=True)
+                    total -= length
         self._left[shelf] = (room - total) // self._writers - size
 
 

@@ -153,3 +153,15 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="cannot be written"):
         FeatureFiles(tmp_path / "file" / "folder", max_bytes=10**7)
+
+
+def test_making_room_leaves_what_another_has_under_way(tmp_path: Path) -> None:
+    """Claim: an older file that is still being written stays, however little room there is, and counts as taken."""
+    files = FeatureFiles(tmp_path, max_bytes=12 * 1900, num_shelves=1)
+    files.keep(key_of(0), features_of(0))
+    part = files.path_of(key_of(0)).parent / f".{key_of(99)}.00000000.part"
+    part.write_bytes(bytes(4000))
+    os.utime(part, (part.stat().st_mtime - 60,) * 2)
+    for number in range(1, 40):
+        files.keep(key_of(number), features_of(number))
+        assert part.exists() and size_of(tmp_path) <= 12 * 1900
