@@ -100,8 +100,6 @@ class FeatureFiles:
         room = int(self._shelf_bytes * _FULL)
         if total + size * self._writers > room:
             for _, length, path in held:
-                if path.suffix != SUFFIX:  # somebody is writing it
-                    continue
                 if total + size * self._writers <= self._shelf_bytes * _TRIMMED:
                     break
                 if path.suffix == SUFFIX:  # what another writer has under way is its own
