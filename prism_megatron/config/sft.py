@@ -53,7 +53,7 @@ class SFTConfig:
     seed: int = 42
     """keys the order of the data"""
     eval_every: Annotated[int, ZERO_IS_OFF, OnResume.FREE] = 100
-    """steps between losses on the held-out part; 0 asks at the end alone"""
+    """steps between losses on the held-out part, which every checkpoint has too; 0 asks at the end alone"""
     eval_rows: Annotated[int, AT_LEAST_ONE, OnResume.FREE] = 64
     """rows of the held-out part that are asked, over all data-parallel ranks; those there are, where there are fewer"""
     drift_scenes: Annotated[int, NOT_NEGATIVE] = 0

@@ -41,7 +41,7 @@ def step_gradients(world: World, per_row: int) -> StepGradients:
                           optimizer=OptimizerConfig(lr=0.0), total_steps=1, freeze=())  # fmt: skip
     form = batch_format(renderer, world)
     learner = Learner(policy, form, row_tokens=512 if per_row else None, rows_per_microbatch=1 if per_row else 2,
-                      eval_every=0, eval_rows=1)  # fmt: skip
+                      eval_every=0, save_every=1, eval_rows=1)  # fmt: skip
     rows = [Row(tuple(some), (0,) * len(some)) for some in _split(demonstrations(renderer), per_row or 1)]
     update = learn(policy, learner.batches(rows[world.dp_rank :: world.dp_size]), world=world)
     gradients = {name: gradient.clone() for name, gradient in policy.export_gradients()}

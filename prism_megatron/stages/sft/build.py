@@ -102,6 +102,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
         row_tokens=data.max_tokens if data.packing else None,
         rows_per_microbatch=data.rows_per_microbatch,
         eval_every=config.eval_every,
+        save_every=config.checkpoint.save_every,
         eval_rows=config.eval_rows,
         vision_cache=config.vision_cache,
         manual_gc=config.speed.manual_gc,

@@ -42,7 +42,9 @@ class Learner:
     """what a packed row may hold; None for one conversation to a row"""
     rows_per_microbatch: int
     eval_every: int
-    """steps between losses on the held-out part; 0 for the last step alone"""
+    """steps between losses on the held-out part, which every checkpoint has too; 0 for the last step alone"""
+    save_every: int
+    """steps between checkpoints"""
     eval_rows: int
     """rows of it over all data-parallel ranks"""
     manual_gc: int = 0
@@ -83,7 +85,15 @@ class Learner:
 
     def asks_after(self, step: int, total_steps: int) -> bool:
         """Whether the held-out part is asked after this step; always after the last."""
-        return step + 1 == total_steps or (self.eval_every > 0 and (step + 1) % self.eval_every == 0)
+        done = step + 1
+        return done == total_steps or (self.eval_every > 0 and (done % self.eval_every == 0 or self._saves(done)))
+
+    def may_be_best(self, step: int, total_steps: int) -> bool:
+        """Whether there will be a checkpoint of this step, so that it can be the one that is kept for its loss."""
+        return step + 1 == total_steps or self._saves(step + 1)
+
+    def _saves(self, done: int) -> bool:
+        return done % self.save_every == 0
 
     def _batch(self, rows: Sequence[Row]) -> Batch:
         made = [(one, source) for row in rows for one, source in zip(row.demonstrations, row.sources, strict=True)]

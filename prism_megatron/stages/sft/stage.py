@@ -62,7 +62,9 @@ class SFT:
                 held_out = measure(policy, self.asked, self.sources, world=world)
         self.last = SFTStep(step, rows, update, held_out)
         row = step_row(self.last, learner=self.learner, world=world)
-        self.best, is_best = best_of(self.best, row)
+        is_best = False
+        if self.learner.may_be_best(step, self.total_steps):
+            self.best, is_best = best_of(self.best, row)
         idle = why_idle(update)
         return Outcome(row, learned=() if idle else ("policy",), idle=idle, good=is_best,
                        lines=[f"left out at its step: {reason}" for reason in rows.skipped])  # fmt: skip
