@@ -78,7 +78,7 @@ def main() -> None:
         stage.learner, row_tokens=4096 if pack else None, rows_per_microbatch=1 if pack else BATCH
     )
     rounds.begin()
-    for taken in stage.demonstrations.steps({}):
+    for taken in stage.lessons.learned.steps({}):
         rows = rows_of(taken.rows, pack=pack)
         update = learn(learner.policy, learner.batches(rows), world=world)
         ids = [sequence.token_ids for sequence in _sequences(rows)]

@@ -128,7 +128,7 @@ def _learner(model: Path, shape: Qwen3VLShape, world: World, *, row_tokens: int 
         freeze=ALL_VISION,
     )  # fmt: skip
     return Learner(
-        policy, small, batch_format(small, world), row_tokens=row_tokens,
+        policy, batch_format(small, world), row_tokens=row_tokens,
         rows_per_microbatch=1 if row_tokens else PADDED_ROWS, eval_every=0, eval_rows=1,
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """A plain loop around transformers' model: records padded on the right, ``loss.backward()``, AdamW.
 
-``fused`` uses torch's fused AdamW. Runs in TRL's environment, whose transformers has all processors.
+``fused`` uses torch's fused AdamW. ``masters`` is bf16 with AdamW on fp32 copies of the weights, as ours has them. Runs
+in TRL's environment, whose transformers has all processors.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from benchmarks.sft_sides.rounds import Rounds, ordered_rows
 
 BATCH = 8
-DTYPES = {"fp32": torch.float32, "autocast": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {
+    "fp32": torch.float32,
+    "autocast": torch.float32,
+    "bf16": torch.bfloat16,
+    "masters": torch.bfloat16,
+}
 
 
 def collate(processor: Any, rows: list[dict[str, Any]], folder: Path) -> dict[str, torch.Tensor]:
@@ -49,6 +55,13 @@ def collate(processor: Any, rows: list[dict[str, Any]], folder: Path) -> dict[st
     return batch
 
 
+def hand_over_gradients(parameters: list[torch.nn.Parameter], masters: list[torch.nn.Parameter]) -> None:
+    """In fp32, to the copies that are stepped."""
+    for parameter, master in zip(parameters, masters, strict=True):
+        master.grad = None if parameter.grad is None else parameter.grad.float()
+        parameter.grad = None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("work", type=Path)
@@ -66,7 +79,10 @@ def main() -> None:
     model.train()
     processor = AutoProcessor.from_pretrained(folder)
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=arguments.way == "fused" or None)
+    stepped = parameters
+    if arguments.dtype == "masters":
+        stepped = [torch.nn.Parameter(parameter.detach().float()) for parameter in parameters]
+    optimizer = torch.optim.AdamW(stepped, lr=1e-4, weight_decay=0.0, fused=arguments.way == "fused" or None)
     rows = ordered_rows(arguments.work)
     rounds.begin()
     for step in range(arguments.steps):
@@ -74,9 +90,14 @@ def main() -> None:
         with torch.autocast("cpu", torch.bfloat16) if arguments.dtype == "autocast" else nullcontext():
             loss = model(**batch, use_cache=False).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if stepped is not parameters:
+            hand_over_gradients(parameters, stepped)
+        torch.nn.utils.clip_grad_norm_(stepped, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if stepped is not parameters:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, stepped)
         rounds.took(
             loss.item(),
             tokens=int(batch["attention_mask"].sum()),
