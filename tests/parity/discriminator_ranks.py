@@ -101,7 +101,7 @@ def my_batches(world: World, case: Case, *, balance: float = BALANCE, pack: bool
 def attached_losses() -> Iterator[tuple[list[float], list[float]]]:
     """Collects the values of every layer's load-balancing and z-losses."""
     found: tuple[list[float], list[float]] = ([], [])
-    names = ("load_balance_loss", "router_z_loss")
+    names = ("balance_of_sequences", "router_z_loss")
     originals = [getattr(routing, name) for name in names]
 
     def recorded(function: Callable[..., Tensor], values: list[float]) -> Callable[..., Tensor]:
