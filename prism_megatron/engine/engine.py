@@ -207,13 +207,10 @@ class MegatronEngine:
         self.zero_grad()
         for chunk in self._chunks:
             chunk.train()
-        output = self._run(batches, loss, forward_only=False)
-        self._is_stale = False  # every module has waited for its weights
-        return output
+        return self._run(batches, loss, forward_only=False)
 
     def forward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
         """As ``forward_backward`` without gradients, in evaluation mode; gradients of an earlier call stay."""
-        self._gather_weights()
         for chunk in self._chunks:
             chunk.eval()
         with torch.no_grad():
@@ -355,6 +352,7 @@ class MegatronEngine:
                 pg_collection=self.world.groups,
                 **self._schedule_arguments(),
             )
+            self._is_stale = False  # every module has waited for its weights
             return self._share(outputs)
 
     def _counted(self, weights: Iterator[tuple[str, Tensor]], *, total: int) -> Iterator[tuple[str, Tensor]]:
