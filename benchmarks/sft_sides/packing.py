@@ -129,7 +129,7 @@ def _learner(model: Path, shape: Qwen3VLShape, world: World, *, row_tokens: int 
     )  # fmt: skip
     return Learner(
         policy, batch_format(small, world), row_tokens=row_tokens,
-        rows_per_microbatch=1 if row_tokens else PADDED_ROWS, eval_every=0, eval_rows=1,
+        rows_per_microbatch=1 if row_tokens else PADDED_ROWS, eval_every=0, save_every=1, eval_rows=1,
     )  # fmt: skip
 
 

@@ -49,13 +49,14 @@ class SFTConfig:
     freeze: tuple[FreezeGroup, ...] = ALL_VISION
     """parts of the model that stay as loaded (paper: the vision tower and the projector)"""
     steps: Annotated[int | None, AT_LEAST_ONE, OnResume.LONGER] = None
-    """optimizer steps; by default those of --epochs"""
+    """optimizer steps, at most those of --epochs, which are the default"""
     seed: int = 42
     """keys the order of the data"""
     eval_every: Annotated[int, ZERO_IS_OFF, OnResume.FREE] = 100
-    """steps between losses on the held-out part, which every checkpoint has too; 0 asks at the end alone"""
+    """steps between losses on the held-out part, asked at every --save-every too; 0 asks at the end alone"""
     eval_rows: Annotated[int, AT_LEAST_ONE, OnResume.FREE] = 64
-    """rows of the held-out part that are asked, over all data-parallel ranks; those there are, where there are fewer"""
+    """rows of the held-out part that are asked, over all data-parallel ranks, rounded up to whole --rows-per-step;
+    those there are, where there are fewer"""
     drift_scenes: Annotated[int, NOT_NEGATIVE] = 0
     """held-out scenes of the mini world that the policy answers before the first step and after the last, to show how
     it drifts; every rank then holds a replica of it"""

@@ -84,7 +84,7 @@ class MegatronEngine:
         """how the folder stores experts that the weights were loaded from; None before, and for a dense model"""
         self.vision_cache: VisionCache | None = None
         """where features of images are kept from pass to pass; for a vision tower that is frozen"""
-        self._provider = provider
+        self.provider = provider
         self.config = provider.transformer_config(world.parallel, dtype)
         self.config.finalize_model_grads_func = _sum_gradients
         self.modules = _build_chunks(provider, self.config, world, dtype)
@@ -126,7 +126,7 @@ class MegatronEngine:
         Raises ConversionError as ``WeightTable.load``, and for experts whose layout is mixed or cannot be told.
         """
         self._restore()
-        self.expert_layout = self._provider.expert_layout(source)
+        self.expert_layout = self.provider.expert_layout(source)
         self.weights.load(source, self.expert_layout)
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
@@ -146,7 +146,7 @@ class MegatronEngine:
         """
         self._gather_weights()
         layout = layout or self.expert_layout
-        leave_out = self._provider.is_frozen if changed_only else _nothing
+        leave_out = self.provider.is_frozen if changed_only else _nothing
         shapes, left_out = self.weights.hf_shapes(layout, leave_out)
         return AnnouncedWeights(
             shapes,
@@ -223,10 +223,11 @@ class MegatronEngine:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-    def step(self) -> StepResult:
+    def step(self, *, update: bool = True) -> StepResult:
         """Clip the gradients of the last ``forward_backward`` to the global norm and apply AdamW, on all ranks.
 
-        A gradient that is not finite is dropped: ``updated`` is False and no weight changes. With ``offload`` gradients
+        A gradient that is not finite is dropped: ``updated`` is False and no weight changes; so it is without
+        ``update``, which all ranks have to agree on. The schedule moves on in any case. With ``offload`` gradients
         and optimizer state are gone afterwards, until the next ``forward_backward``, checkpoint or load.
         """
         assert self.optimizer is not None and self._optimizer_config is not None
@@ -235,7 +236,7 @@ class MegatronEngine:
         set_learning_rate(self.optimizer, lr)
         self.steps_taken += 1
         norm = gradient_norm(self.optimizer)
-        updated = norm != float("inf")
+        updated = update and norm != float("inf")
         if updated:
             self.optimizer.step()
             self._is_stale = self._gathers_late
@@ -383,7 +384,7 @@ class MegatronEngine:
             rows_of_batches = [{key: value.detach().cpu() for key, value in output.rows.items()} for output in outputs]
             payload = sums, maxima, rows_of_batches
         sums, maxima, rows = broadcast_object(payload, source=world.parallel.pp - 1, group=world.groups.pp)
-        measured = self._provider.measure(self.modules, self._sum_over_ranks)
+        measured = self.provider.measure(self.modules, self._sum_over_ranks)
         return PassOutput(
             sums={**sum_numbers(sums, device=world.device, group=world.groups.dp_cp), **measured},
             maxima=max_numbers(maxima, device=world.device, group=world.groups.dp_cp) if maxima else {},

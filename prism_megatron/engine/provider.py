@@ -96,7 +96,7 @@ class PassOutput:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step did. ``updated`` is False when the gradient was not finite and the step was skipped."""
+    """What an optimizer step did. ``updated`` is False where the gradient was not finite, or none was to be applied."""
 
     grad_norm: float
     lr: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from model_providers.qwen3_vl.provider import part_of
+from model_providers.qwen3_vl.provider import Qwen3VLProvider, part_of
 from prism_megatron.config.model import ALL_VISION
 from prism_megatron.config.vision_cache import VisionCacheConfig
 from prism_megatron.engine.engine import MegatronEngine
@@ -32,6 +32,7 @@ def use_vision_cache(policy: MegatronEngine, config: VisionCacheConfig) -> None:
 
 
 def tower_identity(policy: MegatronEngine) -> str:
-    """Hash of the vision tower and the projector: their weights, and the format that they compute in."""
+    """Hash of the vision tower and the projector: weights, what of their shape weights do not show, number format."""
+    assert isinstance(policy.provider, Qwen3VLProvider), "a policy is a Qwen3-VL"
     weights = policy.weights_digest(lambda name: part_of(name) in ALL_VISION)
-    return hashlib.sha256(f"{weights} {policy.dtype}".encode()).hexdigest()
+    return hashlib.sha256(f"{weights} {policy.provider.shape.vision} {policy.dtype}".encode()).hexdigest()

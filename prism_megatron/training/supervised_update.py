@@ -59,7 +59,7 @@ def likelihood(output: VocabularyOutput, batch: Batch, *, world: World, num_sour
 def learn(policy: MegatronEngine, batches: Sequence[Batch], *, world: World) -> SFTUpdate:
     """One optimizer step on this data-parallel rank's micro-batches, of which every rank has as many.
 
-    A step without a label anywhere changes nothing but the step count, whose update is that of a zero gradient.
+    A step without a label anywhere changes nothing but the schedule's step: AdamW's momentum would move the weights.
     """
     own = {str(name): float(sum(batch.extras[name].sum() for batch in batches)) for name in _COUNTED}
     counts = sum_numbers(own, device=world.device, group=world.groups.dp)
@@ -67,7 +67,7 @@ def learn(policy: MegatronEngine, batches: Sequence[Batch], *, world: World) -> 
     batches = [_sharing(batch, max(counts[Extra.LEARNT_TOKENS], 1.0)) for batch in batches]
     output = policy.forward_backward(batches, partial(cross_entropy, world=world, label_tokens=max(label_tokens, 1.0)))
     experts = {name: value for name, value in output.sums.items() if name.startswith("experts/")}
-    return SFTUpdate(output.sums["loss"], int(label_tokens), policy.step(), experts)
+    return SFTUpdate(output.sums["loss"], int(label_tokens), policy.step(update=label_tokens > 0), experts)
 
 
 def _sharing(batch: Batch, step_tokens: float) -> Batch:

@@ -90,9 +90,9 @@ def step(world: World, losses: RouterLosses, rows_per_microbatch: int, fillers: 
     found: dict[str, Tensor] = {}
     stepped = engine.step
 
-    def seen() -> Any:
+    def seen(**how: Any) -> Any:
         found.update({name: gradient.clone() for name, gradient in engine.export_gradients()})
-        return stepped()
+        return stepped(**how)
 
     engine.step = seen  # type: ignore[method-assign]
     update = learn(engine, batches, world=world)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -142,7 +144,24 @@ def identities(world: World) -> tuple[str, str, str]:
     return plain, language, tower_identity(engine)
 
 
-def test_a_tower_is_known_by_its_weights_alone(gloo: GlooWorld) -> None:
+def reshaped(world: World) -> list[str]:
+    """Of one tower's weights, read as towers with other heads, taps and sides of the grid."""
+    engine, found = frozen(world), []
+    provider: Any = engine.provider
+    vision = provider.shape.vision
+    for changes in ({}, {"heads": 2 * vision.heads}, {"taps": tuple(tap + 1 for tap in vision.taps)}):
+        provider.shape = replace(provider.shape, vision=replace(vision, **changes))
+        found.append(tower_identity(engine))
+    return found
+
+
+def test_equal_weights_of_another_shape_are_another_tower(gloo: GlooWorld) -> None:
+    """Claim: heads and taps leave no trace in the shapes of weights, and make other features."""
+    (found,) = gloo.run(reshaped, num_ranks=1)
+    assert len(set(found)) == 3
+
+
+def test_a_tower_is_known_by_itself_alone(gloo: GlooWorld) -> None:
     """Claim: the same in every layout and whatever the language tower; another for one bit of one projector's bias."""
     ((alone, language, other),) = gloo.run(identities, num_ranks=1)
     assert alone == language != other

@@ -118,22 +118,23 @@ class Plan:
         return {"samples": len(self.samples), "digest": hashlib.sha256(json.dumps(whole).encode()).hexdigest()}
 
     def num_steps(self, packs_per_step: int, start: Position = START) -> int:
-        """Steps that are left from a position; the last one may be short."""
-        before = sum(map(sum, self.packs_of_windows[: start.epoch])) + start.packs
-        if start.epoch < self._epochs:
-            before += sum(self.packs_of_windows[start.epoch][: start.window])
-        return -(-(self.num_packs - before) // packs_per_step)
+        """Steps that are left from a position; the last one of every epoch may be short."""
+        left = [sum(packs) for packs in self.packs_of_windows[start.epoch :]]
+        if left:
+            left[0] -= sum(self.packs_of_windows[start.epoch][: start.window]) + start.packs
+        return sum(-(-packs // packs_per_step) for packs in left)
 
     def steps(self, packs_per_step: int, start: Position = START) -> Iterator[Step]:
-        """Every step from a position to the end of the last epoch."""
+        """Every step from a position to the end of the last epoch.
+
+        None reaches from one epoch into the next: more epochs than were planned at first change no step.
+        """
         packs: list[Pack] = []
         for after, pack in self._packs_from(start):
             packs.append(pack)
-            if len(packs) == packs_per_step:
+            if len(packs) == packs_per_step or after[1:] == (0, 0):
                 yield Step(packs, after)
                 packs = []
-        if packs:
-            yield Step(packs, Position(self._epochs, 0, 0))
 
     def packs(self, epoch: int, window: int) -> list[Pack]:
         """The packs of one window, in the order in which they are trained on."""

@@ -87,6 +87,8 @@ def _build(config: SFTConfig, session: Session) -> SFT:
         learned, held_out = (_scenes(config, renderer, split, world) for split in ("sft", "heldout"))
     ends = [steps for steps in (config.steps, learned.num_steps) if steps is not None]
     assert ends, "the checks ask for --steps where there is no end"
+    if config.steps is not None and config.steps > min(ends):
+        session.say(f"the data of {data.epochs} epochs end after {min(ends):,} of --steps {config.steps}")
     # Who learns.
     policy = build_policy(
         source, shape, world=world, dtype=dtype, optimizer=config.policy, total_steps=min(ends), freeze=config.freeze,
@@ -207,6 +209,8 @@ def _planned(
     packing = Packing(data.max_tokens if data.packing else None, 1)
     mixture = Mixture(samples, _times(data, samples) if learns else {}, seed=config.seed)
     plan = Plan(samples, mixture, packing=packing, seed=config.seed, epochs=data.epochs if learns else 1)
+    if not plan.num_packs:
+        raise DataError(f"--repeats and --weights leave nothing of {samples.counts.kept:,} records to an epoch")
     counts = samples.counts
     part_text = "learned from" if learns else "held out"
     session.say(

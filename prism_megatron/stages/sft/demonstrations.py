@@ -124,7 +124,7 @@ class SceneDemonstrations:
 
 
 def only(demonstrations: Demonstrations, rows: int, *, dp_size: int) -> list[Row]:
-    """This rank's first rows of demonstrations that are asked and not learned; at most ``rows`` over all ranks."""
+    """This rank's first rows of demonstrations to ask: ``rows`` over all ranks, rounded up to whole steps."""
     found: list[Row] = []
     for step in demonstrations.steps({}):
         found += step.rows

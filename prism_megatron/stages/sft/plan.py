@@ -64,8 +64,8 @@ class Learner:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Around a step's data and its update."""
-        self.garbage.before_step()
         began = time.perf_counter()
+        self.garbage.before_step()
         yield
         self.seconds = time.perf_counter() - began
 

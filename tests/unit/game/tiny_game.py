@@ -135,11 +135,11 @@ class Player(ABC):
         with torch.no_grad():
             return _added(self._outputs(batches, loss))
 
-    def step(self) -> StepResult:
+    def step(self, *, update: bool = True) -> StepResult:
         self.calls.append(f"{self.name} steps")
         assert self.weight.grad is not None
         norm = self.norms.pop(0) if self.norms else float(self.weight.grad.norm())
-        updated = bool(np.isfinite(norm))
+        updated = update and bool(np.isfinite(norm))
         if updated:
             with torch.no_grad():
                 self.weight.mul_(DECAY).sub_(self.weight.grad)

@@ -10,7 +10,8 @@ import torch
 
 from prism_megatron.engine.runtime import World
 from prism_megatron.training import supervised_update
-from prism_megatron.training.supervised_update import SFTUpdate, teach
+from prism_megatron.training.batches import supervised_batch
+from prism_megatron.training.supervised_update import SFTUpdate, learn, teach
 from prism_megatron.types import TokenSequence
 from tests.unit.game.tiny_game import Bigram, form, world_of_one
 
@@ -51,3 +52,13 @@ def test_the_loss_is_a_mean_over_the_label_tokens_of_all_ranks(
     assert step.loss == pytest.approx(float(expected), rel=1e-6)
     assert step.label_tokens == 3 + OTHER_RANKS_TOKENS
     assert len(policy.passes[0]) == 2 // rows_per_microbatch
+
+
+def test_a_step_without_labels_changes_no_weight(world: World) -> None:
+    """Claim: not even by momentum or decay; this policy's optimizer decays weights whenever it steps."""
+    policy: Any = Bigram()
+    before = policy.weight.detach().clone()
+    row, mask = ROWS[0]
+    update = learn(policy, [supervised_batch([row], [[0.0] * len(mask)], form=form())], world=world)
+    assert update.label_tokens == 0 and not update.result.updated
+    assert torch.equal(policy.weight, before)

@@ -98,6 +98,18 @@ def test_a_run_goes_on_from_any_step(stops: list[int], sizes: list[int]) -> None
     assert pieces + shown(plan_of(drawn(200), epochs=2), packs_per_step=5, start=position) == whole
 
 
+def test_more_epochs_go_on_where_fewer_ended() -> None:
+    """Claim: every epoch ends in a step of its own, so that a run made longer shows every sample once in each."""
+    samples = drawn(100)
+    one, two = plan_of(samples), plan_of(samples, epochs=2)
+    assert len(one.packs(0, 0)) % 3 and sum(one.packs_of_windows[0]) % 3, "a short last step is what this is about"
+    steps = list(one.steps(3))
+    more = list(two.steps(3, steps[-1].after))
+    assert len(steps) + len(more) == two.num_steps(3)
+    seen = Counter(int(sample) for step in (*steps, *more) for pack in step.packs for sample in pack)
+    assert seen == Counter(dict.fromkeys(range(100), 2))
+
+
 def test_a_change_of_ranks_loses_and_repeats_nothing() -> None:
     """Claim: DP1, DP2, DP4, DP1, a quarter each: every sample once, and every rank has equally many packs a step."""
     samples = drawn(300)
