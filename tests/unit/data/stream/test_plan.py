@@ -65,7 +65,7 @@ def test_every_sample_comes_once_an_epoch_in_a_new_order() -> None:
     plan = plan_of(samples, epochs=2, multiple=8)
     steps = list(plan.steps(4))
     assert len(steps) == plan.num_steps(4) and plan.num_packs == sum(len(step.packs) for step in steps)
-    assert [len(step.packs) for step in steps[:-1]] == [4] * (len(steps) - 1)
+    assert all(len(step.packs) == 4 or step.after[1:] == (0, 0) for step in steps), "only an epoch's last step is short"
     order = shown(plan, packs_per_step=4)
     assert sorted(order[:150]) == sorted(order[150:]) == list(range(150)) and order[:150] != order[150:]
     for step in steps:
@@ -102,7 +102,7 @@ def test_more_epochs_go_on_where_fewer_ended() -> None:
     """Claim: every epoch ends in a step of its own, so that a run made longer shows every sample once in each."""
     samples = drawn(100)
     one, two = plan_of(samples), plan_of(samples, epochs=2)
-    assert len(one.packs(0, 0)) % 3 and sum(one.packs_of_windows[0]) % 3, "a short last step is what this is about"
+    assert sum(one.packs_of_windows[0]) % 3, "a short last step is what this is about"
     steps = list(one.steps(3))
     more = list(two.steps(3, steps[-1].after))
     assert len(steps) + len(more) == two.num_steps(3)
