@@ -102,10 +102,10 @@ def test_more_epochs_go_on_where_fewer_ended() -> None:
     """Claim: every epoch ends in a step of its own, so that a run made longer shows every sample once in each."""
     samples = drawn(100)
     one, two = plan_of(samples), plan_of(samples, epochs=2)
-    assert sum(one.packs_of_windows[0]) % 3, "a short last step is what this is about"
-    steps = list(one.steps(3))
-    more = list(two.steps(3, steps[-1].after))
-    assert len(steps) + len(more) == two.num_steps(3) == len(list(two.steps(3)))
+    assert sum(one.packs_of_windows[0]) % 6 == 2, "a short last step is what this is about"
+    steps = list(one.steps(6))
+    more = list(two.steps(6, steps[-1].after))
+    assert len(steps) + len(more) == two.num_steps(6) == len(list(two.steps(6)))
     seen = Counter(int(sample) for step in (*steps, *more) for pack in step.packs for sample in pack)
     assert seen == Counter(dict.fromkeys(range(100), 2))
 
