@@ -72,7 +72,7 @@ def test_records_are_learned_and_the_frozen_parts_stay(trained: Trained) -> None
     assert summary["best_held_out_loss"] == min(row.get("held_out/loss", 99.0) for row in rows)
     assert all(0.0 < row["loss"] < 1.0 and 0.5 < row["row_fill"] <= 1.0 for row in rows)
     assert summary["exported"] == "fine-tuned policy" and summary["data"]["kept"] + summary["data"]["held_out"] == 40
-    before, after = (load_file(at / "model.safetensors") for at in (MINI_FOLDER / "policy", trained.folder / "hf"))
+    before, after = (load_file(at / "model.safetensors") for at in (MINI_FOLDER / "base", trained.folder / "hf"))
     same = {name for name in before if torch.equal(before[name].float(), after[name].float())}
     assert same == {name for name in before if name.startswith("model.visual.")}
 
