@@ -157,38 +157,31 @@ def cross_entropy(output: VocabularyOutput, batch: Batch, *, count: float) -> Lo
 
 def batches_of(world: World, step: int) -> tuple[list[Batch], partial[LossOutput]]:
     """This rank's micro-batches of two rows, and the loss with the step's global token count."""
-    everything = rows(step)
-    share = everything[world.dp_rank * 8 // world.dp_size : (world.dp_rank + 1) * 8 // world.dp_size]
-    made = [
-        collate(
-            [row for row, _ in share[i : i + 2]],
-            pad_token_id=PAD,
-            multiple_of=world.parallel.tp,
-            device=world.device,
-            token_extras={"mask": [mask for _, mask in share[i : i + 2]]},
-        )
-        for i in range(0, len(share), 2)
-    ]
-    count = sum(sum(mask) for _, mask in everything)
+    made, count = _microbatches(world, step, multiple_of=world.parallel.tp)
     return made, partial(cross_entropy, count=count)
 
 
 def context_parallel_batches_of(world: World, step: int) -> tuple[list[Batch], partial[LossOutput]]:
     """As :func:`batches_of`, for sequences that are cut over context-parallel ranks."""
+    made, count = _microbatches(world, step, multiple_of=world.parallel.length_multiple)
+    return made, partial(_context_parallel_cross_entropy, world=world, count=count)
+
+
+def _microbatches(world: World, step: int, *, multiple_of: int) -> tuple[list[Batch], float]:
+    """This rank's, and the tokens that count of all ranks."""
     everything = rows(step)
     share = everything[world.dp_rank * 8 // world.dp_size : (world.dp_rank + 1) * 8 // world.dp_size]
     made = [
         collate(
             [row for row, _ in share[i : i + 2]],
             pad_token_id=PAD,
-            multiple_of=world.parallel.length_multiple,
+            multiple_of=multiple_of,
             device=world.device,
             token_extras={"mask": [mask for _, mask in share[i : i + 2]]},
         )
         for i in range(0, len(share), 2)
     ]
-    count = sum(sum(mask) for _, mask in everything)
-    return made, partial(_context_parallel_cross_entropy, world=world, count=count)
+    return made, sum(sum(mask) for _, mask in everything)
 
 
 def _context_parallel_cross_entropy(
