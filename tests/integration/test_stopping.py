@@ -180,7 +180,8 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 def test_time_that_is_up_ends_a_run_within_a_step(tmp_path: Path) -> None:
     """Claim: ``--max-minutes`` counts from when the command's processes began, and ends with what a signal does."""
     output = tmp_path / "run"
-    command = [sys.executable, str(TOOL), *SMALL, "--output", str(output), "--max-minutes", "1"]
+    command = [sys.executable, str(TOOL), *SMALL, "--output", str(output), "--max-minutes", "1",
+               "--save-every", "100000"]  # fmt: skip
     began = time.monotonic()
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 3, result.stdout + result.stderr
