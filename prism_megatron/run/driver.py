@@ -237,7 +237,7 @@ def _known_trouble(session: Session, *, is_new: bool) -> Iterator[None]:
     except Exception as error:
         if (full := disk_error(error, session.output)) is not None:
             raise DiskError(f"{full}; make room, then {how_to_go_on(session.output)}") from error
-        if peers.gone():
+        if peers.wait_for_gone():
             raise LostRankError(
                 f"{peers.describe_loss()}; {how_to_go_on(session.output)}", speaker=peers.speaker()
             ) from error

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
 
 from prism_megatron.parallel.collectives import all_gather_objects
+
+
+DYING_SECONDS = 2.0
+"""The kernel closes a killed process's connections before it reports the process ended: what breaks by the first is
+given this long for the second."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,13 @@ class Peers:
     def gone(self) -> list[Peer]:
         """Those of this host that have ended."""
         return [peer for peer in self.peers if peer.host == self.host and peer.is_gone]
+
+    def wait_for_gone(self, *, seconds: float = DYING_SECONDS) -> list[Peer]:
+        """:meth:`gone` once anybody is, or nobody after ``seconds``: for whoever has just lost a connection."""
+        deadline = time.monotonic() + seconds
+        while not (gone := self.gone()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return gone
 
     def speaker(self) -> int:
         """The first rank of this host that is left."""

@@ -167,7 +167,7 @@ def test_a_bug_keeps_its_traceback_unless_a_rank_is_gone(
 ) -> None:
     with pytest.raises(KeyError, match="bug"):
         run(world, tmp_path / "first", raises(KeyError("bug")))
-    monkeypatch.setattr(Peers, "gone", lambda _self: [object()])
+    monkeypatch.setattr(Peers, "wait_for_gone", lambda _self: [object()])
     monkeypatch.setattr(Peers, "speaker", lambda _self: 3)
     monkeypatch.setattr(Peers, "describe_loss", lambda _self: "rank 5 on a ended without a word")
     with pytest.raises(LostRankError, match="rank 5 on a ended without a word; go on with") as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -34,6 +35,20 @@ def test_a_process_that_nobody_has_waited_for_yet_is_gone_too() -> None:
     assert process.stdout is not None and process.stdout.read() == b""
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert Peer(0, "a", process.pid).is_gone
+    process.wait()
+
+
+def test_a_process_whose_connections_close_before_it_ends_is_waited_for() -> None:
+    """As the kernel does with one that is killed: its peers read the end of a connection while it is still there."""
+    code = "import os, sys; os.close(1); sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None and process.stdout.read() == b""
+    own = Peers([Peer(0, "a", HERE), Peer(1, "a", process.pid)], "a")
+    assert own.gone() == own.wait_for_gone(seconds=0.0) == []
+    with ThreadPoolExecutor(1) as others:
+        waiting = others.submit(own.wait_for_gone, seconds=60.0)
+        process.stdin.close()
+        assert [peer.rank for peer in waiting.result()] == [1]
     process.wait()
 
 
