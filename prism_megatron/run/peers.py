@@ -12,7 +12,6 @@ import psutil
 
 from prism_megatron.parallel.collectives import all_gather_objects
 
-
 DYING_SECONDS = 2.0
 """The kernel closes a killed process's connections before it reports the process ended: what breaks by the first is
 given this long for the second."""
