@@ -83,6 +83,8 @@ def check_sft_values(config: SFTConfig) -> None:
         raise ConfigError("--drift-scenes is for scenes of the mini world, and --data names records; leave it out")
     if not data.data:
         _check_scenes(config)
+    elif not data.validation_share:
+        _check_nothing_is_asked(config)
 
 
 def times_of(data: DemonstrationsConfig) -> dict[str, float]:
@@ -120,14 +122,23 @@ def _numbers(flag: str, entries: tuple[str, ...], *, wanted: str) -> dict[str, f
 
 
 def _check_scenes(config: SFTConfig) -> None:
-    data, default = config.data, DemonstrationsConfig()
+    data, usual = config.data, (MINI_SFT.data, DemonstrationsConfig())
     if config.steps is None:
         raise ConfigError("scenes have no end: say how many --steps to take, or name demonstrations with --data")
     if config.format != FormatConfig():
         raise ConfigError("flags of a format are for --data, and without it scenes are made; leave them out")
-    for name in ("repeats", "weights", "on_bad", "labels", "epochs", "index"):
-        if getattr(data, name) != getattr(default, name):
+    for name in ("repeats", "weights", "on_bad", "labels", "epochs", "index", "validation_share", "readers"):
+        if getattr(data, name) not in [getattr(one, name) for one in usual]:
             raise ConfigError(f"--{name.replace('_', '-')} is for --data, and without it scenes are made; leave it out")
+
+
+def _check_nothing_is_asked(config: SFTConfig) -> None:
+    for name in ("eval_every", "eval_rows"):
+        if getattr(config, name) not in (getattr(MINI_SFT_RECORDS, name), getattr(SFTConfig(), name)):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is about rows that are held out, and --validation-share 0 holds none out; "
+                "leave one of them out"
+            )
 
 
 def check_sft(config: SFTConfig, shape: Qwen3VLShape, *, world_size: int) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from prism_megatron.disk import writing
+from prism_megatron.disk import disk_error, writing
 
 SUFFIX = ".safetensors"
 NUM_SHELVES = 64
@@ -27,6 +27,8 @@ NUM_SHELVES = 64
 _FULL, _TRIMMED = 0.875, 0.75
 """Shares of a shelf's room: above the first it is trimmed, to the second."""
 _ABANDONED_S = 3600.0
+_MOST_FAILURES = 3
+"""In a row: a network's folder may fail once, and be there again."""
 
 
 class FeatureFiles:
@@ -46,6 +48,7 @@ class FeatureFiles:
         self.folder = folder
         self._shelf_bytes, self._writers, self._num_shelves = max_bytes // num_shelves, writers, num_shelves
         self._left: dict[Path, int] = {}
+        self._failures = 0
         self.failure: str | None = None
         """why nothing is written any more; None where all is well"""
 
@@ -68,24 +71,31 @@ class FeatureFiles:
                 os.utime(path)
         return found
 
-    def keep(self, key: str, features: Tensor) -> None:
-        """Keep ``features`` (in host memory) under ``key``, if they fit. A disk that is full ends the keeping."""
+    def keep(self, key: str, features: Tensor) -> bool:
+        """Keep ``features`` (in host memory) under ``key``; False where the bound has no room for as many.
+
+        A disk that is full, or fails several times in a row, ends the keeping.
+        """
         if self.failure is not None:
-            return
+            return True
         content = save({"features": features.contiguous(), "checksum": _checksum(key, features)})
         path = self.path_of(key)
         if len(content) > self._shelf_bytes * (_FULL - _TRIMMED):
-            return
+            return False
         part = path.with_name(f".{key}.{secrets.token_hex(4)}.part")
         try:
             path.parent.mkdir(exist_ok=True)
             self._make_room(path.parent, len(content))
             part.write_bytes(content)
             part.replace(path)
+            self._failures = 0
         except OSError as error:
-            self.failure = f"{path} cannot be written: {error.strerror or error}"
+            self._failures += 1
+            if self._failures == _MOST_FAILURES or disk_error(error, self.folder) is not None:
+                self.failure = f"{path} cannot be written: {error.strerror or error}"
             with suppress(OSError):
                 part.unlink()
+        return True
 
     def _make_room(self, shelf: Path, size: int) -> None:
         """Look at the shelf where others may have filled it since the last look, and remove the oldest if it is full.
@@ -131,6 +141,6 @@ def _checked(content: bytes, key: str) -> Tensor | None:
 
 
 def _checksum(key: str, features: Tensor) -> Tensor:
-    of_key = zlib.crc32(key.encode())
+    of_key = zlib.crc32(f"{key} {features.dtype} {tuple(features.shape)}".encode())
     content = features.contiguous().reshape(-1).view(torch.uint8).numpy()
     return torch.tensor([zlib.crc32(content.data, of_key)], dtype=torch.int64)

@@ -26,10 +26,12 @@ _FORM = "features and taps [T, R, H], 1"
 
 @dataclass
 class CacheCounts:
-    """Images that were looked for on disk, and those that were there."""
+    """Images that were looked for on disk, those that were there, and those that cannot be."""
 
     images: int = 0
     found: int = 0
+    too_large: int = 0
+    """whose features are too many for the folder's bound, and are encoded at every epoch"""
 
 
 class VisionCache:
@@ -69,7 +71,8 @@ class VisionCache:
     def keep(self, image: ImageInput, features: tuple[Tensor, ...]) -> None:
         """Write the features of an image that was not found, on the rank that writes."""
         if self._writes:
-            self._files.keep(self._keys.pop(image), torch.stack(features).cpu())
+            fits = self._files.keep(self._keys.pop(image), torch.stack(features).cpu())
+            self._counts.too_large += not fits
 
     def key(self, image: ImageInput) -> str:
         """By what an image is found."""

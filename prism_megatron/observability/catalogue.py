@@ -121,6 +121,7 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
         "skipped_samples": Metric("conversations that could not be read at their step (--on-bad skip)"),
         "vision_cache/images": Metric("images that were looked for in --cache-vision since the last row"),
         "vision_cache/found": Metric("those of them that were there, and were not encoded"),
+        "vision_cache/too_large": Metric("those whose features are too many for --cache-vision-gb, and are not kept"),
         "vision_cache/ranks_not_writing": Metric("ranks that gave up writing there, such as to a full disk"),
         "row_fill": Metric("share of the rows' room that tokens fill; null without packing"),
         "speed/tokens_per_second_per_gpu": Metric(

@@ -102,13 +102,11 @@ class Arithmetic:
     def projector(self, work: Work) -> float:
         return self.merged * work.merged
 
-    def training_flops(self, work: Work, *, freeze: Collection[FreezeGroup], features_from_disk: bool) -> float:
-        """Of forward and backward."""
-        vision = projector = 0.0
-        if not features_from_disk:
-            vision = self.tower(work) * (1 if "vision" in freeze else 3)
-            projector = self.projector(work) * (1 if {"vision", "projector"} <= set(freeze) else 3)
-        return 2 * (3 * self.language(work) + vision + projector)
+    def training_flops(self, work: Work, *, freeze: Collection[FreezeGroup], from_disk: float) -> float:
+        """Of forward and backward, where a share ``from_disk`` of the images needs no tower and no projector."""
+        vision = self.tower(work) * (1 if "vision" in freeze else 3)
+        projector = self.projector(work) * (1 if {"vision", "projector"} <= set(freeze) else 3)
+        return 2 * (3 * self.language(work) + (1.0 - from_disk) * (vision + projector))
 
 
 def peak_of(device_name: str) -> float | None:

@@ -143,6 +143,9 @@ def test_what_cannot_work_is_one_line(tmp_path: Path) -> None:
         ((*data, "--rows-per-step", "3", "--pp", "2", "--vpp", "2"), "--rows-per-step 3 must be a multiple of 2"),
         ((*data, "--max-tokens", "10", "--index", str(tmp_path / "index")), "no record of the train part can be used"),
         (("--epochs", "2"), "--epochs is for --data"),
+        (("--validation-share", "0.5", "--steps", "1"), "--validation-share is for --data"),
+        (("--readers", "3", "--steps", "1"), "--readers is for --data"),
+        ((*data, "--validation-share", "0", "--eval-every", "7"), "--eval-every is about rows that are held out"),
         ((*data, "--cache-vision", str(tmp_path), "--freeze", "vision"), "this run trains the projector; add --freeze"),
         ((*data, "--cache-vision-gb", "1"), "--cache-vision-gb bounds the folder of --cache-vision"),
     ):

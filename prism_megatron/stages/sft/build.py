@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from prism_megatron.config.demonstrations import DemonstrationsConfig
+from prism_megatron.config.model import FreezeGroup
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.sft import SFTConfig, times_of, weights_of
 from prism_megatron.conversion.checkpoint_folder import files_folder
@@ -29,7 +31,7 @@ from prism_megatron.engine.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import DataError
-from prism_megatron.observability.model_flops import Arithmetic
+from prism_megatron.observability.model_flops import Arithmetic, Work
 from prism_megatron.parallel.collectives import broadcast_object, on_main
 from prism_megatron.run.driver import drive
 from prism_megatron.run.exports import Exports
@@ -132,8 +134,7 @@ def _throughput(config: SFTConfig, shape: Qwen3VLShape, dtype: torch.dtype) -> T
     peak = on_main(lambda: peak_here(dtype))
     if peak is None:
         return None
-    cached = config.vision_cache.cache_vision is not None
-    return Throughput(Arithmetic.of(shape), shape.vision.merge, config.freeze, cached, peak)
+    return Throughput(Arithmetic.of(shape), shape.vision.merge, config.freeze, peak)
 
 
 def _scenes(config: SFTConfig, renderer: Renderer, split: Split, world: World) -> Demonstrations:
@@ -219,7 +220,7 @@ def _planned(
     loader = Loader(
         plan,
         render,
-        cost=cost_of(shape),
+        cost=cost_of(shape, config.freeze),
         packs_per_step=data.rows_per_step,
         dp_rank=world.dp_rank,
         dp_size=world.dp_size,
@@ -237,11 +238,18 @@ def _times(data: DemonstrationsConfig, samples: Samples) -> dict[str, float]:
     return repeats_by_weight(samples, weights) if weights else times_of(data)
 
 
-def cost_of(shape: Qwen3VLShape) -> Cost:
-    """Multiply-adds of a forward pass, by what an index knows of a sample: its tokens, and which of them are visual."""
+def cost_of(shape: Qwen3VLShape, freeze: Collection[FreezeGroup]) -> Cost:
+    """FLOPs of a step, by what an index knows of a sample: its tokens, and which of them are visual.
+
+    Pairs of patches are not known and left out.
+    """
     arithmetic, merge = Arithmetic.of(shape), shape.vision.merge
+
+    def flops(work: Work) -> float:
+        return arithmetic.training_flops(work, freeze=freeze, from_disk=0.0)
+
     return Cost(
-        token=arithmetic.token,
-        token_pair=arithmetic.pair / 2,
-        visual_token=arithmetic.patch * merge**2 + arithmetic.merged,
+        token=flops(Work(tokens=1)),
+        token_pair=flops(Work(pairs=0.5)),
+        visual_token=flops(Work(patches=merge**2, merged=1)),
     )

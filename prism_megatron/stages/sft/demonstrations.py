@@ -22,6 +22,8 @@ class Row:
 
     demonstrations: tuple[Demonstration, ...]
     sources: tuple[int, ...]
+    fills: bool = False
+    """stands for a row that is not there: without labels, and counted nowhere"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class RecordDemonstrations:
         start = Position(**after) if after else START
         for step in self._loader.steps(start):
             rows = tuple(
-                Row(pack.rows, tuple(source[list(pack.samples)].tolist()) if pack.samples else (0,))
+                Row(pack.rows, tuple(source[list(pack.samples)].tolist()) if pack.samples else (0,), not pack.samples)
                 for pack in step.packs
             )
             skipped = tuple(reason for pack in step.packs for reason in pack.skipped)
@@ -123,11 +125,16 @@ class SceneDemonstrations:
         return self._renderer.training_row(example.prompt, example.reference)
 
 
-def only(demonstrations: Demonstrations, rows: int, *, dp_size: int) -> list[Row]:
-    """This rank's first rows of demonstrations to ask: ``rows`` over all ranks, rounded up to whole steps."""
+def only(demonstrations: Demonstrations, rows: int, *, dp_size: int) -> tuple[list[Row], list[str]]:
+    """This rank's first rows of demonstrations to ask: ``rows`` over all ranks, rounded up to whole steps.
+
+    Also why samples of them could not be read.
+    """
     found: list[Row] = []
+    skipped: list[str] = []
     for step in demonstrations.steps({}):
         found += step.rows
+        skipped += step.skipped
         if len(found) * dp_size >= rows:
             break
-    return found
+    return found, skipped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -79,9 +79,12 @@ class Learner:
         filled = [*rows, *[self._filler()] * (-len(rows) % (size * world.microbatch_rounds))]
         return [self._batch(filled[first : first + size]) for first in range(0, len(filled), size)]
 
-    def asked(self, held_out: Demonstrations) -> list[Batch]:
-        """The micro-batches of the held-out part that this rank is asked."""
-        return self.batches(only(held_out, self.eval_rows, dp_size=self.policy.world.dp_size))
+    def asked(self, held_out: Demonstrations, *, say: Callable[[str], None]) -> list[Batch]:
+        """The micro-batches of the held-out part that this rank is asked; ``say`` hears what could not be read."""
+        rows, skipped = only(held_out, self.eval_rows, dp_size=self.policy.world.dp_size)
+        for reason in skipped:
+            say(f"held out, but not asked: {reason}")
+        return self.batches(rows)
 
     def asks_after(self, step: int, total_steps: int) -> bool:
         """Whether the held-out part is asked after this step; always after the last."""
@@ -107,4 +110,4 @@ class Learner:
 
     def _filler(self) -> Row:
         pad = self.form.pad_token_id
-        return Row(((TokenSequence((pad, pad)), [0.0, 0.0]),), (0,))
+        return Row(((TokenSequence((pad, pad)), [0.0, 0.0]),), (0,), fills=True)

@@ -33,7 +33,8 @@ class SFTStep:
 
 def step_row(step: SFTStep, *, learner: Learner, world: World) -> Figures:
     """Figures of the whole step, equal on every rank."""
-    sequences = [sequence for row in step.rows.rows for sequence, _ in row.demonstrations]
+    rows = [row for row in step.rows.rows if not row.fills]
+    sequences = [sequence for row in rows for sequence, _ in row.demonstrations]
     own = {
         "samples": step.rows.samples,
         "skipped_samples": len(step.rows.skipped),
@@ -52,9 +53,10 @@ def step_row(step: SFTStep, *, learner: Learner, world: World) -> Figures:
     }
     row |= update_row("policy", step.update.result)
     row |= step.update.experts
-    row |= cache_row(learner.policy.vision_cache, world=world)
+    cached = cache_row(learner.policy.vision_cache, world=world)
+    row |= cached
     if learner.throughput is not None:
-        row |= learner.throughput.row(step.rows.rows, learner.seconds, world=world)
+        row |= learner.throughput.row(rows, learner.seconds, found=found_share(cached), world=world)
     return row if step.held_out is None else row | held_out_row(step.held_out)
 
 
@@ -66,9 +68,16 @@ def cache_row(cache: VisionCache | None, *, world: World) -> Figures:
     own = {
         "vision_cache/images": counts.images,
         "vision_cache/found": counts.found,
+        "vision_cache/too_large": counts.too_large,
         "vision_cache/ranks_not_writing": int(cache.failure is not None),
     }
     return {name: int(count) for name, count in sum_numbers(own, device=world.device).items()}
+
+
+def found_share(cached: Figures) -> float:
+    """Of a step's images, how many the cache had, by its :func:`cache_row`."""
+    images, found = cached.get("vision_cache/images"), cached.get("vision_cache/found")
+    return found / images if images and found else 0.0
 
 
 def held_out_row(held_out: Mapping[str, tuple[float, int]]) -> Figures:
@@ -81,12 +90,29 @@ def held_out_row(held_out: Mapping[str, tuple[float, int]]) -> Figures:
     return row
 
 
-def best_of(best: float | None, row: Figures) -> tuple[float | None, bool]:
-    """The lowest held-out loss with this step's, and whether that is it; a step that was not asked is not."""
-    loss = row.get("held_out/loss")
-    if not isinstance(loss, float) or (best is not None and loss >= best):
+@dataclass(frozen=True)
+class Best:
+    """The lowest held-out loss so far, and of what: other held-out tokens have another loss."""
+
+    loss: float
+    tokens: int
+    digest: str
+    """of the held-out part"""
+
+
+def best_of(best: Best | None, row: Figures, *, digest: str) -> tuple[Best | None, bool]:
+    """The lowest held-out loss with this step's, and whether that is it; a step that was not asked is not.
+
+    The first one that was asked otherwise than ``best``, after a resume with another held-out part, is the best anew.
+    """
+    loss, tokens = row.get("held_out/loss"), row.get("held_out/tokens")
+    if not isinstance(loss, float) or not isinstance(tokens, int):
         return best, False
-    return loss, True
+    now = Best(loss, tokens, digest)
+    same = best is not None and (best.tokens, best.digest) == (tokens, digest)
+    if best is not None and same and loss >= best.loss:
+        return best, False
+    return now, True
 
 
 def why_idle(update: SFTUpdate) -> dict[str, str]:

@@ -6,6 +6,7 @@ The order of the data is a plan, the same for every layout (``data.stream``); ch
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from prism_megatron.engine.engine import MegatronEngine
@@ -15,7 +16,7 @@ from prism_megatron.run.files import EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
 from prism_megatron.stages.sft.plan import Learner, Lessons
-from prism_megatron.stages.sft.rows import SFTStep, best_of, shown, step_row, why_idle
+from prism_megatron.stages.sft.rows import Best, SFTStep, best_of, shown, step_row, why_idle
 from prism_megatron.stages.sft.view import VIEW
 from prism_megatron.training.supervised_update import learn, measure
 
@@ -31,10 +32,11 @@ class SFT:
         self.identity, self.data_counts = lessons.learned.identity, lessons.learned.counts
         self.models, self.title, self.total_steps = exports.models, exports.title, lessons.steps
         held_out = lessons.held_out
-        self.asked = [] if held_out is None else learner.asked(held_out)
+        self.asked = [] if held_out is None else learner.asked(held_out, say=session.say)
         self.sources = () if held_out is None else held_out.sources
+        self.digest = "" if held_out is None else str(held_out.identity["digest"])
         self.after: Plain = {}
-        self.best: float | None = None
+        self.best: Best | None = None
         self.last: SFTStep | None = None
         self._steps = lessons.learned.steps(self.after)
 
@@ -64,7 +66,7 @@ class SFT:
         row = step_row(self.last, learner=self.learner, world=world)
         is_best = False
         if self.learner.may_be_best(step, self.total_steps):
-            self.best, is_best = best_of(self.best, row)
+            self.best, is_best = best_of(self.best, row, digest=self.digest)
         idle = why_idle(update)
         return Outcome(row, learned=() if idle else ("policy",), idle=idle, good=is_best,
                        lines=[f"left out at its step: {reason}" for reason in rows.skipped])  # fmt: skip
@@ -73,10 +75,11 @@ class SFT:
         return None
 
     def state(self) -> Plain:
-        return {"after": dict(self.after), "best": self.best, "drift": self.lessons.drift and self.lessons.drift.before}
+        best = self.best and asdict(self.best)
+        return {"after": dict(self.after), "best": best, "drift": self.lessons.drift and self.lessons.drift.before}
 
     def restore(self, state: Plain) -> None:
-        self.after, self.best = dict(state["after"]), state["best"]
+        self.after, self.best = dict(state["after"]), state["best"] and Best(**state["best"])
         if self.lessons.drift is not None:
             self.lessons.drift.before = state["drift"]
 

@@ -22,15 +22,17 @@ class Throughput:
     arithmetic: Arithmetic
     merge: int
     freeze: tuple[FreezeGroup, ...]
-    features_from_disk: bool
     peak_tflops: float
     """of one device, in the format that is trained in"""
 
-    def row(self, rows: Sequence[Row], seconds: float, *, world: World) -> Figures:
-        """Figures of a step that took so long, of all ranks together; ``rows`` are this data-parallel rank's."""
+    def row(self, rows: Sequence[Row], seconds: float, *, found: float, world: World) -> Figures:
+        """Figures of a step that took so long, of all ranks together; ``rows`` are this data-parallel rank's.
+
+        The features of a share ``found`` of all images were there already.
+        """
         own = sum((self._work(row) for row in rows), Work())
         work = Work(**sum_numbers(asdict(own), device=world.device, group=world.groups.dp))
-        flops = self.arithmetic.training_flops(work, freeze=self.freeze, features_from_disk=self.features_from_disk)
+        flops = self.arithmetic.training_flops(work, freeze=self.freeze, from_disk=found)
         tflops = flops / seconds / world.world_size / 1e12
         return {
             "speed/tokens_per_second_per_gpu": work.tokens / seconds / world.world_size,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from prism_megatron.engine.feature_files import FeatureFiles
@@ -57,16 +58,22 @@ def take_anothers(path: Path) -> None:
     path.write_bytes(other.path_of(key_of(7)).read_bytes())
 
 
+def reshape(path: Path) -> None:
+    held = load(path.read_bytes())
+    path.write_bytes(save(held | {"features": held["features"].reshape(3, 4, 32)}))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        reshape,
         lambda path: path.write_bytes(path.read_bytes()[:-1]),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(os.urandom(500)),
         flip,
         take_anothers,
     ],
-    ids=["cut", "empty", "noise", "one bit", "another image's"],
+    ids=["another shape", "cut", "empty", "noise", "one bit", "another image's"],
 )
 def test_a_damaged_file_is_a_miss_and_is_written_anew(damage: Callable[[Path], None], tmp_path: Path) -> None:
     files = FeatureFiles(tmp_path, max_bytes=10**7)
@@ -144,8 +151,35 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    files.keep(key_of(2), features_of(2))
+    assert files.keep(key_of(2), features_of(2))
     assert files.failure is not None and "No space left" in files.failure
+    assert files.find(key_of(1)) is not None and files.find(key_of(2)) is None
+
+
+def test_a_folder_that_fails_once_is_written_to_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: three failures in a row end the keeping, two and then a success do not."""
+    write, left = Path.write_bytes, [True, True, False, True, True, True]
+
+    def flaky(path: Path, content: bytes) -> int:
+        if left.pop(0):
+            raise OSError(116, "Stale file handle")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", flaky)
+    files = FeatureFiles(tmp_path, max_bytes=10**7)
+    for number in range(5):
+        files.keep(key_of(number), features_of(number))
+        assert files.failure is None
+    files.keep(key_of(5), features_of(5))
+    assert files.failure is not None and "Stale file handle" in files.failure
+    assert [files.find(key_of(number)) is not None for number in range(6)] == [False, False, True] + [False] * 3
+
+
+def test_features_that_the_bound_has_no_room_for_are_not_kept(tmp_path: Path) -> None:
+    """Claim: and whoever asks is told so, where a smaller one fits."""
+    files = FeatureFiles(tmp_path, max_bytes=20_000, num_shelves=1)
+    assert files.keep(key_of(1), features_of(1))
+    assert not files.keep(key_of(2), features_of(2, rows=64))
     assert files.find(key_of(1)) is not None and files.find(key_of(2)) is None
 
 

@@ -55,14 +55,15 @@ def test_a_frozen_tower_counts_once_and_one_from_disk_not_at_all() -> None:
     """Claim: by hand, of parts that cost 1 each; a projector that trains over a frozen tower counts three times."""
     one = Arithmetic(1, 0, 0, 1, 0, 1)
     work = Work(tokens=100, patches=10, merged=1)
-    cases: tuple[tuple[tuple[FreezeGroup, ...], bool, float], ...] = (
-        ((), False, 2 * (300 + 30 + 3)),
-        (("vision",), False, 2 * (300 + 10 + 3)),
-        (("vision", "projector"), False, 2 * (300 + 10 + 1)),
-        (("vision", "projector"), True, 2 * 300),
+    cases: tuple[tuple[tuple[FreezeGroup, ...], float, float], ...] = (
+        ((), 0.0, 2 * (300 + 30 + 3)),
+        (("vision",), 0.0, 2 * (300 + 10 + 3)),
+        (("vision", "projector"), 0.0, 2 * (300 + 10 + 1)),
+        (("vision", "projector"), 0.25, 2 * (300 + 0.75 * 11)),
+        (("vision", "projector"), 1.0, 2 * 300),
     )
     for freeze, disk, wanted in cases:
-        assert one.training_flops(work, freeze=freeze, features_from_disk=disk) == wanted
+        assert one.training_flops(work, freeze=freeze, from_disk=disk) == wanted
 
 
 def test_pairs_are_those_of_a_causal_sequence_and_of_a_frame() -> None:
