@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.objective import PolicyObjective
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -51,7 +52,7 @@ def align(world: World, *, steps: int, output: Path) -> list[Figures]:
     from prism_megatron.sampling.handover import Handover
     from prism_megatron.sampling.replicas import build_replica
     from prism_megatron.sampling.shares import sample_groups
-    from prism_megatron.training.policy_update import PolicyObjective, UpdatePlan, measure_policy, update_policy
+    from prism_megatron.training.policy_update import UpdatePlan, measure_policy, update_policy
     from prism_megatron.training.roles import build_policy, export_folder, resolve_dtype
 
     shape, renderer, game = Qwen3VLShape.from_folder(FOLDER), Renderer.from_folder(FOLDER), GameConfig()

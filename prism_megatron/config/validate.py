@@ -10,6 +10,7 @@ from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig, check_kind, check_router_losses, check_upcycling
 from prism_megatron.config.fields import check_fields
 from prism_megatron.config.model import ModelConfig
+from prism_megatron.config.objective import check_correction
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import PrecisionConfig, check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -47,6 +48,7 @@ def check_align_values(config: AlignConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use, or for a folder that is not there."""
     check_values(config)
     check_game(config.game)
+    check_correction(config.correction, top_p=config.rollout.top_p)
 
 
 def check_values(config: TrainsDiscriminator) -> None:

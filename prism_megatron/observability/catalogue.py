@@ -111,6 +111,14 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
             "tokens whose log-probs differ by more than 20 between trainer and rollout, and are taken to differ by that"
         ),
         "importance/effective_share": Metric("effective sample size as a share of the tokens", "response_tokens"),
+        "correction/kept_tokens": Metric("tokens that the policy learned from under --correction"),
+        "correction/rejected_tokens": Metric("tokens that --correction left out, and out of every mean"),
+        "correction/vetoed_rollouts": Metric("answers left out whole (--correction-veto)"),
+        "correction/truncated_share": Metric("share of tokens whose weight was held", "correction/kept_tokens"),
+        "correction/mean_weight": Metric("mean weight of the tokens learned from", "correction/kept_tokens"),
+        "correction/effective_share": Metric(
+            "effective sample size of these weights as a share of the tokens", "correction/kept_tokens"
+        ),
     },
     "Supervised fine-tuning": {
         "loss": Metric("negative log-likelihood of a label token, before the step's update", "label_tokens"),

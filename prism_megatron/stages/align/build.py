@@ -10,6 +10,7 @@ import torch
 from prism_megatron.advantages import ROUNDING
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.model import ALL_VISION
+from prism_megatron.config.objective import PolicyObjective, recommended_correction
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, short_name
@@ -37,7 +38,7 @@ from prism_megatron.stages.align.plan import AlignPlan, Players, Prompts
 from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
-from prism_megatron.training.policy_update import PolicyObjective, UpdatePlan
+from prism_megatron.training.policy_update import UpdatePlan
 from prism_megatron.training.prompts import build_prompts, checks_of, look_together, renderer_of, say_counts
 from prism_megatron.training.roles import build_policy, model_files, resolve_dtype
 
@@ -71,6 +72,8 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         origin.check_checkpoint(session.restored)
     dtype = resolve_dtype(config.model.dtype, shape)
     execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    if (advice := recommended_correction(config.correction, config.rollout)) is not None:
+        session.say(advice)
     renderer = renderer_of(folder, config.data)
     prompts = _prompts(config, renderer, session)
     say_counts(prompts.steps.counts, None if prompts.probe is None else prompts.probe.counts, session.say)
@@ -200,7 +203,11 @@ def _plan(config: AlignConfig, form: BatchFormat, dtype: torch.dtype) -> AlignPl
             updates_per_step=config.game.discriminator_updates_per_step,
             score_rounding=ROUNDING[dtype],
         ),
-        learning=UpdatePlan(PolicyObjective(config.rollout.temperature), form, config.tokens_per_microbatch),
+        learning=UpdatePlan(
+            PolicyObjective(config.rollout.temperature, correction=config.correction),
+            form,
+            config.tokens_per_microbatch,
+        ),
         seed=config.seed,
         steps=config.steps,
         logprob_gap_alarm=config.rollout.logprob_gap_alarm,

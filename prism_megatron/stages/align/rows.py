@@ -95,8 +95,9 @@ def step_row(step: AlignStep, renderer: Renderer) -> Figures:
     row |= advantage_row(step)
     row |= game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, renderer))
     row |= cost_row(step.judgement.cost, pairs=num_valid + num_replayed)
-    row |= {name: value for name, value in step.policy.sums.items() if not name.startswith(("gap/", "importance/"))}
-    row |= gap_row(step.policy.sums) | importance_row(step.policy.sums)
+    own = ("gap/", "importance/", "correction/")
+    row |= {name: value for name, value in step.policy.sums.items() if not name.startswith(own)}
+    row |= gap_row(step.policy.sums) | importance_row(step.policy.sums) | correction_row(step.policy.sums)
     row |= update_row("discriminator", step.judgement.result) | update_row("policy", step.policy.result)
     return row | truth_row([one for group in truths if group is not None for one in group])
 
@@ -142,6 +143,21 @@ def importance_row(sums: Mapping[str, float]) -> Figures:
         "importance/truncated_share": ratio(sums["importance/truncated"], tokens),
         "importance/clamped_tokens": int(sums["importance/clamped"]),
         "importance/effective_share": ratio(total**2, tokens * sums["importance/squares"]),
+    }
+
+
+def correction_row(sums: Mapping[str, float]) -> Figures:
+    """What --correction did to the step's tokens; nothing where it is off, or the policy was only measured."""
+    if "correction/kept_tokens" not in sums:
+        return {}
+    kept = int(sums["correction/kept_tokens"])
+    return {
+        "correction/kept_tokens": kept,
+        "correction/rejected_tokens": int(sums["correction/rejected_tokens"]),
+        "correction/vetoed_rollouts": int(sums["correction/vetoed_rollouts"]),
+        "correction/truncated_share": ratio(sums["correction/truncated_tokens"], kept),
+        "correction/mean_weight": ratio(sums["correction/weight_sum"], kept),
+        "correction/effective_share": sums.get("correction/effective_share"),
     }
 
 

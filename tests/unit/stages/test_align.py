@@ -19,6 +19,7 @@ from torch import Tensor
 from prism_megatron.advantages import GroupAdvantages
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.objective import PolicyObjective
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult
@@ -37,7 +38,6 @@ from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.experience import Experience
 from prism_megatron.training.policy_update import (
-    PolicyObjective,
     UpdatePlan,
     measure_policy,
     policy_batches,
