@@ -52,4 +52,4 @@ def judge_plan(form: BatchFormat, *, tokens: int, seed: int, balance: float = 0.
 
 def update_plan(form: BatchFormat, *, tokens: int, temperature: float = 1.0) -> UpdatePlan:
     """An on-policy step's."""
-    return UpdatePlan(PolicyObjective(temperature), form, tokens)
+    return UpdatePlan(PolicyObjective(), form, tokens, temperature)

@@ -69,7 +69,7 @@ def align(world: World, *, steps: int, output: Path) -> list[Figures]:
     handover, sampling = Handover(policy, rollout), Sampling(temperature=1.0, max_new_tokens=96)
     scenes = SceneSource(renderer, split="align", seed=SEED, batch_size=NUM_PROMPTS)
     judging = JudgePlan(form, TOKENS_PER_MICROBATCH, score_regulariser=game.score_regulariser, seed=SEED)
-    learning = UpdatePlan(PolicyObjective(sampling.temperature), form, TOKENS_PER_MICROBATCH)
+    learning = UpdatePlan(PolicyObjective(), form, TOKENS_PER_MICROBATCH, sampling.temperature)
 
     rows: list[Figures] = []
     handover(0, changed_only=False)  # version 0, whole; a later one is what training changed of it

@@ -116,14 +116,12 @@ def recommended_correction(config: CorrectionConfig, rollout: RolloutConfig) -> 
 class PolicyObjective:
     """What is maximised. The default is the plain policy gradient as a mean over all response tokens.
 
-    Example: ``PolicyObjective(temperature=0.8)`` for rollouts that were drawn at 0.8; those of published algorithms are
-    in ``config/algorithms.py``.
+    Example: ``PolicyObjective(family="clipped", clip_high=0.28, mini_batches=4)``; those of published algorithms are in
+    ``config/algorithms.py``.
     """
 
     ON_RESUME: ClassVar[OnResume] = OnResume.FIXED
 
-    temperature: Annotated[float, POSITIVE] = 1.0
-    """log-probs are those under the temperature that the rollouts were drawn at"""
     family: Family = "policy-gradient"
     """how a token's probability ratio to the policy before the update enters, and what bounds it"""
     clip_low: Annotated[float, POSITIVE] = 0.2

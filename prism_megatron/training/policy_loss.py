@@ -134,7 +134,13 @@ def tokens_loss(
 
 
 def policy_loss(
-    output: VocabularyOutput, batch: Batch, *, world: World, objective: PolicyObjective, denominators: Denominators
+    output: VocabularyOutput,
+    batch: Batch,
+    *,
+    world: World,
+    objective: PolicyObjective,
+    denominators: Denominators,
+    temperature: float = 1.0,
 ) -> LossOutput:
     """The objective's loss under the sampling temperature, and how far rollout and trainer log-probs are apart.
 
@@ -169,7 +175,7 @@ def policy_loss(
         token_loss,
         beside(batch.input_ids_B_S),
         mask_B_L,
-        temperature=objective.temperature,
+        temperature=temperature,
         at_once=objective.ratio == "sequence",
     )
     sums |= {"policy_loss": loss.detach(), "entropy": entropy_B_L.sum() / denominators.tokens}

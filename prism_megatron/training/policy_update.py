@@ -35,6 +35,8 @@ class UpdatePlan:
     form: BatchFormat
     tokens_per_microbatch: int
     """token slots that one forward and backward pass holds at most"""
+    temperature: float = 1.0
+    """log-probs are those under the temperature that the rollouts were drawn at"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class PolicyUpdate:
 def update_policy(policy: MegatronEngine, experience: Experience, plan: UpdatePlan, *, world: World) -> PolicyUpdate:
     """The optimizer steps that ``plan.objective`` asks for; on-policy where ``experience.version`` drew the rows.
 
-    Raises ValueError for rows that cannot be divided into its mini-batches.
+    Where a correction leaves out all tokens of a mini-batch there is no step, and where it leaves out those of all of
+    them the policy is only measured. Raises ValueError for rows that cannot be divided into its mini-batches.
     """
     objective = plan.objective
     if objective.needs_old_logprobs:
@@ -77,10 +80,13 @@ def update_policy(policy: MegatronEngine, experience: Experience, plan: UpdatePl
     updates: list[MiniUpdate] = []
     for _ in range(objective.epochs):
         for part in experience.parts(objective.mini_batches, rounds_of=world.microbatch_rounds):
+            if not part.kept_tokens:  # AdamW's momentum would move the weights all the same
+                continue
             output = policy.forward_backward(policy_batches(part, plan, world=world), _loss(part, plan, world))
-            # AdamW's momentum would move the weights where nothing is left to learn from.
-            result = policy.step(update=part.kept_tokens > 0)
-            updates.append(MiniUpdate(_figures(output), part.kept_tokens, result))
+            updates.append(MiniUpdate(_figures(output), part.kept_tokens, policy.step()))
+    if not updates:
+        measured = measure_policy(policy, experience, plan, world=world)
+        return PolicyUpdate({**measured.sums, **correction}, None)
     dropped = [update.result for update in updates if not update.result.updated]
     result = next(iter(dropped or [updates[-1].result]))
     return PolicyUpdate({**_over(updates, objective.mini_batches), **correction}, result, updates)
@@ -95,7 +101,7 @@ def measure_policy(policy: MegatronEngine, experience: Experience, plan: UpdateP
 def scores_of(policy: MegatronEngine, experience: Experience, plan: UpdatePlan, *, world: World) -> list[TokenScores]:
     """Log-probs and entropies of every token under ``policy`` as it is now, by the rows of ``experience``."""
     planned = planned_batches(experience, plan, world=world)
-    return token_scores(policy, planned, experience.rows, temperature=plan.objective.temperature, world=world)
+    return token_scores(policy, planned, experience.rows, temperature=plan.temperature, world=world)
 
 
 def beside_reference(
@@ -107,7 +113,13 @@ def beside_reference(
 
 def _loss(experience: Experience, plan: UpdatePlan, world: World) -> partial[LossOutput]:
     denominators = denominators_of(experience, plan.objective)
-    return partial(policy_loss, world=world, objective=plan.objective, denominators=denominators)
+    return partial(
+        policy_loss,
+        world=world,
+        objective=plan.objective,
+        denominators=denominators,
+        temperature=plan.temperature,
+    )
 
 
 def _figures(output: PassOutput) -> dict[str, float]:

@@ -148,14 +148,16 @@ def test_four_mini_batches_bind_and_tell_algorithms_apart(gloo: GlooWorld, given
     for name, row in rows.items():
         print(
             f"{name:12} {row['clip/low_share']:9.3f} {row['clip/high_share']:10.3f} {row['clip/dual_share']:5.3f} "
-            f"{row['ratio/mean']:11.4f} {row['ratio/max']:7.3f} {row['ratio/kl']:9.5f} {row['policy_grad_norm/mean']:9.4f}"
+            f"{row['ratio/mean']:11.4f} {row['ratio/max']:7.3f} {row['ratio/kl']:9.5f} "
+            f"{row['policy_grad_norm/mean']:9.4f}"
         )
     for name, update in updates.items():
         assert len(update.updates) == 4
         first, *later = (one.sums for one in update.updates)
         assert first["clip/low"] == first["clip/high"] == 0, "at the first update nothing has moved"
         assert name == "sapo" or sum(sums["clip/low"] + sums["clip/high"] for sums in later) > 0, name
-    figures = {name: (row["clip/low_share"], row["clip/high_share"], row["ratio/mean"]) for name, row in rows.items()}
+    names = ("clip/low_share", "clip/high_share", "clip/dual_share", "ratio/mean")
+    figures = {of: [row[name] for name in names] for of, row in rows.items()}
     for one, other in combinations(figures, 2):
         assert figures[one] != figures[other], (one, other)
 

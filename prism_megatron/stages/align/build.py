@@ -204,9 +204,10 @@ def _plan(config: AlignConfig, form: BatchFormat, dtype: torch.dtype) -> AlignPl
             score_rounding=ROUNDING[dtype],
         ),
         learning=UpdatePlan(
-            PolicyObjective(config.rollout.temperature, correction=config.correction),
+            PolicyObjective(correction=config.correction),
             form,
             config.tokens_per_microbatch,
+            config.rollout.temperature,
         ),
         seed=config.seed,
         steps=config.steps,

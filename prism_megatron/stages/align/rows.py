@@ -18,7 +18,7 @@ from prism_megatron.game.credit import GroupCredit
 from prism_megatron.game.figures import cost_row, game_row, judged_groups, ratio, rights_of, truths_of, update_row
 from prism_megatron.game.judge import Judgement
 from prism_megatron.game.samples import game_samples
-from prism_megatron.game.unlearned import NOT_FINITE, SCORES_NOT_FINITE, why_none_is_valid
+from prism_megatron.game.unlearned import ALL_LEFT_OUT, NOT_FINITE, SCORES_NOT_FINITE, why_none_is_valid
 from prism_megatron.observability.catalogue import PROMPT_KINDS
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.run.stage import Outcome
@@ -229,7 +229,8 @@ def who_learned(step: AlignStep, renderer: Renderer) -> tuple[Sequence[str], dic
     }
     idle = {}
     if step.decision.update_policy and not updated["policy"]:
-        idle["policy"] = unlearned or (NOT_FINITE if step.judgement.finite else SCORES_NOT_FINITE)
+        left_out = ALL_LEFT_OUT if step.policy.sums.get("correction/kept_tokens") == 0 else None
+        idle["policy"] = unlearned or left_out or (NOT_FINITE if step.judgement.finite else SCORES_NOT_FINITE)
     if step.decision.discriminator_updates and not updated["discriminator"]:
         idle["discriminator"] = unlearned or NOT_FINITE
     return [role for role, changed in updated.items() if changed], idle

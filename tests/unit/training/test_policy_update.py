@@ -43,8 +43,8 @@ def world() -> Iterator[World]:
         yield one
 
 
-def plan(objective: PolicyObjective, *, budget: int = 12) -> UpdatePlan:
-    return UpdatePlan(objective, form(), budget)
+def plan(objective: PolicyObjective, *, budget: int = 12, temperature: float = 1.0) -> UpdatePlan:
+    return UpdatePlan(objective, form(), budget, temperature)
 
 
 def logprobs_under(weight: Tensor, answer: Sequence[int], temperature: float = 1.0) -> list[float]:
@@ -84,7 +84,7 @@ def test_every_token_is_scored_at_its_own_place(world: World) -> None:
     policy: Any = Bigram()
     for budget in (7, 100):
         given = drawn_by(policy.weight)
-        found = scores_of(policy, given, plan(PolicyObjective(temperature=0.5), budget=budget), world=world)
+        found = scores_of(policy, given, plan(PolicyObjective(), budget=budget, temperature=0.5), world=world)
         distribution = torch.log_softmax(policy.weight.detach().double() / 0.5, dim=-1)
         entropy = -(distribution.exp() * distribution).sum(-1)
         for answer, own in zip(ANSWERS, found, strict=True):
@@ -181,7 +181,7 @@ def test_an_answer_that_is_vetoed_is_no_answer_of_the_mean(world: World) -> None
 
 
 def test_where_all_is_left_out_nothing_moves(world: World) -> None:
-    """Claim: weights stay byte for byte, though the step decays them; every figure is a number or None."""
+    """Claim: the policy is only looked at, though a step would decay its weights; every figure is a number or None."""
     policy: Any = Bigram()
     start = policy.weight.detach().clone()
     correction = CorrectionConfig("token-mask", correction_high=1.01)
@@ -189,10 +189,19 @@ def test_where_all_is_left_out_nothing_moves(world: World) -> None:
         policy, drawn_by(start, (9.0,) * 4), plan(PolicyObjective(correction=correction)), world=world
     )
     assert not update.updated
+    assert update.result is None
+    assert policy.calls == ["policy is asked", "policy looks"]
     assert torch.equal(policy.weight.detach(), start)
     assert update.sums["correction/kept_tokens"] == 0
     assert "correction/effective_share" not in update.sums
     assert update.sums["policy_loss"] == 0.0
+    # One mini-batch of two.
+    policy = Bigram()
+    given = drawn_by(policy.weight, (0.0, 0.0, 9.0, 9.0))
+    objective = PolicyObjective(family="clipped", mini_batches=2, correction=correction)
+    update = update_policy(policy, given, plan(objective), world=world)
+    assert [one.kept_tokens for one in update.updates] == [7]
+    assert update.updated
 
 
 def test_a_divergence_pulls_towards_the_reference(world: World) -> None:
