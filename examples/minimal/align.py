@@ -3,9 +3,8 @@
 
 A policy answers questions about images. A mixture-of-experts discriminator, a second Megatron model on the same ranks,
 learns to tell its captions and its reasoning from reference answers. The policy is rewarded by nothing but the scores:
-min over policies, max over discriminators of E[score(reference) - score(answer)] (Eq. 4). The steps are those of
-``prism_megatron/stages/align``, which adds checkpoints, controls, rollouts ahead, servers and a report.
-Start it with ``python examples/minimal/align.py --tp 2 --pp 2``; torchrun works as well.
+min over policies, max over discriminators of E[score(reference) - score(answer)] (4). ``prism_megatron/stages/align``
+adds checkpoints, controls, servers, a report. Start: ``python examples/minimal/align.py --tp 2 --pp 2``, or torchrun.
 """
 
 from __future__ import annotations

@@ -70,11 +70,12 @@ class PolicyUpdate:
 def update_policy(policy: MegatronEngine, experience: Experience, plan: UpdatePlan, *, world: World) -> PolicyUpdate:
     """The optimizer steps that ``plan.objective`` asks for; on-policy where ``experience.version`` drew the rows.
 
-    Where a correction leaves out all tokens of a mini-batch there is no step, and where it leaves out those of all of
-    them the policy is only measured. Raises ValueError for rows that cannot be divided into its mini-batches.
+    Log-probs before the first update are found where they are needed and the rows do not bring them. Where a correction
+    leaves out all tokens of a mini-batch there is no step, and where it leaves out those of all of them the policy is
+    only measured. Raises ValueError for rows that cannot be divided into mini-batches.
     """
     objective = plan.objective
-    if objective.needs_old_logprobs:
+    if objective.needs_old_logprobs and any(row.old_logprobs is None for row in experience.rows):
         experience = with_old_logprobs(experience, scores_of(policy, experience, plan, world=world))
     experience, correction = corrected(experience, objective.correction)
     updates: list[MiniUpdate] = []

@@ -238,6 +238,18 @@ def test_one_update_asks_for_no_log_probs(world: World) -> None:
     assert update_figures(measured)["ratio/mean"] is None
 
 
+def test_old_log_probs_that_rows_bring_are_taken(world: World) -> None:
+    """Claim: no pass is spent on them, and ratios are to them, in one update as in two."""
+    for objective in (PolicyObjective(family="clipped"), PolicyObjective(family="clipped", mini_batches=2)):
+        policy: Any = Bigram()
+        given = drawn_by(policy.weight)
+        rows = [replace(row, old_logprobs=[lp - 0.5 for lp in row.rollout.logprobs]) for row in given.rows]
+        update = update_policy(policy, replace(given, rows=rows), plan(objective), world=world)
+        assert "policy is asked" not in policy.calls
+        first = update.updates[0]
+        assert first.sums["ratio/sum"] == pytest.approx(math.exp(0.5) * first.kept_tokens, rel=1e-5)
+
+
 def test_a_dropped_gradient_is_the_step_s_result(world: World) -> None:
     policy: Any = Bigram()
     policy.norms = [1.0, math.inf, 2.0, 3.0]
