@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Self
 
 from prism_megatron.rewards.answers import plain
@@ -38,7 +39,8 @@ class Checker:
             WorkSettings(cpu_seconds=seconds, wall_seconds=30 * seconds, memory_bytes=memory_bytes), workers=workers
         )
         self._say = say
-        self._kept: OrderedDict[Ask, Verdict] = OrderedDict()
+        self._kept: dict[Ask, Verdict] = {}
+        self._waiting: dict[Ask, list[Future[Verdict]]] = {}
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
 
@@ -53,47 +55,44 @@ class Checker:
         self._workers.close()
 
     def submit(self, asks: Sequence[Ask]) -> list[Future[Verdict]]:
-        """Begin to check; the futures are in the order of ``asks``."""
+        """Begin to check; the futures are in the order of ``asks``. Raises RewardError where no worker can be had."""
         found: list[Future[Verdict]] = [Future() for _ in asks]
-        waiting: dict[Ask, list[Future[Verdict]]] = {}
+        new: list[Ask] = []
         for ask, future in zip(asks, found, strict=True):
-            verdict = self._remembered(ask) or settle(ask)
-            if verdict is None:
-                waiting.setdefault(ask, []).append(future)
-            else:
+            verdict = settle(ask)
+            with self._lock:
+                verdict = verdict or self._kept.get(ask)
+                if verdict is None:
+                    if ask not in self._waiting:
+                        new.append(ask)
+                    self._waiting.setdefault(ask, []).append(future)
+            if verdict is not None:
                 self._give(future, verdict)
-        answers = self._workers.submit([list(ask) for ask in waiting])
-        for (ask, futures), answer in zip(waiting.items(), answers, strict=True):
-            answer.add_done_callback(lambda done, ask=ask, futures=futures: self._answered(done, ask, futures))  # type: ignore[misc]
+        for ask, answer in zip(new, self._workers.submit([list(ask) for ask in new]), strict=True):
+            answer.add_done_callback(partial(self._answered, ask=ask))
         return found
 
     def check(self, ask: Ask) -> Verdict:
         """One verdict, waited for."""
         return self.submit([ask])[0].result()
 
-    def _remembered(self, ask: Ask) -> Verdict | None:
-        with self._lock:
-            verdict = self._kept.get(ask)
-            if verdict is not None:
-                self._kept.move_to_end(ask)
-            return verdict
-
-    def _answered(self, done: Future[Answer], ask: Ask, futures: list[Future[Verdict]]) -> None:
+    def _answered(self, done: Future[Answer], *, ask: Ask) -> None:
         error = done.exception()
-        if error is not None:
-            for future in futures:
-                future.set_exception(error)
-            return
-        verdict = _verdict(done.result(), ask)
-        if verdict.killed:
-            self._tell(ask, verdict)
+        verdict = None if error else _verdict(done.result(), ask)
         with self._lock:
-            self.counts["by worker"] += 1
-            self._kept[ask] = verdict
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+            futures = self._waiting.pop(ask)
+            if verdict is not None:
+                self.counts["by worker"] += 1
+                self._kept[ask] = verdict
+                if len(self._kept) > _KEPT:
+                    del self._kept[next(iter(self._kept))]
+        if verdict is not None and verdict.killed:
+            self._tell(ask, verdict)
         for future in futures:
-            self._give(future, verdict)
+            if verdict is None:
+                future.set_exception(error)
+            else:
+                self._give(future, verdict)
 
     def _give(self, future: Future[Verdict], verdict: Verdict) -> None:
         with self._lock:

@@ -54,7 +54,6 @@ class _Worker:
     """A forked process with a pipe each way."""
 
     def __init__(self, work: Work, limits: Limits, *, closes: tuple[int, ...]) -> None:
-        """It keeps the pipe of replies, by whose end the run sees that nobody is left."""
         items, self.sends = os.pipe()
         self.receives, answers = os.pipe()
         self.num_done = 0
@@ -83,7 +82,8 @@ def _serve(work: Work, limits: Limits, items: int, answers: int) -> NoReturn:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    for number in (signal.SIGPROF, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     reader = _Lines(items)
@@ -177,7 +177,7 @@ class _Supervisor:
             self._worker.end()
             self._worker = None
         if self._worker is None:
-            self._worker = _Worker(self._work, self._limits, closes=(self._requests.descriptor,))
+            self._worker = _Worker(self._work, self._limits, closes=(self._requests.descriptor, self._replies))
         return self._worker
 
     def _wait(self, lines: _Lines) -> str:
@@ -206,6 +206,11 @@ class _Supervisor:
         """A run that was killed may have left its end of the pipe with another process."""
         if os.getppid() != self._parent:
             raise SystemExit(1)
+
+
+def _leave(*_: object) -> NoReturn:
+    """Asked to end, with the worker: it is killed and reaped on the way out."""
+    raise SystemExit(0)
 
 
 def _checks() -> Work:
@@ -250,6 +255,8 @@ def main(settings: dict[str, Any]) -> None:
     except RewardError as error:
         _write(replies, json.dumps(["refused", str(error)]))
         sys.exit(2)
-    _write(replies, json.dumps(["ready"]))
+    signal.signal(signal.SIGTERM, _leave)
     limits = Limits(settings["cpu_seconds"], settings["wall_seconds"], settings["memory_bytes"])
-    _Supervisor(work, limits, requests=0, replies=replies).run()
+    with suppress(BrokenPipeError):  # the run has ended
+        _write(replies, json.dumps(["ready"]))
+        _Supervisor(work, limits, requests=0, replies=replies).run()

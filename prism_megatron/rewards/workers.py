@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import os
 import queue
-import select
 import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -97,26 +95,17 @@ class _Supervised:
         return json.loads(line)
 
     def end(self) -> None:
-        """Kill it with its worker, and wait until both are gone."""
-        if self.process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)  # its session, which it leads until it is reaped
-        self.process.wait()
-        self._wait_for_worker()
+        """Have it kill and reap its worker, and wait until both are gone."""
+        self.process.terminate()
+        try:
+            self.process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)  # its session, which it leads until it is reaped
+            self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with suppress(OSError, ValueError):
                     pipe.close()
-
-    def _wait_for_worker(self) -> None:
-        """A worker is no child of ours; it keeps the pipe of replies open for as long as it lives."""
-        deadline = time.monotonic() + _GRACE_SECONDS
-        with suppress(OSError, ValueError):
-            assert self.process.stdout is not None
-            descriptor = self.process.stdout.fileno()
-            while (left := deadline - time.monotonic()) > 0:
-                if select.select([descriptor], [], [], left)[0] and not os.read(descriptor, 1 << 16):
-                    return
 
 
 class Workers:
@@ -130,8 +119,8 @@ class Workers:
         self._threads: list[threading.Thread] = []
         self._supervised: list[_Supervised] = []
         self._lock = threading.Lock()
-        self._closed = False
-        self._finalizer = weakref.finalize(self, _end_all, self._supervised)
+        self._closed = threading.Event()
+        self._finalizer = weakref.finalize(self, _abandon, self._lock, self._closed, self._supervised)
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +131,7 @@ class Workers:
     def start(self) -> None:
         """Start the processes now. Raises RewardError where they cannot do what was asked for."""
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise RewardError(_CLOSED)
             if self._threads:
                 return
@@ -166,7 +155,7 @@ class Workers:
     def close(self) -> None:
         """End all processes; what was not worked out raises RewardError where it is waited for."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
             for _ in self._threads:
                 self._jobs.put(None)
             _end_all(self._supervised)
@@ -193,6 +182,7 @@ class Workers:
                     supervised = supervised or self._replacement()
                     answers = supervised.ask([job.item for job in batch])
                 except EOFError:
+                    self._drop(supervised)
                     supervised, batch = None, self._once_more(batch)
                 except RewardError as error:
                     batch = _failed(batch, str(error))
@@ -206,17 +196,22 @@ class Workers:
         again = []
         for job in batch:
             job.tries += 1
-            if job.tries < _TRIES and not self._closed:
+            if job.tries < _TRIES and not self._closed.is_set():
                 again.append(job)
             else:
-                _failed([job], _CLOSED if self._closed else _LOST)
+                _failed([job], _CLOSED if self._closed.is_set() else _LOST)
         return again
+
+    def _drop(self, lost: _Supervised | None) -> None:
+        with self._lock:
+            if lost in self._supervised:  # unless closing has taken it
+                lost.end()
+                self._supervised.remove(lost)
 
     def _replacement(self) -> _Supervised:
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise RewardError(_CLOSED)
-            self._supervised[:] = [one for one in self._supervised if one.process.poll() is None]
             return self._started()
 
     def _next_batch(self) -> list[_Job]:
@@ -249,3 +244,10 @@ def _end_all(supervised: list[_Supervised]) -> None:
     for one in supervised:
         one.end()
     supervised.clear()
+
+
+def _abandon(lock: threading.Lock, closed: threading.Event, supervised: list[_Supervised]) -> None:
+    """Of a run that ends without ``close``: no thread may start another process."""
+    with lock:
+        closed.set()
+        _end_all(supervised)

@@ -35,6 +35,9 @@ _PROMPTS = (
 )
 
 
+_PIECES = r"\frac \sqrt { } ( ) [ ] ^ _ ! , ; $ % & | < > = + - * / 1 9 x e \pi \cup \in \{ \} ' \\ ~"
+
+
 def _tower(draw: random.Random) -> str:
     base, height = draw.randint(2, 99), draw.randint(2, 6)
     return "^{".join([str(base)] * height) + "}" * (height - 1)
@@ -90,7 +93,7 @@ def _digits(draw: random.Random) -> str:
 
 
 def _spaces(draw: random.Random) -> str:
-    return "5" + " " * draw.randint(200, 1000) + draw.choice(["", "6", "cm", ",", "\\"])
+    return "5" + " " * draw.randint(200, 1000) + draw.choice(["6", "cm or 6 cm", ",", "\\", "x"])
 
 
 def _prompt(draw: random.Random) -> str:
@@ -98,7 +101,7 @@ def _prompt(draw: random.Random) -> str:
 
 
 def _noise(draw: random.Random) -> str:
-    pieces = [*r"\frac \sqrt { } ( ) [ ] ^ _ ! , ; $ % & | < > = + - * / 1 9 x e \pi \cup \in \{ \} ' \\".split(), " "]
+    pieces = _PIECES.split(" ")
     return "".join(draw.choice(pieces) for _ in range(draw.randint(3, 120)))
 
 
@@ -109,8 +112,8 @@ def _repeated(draw: random.Random) -> str:
 
 
 MAKERS: tuple[Callable[[random.Random], str], ...] = (
-    _tower, _power, _bounded_powers, _factorial, _product, _terms, _nested, _roots, _functions, _long, _controls, _digits,
-    _spaces, _prompt, _noise, _repeated,
+    _tower, _power, _bounded_powers, _factorial, _product, _terms, _nested, _roots, _functions, _long, _controls,
+    _digits, _spaces, _prompt, _noise, _repeated,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Which answers are right. ``cases.jsonl`` holds answers, golds and what a strict reader says of them, of every kind."""
+"""Which answers are right: ``cases.jsonl`` has answers and golds of every kind, with what a strict reader says."""
 
 from __future__ import annotations
 
