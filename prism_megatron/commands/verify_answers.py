@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.verify_answers import VerifyAnswersConfig
+from prism_megatron.config.verify_answers import VerifyAnswersConfig, check_verify_answers
 from prism_megatron.engine.launch import report_error
-from prism_megatron.errors import ConfigError, PrismError
+from prism_megatron.errors import PrismError
 
 
 def say(text: str) -> None:
@@ -27,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse_over(
             VerifyAnswersConfig(), sys.argv[1:] if argv is None else argv, description=VerifyAnswersConfig.__doc__ or ""
         )
-        if not config.file.is_file():
-            raise ConfigError(f"{config.file} is no file; name one of JSON lines (docs/rewards.md)")
+        check_verify_answers(config)
         from prism_megatron.jobs.verify_answers import verify_answers
 
         verify_answers(config, say=say, tell=tell)

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from prism_megatron.config.fields import AT_LEAST_ONE, POSITIVE, Range
+from prism_megatron.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -23,3 +24,9 @@ class VerifyAnswersConfig:
     """of CPU time that one check may take; one that takes more is ended, and the answer is wrong"""
     memory_gb: Annotated[float, Range(at_least=0.5)] = 1.0
     """address space of a process that checks"""
+
+
+def check_verify_answers(config: VerifyAnswersConfig) -> None:
+    """Raise ConfigError where there is no such file."""
+    if not config.file.is_file():
+        raise ConfigError(f"{config.file} is no file; name one of JSON lines (docs/rewards.md)")
