@@ -3,8 +3,9 @@
     python benchmarks/rewards.py                     20,000 ordinary checks, 300 of LaTeX, 2,000 hostile ones
     python benchmarks/rewards.py --workers 1 2 4
 
-Ordinary checks are what sets of visual questions ask for (choices, whole numbers, decimals, fractions, units, texts), and
-a twentieth that needs algebra; hardly a pair stands twice. Processes are started before the clock. Exits with 1 where
+Ordinary checks are what sets of visual questions ask for (choices, whole numbers, decimals, fractions, units, texts),
+and a twentieth that needs algebra; hardly a pair stands twice. Processes are started before the clock. Exits with 1
+where
 fewer than 1,000 ordinary checks are done a second, or hostile ones take more than 90 s.
 """
 

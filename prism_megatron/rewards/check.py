@@ -21,6 +21,7 @@ from prism_megatron.rewards.kinds.brackets import (
 from prism_megatron.rewards.kinds.letters import chooses, gold_choice
 from prism_megatron.rewards.kinds.numbers import Quantity, quantity_of, same_quantity, without_variable
 from prism_megatron.rewards.kinds.ratios import is_time, ratio_of, same_ratio, same_time
+from prism_megatron.rewards.kinds.units import without_unit
 from prism_megatron.rewards.kinds.words import is_result, truth_of, words_of
 from prism_megatron.rewards.verdict import GUARDED, Ask, GuardedError, NeedsAlgebraError, Verdict
 
@@ -172,7 +173,10 @@ def _same_time(answer: str, gold: str, algebra: Algebra, depth: int) -> bool:
 
 def _same_latex(answer: str, gold: str, algebra: Algebra, depth: int) -> bool:
     del depth
-    return _asked(answer, gold, algebra)
+    (value, unit), (wanted, wanted_unit) = without_unit(answer), without_unit(gold)
+    if unit and wanted_unit and unit != wanted_unit:
+        return False
+    return same_text(value, wanted) or _asked(value, wanted, algebra)
 
 
 def _asked(answer: str, gold: str, algebra: Algebra) -> bool:

@@ -115,6 +115,8 @@ _WORDS = re.compile(r"[A-Za-z]{3,}|\b(?:or|and|if|is|of|to|no|so|as)\b")
 _VARIABLE = re.compile(
     r"(?<![\\A-Za-z])[a-df-zA-Z](?![A-Za-z])|\\(?:alpha|beta|gamma|theta|lambda|mu|sigma|tau|phi|omega)"
 )
+# Dates, scores, ranges and ordinals: 3-5 is not -2.
+_NO_EXPRESSION = re.compile(r"[0-9]+(?:\s*-\s*[0-9]+)+|[0-9]+(?:[/.][0-9]+){2,}|[0-9]+(?:st|nd|rd|th)")
 _PLAIN_FUNCTIONS = frozenset({"sin", "cos", "tan", "sqrt", "log", "exp"})
 
 
@@ -129,7 +131,7 @@ def check_expression(text: str) -> None:
 def is_expression(text: str) -> bool:
     """Whether the text reads as mathematics: no words beside names of functions, and something to compute."""
     bare = _COMMAND.sub(" ", _ENVIRONMENTS.sub(" ", _ROMAN.sub(" ", text)))
-    if any(word not in _PLAIN_FUNCTIONS for word in _WORDS.findall(bare)):
+    if any(word not in _PLAIN_FUNCTIONS for word in _WORDS.findall(bare)) or _NO_EXPRESSION.fullmatch(text):
         return False
     return bool(re.search(r"[0-9+\-*/^=<>|\\()_!]", text))
 

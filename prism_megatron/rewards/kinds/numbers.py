@@ -40,7 +40,7 @@ _MAGNITUDE = re.compile(r"\s*(hundred|thousand|million|billion|trillion|dozen)\b
 _FACTOR = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 # A letter right behind a number may as well be a variable.
 _GLUED_LETTER = re.compile(r"[A-Za-z](?![A-Za-z])")
-_VARIABLE = re.compile(r"(?:([A-Za-z](?:_\{?[A-Za-z0-9]\}?)?|\\[a-z]+)\s*=\s*)([^=]+)")
+_VARIABLE = re.compile(r"(?:([A-Z]{1,3}|[A-Za-z](?:_\{?[A-Za-z0-9]\}?)?|\\[a-z]+)\s*=\s*)([^=]+)")
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,17 @@ def unit_of(text: str) -> Unit | None:
     return tuple(sorted(item for item in powers.items() if item[1]))
 
 
+def without_unit(text: str) -> tuple[str, Unit]:
+    """An expression and the unit behind it, such as ``2\\pi \\text{ cm}``; no unit where that may be a variable."""
+    start = max(text.rfind(f"\\{name}") for name in ("text", "mathrm", "textrm"))
+    if start <= 0:
+        start = text.rfind(" ")
+        if not re.fullmatch(r" [a-z]{2,}\.?(?:\^\{?[23]\}?)?", text[start:]):
+            return text, ()
+    unit = unit_of(text[start:])
+    return (text[:start].rstrip(), unit) if unit and start > 0 else (text, ())
+
+
 def _long_name(text: str) -> str | None:
     """Of names that are written out, in any case of letters; ``M`` and ``m`` are not the same."""
     return _NAME.get(text.casefold()) if len(text) > 2 else None
