@@ -77,6 +77,14 @@ def test_empty_and_control_characters_are_wrong(answer: str) -> None:
     assert not verdict_of(answer, "5").right
 
 
+@pytest.mark.parametrize("hidden", ["\x00", "\u200b", "\u202e", "\ue000"])
+def test_what_cannot_be_seen_spoils_a_right_answer(hidden: str) -> None:
+    verdict = verdict_of(f"B. the {hidden}circle", "B")
+    assert not verdict.right
+    assert verdict.reason == "guarded: control characters"
+    assert verdict_of("B. the circle", "B").right
+
+
 def test_the_tolerance_is_relative_and_for_decimals_alone() -> None:
     assert verdict_of("3000001.5", "3000000").right, "half a millionth"
     assert not verdict_of("3000004.0", "3000000").right, "more than a millionth"
