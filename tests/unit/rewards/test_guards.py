@@ -6,6 +6,7 @@ import pytest
 
 from prism_megatron.rewards.answers import plain
 from prism_megatron.rewards.guards import check_expression, is_expression
+from prism_megatron.rewards.kinds.numbers import quantity_of
 from prism_megatron.rewards.verdict import GuardedError
 
 
@@ -66,3 +67,9 @@ def test_what_is_let_pass(text: str) -> None:
 )
 def test_what_is_no_expression(text: str) -> None:
     assert not is_expression(text)
+
+
+@pytest.mark.parametrize("text", ["1e401", "1e-401", "1.2e9999", "10^{401}", "1.2e10000"])
+def test_powers_of_ten_are_bounded_before_they_are_worked_out(text: str) -> None:
+    assert quantity_of(text) is None
+    assert quantity_of("1e400") is not None
