@@ -36,12 +36,13 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help sft align test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
-    bench-data bench-weight-sync bench-vision-cache bench-sft trl te-check effect image-use variants mini clean
+.PHONY: help sft align rlvr test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
+    bench-data bench-weight-sync bench-vision-cache bench-rewards bench-sft trl te-check effect image-use variants mini clean
 
 help:
 	@echo "make sft [ARGS=...]     fine-tune the mini world's policy: torchrun tools/run_sft.py --tp 2 --pp 2"
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
+	@echo "make rlvr [ARGS=...]    reinforce its right answers: torchrun tools/run_rlvr.py --tp 2 --pp 2 --algo grpo"
 	@echo "make test [ARGS=...]    all tests that this machine can run, two files at a time (JOBS=0: in one process)"
 	@echo "make test-long          the tests that take tens of seconds each (CI runs them too)"
 	@echo "make sglang             SGLang's own environment for rollout servers, on machines without CUDA (2.7 GB)"
@@ -58,6 +59,7 @@ help:
 	@echo "make bench-data         an index of 1.37 million records: time, memory, start-up, records a second (10 minutes)"
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
 	@echo "make bench-vision-cache a step with a frozen vision tower, its features computed or from disk: time and memory"
+	@echo "make bench-rewards      checks of answers a second, by kind, of hostile ones too, with 1 and 2 workers (1 minute)"
 	@echo "make bench-sft          fine-tuning beside TRL and a plain loop, and packed beside padded: tokens per second, losses"
 	@echo "make trl                TRL's own environment for bench-sft, on machines without CUDA (1.5 GB)"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
@@ -69,6 +71,9 @@ help:
 
 sft: $(VENV)/.installed
 	$(RUN) torchrun tools/run_sft.py --tp 2 --pp 2 $(ARGS)
+
+rlvr: $(VENV)/.installed
+	$(RUN) torchrun --nproc-per-node 4 tools/run_rlvr.py --tp 2 --pp 2 --algo grpo $(ARGS)
 
 align: $(VENV)/.installed
 	$(RUN) torchrun tools/run_align.py --tp 4 --pp 2 $(ARGS)
@@ -121,6 +126,9 @@ bench-weight-sync: $(VENV)/.installed
 
 bench-vision-cache: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/vision_cache.py $(ARGS)
+
+bench-rewards: $(VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python benchmarks/rewards.py $(ARGS)
 
 bench-sft: $(VENV)/.installed $(TRL_VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/sft.py $(ARGS)

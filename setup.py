@@ -26,7 +26,19 @@ setup(
     entry_points={
         "console_scripts": [
             f"prism-{name.replace('_', '-')} = prism_megatron.terminal:{name}"
-            for name in ("sft", "align", "warm_start", "convert", "serve", "verify", "make_random", "report", "data")
+            for name in (
+                "sft",
+                "align",
+                "rlvr",
+                "warm_start",
+                "convert",
+                "serve",
+                "verify",
+                "make_random",
+                "report",
+                "data",
+                "verify_answers",
+            )
         ]
     },
     python_requires=">=3.11",
@@ -41,6 +53,8 @@ setup(
         "httpx2",  # rollout servers, and what huggingface_hub raises
         "huggingface_hub",  # models by their hub id
         "jinja2",  # the chat template
+        # Its parser of LaTeX decides which answers are right; another version may read them otherwise.
+        "math-verify[antlr4-13-2]==0.9.0",
         "numpy",
         "pillow",
         "psutil",  # megatron-core's dist_checkpointing imports it and does not ask for it

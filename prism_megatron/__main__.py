@@ -11,7 +11,19 @@ from pathlib import Path
 
 from prism_megatron.terminal import guarded
 
-COMMANDS = ("sft", "align", "warm-start", "convert", "serve", "verify", "make-random", "report", "data")
+COMMANDS = (
+    "sft",
+    "align",
+    "rlvr",
+    "warm-start",
+    "convert",
+    "serve",
+    "verify",
+    "make-random",
+    "report",
+    "data",
+    "verify-answers",
+)
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""
 
 

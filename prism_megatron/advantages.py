@@ -1,7 +1,8 @@
-"""Group-relative advantages from the two towers' scores (docs/method.md, section 5).
+"""Group-relative advantages, from the two towers' scores (docs/method.md, section 5) and from rewards.
 
 ``per_expert`` normalises each tower's scores in the group and mixes them; ``joint`` mixes the scores and normalises
-the mixture. Shape suffix: N rollouts of one prompt.
+the mixture. Rewards are normalised in the group, with its standard deviation or without, or each for itself (GDPO): see
+docs/algorithms.md. Shape suffixes: N rollouts of one prompt, K rewards of each.
 """
 
 from __future__ import annotations
@@ -58,6 +59,72 @@ def group_normalise(scores_N: Tensor, *, rounding: float = ROUNDING[torch.float3
     if _all_equal(scores_N, rounding):
         return torch.zeros_like(scores_N)
     return (scores_N - scores_N.mean()) / (scores_N.std(correction=1) + STD_EPSILON)
+
+
+def group_centred(rewards_N: Tensor, *, rounding: float = ROUNDING[torch.float32]) -> Tensor:
+    """``r - mean``: Dr. GRPO (2503.20783) and MiniRL (2512.01374) do not divide by the standard deviation.
+
+    A group of one has no contrast, nor has one whose rewards are equal up to ``rounding``: both give 0.
+    """
+    if rewards_N.numel() == 1 or _all_equal(rewards_N, rounding):
+        return torch.zeros_like(rewards_N)
+    return rewards_N - rewards_N.mean()
+
+
+def gdpo_advantages(
+    rewards_of_groups: Sequence[Tensor], weights_K: Sequence[float], *, rounding: float = ROUNDING[torch.float32]
+) -> list[Tensor]:
+    """``[N]`` of each group from its ``[K, N]``: ``sum_k w_k GN(r_k)``, whitened over all rollouts of the batch.
+
+    GDPO (2601.05242): rewards that are normalised together would give the same advantage to different mixtures of them.
+    GN is :func:`group_normalise`; whitening takes the batch's mean and divides by its unbiased standard deviation +
+    1e-6. A group of one has no contrast. A batch whose sums are all equal up to ``rounding`` gives 0.
+    """
+    mixed = []
+    for rewards_K_N in rewards_of_groups:
+        parts = [
+            weight * (group_normalise(reward_N, rounding=rounding) if reward_N.numel() > 1 else 0.0 * reward_N)
+            for weight, reward_N in zip(weights_K, rewards_K_N, strict=True)
+        ]
+        mixed.append(torch.stack(parts).sum(0))
+    whole = torch.cat(mixed)
+    if whole.numel() == 1 or _all_equal(whole, rounding):
+        return [torch.zeros_like(one) for one in mixed]
+    return [(one - whole.mean()) / (whole.std(correction=1) + STD_EPSILON) for one in mixed]
+
+
+def reward_advantages(
+    rewards_of_groups: Sequence[Tensor],
+    weights_K: Sequence[float],
+    *,
+    form: Literal["group", "group-mean", "gdpo"],
+    rounding: float = ROUNDING[torch.float32],
+) -> list[Tensor]:
+    """``[N]`` of each group from its ``[K, N]``, in float64.
+
+    ``group`` normalises the weighted sum of rewards in the group (GRPO, 2402.03300), ``group-mean`` takes only the
+    group's mean from it, ``gdpo`` is :func:`gdpo_advantages`. Raises ValueError for a reward that is not finite.
+    """
+    given = [rewards_K_N.detach().double() for rewards_K_N in rewards_of_groups]
+    if not all(bool(torch.isfinite(one).all()) for one in given):
+        raise ValueError("a rollout has a reward that is not finite")
+    if form == "gdpo":
+        return gdpo_advantages(given, weights_K, rounding=rounding)
+    of_group = group_normalise if form == "group" else group_centred
+    weights = torch.tensor(list(weights_K), dtype=torch.float64)
+    return [of_group(weights @ one, rounding=rounding) for one in given]
+
+
+def overlong_penalty(num_tokens: int, *, longest: int, buffer: int, factor: float = 1.0) -> float:
+    """What DAPO adds to an answer's reward for its length (2503.14476, eq. 13), between ``-factor`` and 0.
+
+    0 up to ``longest - buffer`` tokens, falling in a straight line to ``-factor`` at ``longest`` and beyond.
+    Raises ValueError for a buffer that is not within the longest answer.
+    """
+    if not 0 < buffer <= longest:
+        raise ValueError(f"a buffer of {buffer} tokens is not within the longest answer of {longest}")
+    over = num_tokens - (longest - buffer)
+    return -factor * min(max(over, 0) / buffer, 1.0)
 
 
 def substitute_invalid(scores_N: Tensor, valid_N: Tensor) -> Tensor:

@@ -45,6 +45,10 @@ class RolloutError(PrismError):
     """A rollout server cannot be reached, refuses, or answers with what the protocol does not allow."""
 
 
+class RewardError(PrismError):
+    """A reward cannot be worked out: of a user's function, or of the processes that check answers."""
+
+
 class GameError(PrismError):
     """The game between policy and discriminator has broken down."""
 

@@ -148,8 +148,20 @@ def run(name: str) -> int:
     return guarded(lambda: importlib.import_module(f"prism_megatron.commands.{name}").main())
 
 
-align, warm_start, convert, serve, verify, make_random, report, data, sft = (
+align, warm_start, convert, serve, verify, make_random, report, data, sft, rlvr, verify_answers = (
     partial(run, name)
-    for name in ("align", "warm_start", "convert", "serve", "verify", "make_random", "report", "data", "sft")
+    for name in (
+        "align",
+        "warm_start",
+        "convert",
+        "serve",
+        "verify",
+        "make_random",
+        "report",
+        "data",
+        "sft",
+        "rlvr",
+        "verify_answers",
+    )
 )
 """The console scripts."""

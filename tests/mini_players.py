@@ -10,13 +10,14 @@ from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.mini import MINI_ALIGN
 from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.objective import PolicyObjective
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.game.judge import JudgePlan
 from prism_megatron.training.batches import BatchFormat
-from prism_megatron.training.policy_update import PolicyObjective, UpdatePlan
+from prism_megatron.training.policy_update import UpdatePlan
 from prism_megatron.training.roles import build_policy
 
 FOLDER = MINI_FOLDER / "policy"
@@ -51,4 +52,4 @@ def judge_plan(form: BatchFormat, *, tokens: int, seed: int, balance: float = 0.
 
 def update_plan(form: BatchFormat, *, tokens: int, temperature: float = 1.0) -> UpdatePlan:
     """An on-policy step's."""
-    return UpdatePlan(PolicyObjective(temperature), form, tokens)
+    return UpdatePlan(PolicyObjective(), form, tokens, temperature)

@@ -3,9 +3,8 @@
 
 A policy answers questions about images. A mixture-of-experts discriminator, a second Megatron model on the same ranks,
 learns to tell its captions and its reasoning from reference answers. The policy is rewarded by nothing but the scores:
-min over policies, max over discriminators of E[score(reference) - score(answer)] (Eq. 4). The steps are those of
-``prism_megatron/stages/align``, which adds checkpoints, controls, rollouts ahead, servers and a report.
-Start it with ``python examples/minimal/align.py --tp 2 --pp 2``; torchrun works as well.
+min over policies, max over discriminators of E[score(reference) - score(answer)] (4). ``prism_megatron/stages/align``
+adds checkpoints, controls, servers, a report. Start: ``python examples/minimal/align.py --tp 2 --pp 2``, or torchrun.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.objective import PolicyObjective
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -45,13 +45,14 @@ def align(world: World, *, steps: int, output: Path) -> list[Figures]:
     from prism_megatron.engine.execution import PLAIN
     from prism_megatron.game.credit import credit_groups, experience_of
     from prism_megatron.game.discriminator import DiscriminatorOrigin
-    from prism_megatron.game.figures import game_row, rights_of, update_row
+    from prism_megatron.game.figures import game_row, rights_of
     from prism_megatron.game.judge import JudgePlan, train
     from prism_megatron.rollout.base import Sampling
     from prism_megatron.sampling.handover import Handover
     from prism_megatron.sampling.replicas import build_replica
     from prism_megatron.sampling.shares import sample_groups
-    from prism_megatron.training.policy_update import PolicyObjective, UpdatePlan, measure_policy, update_policy
+    from prism_megatron.training.figures import update_row
+    from prism_megatron.training.policy_update import UpdatePlan, measure_policy, update_policy
     from prism_megatron.training.roles import build_policy, export_folder, resolve_dtype
 
     shape, renderer, game = Qwen3VLShape.from_folder(FOLDER), Renderer.from_folder(FOLDER), GameConfig()
@@ -68,7 +69,7 @@ def align(world: World, *, steps: int, output: Path) -> list[Figures]:
     handover, sampling = Handover(policy, rollout), Sampling(temperature=1.0, max_new_tokens=96)
     scenes = SceneSource(renderer, split="align", seed=SEED, batch_size=NUM_PROMPTS)
     judging = JudgePlan(form, TOKENS_PER_MICROBATCH, score_regulariser=game.score_regulariser, seed=SEED)
-    learning = UpdatePlan(PolicyObjective(sampling.temperature), form, TOKENS_PER_MICROBATCH)
+    learning = UpdatePlan(PolicyObjective(), form, TOKENS_PER_MICROBATCH, sampling.temperature)
 
     rows: list[Figures] = []
     handover(0, changed_only=False)  # version 0, whole; a later one is what training changed of it

@@ -24,11 +24,12 @@ from prism_megatron.run.follow import RowClock, RowReader, follow
 from prism_megatron.run.record import RunRecord, read_record
 from prism_megatron.run.reporting import newest_checkpoint, path_text, write_both
 from prism_megatron.stages.align.view import VIEW as ALIGN
+from prism_megatron.stages.rlvr.view import VIEW as RLVR
 from prism_megatron.stages.sft.view import VIEW as SFT
 from prism_megatron.stages.warm_start.view import VIEW as WARM_START
 from prism_megatron.terminal import INTERRUPTED
 
-VIEWS: Mapping[str, StageView] = {"align": ALIGN, "warm-start": WARM_START, "sft": SFT}
+VIEWS: Mapping[str, StageView] = {"align": ALIGN, "warm-start": WARM_START, "sft": SFT, "rlvr": RLVR}
 
 _TOLD_BY_THE_RUN = ("ended", "exported", "held_out")
 _POLL_SECONDS = 1.0

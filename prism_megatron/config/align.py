@@ -13,6 +13,7 @@ from prism_megatron.config.discriminator import DiscriminatorConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, OnResume
 from prism_megatron.config.game import GameConfig
 from prism_megatron.config.model import ModelConfig
+from prism_megatron.config.objective import CorrectionConfig
 from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import PrecisionConfig
@@ -35,6 +36,7 @@ class AlignConfig:
     rollout: tyro.conf.OmitArgPrefixes[RolloutConfig] = field(default_factory=RolloutConfig)
     discriminator: tyro.conf.OmitArgPrefixes[DiscriminatorConfig] = field(default_factory=DiscriminatorConfig)
     game: tyro.conf.OmitArgPrefixes[GameConfig] = field(default_factory=GameConfig)
+    correction: tyro.conf.OmitArgPrefixes[CorrectionConfig] = field(default_factory=CorrectionConfig)
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     policy: OptimizerConfig = field(default_factory=OptimizerConfig)

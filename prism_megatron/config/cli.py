@@ -44,6 +44,20 @@ def inputs_named(argv: Sequence[str], *names: str) -> frozenset[str]:
     return frozenset(filter(is_named, names))
 
 
+def named_value(argv: Sequence[str], name: str) -> str | None:
+    """What the flag of that name says, or else the YAML's own field; None where neither names it.
+
+    Raises ConfigError for a bad YAML file.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path)
+    early.add_argument(f"--{name}")
+    known, _ = early.parse_known_args(argv)
+    yaml = read_yaml(known.config) if known.config else {}
+    value = getattr(known, name) or yaml.get(name)
+    return None if value is None else str(value)
+
+
 def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str, prog: str | None = None) -> ConfigT:
     """``defaults`` with the YAML of ``--config`` over them, and the flags over both.
 

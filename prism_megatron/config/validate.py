@@ -10,6 +10,7 @@ from prism_megatron.config.data import DataConfig
 from prism_megatron.config.discriminator import DiscriminatorConfig, check_kind, check_router_losses, check_upcycling
 from prism_megatron.config.fields import check_fields
 from prism_megatron.config.model import ModelConfig
+from prism_megatron.config.objective import check_correction
 from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.config.precision import PrecisionConfig, check_precision
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
@@ -47,6 +48,7 @@ def check_align_values(config: AlignConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use, or for a folder that is not there."""
     check_values(config)
     check_game(config.game)
+    check_correction(config.correction, top_p=config.rollout.top_p)
 
 
 def check_values(config: TrainsDiscriminator) -> None:
@@ -97,10 +99,10 @@ def check_rollout(rollout: RolloutConfig) -> None:
     _check_sync(rollout, given)
 
 
-def _check_timeouts(config: TrainsDiscriminator) -> None:
-    """Ranks that wait for one that samples must not give up first: the error would then name a collective."""
-    of_rollout, of_ranks = config.rollout.rollout_timeout_minutes, config.parallel.distributed_timeout_minutes
-    if config.rollout.rollout == "sglang" and of_ranks <= of_rollout:
+def check_timeouts(rollout: RolloutConfig, parallel: ParallelConfig) -> None:
+    """Raise ConfigError where ranks would give up on one that still samples: the error would name a collective."""
+    of_rollout, of_ranks = rollout.rollout_timeout_minutes, parallel.distributed_timeout_minutes
+    if rollout.rollout == "sglang" and of_ranks <= of_rollout:
         raise ConfigError(
             f"--distributed-timeout-minutes {of_ranks} must be more than --rollout-timeout-minutes {of_rollout}, or "
             "ranks give up on one that is still sampling"
@@ -173,7 +175,7 @@ def check_shared(
     """:func:`check_align` of what the stages have in common, values aside. Raises ConfigError."""
     check_recompute(config.recompute)
     check_rollout(config.rollout)
-    _check_timeouts(config)
+    check_timeouts(config.rollout, config.parallel)
     if shape.text.num_experts and discriminator is None:
         raise ConfigError(
             f"--model has {shape.text.num_experts} experts, and a discriminator is upcycled from a dense model only; "

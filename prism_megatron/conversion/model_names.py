@@ -17,7 +17,7 @@ from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, EXPORT, is_
 from prism_megatron.errors import ConfigError
 
 Role = Literal["policy", "discriminator"]
-MiniPolicy = Literal["base", "policy"]
+MiniPolicy = Literal["base", "policy", "aligned"]
 """Of the shipped ones: before supervised fine-tuning, and after it."""
 
 FORMS = "a run folder, a checkpoint, a model folder or a hub id (org/name)"
@@ -32,7 +32,7 @@ _HUB_ID = re.compile(rf"(?P<repository>{_HUB_PART}/{_HUB_PART})(?:@(?P<revision>
 
 
 def policy_folder(model: str | None, *, of_the_mini: MiniPolicy = "policy", fetch: bool = False) -> Path:
-    """The folder of ``--model``, or of the mini's base or supervised policy. Raises PrismError as ``folder_of``."""
+    """The folder of ``--model``, or without one of a policy of the mini's. Raises PrismError as ``folder_of``."""
     return MINI_FOLDER / of_the_mini if model is None else folder_of(model, "policy", flag="--model", fetch=fetch)
 
 

@@ -49,8 +49,8 @@ def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
             yield f"{path}:{number}", line
 
 
-def object_of(line: bytes, keys: Sequence[str], where: str) -> dict[str, Any]:
-    """The line as an object with exactly these keys. Raises DataError."""
+def object_of(line: bytes, keys: Sequence[str], where: str, *, may_have: Sequence[str] = ()) -> dict[str, Any]:
+    """The line as an object with exactly these keys, beside those that it ``may_have``. Raises DataError."""
     try:
         fields = parse_json(line)
     except ValueError as error:
@@ -61,8 +61,8 @@ def object_of(line: bytes, keys: Sequence[str], where: str) -> dict[str, Any]:
         if key not in fields:
             raise DataError(f"{where}: field {key}: missing")
     for key in fields:
-        if key not in keys:
-            raise DataError(f"{where}: field {key}: unknown; the fields are {', '.join(keys)}")
+        if key not in keys and key not in may_have:
+            raise DataError(f"{where}: field {key}: unknown; the fields are {', '.join([*keys, *may_have])}")
     return fields
 
 

@@ -100,9 +100,12 @@ class RecordSource:
         max_prompt_tokens: int,
         max_response_tokens: int,
         validation_share: float = 0.1,
+        answers_alone: bool = False,
         checks: Checks = Checks(),  # noqa: B008  # frozen
     ) -> None:
         """Checks every record, and measures every prompt and reference.
+
+        ``answers_alone``: a record need not have a caption, and its reference is its answer, whatever else it has.
 
         Raises DataError, naming the first of them, for bad records unless ``checks`` skip them, and if none is left.
         """
@@ -122,6 +125,9 @@ class RecordSource:
             with sieve.catching():
                 if not in_part(record, part, validation_share=validation_share):
                     sieve.leave_out(HELD_OUT)
+                elif answers_alone:
+                    references[record.id] = answer_alone(record, renderer)
+                    asked.append(record)
                 elif (reference := reference_of(record, renderer)) is None:
                     sieve.leave_out(NO_CAPTION)
                 elif len(reference.token_ids) > max_response_tokens:
@@ -131,7 +137,8 @@ class RecordSource:
                     asked.append(record)
         kept = admitted(asked, sieve, renderer, checks, max_prompt_tokens=max_prompt_tokens)
         self._usable = [(record, references[record.id]) for record in kept]
-        without_reasoning = sum(reference.segments.reasoning is None for _, reference in self._usable)
+        captions = [] if answers_alone else [reference for _, reference in self._usable]
+        without_reasoning = sum(reference.segments.reasoning is None for reference in captions)
         self.counts = sieve.counts(len(kept), checks.on_bad, offer=checks.offer, without_reasoning=without_reasoning)
 
     @property
@@ -157,13 +164,24 @@ def reference_of(record: Record, renderer: Renderer) -> Response | None:
     Raises TextError, naming the line, for text that makes no valid response, or that the tokenizer would take for
     tokens: the question's too, and the answer's where nothing else asks for it.
     """
-    where = record.where or record.id
-    for key, text in (("question", record.question), ("answer", record.answer)):
-        renderer.refuse_added_tokens(f"{where}: field {key}", text)
-    for choice in record.choices or ():
-        renderer.refuse_added_tokens(f"{where}: field choices", choice)
+    where = _refuse_added_tokens(record, renderer)
     if record.caption is None:
         return None
     if record.solution is None:
         return renderer.caption_alone(record.caption, id=where)
     return renderer.response(record.caption, record.solution, record.answer, id=where)
+
+
+def answer_alone(record: Record, renderer: Renderer) -> Response:
+    """The record's answer, which rollouts are checked against. Raises as ``reference_of``."""
+    return renderer.answer_alone(record.answer, id=_refuse_added_tokens(record, renderer))
+
+
+def _refuse_added_tokens(record: Record, renderer: Renderer) -> str:
+    """Where the record is. Raises TextError for question, choices or answer with the tokenizer's own tokens in it."""
+    where = record.where or record.id
+    for key, text in (("question", record.question), ("answer", record.answer)):
+        renderer.refuse_added_tokens(f"{where}: field {key}", text)
+    for choice in record.choices or ():
+        renderer.refuse_added_tokens(f"{where}: field choices", choice)
+    return where

@@ -47,6 +47,8 @@ class Record:
     solution: str | None
     caption: str | None
     source: str
+    answer_type: str | None = None
+    """what kind of answer it is, one of ``ANSWER_PATTERNS``; None for a record that was never read"""
     where: str = ""
     """its file and line; empty for a record that was never read"""
 
@@ -136,6 +138,7 @@ def record_of(line: bytes, folder: Path, where: str) -> Record:
         solution=fields["solution"],
         caption=fields["caption"],
         source=fields["source"],
+        answer_type=fields["answer_type"],
         where=where,
     )
 

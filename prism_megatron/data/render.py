@@ -147,6 +147,14 @@ class Renderer:
         whole = self.response(caption, _ANY_BODY, _ANY_BODY, id=id)
         return _without_reasoning(whole)
 
+    def answer_alone(self, answer: str, *, id: str = "reference") -> Response:  # noqa: A002 the field's name
+        """A reference that no discriminator judges: what a rollout's answer is checked against, and the end token.
+
+        Raises TextError, naming ``id``, if it holds added tokens.
+        """
+        self.refuse_added_tokens(id, answer)
+        return Response((*self._encode(answer), self.end_token_id), Segments(None, None, "an answer alone"))
+
     def written(self, text: str, *, id: str) -> Response:  # noqa: A002 the field's name
         """A response as somebody wrote it, tags and all, or the tagged caption of one.
 

@@ -34,6 +34,14 @@ class Extra(StrEnum):
     """[B, S] what a token is worth"""
     ROLLOUT_LOGPROBS = "rollout_logprobs"
     """[B, S] as the rollout engine drew the tokens"""
+    OLD_LOGPROBS = "old_logprobs"
+    """[B, S] of the policy before the first update on these rollouts"""
+    REFERENCE_LOGPROBS = "reference_logprobs"
+    """[B, S] of the frozen policy that this one is held near to"""
+    CORRECTION = "correction"
+    """[B, S] importance weights of the tokens; 0 on one that is left out"""
+    KEPT_TOKENS = "kept_tokens"
+    """[Q] label tokens of a sequence that are not left out"""
     SOURCE = "source"
     """[B, S] number of the set that a demonstration comes from"""
     SERVER_LOGPROBS = "server_logprobs"
@@ -127,6 +135,26 @@ def beside_logits(values_B_S: Tensor, batch: Batch, world: World) -> Tensor:
         return shifted_B_S
     tokens_L = batch.tokens_of(cp_size=world.parallel.cp, cp_rank=world.cp_rank)
     return shifted_B_S.index_select(1, torch.from_numpy(tokens_L).to(shifted_B_S.device))
+
+
+def away_from_logits(values_B_L: Tensor, batch: Batch, world: World) -> Tensor:
+    """The inverse of :func:`beside_logits`: ``[B, S]`` with 0 where this context-parallel rank knows nothing.
+
+    What stands beside the last token of a slot belongs to no token, and is dropped.
+    """
+    tokens_L = batch.tokens_of(cp_size=world.parallel.cp, cp_rank=world.cp_rank)
+    has_next_L = ~np.isin(tokens_L, np.cumsum(batch.row_slots()) - 1)
+    values_B_S = values_B_L.new_zeros(batch.input_ids_B_S.shape)
+    here_L = torch.from_numpy(np.flatnonzero(has_next_L)).to(values_B_L.device)
+    labels_L = torch.from_numpy(tokens_L[has_next_L] + 1).to(values_B_L.device)
+    return values_B_S.index_copy(1, labels_L, values_B_L.index_select(1, here_L))
+
+
+def sequences_beside_logits(batch: Batch, world: World) -> Tensor:
+    """``[B, L]``: the number of the sequence that each output of this context-parallel rank predicts a token of."""
+    tokens_L = batch.tokens_of(cp_size=world.parallel.cp, cp_rank=world.cp_rank)
+    slot_L_B, _ = token_sequences(batch, tokens_L)
+    return torch.from_numpy(np.ascontiguousarray(slot_L_B.T)).to(batch.input_ids_B_S.device)
 
 
 def token_sequences(

@@ -45,6 +45,7 @@ from prism_megatron.engine.optimizer import (
 )
 from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
+from prism_megatron.engine.token_values import ValuesFn, gather_token_values
 from prism_megatron.engine.vision_cache import VisionCache
 from prism_megatron.observability.activity import Activity, Advance
 from prism_megatron.parallel.collectives import broadcast_object, max_numbers, sum_numbers
@@ -216,6 +217,25 @@ class MegatronEngine:
         with torch.no_grad():
             return self._run(batches, loss, forward_only=True)
 
+    def token_values(self, batches: Sequence[Batch], values: ValuesFn) -> list[list[Tensor]]:
+        """What ``values`` finds for every token: for each micro-batch and sequence ``[K, tokens]``, on all its ranks.
+
+        ``values`` gives ``[K, B, L]`` in fp32 for this context-parallel rank's outputs, as ``beside_logits`` has them;
+        they come back at the tokens that are predicted, 0 at a sequence's first. Runs in evaluation mode without
+        gradients; every rank calls this. Nothing is pickled on the way.
+        """
+        for chunk in self._chunks:
+            chunk.eval()
+
+        def kept(output: Any, batch: Batch) -> LossOutput:
+            found_K_B_L = values(output, batch)
+            return LossOutput(found_K_B_L.new_zeros(()), rows={"values": found_K_B_L})
+
+        with torch.no_grad():
+            outputs = self._outputs(batches, kept, forward_only=True)
+        self.provider.measure(self.modules, self._sum_over_ranks)  # forgets what this pass counted
+        return gather_token_values([output.rows["values"] for output in outputs], batches, self.world)
+
     def zero_grad(self) -> None:
         """Drop all gradients."""
         assert self.optimizer is not None
@@ -334,6 +354,10 @@ class MegatronEngine:
         }
 
     def _run(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> PassOutput:
+        return self._share(self._outputs(batches, loss, forward_only=forward_only))
+
+    def _outputs(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> list[LossOutput]:
+        """What the loss returned for every micro-batch; empty on ranks of other than the last stage."""
         if not batches:
             raise ValueError(f"engine {self.name!r} needs at least one micro-batch on every rank")
         shared = SharedImages((batch.images for batch in batches), cache=self.vision_cache)
@@ -354,7 +378,7 @@ class MegatronEngine:
                 **self._schedule_arguments(),
             )
             self._is_stale = False  # every module has waited for its weights
-            return self._share(outputs)
+            return outputs
 
     def _counted(self, weights: Iterator[tuple[str, Tensor]], *, total: int) -> Iterator[tuple[str, Tensor]]:
         """The same tensors; how many have been taken is told."""

@@ -9,7 +9,7 @@ H hidden, V this rank's vocabulary columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,11 +85,14 @@ class VocabularyOutput:
         *,
         temperature: float = 1.0,
         with_entropy: bool = True,
+        at_once: bool = False,
     ) -> tuple[Tensor, TokenScores]:
         """A loss that is a sum over tokens, and the scores it was made of, detached.
 
         ``loss_of`` is called chunk by chunk. Gradients are found on the way, so that every logit is computed once. The
         loss is differentiable once. Entropies are NaN without ``with_entropy``, which spares a pass over all logits.
+        With ``at_once`` ``loss_of`` is called once for all tokens, even for none, so that it may look at whole answers
+        and talk to other ranks; where they are several chunks, every logit is then computed twice.
         """
         # In the order of the hidden states: Megatron's all-reduce of their gradient is lost where it is transposed.
         chosen_L_B = mask_B_L.bool().t()
@@ -102,6 +105,7 @@ class VocabularyOutput:
             with_entropy,
             lambda logprobs_n, entropy_n, part: loss_of(logprobs_n, entropy_n, lambda of: of.t()[chosen_L_B][part]),
             torch.is_grad_enabled(),
+            at_once,
         )
         return loss, self._scattered(found_2_N, chosen_L_B)
 
@@ -276,25 +280,47 @@ class _Learn(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917  # autograd functions take positional arguments only
         ctx: Any, hidden_N_H: Tensor, weight_V_H: Tensor, targets_N: Tensor, columns: _Columns, temperature: float,
-        with_entropy: bool, loss_of: Callable[[Tensor, Tensor, slice], Tensor], with_gradients: bool,
+        with_entropy: bool, loss_of: Callable[[Tensor, Tensor, slice], Tensor], with_gradients: bool, at_once: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         wanted = with_gradients and ctx.needs_input_grad[0], with_gradients and ctx.needs_input_grad[1]
         gradients = _Gradients(hidden_N_H, weight_V_H, columns, wanted)
         found_2_N = hidden_N_H.new_zeros(2, len(targets_N), dtype=torch.float32)
         total = hidden_N_H.new_zeros((), dtype=torch.float32)
-        for part in columns.chunks(len(targets_N)):
-            chunk = _Chunk(
+
+        def chunk_of(part: slice) -> _Chunk:
+            return _Chunk(
                 hidden_N_H[part], weight_V_H, targets_N[part], columns, temperature, with_entropy=with_entropy
             )
-            found_2_N[:, part] = torch.stack([chunk.logprobs_n, chunk.entropy_n])
+
+        def loss_and_grads(found_2_n: Sequence[Tensor], part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
             with torch.enable_grad():
-                logprobs_n, entropy_n = chunk.logprobs_n.requires_grad_(), chunk.entropy_n.requires_grad_()
+                logprobs_n, entropy_n = (one.detach().requires_grad_() for one in found_2_n)
                 loss = loss_of(logprobs_n, entropy_n, part)
-            total += loss.detach()
+            if not any(wanted):
+                return loss.detach(), logprobs_n, None
+            grads = torch.autograd.grad(loss, (logprobs_n, entropy_n), allow_unused=True)
+            return loss.detach(), torch.zeros_like(logprobs_n) if grads[0] is None else grads[0], grads[1]
+
+        parts = list(columns.chunks(len(targets_N)))
+        # A loss of whole answers needs the log-probs of all chunks; only where there is one do its logits stay.
+        scores_first = at_once and len(parts) != 1
+        of_all: tuple[Tensor, Tensor | None] | None = None
+        if scores_first:
+            for part in parts:
+                chunk = chunk_of(part)
+                found_2_N[:, part] = torch.stack([chunk.logprobs_n, chunk.entropy_n])
+            total, logprob_grad_N, entropy_grad_N = loss_and_grads(list(found_2_N), slice(None))
+            of_all = logprob_grad_N, entropy_grad_N
+        for part in parts if any(wanted) or not scores_first else []:
+            chunk = chunk_of(part)
+            if of_all is not None:
+                logprob_grad_n, entropy_grad_n = of_all[0][part], None if of_all[1] is None else of_all[1][part]
+            else:
+                found_2_N[:, part] = torch.stack([chunk.logprobs_n, chunk.entropy_n])
+                loss, logprob_grad_n, entropy_grad_n = loss_and_grads([chunk.logprobs_n, chunk.entropy_n], part)
+                total += loss
             if any(wanted):
-                grads = torch.autograd.grad(loss, (logprobs_n, entropy_n), allow_unused=True)
-                logprob_grad_n = torch.zeros_like(logprobs_n) if grads[0] is None else grads[0]
-                gradients.add(part, chunk.grad_logits(logprob_grad_n, grads[1]))
+                gradients.add(part, chunk.grad_logits(logprob_grad_n, entropy_grad_n))
         ctx.gradients = gradients
         ctx.mark_non_differentiable(found_2_N)
         return total, found_2_N
@@ -302,9 +328,9 @@ class _Learn(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, factor: Tensor, _: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None, None, None]:
         found: _Gradients = ctx.gradients
         hidden_N_H = None if found.hidden_N_H is None else found.hidden_N_H.mul_(factor)
         weight_V_H = None if found.weight_V_H is None else found.weight_V_H.mul_(factor)
         del ctx.gradients
-        return hidden_N_H, weight_V_H, None, None, None, None, None, None
+        return hidden_N_H, weight_V_H, None, None, None, None, None, None, None

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
-from prism_megatron.engine.provider import StepResult
 from prism_megatron.evaluation.health import Figures, JudgedGroup, agreement, tower_figures
 from prism_megatron.evaluation.scenes import SceneJudgement, judge
 from prism_megatron.game.judge import Judgement, TrunkCost
@@ -94,24 +93,10 @@ def _scores(
     return [scores[index, tower, r] for r in group.valid_rollouts]
 
 
-def ratio(total: float, count: float) -> float | None:
-    """``total / count``, or None where there is nothing to divide."""
-    return total / count if count else None
-
-
 def cost_row(cost: TrunkCost, *, pairs: int) -> Figures:
     """What the discriminator's pass ran: tokens through the trunk, tokens judged, and rollouts to a reference."""
     return {
         "discriminator/trunk_tokens": cost.trunk_tokens,
         "discriminator/unique_tokens": cost.unique_tokens,
         "discriminator/rollouts_per_reference": pairs / cost.references,
-    }
-
-
-def update_row(role: str, result: StepResult | None) -> Figures:
-    """How a role's update went; nulls where it had none."""
-    return {
-        f"{role}_grad_norm": None if result is None else result.grad_norm,
-        f"{role}_lr": None if result is None else result.lr,
-        f"{role}_updated": None if result is None else int(result.updated),
     }

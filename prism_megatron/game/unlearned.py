@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from prism_megatron.data.render import Renderer
 from prism_megatron.types import PreferenceGroup
 
-NOT_FINITE = "its gradient is not finite, so the update was dropped; lower the learning rate"
+ALL_LEFT_OUT = "--correction left out every token of the step"
 SCORES_NOT_FINITE = "the discriminator's scores are not finite"
 _SHOWN_CHARACTERS = 160
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prism_megatron.losses.policy import MAX_LOG_RATIO
+from prism_megatron.losses.policy.surrogate import MAX_LOG_RATIO
 
 TRUNCATE_AT = 2.0
 """Largest weight that a truncated correction would give a token, as other trainers have it by default."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prism_megatron.losses.policy import MAX_LOG_RATIO
+from prism_megatron.losses.policy.surrogate import MAX_LOG_RATIO
 
 
 @dataclass(frozen=True, eq=False)

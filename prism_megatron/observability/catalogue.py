@@ -1,7 +1,8 @@
 """Every metric of ``metrics.jsonl``: its name, what it means, and the count that weights it in a mean over steps.
 
 A figure without data is null, beside a count of 0. ``{tower}`` stands for perception and reasoning, ``{role}`` for
-policy and discriminator, ``{kind}`` for text and image prompts, ``{expert}`` and ``{phase}`` for whatever the run has.
+policy and discriminator, ``{mode}`` for how held-out prompts are answered, ``{kind}`` for text and image prompts,
+``{expert}`` and ``{phase}`` for whatever the run has.
 The page ``docs/metrics.md`` is made of this: ``python -m prism_megatron.observability.catalogue > docs/metrics.md``.
 """
 
@@ -22,6 +23,7 @@ _STANDS_FOR = {
     "kind": "|".join(PROMPT_KINDS),
     "expert": "[0-9]+",
     "source": ".+",
+    "mode": "greedy|sampled",
     "phase": "[a-z_]+",
 }
 
@@ -55,6 +57,28 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
         "staleness/mean": Metric("updates of the policy between drawing an answer and training on it", "rollouts"),
         "staleness/max": Metric("the most of them"),
         "off_policy_share": Metric("share of tokens drawn by an earlier policy than the one that trains"),
+    },
+    "Verifiable rewards": {
+        "reward/accuracy": Metric("share of answers that are right", "rollouts"),
+        "reward/mean": Metric("mean reward of the answers that were learned from", "reward/learned"),
+        "reward/learned": Metric("such answers"),
+        "reward/guarded": Metric("checks of answers that a static guard refused, as wrong"),
+        "reward/killed": Metric("checks that took too long and were ended, as wrong"),
+        "reward/slowest_seconds": Metric("seconds of the longest check"),
+        "groups": Metric("prompts that were asked"),
+        "groups/learned": Metric("those whose answers were learned from"),
+        "groups/mixed": Metric("those with right and wrong answers"),
+        "groups/all_right": Metric("those whose answers are all right"),
+        "groups/none_right": Metric("those whose answers are all wrong"),
+        "groups/surplus": Metric("those that would have been learned from, beyond --prompts-per-step"),
+        "groups/batches": Metric("batches of prompts that were asked (--max-batches)"),
+    },
+    "Held-out prompts": {
+        "eval/prompts": Metric("prompts that were asked, once greedily and --eval-rollouts times by sampling"),
+        "eval/{mode}/accuracy": Metric("share of right answers (mean@k of samples)", "eval/prompts"),
+        "eval/{mode}/pass": Metric("share of prompts with a right answer among the samples (pass@k)", "eval/prompts"),
+        "eval/{mode}/format": Metric("share of valid responses", "eval/prompts"),
+        "eval/{mode}/tokens": Metric("mean tokens of an answer", "eval/prompts"),
     },
     "The game, tower by tower": {
         "{tower}/pairs": Metric("pairs of a reference and a valid answer"),
@@ -91,6 +115,16 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
         "{role}_updated": Metric("1 where the optimizer took its step, 0 where a gradient was not finite"),
         "{role}_grad_norm": Metric("gradient norm before the clip"),
         "{role}_lr": Metric("learning rate of the update"),
+        "policy_updates": Metric("updates of the policy in this step"),
+        "policy_grad_norm/mean": Metric("mean gradient norm of these updates"),
+        "policy_grad_norm/max": Metric("the largest"),
+        "ratio/mean": Metric("probability of a token under the policy over that before the step, mean"),
+        "ratio/max": Metric("the largest"),
+        "ratio/kl": Metric("KL divergence (k3 estimate) from the policy before the step, a token"),
+        "clip/low_share": Metric("share of tokens whose ratio the lower bound holds"),
+        "clip/high_share": Metric("share of tokens whose ratio the upper bound holds"),
+        "clip/dual_share": Metric("share of tokens that the dual clip holds"),
+        "kl/reference": Metric("divergence from the reference policy (--kl), a token"),
         "policy_loss": Metric("the policy's loss, a mean over response tokens"),
         "entropy": Metric("entropy of the policy's next token, a mean over response tokens", "response_tokens"),
         "discriminator_loss": Metric("the discriminator's loss on the step's pairs"),
@@ -111,6 +145,14 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
             "tokens whose log-probs differ by more than 20 between trainer and rollout, and are taken to differ by that"
         ),
         "importance/effective_share": Metric("effective sample size as a share of the tokens", "response_tokens"),
+        "correction/kept_tokens": Metric("tokens that the policy learned from under --correction"),
+        "correction/rejected_tokens": Metric("tokens that --correction left out, and out of every mean"),
+        "correction/vetoed_rollouts": Metric("answers left out whole (--correction-veto)"),
+        "correction/truncated_share": Metric("share of tokens whose weight was held", "correction/kept_tokens"),
+        "correction/mean_weight": Metric("mean weight of the tokens learned from", "correction/kept_tokens"),
+        "correction/effective_share": Metric(
+            "effective sample size of these weights as a share of the tokens", "correction/kept_tokens"
+        ),
     },
     "Supervised fine-tuning": {
         "loss": Metric("negative log-likelihood of a label token, before the step's update", "label_tokens"),

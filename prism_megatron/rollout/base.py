@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,6 +38,10 @@ class Sampling:
             raise ConfigError(f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; use 1 or more")
 
 
+Finished = Callable[[int, tuple[Rollout, ...]], None]
+"""Takes the place of a prompt in a request and its samples."""
+
+
 @dataclass(frozen=True)
 class SampleRequest:
     """Responses to draw: ``n`` for each prompt, or of each the ``samples`` with these numbers.
@@ -54,6 +58,8 @@ class SampleRequest:
     step: int = field(kw_only=True)
     prompt_offset: int = field(default=0, kw_only=True)
     samples: Sequence[range] | None = field(default=None, kw_only=True)
+    finished: Finished | None = field(default=None, kw_only=True)
+    """told of every prompt once, as soon as its samples are there, and from any thread; others may still be sampled"""
 
     @property
     def wanted(self) -> Sequence[range]:

@@ -120,6 +120,9 @@ class EmbeddedRollout:
                 counts = [len(some) for some in numbers]
                 rows = iter(self._sample(prompts[batch.start : batch.stop], counts, sampling, uniforms, advance))
                 rollouts += [tuple(islice(rows, count)) for count in counts]
+                if request.finished is not None:
+                    for place in batch:
+                        request.finished(place, rollouts[place])
         return rollouts
 
     def _batches(self, counts: Sequence[int]) -> Iterator[range]:

@@ -195,7 +195,9 @@ class SGLangRollout:
                 )
         counts = [len(numbers) for numbers in request.wanted]
         with self.activity.task("answers", total=sum(counts)) as advance:
-            return self._sampler.generate(prompts, counts, sampling, since=version, advance=advance)
+            return self._sampler.generate(
+                prompts, counts, sampling, since=version, advance=advance, finished=request.finished
+            )
 
     def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
         """Log-probs of ``response`` at temperature 1, as each server has them, by URL. Raises RolloutError.

@@ -15,7 +15,7 @@ from typing import Any
 
 from prism_megatron.errors import RolloutError
 from prism_megatron.observability.activity import Advance
-from prism_megatron.rollout.base import Sampling, SegmentFinder
+from prism_megatron.rollout.base import Finished, Sampling, SegmentFinder
 from prism_megatron.rollout.served_weights import ServedWeights
 from prism_megatron.rollout.sglang_http import (
     SHORTEST_SECONDS,
@@ -78,22 +78,27 @@ class Sampler:
         *,
         since: int,
         advance: Advance = _nobody,
+        finished: Finished | None = None,
     ) -> list[tuple[Rollout, ...]]:
         """``counts[p]`` samples of each prompt, with no token by an older version than ``since``.
 
-        ``advance`` is told of samples that have come.
+        ``advance`` is told of samples that have come, ``finished`` of each prompt with all of its samples.
 
         Raises DataError for images that the servers would see otherwise, and RolloutError when no whole answer comes
         in time. Earlier calls are served first.
         """
         deadline = time.monotonic() + self._seconds
 
-        def sample(prompt: Prompt, count: int) -> tuple[Rollout, ...]:
+        def sample(place: int, prompt: Prompt, count: int) -> tuple[Rollout, ...]:
             answers = self._sample(prompt, count, sampling, since, deadline=deadline)
             advance(count)
-            return tuple(self._rollout(prompt, answer, sampling) for answer in answers)
+            rollouts = tuple(self._rollout(prompt, answer, sampling) for answer in answers)
+            if finished is not None:
+                finished(place, rollouts)
+            return rollouts
 
-        futures = [self._threads.submit(sample, *pair) for pair in zip(prompts, counts, strict=True)]
+        pairs = enumerate(zip(prompts, counts, strict=True))
+        futures = [self._threads.submit(sample, place, *pair) for place, pair in pairs]
         try:
             return [future.result() for future in futures]
         finally:

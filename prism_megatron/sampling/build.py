@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,11 +12,17 @@ from prism_megatron.config.data import DataConfig
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.rollout.base import RolloutEngine, Sampling
+from prism_megatron.rollout.weight_buckets import GATHERED_SHARE
+from prism_megatron.sampling.handover import Handover
+from prism_megatron.sampling.probe import ServingProbe
 from prism_megatron.sampling.replicas import build_replicas
-from prism_megatron.sampling.servers import build_served_rollout
+from prism_megatron.sampling.servers import SharedRollout, build_served_rollout
+from prism_megatron.training.batches import BatchFormat
 
 
 def build_rollout(
@@ -41,3 +49,25 @@ def build_rollout(
 def sampling_of(rollout: RolloutConfig, data: DataConfig) -> Sampling:
     """How tokens are drawn."""
     return Sampling(temperature=rollout.temperature, top_p=rollout.top_p, max_new_tokens=data.max_response_tokens)
+
+
+def build_handover(
+    config: RolloutConfig,
+    policy: MegatronEngine,
+    rollout: RolloutEngine,
+    *,
+    examples: Sequence[Example],
+    form: BatchFormat,
+) -> Handover:
+    """From ``policy`` to ``rollout``; where it is asked for, servers are probed with one of the ``examples``."""
+    gather_bytes = config.rollout_bucket_mib * 2**20 // GATHERED_SHARE
+    if not (isinstance(rollout, SharedRollout) and config.rollout_probe_every):
+        return Handover(policy, rollout, gather_bytes)
+    probe = ServingProbe(
+        examples,
+        every=config.rollout_probe_every,
+        bound=config.rollout_probe_bound,
+        form=form,
+        world=policy.world,
+    )
+    return Handover(policy, rollout, gather_bytes, partial(probe.check, rollout, policy))

@@ -16,8 +16,17 @@ from typing import NamedTuple
 
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.runtime import World
+from prism_megatron.rewards.rewarder import Rewarded
 from prism_megatron.rollout.base import RolloutEngine, Sampling
-from prism_megatron.sampling.shares import Draw, Samplers, find_samplers, gather_groups, sample_groups, share_to_draw
+from prism_megatron.sampling.shares import (
+    Draw,
+    RewardGroup,
+    Samplers,
+    find_samplers,
+    gather_groups,
+    sample_groups,
+    share_to_draw,
+)
 from prism_megatron.types import RolloutGroup
 
 
@@ -41,6 +50,8 @@ class SampledStep:
     groups: Sequence[RolloutGroup]
     version: int
     staleness: Staleness
+    rewards: Sequence[Sequence[Rewarded]] = ()
+    """of each answer by group, where the queue has them rewarded"""
 
 
 class _Begun(NamedTuple):
@@ -62,8 +73,9 @@ class RolloutQueue:
         world: World,
         steps: range,
         ahead: int,
+        reward: RewardGroup | None = None,
     ) -> None:
-        """``prompts(step)`` gives the same examples on every rank; each gets ``n`` rollouts.
+        """``prompts(step)`` gives the same examples on every rank; each gets ``n`` rollouts, and ``reward`` sees them.
 
         With ``ahead`` above 0 the engine's ``generate`` is called from threads, beside ``update_weights``.
         """
@@ -75,6 +87,7 @@ class RolloutQueue:
         self._world = world
         self._to_begin = deque(steps)
         self._ahead = ahead
+        self._reward = reward
         self._begun: dict[int, _Begun] = {}
         self._versions: deque[int] = deque(maxlen=ahead + 1)
         # Twice as many as draw at once: those of before ``begin_again`` may still be at it.
@@ -95,9 +108,9 @@ class RolloutQueue:
             ahead = self._to_begin.popleft()
             self._begun[ahead] = self._begin(ahead, samplers)
         examples, draw = self._begun[step]
-        groups = gather_groups(draw, examples, n=self._n)
+        groups, rewards = gather_groups(draw, examples, n=self._n)
         del self._begun[step]
-        return SampledStep(examples, groups, samplers.version, staleness(groups, self._versions))
+        return SampledStep(examples, groups, samplers.version, staleness(groups, self._versions), rewards)
 
     def sample(self, examples: Sequence[Example], *, step: int) -> list[RolloutGroup]:
         """Rollouts of prompts that belong to no step, drawn now; ``step`` keys the draws. All ranks call it."""
@@ -133,6 +146,7 @@ class RolloutQueue:
             seed=self._seed,
             step=step,
             world=self._world,
+            reward=self._reward,
         )
         return _Begun(examples, self._threads.submit(draw).result if self._ahead else draw)
 

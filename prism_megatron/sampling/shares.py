@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError, RolloutError, WeightSyncError
 from prism_megatron.parallel.collectives import all_gather_objects
 from prism_megatron.parallel.layout import share_of
+from prism_megatron.rewards.rewarder import Rewarded
 from prism_megatron.rollout.base import RolloutEngine, SampleRequest, Sampling
 from prism_megatron.types import Rollout, RolloutGroup
 
-Draw = Callable[[], Sequence[tuple[Rollout, ...]]]
-"""Draws one rank's share of a step's samples, by prompt. It takes part in no collective, so any thread may call it."""
+RewardGroup = Callable[[Example, Sequence[Rollout]], Future[list[Rewarded]]]
+"""Begins to reward answers to an example, and does not wait."""
+
+
+class Drawn(NamedTuple):
+    """One rank's share of a step's samples, by prompt."""
+
+    answers: Sequence[tuple[Rollout, ...]]
+    rewards: Sequence[Sequence[Rewarded]]
+    """of each answer; none of any where nobody rewards them"""
+
+
+Draw = Callable[[], Drawn]
+"""Draws one rank's share. It takes part in no collective, so any thread may call it."""
+
+
+class Gathered(NamedTuple):
+    """All answers of a step and what they are worth, on every rank."""
+
+    groups: list[RolloutGroup]
+    rewards: list[list[Rewarded]]
+    """of each answer by group; no group's where nobody rewards them"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +88,23 @@ def sample_groups(
     """
     samplers = find_samplers(rollout)
     draw = share_to_draw(rollout, examples, sampling, samplers, n=n, seed=seed, step=step, world=world)
+    return gather_groups(draw, examples, n=n).groups
+
+
+def sample_rewarded(
+    rollout: RolloutEngine,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    reward: RewardGroup,
+    *,
+    n: int,
+    seed: int,
+    step: int,
+    world: World,
+) -> Gathered:
+    """:func:`sample_groups` with the answers' rewards. Raises RewardError too, on every rank."""
+    samplers = find_samplers(rollout)
+    draw = share_to_draw(rollout, examples, sampling, samplers, n=n, seed=seed, step=step, world=world, reward=reward)
     return gather_groups(draw, examples, n=n)
 
 
@@ -93,39 +133,65 @@ def share_to_draw(
     seed: int,
     step: int,
     world: World,
+    reward: RewardGroup | None = None,
 ) -> Draw:
-    """This rank's part of ``n`` answers to each example's prompt, ready to be drawn."""
+    """This rank's part of ``n`` answers to each example's prompt, ready to be drawn.
+
+    Whoever draws an answer has it rewarded, and the answers of a prompt are while others are still being sampled.
+    """
     share = SampleShare(0, ())
     if world.rank in samplers.ranks:
         share = sample_share(len(examples), n, index=samplers.ranks.index(world.rank), count=len(samplers.ranks))
     if not share.samples:
-        return lambda: ()
-    prompts = [example.prompt for example in examples[share.first : share.first + len(share.samples)]]
+        return lambda: Drawn((), ())
+    asked = examples[share.first : share.first + len(share.samples)]
     request = SampleRequest(
-        prompts, n, sampling, seed=seed, step=step, prompt_offset=share.first, samples=share.samples
+        [example.prompt for example in asked],
+        n,
+        sampling,
+        seed=seed,
+        step=step,
+        prompt_offset=share.first,
+        samples=share.samples,
     )
-    return partial(rollout.generate, request)
+    return partial(_draw, rollout, request, asked, reward)
 
 
-def gather_groups(draw: Draw, examples: Sequence[Example], *, n: int) -> list[RolloutGroup]:
-    """All ranks' answers together, on every rank; all ranks call it together.
+def _draw(
+    rollout: RolloutEngine, request: SampleRequest, asked: Sequence[Example], reward: RewardGroup | None
+) -> Drawn:
+    if reward is None:
+        return Drawn(rollout.generate(request), ())
+    under_way: dict[int, Future[list[Rewarded]]] = {}
+
+    def begin(place: int, rollouts: Sequence[Rollout]) -> None:
+        under_way[place] = reward(asked[place], rollouts)
+
+    answers = rollout.generate(replace(request, finished=begin))
+    return Drawn(answers, [under_way[place].result() for place in range(len(asked))])
+
+
+def gather_groups(draw: Draw, examples: Sequence[Example], *, n: int) -> Gathered:
+    """All ranks' answers and rewards together, on every rank; all ranks call it together.
 
     Where drawing fails on a rank, that rank raises its PrismError and all others a RolloutError with the same message.
     """
-    drawn: Sequence[tuple[Rollout, ...]] = ()
+    drawn = Drawn((), ())
     problem: PrismError | None = None
     try:
         drawn = draw()
     except PrismError as error:
         problem = error
-    shares = all_gather_objects((list(drawn), None if problem is None else str(problem)))
+    shares = all_gather_objects((drawn, None if problem is None else str(problem)))
     if problem is not None:
         raise problem
     for _, message in shares:
         if message is not None:
             raise RolloutError(message)
-    everyone = [answer for answers, _ in shares for some in answers for answer in some]
-    return [
+    everyone = [answer for share, _ in shares for some in share.answers for answer in some]
+    rewards = [reward for share, _ in shares for some in share.rewards for reward in some]
+    groups = [
         RolloutGroup(prompt=example.prompt, reference=example.reference, rollouts=tuple(everyone[p * n : (p + 1) * n]))
         for p, example in enumerate(examples)
     ]
+    return Gathered(groups, [rewards[start : start + n] for start in range(0, len(rewards), n)])

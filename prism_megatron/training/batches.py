@@ -36,13 +36,22 @@ class BatchFormat:
         return -(-length // self.length_multiple) * self.length_multiple
 
 
+@dataclass(frozen=True)
+class PlannedBatch:
+    """A micro-batch, and the numbers of the experience's rows that lie in it, one after the other."""
+
+    rows: tuple[int, ...]
+    batch: Batch
+
+
 def policy_batch(rows: Sequence[ExperienceRow], *, version: int, form: BatchFormat) -> Batch:
     """One packed micro-batch of prompts with a rollout each.
 
     Token extras stand at the position of the *label* token:
     ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``on_policy_mask`` the
     same for tokens drawn with ``version`` of the policy only, ``advantages``, and ``rollout_logprobs`` as the rollout
-    engine drew them.
+    engine drew them. ``old_logprobs``, ``reference_logprobs`` and ``correction`` are there where the rows have them,
+    all or none; ``kept_tokens`` counts a sequence's.
     """
     sequences: list[TokenSequence] = []
     names = (Extra.LABEL_MASK, Extra.IMAGE_MASK, Extra.ON_POLICY_MASK, Extra.ADVANTAGES, Extra.ROLLOUT_LOGPROBS)
@@ -56,7 +65,20 @@ def policy_batch(rows: Sequence[ExperienceRow], *, version: int, form: BatchForm
         extras[Extra.ON_POLICY_MASK].append([*zeros, *(float(drawn == version) for drawn in rollout.token_versions())])
         extras[Extra.ADVANTAGES].append([*zeros, *row.advantages])
         extras[Extra.ROLLOUT_LOGPROBS].append([*zeros, *rollout.logprobs])
-    return _collate_rows(sequences, extras, form, pack=True)
+        for name, values in _optional(row).items():
+            extras.setdefault(name, []).append([*zeros, *values])
+    batch = _collate_rows(sequences, extras, form, pack=True)
+    kept_Q = torch.tensor([float(row.kept_tokens) for row in rows], dtype=torch.float32, device=form.device)
+    return replace(batch, extras={**batch.extras, Extra.KEPT_TOKENS: kept_Q})
+
+
+def _optional(row: ExperienceRow) -> dict[str, Sequence[float]]:
+    values = {
+        Extra.OLD_LOGPROBS: row.old_logprobs,
+        Extra.REFERENCE_LOGPROBS: row.reference_logprobs,
+        Extra.CORRECTION: row.weights,
+    }
+    return {name: given for name, given in values.items() if given is not None}
 
 
 def supervised_batch(

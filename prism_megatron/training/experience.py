@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from prism_megatron.types import Prompt, Rollout
 
@@ -18,6 +19,18 @@ class ExperienceRow:
     prompt: Prompt
     rollout: Rollout
     advantages: Sequence[float]
+    old_logprobs: Sequence[float] | None = None
+    """of each token, under the policy before the first update on it; None: those of the update itself"""
+    reference_logprobs: Sequence[float] | None = None
+    """of each token, under the frozen policy that this one is held near to"""
+    weights: Sequence[float] | None = None
+    """importance weight of each token; 0 leaves it out, of every mean too"""
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens that are learned from."""
+        length = len(self.rollout.token_ids)
+        return length if self.weights is None else sum(weight > 0 for weight in self.weights)
 
 
 @dataclass(frozen=True)
@@ -36,3 +49,26 @@ class Experience:
     def response_tokens(self) -> int:
         """Tokens of all rollouts: the denominator of a token mean."""
         return sum(len(row.rollout.token_ids) for row in self.rows)
+
+    @property
+    def kept_tokens(self) -> int:
+        """The same without those that a correction leaves out."""
+        return sum(row.kept_tokens for row in self.rows)
+
+    @property
+    def kept_rows(self) -> int:
+        """Rollouts with a token that is learned from: the denominator of a mean over answers."""
+        return sum(row.kept_tokens > 0 for row in self.rows)
+
+    def parts(self, count: int, *, rounds_of: int) -> list[Experience]:
+        """The rows in ``count`` mini-batches, in their order, each a multiple of ``rounds_of`` rows.
+
+        Raises ValueError where there are too few rows for that.
+        """
+        if count == 1:
+            return [self]
+        units = len(self.rows) // rounds_of
+        if len(self.rows) % rounds_of or units < count:
+            raise ValueError(f"{len(self.rows)} rollouts cannot be {count} mini-batches of multiples of {rounds_of}")
+        cuts = [part * units // count * rounds_of for part in range(count + 1)]
+        return [replace(self, rows=self.rows[start:end]) for start, end in pairwise(cuts)]

@@ -71,8 +71,11 @@ def build_prompts(
     batch_size: int,
     seed: int,
     checks: Checks,
+    answers_alone: bool = False,
 ) -> SceneSource | RecordSource:
     """Records of ``--data`` of their ``part``, or without it the mini world's ``scenes`` of that split.
+
+    ``answers_alone``: records are asked for their answer, and need no caption.
 
     Raises DataError as ``RecordSource``.
     """
@@ -86,5 +89,6 @@ def build_prompts(
         batch_size=batch_size,
         max_prompt_tokens=data.max_prompt_tokens,
         max_response_tokens=data.max_response_tokens,
+        answers_alone=answers_alone,
         checks=checks,
     )

@@ -72,14 +72,14 @@ def build_policy(
     *,
     world: World,
     dtype: torch.dtype,
-    optimizer: OptimizerConfig,
+    optimizer: OptimizerConfig | None,
     total_steps: int,
     freeze: Collection[FreezeGroup] = (),
     router_losses: RouterLosses = NO_ROUTER_LOSSES,
     execution: Execution = PLAIN,
     speed: SpeedConfig = PLAIN_SPEED,
 ) -> MegatronEngine:
-    """The policy with the weights of ``folder`` (see ``load_weights``)."""
+    """The policy with the weights of ``folder`` (see ``load_weights``); without ``optimizer`` it stays as it is."""
     engine = MegatronEngine(
         name="policy",
         provider=Qwen3VLProvider(shape, freeze=freeze, router_losses=router_losses, execution=execution),

@@ -4,11 +4,11 @@ Example of one entry::
 
     [[defect]]
     name = "clip bounds are swapped"
-    file = "prism_megatron/losses/policy.py"
+    file = "prism_megatron/losses/policy/clipped.py"
     old = "ratio.clamp(1 - clip_low, 1 + clip_high)"
     new = "ratio.clamp(1 - clip_high, 1 + clip_low)"
     claim = "the lower bound limits falling ratios, the upper one rising ratios"
-    tests = ["tests/unit/losses/test_policy.py::test_clip_bounds_have_their_sides"]
+    tests = ["tests/unit/losses/policy/test_clipped.py::test_clip_bounds_have_their_sides"]
 
 ``old`` stands exactly once in ``file``. Every one of ``tests`` has to fail once ``new`` stands in its place. An entry
 with ``equivalent = "why"`` changes nothing that can be observed; its tests have to pass.

@@ -30,7 +30,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SIZES = ("--prompts-per-step", "2", "--rollouts-per-prompt", "2", "--tokens-per-microbatch", "512", "--dtype", "fp32",
          "--format-sft", "0", "--save-every", "1")  # fmt: skip
 STEPS = 3
-CLOCKS = ("seconds/", "memory/", "time")
+CLOCKS = ("seconds/", "memory/", "time", "reward/slowest_seconds")
 
 
 @dataclass(frozen=True)

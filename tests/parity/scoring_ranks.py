@@ -25,10 +25,12 @@ from prism_megatron.engine.provider import LossFn, LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.credit import credit_groups, experience_of
 from prism_megatron.game.judge import Judgement, TrunkCost, train
-from prism_megatron.losses.policy import policy_gradient_loss
+from prism_megatron.losses.policy.clipped import clipped
+from prism_megatron.losses.reduction import global_mean
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.experience import Experience
-from prism_megatron.training.policy_update import UpdatePlan, policy_batches, policy_loss, update_policy
+from prism_megatron.training.policy_loss import Denominators, policy_loss
+from prism_megatron.training.policy_update import UpdatePlan, policy_batches, update_policy
 from prism_megatron.training.roles import batch_format
 from prism_megatron.types import RolloutGroup
 from tests.mini_players import FOLDER, judge_plan, mini_discriminator, mini_policy, update_plan
@@ -131,20 +133,23 @@ def policy_gradients(
         return LossOutput(old.sum(), rows={"old": old})
 
     def against_old(output: VocabularyOutput, batch: Batch) -> LossOutput:
-        result = policy_gradient_loss(
+        result = clipped(
             logprobs_of(output, batch),
+            batch.extras["old"],
             beside_logits(batch.extras["advantages"], batch, world),
-            beside_logits(batch.extras["label_mask"], batch, world),
-            token_count=count,
-            old_logprobs_B_S=batch.extras["old"],
+            clip_low=0.2,
+            clip_high=0.2,
+            dual_clip=3.0,
         )
-        return LossOutput(result.loss)
+        mask = beside_logits(batch.extras["label_mask"], batch, world)
+        return LossOutput(-global_mean(result.objective_n, mask, denominator=count))
 
     def gradients(of: Sequence[Batch], loss: LossFn) -> dict[str, Tensor]:
         policy.forward_backward(of, loss)
         return {name: gradient.clone() for name, gradient in policy.export_gradients()}
 
-    once = gradients(batches, partial(policy_loss, world=world, plan=plan, token_count=count))
+    denominators = Denominators(count, count)
+    once = gradients(batches, partial(policy_loss, world=world, objective=plan.objective, denominators=denominators))
     old = policy.forward(batches, old_forward).rows
     with_old = [
         replace(batch, extras={**batch.extras, "old": rows["old"]}) for batch, rows in zip(batches, old, strict=True)

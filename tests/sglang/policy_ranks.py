@@ -22,7 +22,8 @@ from prism_megatron.rollout.sglang_weights import Transport
 from prism_megatron.sampling.servers import SharedRollout
 from prism_megatron.training.batches import policy_batch
 from prism_megatron.training.experience import ExperienceRow
-from prism_megatron.training.policy_update import UpdatePlan, policy_loss
+from prism_megatron.training.policy_loss import Denominators, policy_loss
+from prism_megatron.training.policy_update import UpdatePlan
 from prism_megatron.training.roles import batch_format, build_policy, load_weights
 from prism_megatron.types import Prompt, Response, Rollout, RolloutGroup, Segments
 from tests.mini_players import update_plan
@@ -36,7 +37,7 @@ def gaps(policy: MegatronEngine, plan: UpdatePlan, groups: Sequence[RolloutGroup
     The step follows tokens of alternating sign, so that it moves the policy whatever was sampled.
     """
     tokens = float(sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts))
-    loss = partial(policy_loss, world=policy.world, plan=plan, token_count=tokens)
+    loss = partial(policy_loss, world=policy.world, objective=plan.objective, denominators=Denominators(tokens, tokens))
     batches = []
     for group in groups:
         signs = [[(-1.0) ** t for t in range(len(rollout.token_ids))] for rollout in group.rollouts]

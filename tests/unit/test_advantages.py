@@ -6,13 +6,21 @@ import math
 import statistics
 from collections.abc import Callable
 from random import Random
+from typing import Literal, get_args
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from prism_megatron.advantages import ROUNDING, GroupAdvantages, joint_advantages, per_expert_advantages
+from prism_megatron.advantages import (
+    ROUNDING,
+    GroupAdvantages,
+    joint_advantages,
+    overlong_penalty,
+    per_expert_advantages,
+    reward_advantages,
+)
 
 score = st.floats(-15, 15, allow_nan=False)
 groups = st.integers(1, 8).flatmap(
@@ -260,3 +268,86 @@ def test_a_valid_rollout_with_nan_is_refused() -> None:
     """A diverged discriminator stops the run; it is never replaced by a number."""
     with pytest.raises(ValueError, match="not finite"):
         per_expert_advantages(torch.tensor([math.nan, 1.0]), None, torch.tensor([True, True]))
+
+
+def slow_normalised(rewards: list[float]) -> list[float]:
+    if len(rewards) == 1:
+        return [rewards[0] / (1 + 1e-6)]
+    if max(rewards) == min(rewards):
+        return [0.0] * len(rewards)
+    mean = sum(rewards) / len(rewards)
+    std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1))
+    return [(r - mean) / (std + 1e-6) for r in rewards]
+
+
+def slow_advantages(groups_: list[list[list[float]]], weights: list[float], form: str) -> list[list[float]]:
+    """By group, from rewards by group, kind and rollout."""
+    made = []
+    for rewards in groups_:
+        mixed = [sum(w * r[i] for w, r in zip(weights, rewards, strict=True)) for i in range(len(rewards[0]))]
+        if form == "group":
+            made.append(slow_normalised(mixed))
+        elif form == "group-mean":
+            mean = sum(mixed) / len(mixed)
+            made.append([0.0 if len(mixed) == 1 else r - mean for r in mixed])
+        else:
+            own = [slow_normalised(r) if len(r) > 1 else [0.0] for r in rewards]
+            made.append([sum(w * a[i] for w, a in zip(weights, own, strict=True)) for i in range(len(mixed))])
+    if form != "gdpo":
+        return made
+    whole = [a for group in made for a in group]
+    if max(whole) == min(whole):
+        return [[0.0] * len(group) for group in made]
+    mean = sum(whole) / len(whole)
+    std = math.sqrt(sum((a - mean) ** 2 for a in whole) / (len(whole) - 1))
+    return [[(a - mean) / (std + 1e-6) for a in group] for group in made]
+
+
+RewardForm = Literal["group", "group-mean", "gdpo"]
+FORMS_OF_REWARDS: tuple[RewardForm, ...] = get_args(RewardForm)
+
+
+@pytest.mark.parametrize("form", FORMS_OF_REWARDS)
+def test_advantages_of_rewards_equal_their_twin(form: RewardForm) -> None:
+    """Claim: 200 batches of ragged groups with two rewards, of which many are equal, to 1e-12."""
+    random = Random(5)
+    flat = 0
+    for _ in range(200):
+        batch = []
+        for _ in range(random.randint(1, 5)):
+            n = random.randint(1, 6)
+            batch.append(
+                [[float(random.randint(0, 2)) for _ in range(n)], [random.choice([0.0, 1.0]) for _ in range(n)]]
+            )
+        expected = slow_advantages(batch, [0.8, 0.2], form)
+        found = reward_advantages([torch.tensor(one) for one in batch], [0.8, 0.2], form=form)
+        for mine, wanted in zip(found, expected, strict=True):
+            assert mine.tolist() == pytest.approx(wanted, abs=1e-12)
+        flat += sum(all(a == 0 for a in one.tolist()) for one in found)
+    assert form == "gdpo" or flat > 10
+
+
+def test_gdpo_tells_mixtures_apart_that_a_sum_does_not() -> None:
+    """By hand: rewards (1, 0) and (0, 1) have the same sum, and the rarer one is worth more where weights differ."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
+    together, apart = (reward_advantages([rewards], [1.0, 1.0], form=form)[0] for form in FORMS_OF_REWARDS[::2])
+    assert together.tolist() == [0.0] * 4
+    assert apart.tolist() == [0.0] * 4, "one rises exactly as the other falls"
+    apart = reward_advantages([rewards], [1.0, 0.5], form="gdpo")[0]
+    assert apart[0] > 0 > apart[1]
+    assert float(apart.mean()) == pytest.approx(0.0, abs=1e-12)
+    assert float(apart.std()) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_reward_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        reward_advantages([torch.tensor([[1.0, math.nan]])], [1.0], form="group")
+
+
+def test_answers_that_are_too_long_are_punished_little_by_little() -> None:
+    """DAPO's numbers: 20480 tokens at most, of which the last 4096 cost up to 1."""
+    found = [overlong_penalty(n, longest=20480, buffer=4096) for n in (10, 16384, 17408, 18432, 20480, 30000)]
+    assert found == pytest.approx([0.0, 0.0, -0.25, -0.5, -1.0, -1.0])
+    assert overlong_penalty(9, longest=10, buffer=2, factor=3.0) == -1.5
+    with pytest.raises(ValueError, match="buffer of 11 tokens is not within"):
+        overlong_penalty(1, longest=10, buffer=11)

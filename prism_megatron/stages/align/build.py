@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-
 import torch
 
 from prism_megatron.advantages import ROUNDING
 from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.model import ALL_VISION
+from prism_megatron.config.objective import PolicyObjective, recommended_correction
 from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, short_name
-from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.capabilities import check_adam
-from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
@@ -24,20 +20,16 @@ from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.game.judge import JudgePlan
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.base import RolloutEngine
-from prism_megatron.rollout.weight_buckets import GATHERED_SHARE
 from prism_megatron.run.driver import drive
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
-from prism_megatron.sampling.build import build_rollout, sampling_of
-from prism_megatron.sampling.handover import Handover
-from prism_megatron.sampling.probe import ServingProbe
+from prism_megatron.sampling.build import build_handover, build_rollout, sampling_of
 from prism_megatron.sampling.queue import RolloutQueue
-from prism_megatron.sampling.servers import SharedRollout
 from prism_megatron.stages.align.plan import AlignPlan, Players, Prompts
 from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
-from prism_megatron.training.policy_update import PolicyObjective, UpdatePlan
+from prism_megatron.training.policy_update import UpdatePlan
 from prism_megatron.training.prompts import build_prompts, checks_of, look_together, renderer_of, say_counts
 from prism_megatron.training.roles import build_policy, model_files, resolve_dtype
 
@@ -71,6 +63,8 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         origin.check_checkpoint(session.restored)
     dtype = resolve_dtype(config.model.dtype, shape)
     execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    if (advice := recommended_correction(config.correction, config.rollout)) is not None:
+        session.say(advice)
     renderer = renderer_of(folder, config.data)
     prompts = _prompts(config, renderer, session)
     say_counts(prompts.steps.counts, None if prompts.probe is None else prompts.probe.counts, session.say)
@@ -126,7 +120,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         discriminator,
         rollout,
         _queue(config, rollout, prompts, world),
-        _handover(config, policy, rollout, examples=prompts.steps.batch(0), form=form),
+        build_handover(config.rollout, policy, rollout, examples=prompts.steps.batch(0), form=form),
     )
     files = model_files(source, "policy", dtype=dtype)
     name = "the mini" if config.model.model is None else short_name(config.model.model)
@@ -165,28 +159,6 @@ def _queue(config: AlignConfig, rollout: RolloutEngine, prompts: Prompts, world:
     )
 
 
-def _handover(
-    config: AlignConfig,
-    policy: MegatronEngine,
-    rollout: RolloutEngine,
-    *,
-    examples: Sequence[Example],
-    form: BatchFormat,
-) -> Handover:
-    """Servers' weights are probed with one of the ``examples`` where that is asked for."""
-    gather_bytes = config.rollout.rollout_bucket_mib * 2**20 // GATHERED_SHARE
-    if not (isinstance(rollout, SharedRollout) and config.rollout.rollout_probe_every):
-        return Handover(policy, rollout, gather_bytes)
-    probe = ServingProbe(
-        examples,
-        every=config.rollout.rollout_probe_every,
-        bound=config.rollout.rollout_probe_bound,
-        form=form,
-        world=policy.world,
-    )
-    return Handover(policy, rollout, gather_bytes, partial(probe.check, rollout, policy))
-
-
 def _plan(config: AlignConfig, form: BatchFormat, dtype: torch.dtype) -> AlignPlan:
     """What the loop keeps fixed; ``dtype`` is what the players compute in."""
     return AlignPlan(
@@ -200,7 +172,12 @@ def _plan(config: AlignConfig, form: BatchFormat, dtype: torch.dtype) -> AlignPl
             updates_per_step=config.game.discriminator_updates_per_step,
             score_rounding=ROUNDING[dtype],
         ),
-        learning=UpdatePlan(PolicyObjective(config.rollout.temperature), form, config.tokens_per_microbatch),
+        learning=UpdatePlan(
+            PolicyObjective(correction=config.correction),
+            form,
+            config.tokens_per_microbatch,
+            config.rollout.temperature,
+        ),
         seed=config.seed,
         steps=config.steps,
         logprob_gap_alarm=config.rollout.logprob_gap_alarm,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prism_megatron.config.game import GameConfig
@@ -15,15 +15,23 @@ from prism_megatron.evaluation.sample import Sample
 from prism_megatron.evaluation.scenes import SceneJudgement, item_accuracy
 from prism_megatron.game.controls import Decision, Observation, Verdict
 from prism_megatron.game.credit import GroupCredit
-from prism_megatron.game.figures import cost_row, game_row, judged_groups, ratio, rights_of, truths_of, update_row
+from prism_megatron.game.figures import cost_row, game_row, judged_groups, rights_of, truths_of
 from prism_megatron.game.judge import Judgement
 from prism_megatron.game.samples import game_samples
-from prism_megatron.game.unlearned import NOT_FINITE, SCORES_NOT_FINITE, why_none_is_valid
-from prism_megatron.observability.catalogue import PROMPT_KINDS
+from prism_megatron.game.unlearned import ALL_LEFT_OUT, SCORES_NOT_FINITE, why_none_is_valid
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.run.stage import Outcome
 from prism_megatron.sampling.queue import SampledStep
 from prism_megatron.stages.align.plan import AlignPlan
+from prism_megatron.training.figures import (
+    NOT_FINITE,
+    correction_row,
+    gap_alarms,
+    gap_row,
+    importance_row,
+    ratio,
+    update_row,
+)
 from prism_megatron.training.policy_update import PolicyUpdate
 from prism_megatron.types import TOWER_NAMES, TOWERS, PreferenceGroup, RolloutGroup
 
@@ -95,8 +103,9 @@ def step_row(step: AlignStep, renderer: Renderer) -> Figures:
     row |= advantage_row(step)
     row |= game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, renderer))
     row |= cost_row(step.judgement.cost, pairs=num_valid + num_replayed)
-    row |= {name: value for name, value in step.policy.sums.items() if not name.startswith(("gap/", "importance/"))}
-    row |= gap_row(step.policy.sums) | importance_row(step.policy.sums)
+    own = ("gap/", "importance/", "correction/")
+    row |= {name: value for name, value in step.policy.sums.items() if not name.startswith(own)}
+    row |= gap_row(step.policy.sums) | importance_row(step.policy.sums) | correction_row(step.policy.sums)
     row |= update_row("discriminator", step.judgement.result) | update_row("policy", step.policy.result)
     return row | truth_row([one for group in truths if group is not None for one in group])
 
@@ -116,48 +125,6 @@ def advantage_row(step: AlignStep) -> Figures:
         "flat_rewards": sum(group.num_flat for group in groups),
         "clipped_scores": sum(group.num_clipped_scores for group in groups),
     }
-
-
-def gap_row(sums: Mapping[str, float]) -> Figures:
-    """|Rollout - trainer| log-prob a token drawn by the policy that trains: mean, then by kind of prompt."""
-    tokens = {kind: sums[f"gap/{kind}/tokens"] for kind in PROMPT_KINDS}
-    row: Figures = {"logprob_gap": ratio(sum(sums[f"gap/{kind}/sum"] for kind in PROMPT_KINDS), sum(tokens.values()))}
-    for kind, count in tokens.items():
-        row[f"logprob_gap/{kind}/tokens"] = int(count)
-        row[f"logprob_gap/{kind}/mean"] = ratio(sums[f"gap/{kind}/sum"], count)
-        row[f"logprob_gap/{kind}/max"] = sums[f"gap/{kind}/max"] if count else None
-        row[f"logprob_gap/{kind}/kl"] = ratio(sums[f"gap/{kind}/kl"], count)
-    return row
-
-
-def importance_row(sums: Mapping[str, float]) -> Figures:
-    """Importance weights of the step's tokens; all 1 but for rounding where the policy that trains drew them.
-
-    ``effective_share`` is the effective sample size as a share of the tokens: (sum w)² / (tokens · sum w²).
-    """
-    tokens, total = sums["importance/tokens"], sums["importance/sum"]
-    return {
-        "importance/mean": ratio(total, tokens),
-        "importance/max": sums["importance/max"] if tokens else None,
-        "importance/truncated_share": ratio(sums["importance/truncated"], tokens),
-        "importance/clamped_tokens": int(sums["importance/clamped"]),
-        "importance/effective_share": ratio(total**2, tokens * sums["importance/squares"]),
-    }
-
-
-def gap_alarms(row: Figures, threshold: float) -> list[str]:
-    """One line for each kind of prompt whose mean gap is above ``threshold``, or is not a number."""
-    lines = []
-    for kind in PROMPT_KINDS:
-        mean, largest, kl = (row[f"logprob_gap/{kind}/{figure}"] for figure in ("mean", "max", "kl"))
-        if mean is not None and not mean <= threshold:
-            lines.append(
-                f"ALARM in step {int(row['step'] or 0) + 1}: "
-                f"log-probs of rollouts and trainer differ by {mean:.3g} a token for "
-                f"{kind} prompts (largest {largest:.3g}, KL {kl:.3g}), above --logprob-gap-alarm {threshold:g}: the "
-                "rollout engine may not run the trainer's policy"
-            )
-    return lines
 
 
 def verdict_lines(step: AlignStep, game: GameConfig) -> list[str]:
@@ -213,7 +180,8 @@ def who_learned(step: AlignStep, renderer: Renderer) -> tuple[Sequence[str], dic
     }
     idle = {}
     if step.decision.update_policy and not updated["policy"]:
-        idle["policy"] = unlearned or (NOT_FINITE if step.judgement.finite else SCORES_NOT_FINITE)
+        left_out = ALL_LEFT_OUT if step.policy.sums.get("correction/kept_tokens") == 0 else None
+        idle["policy"] = unlearned or left_out or (NOT_FINITE if step.judgement.finite else SCORES_NOT_FINITE)
     if step.decision.discriminator_updates and not updated["discriminator"]:
         idle["discriminator"] = unlearned or NOT_FINITE
     return [role for role, changed in updated.items() if changed], idle

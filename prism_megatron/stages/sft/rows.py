@@ -10,11 +10,10 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.engine.vision_cache import VisionCache
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.sample import MAX_SAMPLES, Sample, png_url
-from prism_megatron.game.figures import update_row
-from prism_megatron.game.unlearned import NOT_FINITE
 from prism_megatron.parallel.collectives import sum_numbers
 from prism_megatron.stages.sft.demonstrations import Row, StepRows
 from prism_megatron.stages.sft.plan import Learner
+from prism_megatron.training.figures import NOT_FINITE, update_row
 from prism_megatron.training.supervised_update import SFTUpdate
 
 NO_LABELS = "no row of the step has a token to learn"

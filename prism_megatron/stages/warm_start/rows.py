@@ -8,11 +8,12 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.sample import Sample
-from prism_megatron.game.figures import cost_row, game_row, ratio, update_row
+from prism_megatron.game.figures import cost_row, game_row
 from prism_megatron.game.judge import Judgement
 from prism_megatron.game.samples import game_samples
-from prism_megatron.game.unlearned import NOT_FINITE, why_none_is_valid
+from prism_megatron.game.unlearned import why_none_is_valid
 from prism_megatron.stages.warm_start.pairs import StepPairs
+from prism_megatron.training.figures import NOT_FINITE, ratio, update_row
 from prism_megatron.types import Rollout
 
 

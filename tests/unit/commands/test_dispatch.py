@@ -31,8 +31,8 @@ def test_every_command_is_a_module_with_a_main() -> None:
 def test_setup_names_every_command_and_the_version() -> None:
     """Blind spot: what setuptools makes of it (``tests/integration/test_wheel.py``)."""
     text = (REPOSITORY / "setup.py").read_text()
-    (names,) = re.findall(r"for name in \((.*?)\)", text)
-    assert [name.strip().strip('"').replace("_", "-") for name in names.split(",")] == list(COMMANDS)
+    (names,) = re.findall(r"for name in \((.*?)\)", text, re.DOTALL)
+    assert [name.replace("_", "-") for name in re.findall(r'"(\w+)"', names)] == list(COMMANDS)
     assert prism_megatron.__version__
 
 

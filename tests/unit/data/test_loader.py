@@ -45,6 +45,7 @@ def record_source(
     part: Part = "train",
     prompt_tokens: int = 60,
     response_tokens: int = 60,
+    answers_alone: bool = False,
 ) -> RecordSource:
     return RecordSource(
         folder,
@@ -55,6 +56,7 @@ def record_source(
         max_prompt_tokens=prompt_tokens,
         max_response_tokens=response_tokens,
         validation_share=0.0,
+        answers_alone=answers_alone,
     )
 
 
@@ -109,6 +111,19 @@ def test_left_out_records_are_counted(folder: Path, renderer: Renderer) -> None:
     assert example.record is not None and example.scene is None
     assert example.prompt.question == example.record.question_text
     assert example.reference == renderer.response("c", "s 7", "7")
+
+
+def test_records_that_are_asked_for_their_answer_need_no_caption(folder: Path, renderer: Renderer) -> None:
+    """Claim: nor does a long one count; the reference is the answer with the end token, and no segment is judged."""
+    source = record_source(folder, renderer, answers_alone=True)
+    assert source.counts.to_plain() == {
+        "lines": NUM_RECORDS + 4, "kept": NUM_RECORDS + 3, "long_prompt": 1, "without_reasoning": 0
+    }  # fmt: skip
+    examples = [source.example(position) for position in range(NUM_RECORDS + 3)]
+    example = next(one for one in examples if one.prompt.id == f"r-{NUM_RECORDS}")
+    assert example.record is not None and example.record.answer_type == "integer"
+    assert renderer.decode(example.reference.token_ids[:-1]) == str(NUM_RECORDS)
+    assert example.reference.token_ids[-1] == renderer.end_token_id and not example.reference.segments.valid
 
 
 def test_what_is_as_long_as_the_bound_is_used(folder: Path, renderer: Renderer) -> None:

@@ -11,8 +11,9 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult
 from prism_megatron.game.controls import Decision
-from prism_megatron.game.unlearned import NOT_FINITE, SCORES_NOT_FINITE, why_none_is_valid
+from prism_megatron.game.unlearned import ALL_LEFT_OUT, SCORES_NOT_FINITE, why_none_is_valid
 from prism_megatron.stages.align.rows import who_learned
+from prism_megatron.training.figures import NOT_FINITE
 from prism_megatron.types import Rollout
 from tests.unit.game.tiny_game import group, invalid, response, rollout
 from tests.unit.stages.test_align_rows import step_of
@@ -78,6 +79,13 @@ def test_a_dropped_update_is_told_from_a_rest(renderer: Renderer) -> None:
 def test_scores_that_are_not_finite_are_the_reason(renderer: Renderer) -> None:
     judgement = replace(step_of("go on", None).judgement, scores={(0, 0, 0): float("nan")})
     assert learned(renderer, None, judgement=judgement)[1] == {"policy": SCORES_NOT_FINITE}
+
+
+def test_a_correction_that_keeps_nothing_is_the_reason(renderer: Renderer) -> None:
+    step = step_of("go on", None)
+    for kept, reason in ((0.0, ALL_LEFT_OUT), (1.0, NOT_FINITE)):
+        update = replace(step.policy, sums={**step.policy.sums, "correction/kept_tokens": kept})
+        assert who_learned(replace(step, policy=update), renderer)[1] == {"policy": reason}
 
 
 def test_a_step_that_was_rolled_back_counts_for_nobody(renderer: Renderer) -> None:

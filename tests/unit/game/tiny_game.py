@@ -20,6 +20,7 @@ from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossFn, LossOutput, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
+from prism_megatron.engine.token_values import ValuesFn
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.types import ImageInput, Prompt, Response, Rollout, RolloutGroup, Segments, Span, VersionSpan
 
@@ -134,6 +135,16 @@ class Player(ABC):
         self.calls.append(f"{self.name} looks")
         with torch.no_grad():
             return _added(self._outputs(batches, loss))
+
+    def token_values(self, batches: Sequence[Batch], values: ValuesFn) -> list[list[Tensor]]:
+        self.calls.append(f"{self.name} is asked")
+        found = []
+        with torch.no_grad():
+            for batch in batches:
+                of_batch = torch.nn.functional.pad(values(self.output(batch), batch), (1, 0))
+                places = zip(batch.places(), batch.lengths, strict=True)
+                found.append([of_batch[:, row, start : start + length] for (row, start), length in places])
+        return found
 
     def step(self, *, update: bool = True) -> StepResult:
         self.calls.append(f"{self.name} steps")

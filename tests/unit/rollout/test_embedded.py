@@ -320,3 +320,16 @@ def test_bad_requests_and_diverged_weights_are_named(world: tuple[Any, EmbeddedR
     broken.update_weights(policy_weights(model), version=8)
     with pytest.raises(PrismError, match=r"version 8 .* not finite"):
         broken.generate(SampleRequest([prompt(1)], 1, Sampling(max_new_tokens=4), seed=0, step=0))
+
+
+def test_prompts_are_told_of_as_they_are_finished(tmp_path: Path) -> None:
+    """Claim: each once, with its own answers, the first ones before the last batch is drawn."""
+    model = tiny_model(tmp_path)
+    engine = engine_for(tmp_path, rows_per_batch=4)
+    engine.update_weights(policy_weights(model), version=3)
+    told: list[tuple[int, Any]] = []
+    request = SampleRequest(
+        unequal_prompts()[:3], 2, Sampling(max_new_tokens=6), seed=5, step=1, finished=lambda *one: told.append(one)
+    )
+    drawn = engine.generate(request)
+    assert told == list(enumerate(drawn))

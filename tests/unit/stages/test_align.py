@@ -18,7 +18,9 @@ from torch import Tensor
 
 from prism_megatron.advantages import GroupAdvantages
 from prism_megatron.config.game import GameConfig
+from prism_megatron.config.mini import MINI_ALIGN
 from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.objective import CorrectionConfig, PolicyObjective
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult
@@ -31,13 +33,13 @@ from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.queue import SampledStep, Staleness
+from prism_megatron.stages.align.build import _plan
 from prism_megatron.stages.align.plan import AlignPlan, Players
 from prism_megatron.stages.align.rows import AlignStep, observation_of
 from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.experience import Experience
 from prism_megatron.training.policy_update import (
-    PolicyObjective,
     UpdatePlan,
     measure_policy,
     policy_batches,
@@ -85,8 +87,10 @@ def world() -> Iterator[World]:
         yield one
 
 
-def learning(*, budget: int = 10, own: BatchFormat | None = None) -> UpdatePlan:
-    return UpdatePlan(PolicyObjective(TEMPERATURE), own or form(), budget)
+def learning(
+    *, budget: int = 10, own: BatchFormat | None = None, objective: PolicyObjective | None = None
+) -> UpdatePlan:
+    return UpdatePlan(objective or PolicyObjective(), own or form(), budget, TEMPERATURE)
 
 
 def credits_of(advantages: Sequence[GroupAdvantages]) -> list[GroupCredit]:
@@ -242,6 +246,7 @@ class Table:
     game: GameConfig
     weight: float = 1.0
     load_balance: float = 0.0
+    objective: PolicyObjective | None = None
     groups: Sequence[RolloutGroup] = tuple(GROUPS)
     calls: list[str] = field(default_factory=list)
     told: list[AlignStep] = field(default_factory=list)
@@ -267,7 +272,7 @@ class Table:
         )
         stage = Alignment(
             Players(self.policy, self.discriminator, rollout_engine, queue, handover),
-            AlignPlan(self.game, judging, learning(), seed=SEED, steps=steps.stop),
+            AlignPlan(self.game, judging, learning(objective=self.objective), seed=SEED, steps=steps.stop),
             prompts,
             Exports({}, "", "", Renderer.from_folder(MINI_FOLDER / "policy")),
             session,
@@ -342,6 +347,33 @@ def test_what_a_step_played_is_replayed_in_the_next(world: World) -> None:
     table.play(range(2), world)
     assert [len(step.replayed) for step in table.told] == [0, 2]
     assert [step.judgement.sums["perception/pairs"] for step in table.told] == [3, 6]
+
+
+def test_a_correction_is_of_the_policy_before_its_update(world: World) -> None:
+    """Claim: the step first asks for log-probs, then weighs every token of its rollouts by them, and reports it."""
+    correction = CorrectionConfig("token-mask", correction_low=0.3, correction_high=2.0)
+    table = Table(GameConfig(), objective=PolicyObjective(correction=correction))
+    before = torch.log_softmax(table.policy.weight.detach().double() / TEMPERATURE, dim=-1)
+    table.play(range(1), world)
+    weights = [
+        math.exp(float(before[previous, token]) - GROUPS[g].rollouts[r].logprobs[place])
+        for g, r, place, token, previous in responses()
+    ]
+    kept = [weight for weight in weights if 0.3 <= weight <= 2.0]
+    assert 0 < len(kept) < NUM_TOKENS
+    (told,) = table.told
+    assert table.calls.index("policy is asked") < table.calls.index("policy learns")
+    assert told.policy.sums["correction/kept_tokens"] == len(kept)
+    assert told.policy.sums["correction/weight_sum"] == pytest.approx(sum(kept), rel=1e-5)
+    assert told.policy.sums["importance/tokens"] == NUM_TOKENS, "the mismatch is that of all"
+
+
+def test_the_configuration_s_correction_and_temperature_reach_the_update() -> None:
+    correction = CorrectionConfig("geometric-mask", correction_veto=1e-3)
+    rollout_ = replace(MINI_ALIGN.rollout, temperature=0.7)
+    plan = _plan(replace(MINI_ALIGN, correction=correction, rollout=rollout_), form(), torch.float32)
+    assert plan.learning.objective == PolicyObjective(correction=correction)
+    assert plan.learning.temperature == 0.7
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

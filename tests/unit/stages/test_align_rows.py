@@ -19,16 +19,10 @@ from prism_megatron.game.controls import Decision
 from prism_megatron.game.credit import credit_groups
 from prism_megatron.game.judge import Judgement, TrunkCost
 from prism_megatron.game.samples import game_samples
+from prism_megatron.observability.catalogue import describe
 from prism_megatron.sampling.queue import SampledStep, Staleness
-from prism_megatron.stages.align.rows import (
-    AlignStep,
-    gap_alarms,
-    gap_row,
-    importance_row,
-    policy_version,
-    step_row,
-    truth_row,
-)
+from prism_megatron.stages.align.rows import AlignStep, policy_version, step_row, truth_row
+from prism_megatron.training.figures import correction_row, gap_alarms, gap_row, importance_row
 from prism_megatron.training.policy_update import PolicyUpdate
 from tests.unit.game.tiny_game import group, invalid, response, rollout
 
@@ -197,3 +191,29 @@ def test_samples_show_the_first_rollout_of_each_group_with_its_own_scores() -> N
     shown = [sample.images for sample in samples]
     assert shown == [[png_url(one.scene.image())] for one in scenes[:2] if one.scene is not None]
     assert [sample.images for sample in game_samples([], step.groups, step.judgement, renderer, count=1)] == [[]]
+
+
+def test_a_correction_s_figures_are_shares_of_what_it_kept() -> None:
+    """By hand; each has a line in the catalogue, and without a correction there is none."""
+    sums = {
+        "correction/kept_tokens": 8.0,
+        "correction/rejected_tokens": 3.0,
+        "correction/vetoed_rollouts": 1.0,
+        "correction/truncated_tokens": 2.0,
+        "correction/weight_sum": 10.0,
+        "correction/effective_share": 0.9,
+    }
+    row = correction_row(sums)
+    assert row == {
+        "correction/kept_tokens": 8,
+        "correction/rejected_tokens": 3,
+        "correction/vetoed_rollouts": 1,
+        "correction/truncated_share": 0.25,
+        "correction/mean_weight": 1.25,
+        "correction/effective_share": 0.9,
+    }
+    assert all(describe(name).meaning for name in row)
+    assert correction_row({}) == {}
+    none_kept = {name: 0.0 for name in sums if name != "correction/effective_share"}
+    assert correction_row(none_kept)["correction/mean_weight"] is None
+    assert correction_row(none_kept)["correction/effective_share"] is None

@@ -201,7 +201,8 @@ def test_a_policy_batch_has_every_figure_at_its_own_token() -> None:
         "advantages": [1, 2, 3, 4, 5],
         "rollout_logprobs": [-0.1, -0.2, -0.3, -0.4, -1.0],
     }
-    assert batch.extras.keys() == expected.keys()
+    assert batch.extras.keys() == {*expected, "kept_tokens"}
+    assert batch.extras["kept_tokens"].tolist() == [4, 1]
     for name, values in expected.items():
         assert at(batch.extras[name], [*first, *second]) == pytest.approx(values), name
         elsewhere = [place for place in range(16) if place not in first and place not in second]

@@ -1,0 +1,68 @@
+"""Reinforce a Qwen3-VL policy by answers that can be checked: ``prism-rlvr --tp 2 --pp 2 --algo grpo``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from prism_megatron.commands.named_models import policy_shape, world_size
+from prism_megatron.config.cli import inputs_named, named_value, parse_over
+from prism_megatron.config.mini_rlvr import mini_rlvr
+from prism_megatron.config.rlvr import RLVRConfig, check_rlvr, check_rlvr_values
+from prism_megatron.config.validate_layout import smallest_world
+from prism_megatron.engine.launch import PRELOAD, launch, report_error
+from prism_megatron.errors import PrismError
+from prism_megatron.run.start import defaults_of, find_start
+
+STAGE = "rlvr"
+
+
+def parse(argv: Sequence[str]) -> RLVRConfig:
+    """The configuration that was asked for, as ``commands.align.parse`` makes that of an alignment.
+
+    ``--algo``, by flag or by YAML, is read first: what it states are the defaults of all others. Raises ConfigError as
+    that does, and for an algorithm that there is not.
+    """
+    named = inputs_named(argv, "model", "data")
+    algo = named_value(argv, "algo") or RLVRConfig().algo
+    fresh = RLVRConfig().of(algo) if "model" in named else mini_rlvr(algo, records="data" in named)
+    config = parse_over(
+        defaults_of(argv, fresh, stage=STAGE),
+        argv,
+        description="Reinforce a policy by answers that can be checked. Without --model and --data the built-in mini "
+        "world runs.",
+    )
+    check_rlvr_values(config)
+    return config
+
+
+def check(config: RLVRConfig) -> None:
+    """Raise PrismError for what cannot work; what a hub id stands for is downloaded."""
+    find_start(config, stage=STAGE)
+    check_rlvr(config, policy_shape(config.model, of_the_mini="aligned"), world_size=world_size(config.parallel))
+
+
+def run(config: RLVRConfig) -> None:
+    """One rank's work."""
+    from prism_megatron.engine.runtime import start, stop
+    from prism_megatron.stages.rlvr.build import reinforce_on
+
+    world = start(config.parallel, seed=config.seed)
+    reinforce_on(world, config)
+    stop(world)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        check(config)
+    except PrismError as error:
+        return report_error(error)
+    return launch(
+        run,
+        config,
+        model_parallel_size=config.parallel.model_parallel_size,
+        world_size=smallest_world(config.parallel),
+        preload=(*PRELOAD, "prism_megatron.stages.rlvr.build"),
+    )

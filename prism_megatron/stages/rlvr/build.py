@@ -1,0 +1,234 @@
+"""Builds reinforcement learning from verifiable rewards from its configuration, which is taken apart here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from prism_megatron.config.model import ALL_VISION
+from prism_megatron.config.objective import recommended_correction
+from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.rlvr import RLVRConfig
+from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.conversion.model_names import policy_folder, short_name
+from prism_megatron.data.intake import NothingLeftError
+from prism_megatron.data.loader import Example, RecordSource, SceneSource
+from prism_megatron.data.render import Renderer
+from prism_megatron.engine.capabilities import check_adam
+from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.execution import Execution, execution_here
+from prism_megatron.engine.optimizer import inner_optimizers
+from prism_megatron.engine.runtime import World
+from prism_megatron.parallel.collectives import broadcast_object
+from prism_megatron.rewards.rewarder import Rewarder
+from prism_megatron.rollout.base import RolloutEngine
+from prism_megatron.run.driver import drive
+from prism_megatron.run.exports import Exports
+from prism_megatron.run.session import Session
+from prism_megatron.sampling.build import build_handover, build_rollout, sampling_of
+from prism_megatron.sampling.queue import RolloutQueue
+from prism_megatron.sampling.shares import RewardGroup
+from prism_megatron.stages.rlvr.credit import Crediting
+from prism_megatron.stages.rlvr.exam import Exam
+from prism_megatron.stages.rlvr.plan import Learner, Prompts, RLVRPlan
+from prism_megatron.stages.rlvr.prospect import Prospector
+from prism_megatron.stages.rlvr.rewarding import reward
+from prism_megatron.stages.rlvr.stage import RLVR
+from prism_megatron.training.batches import BatchFormat
+from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
+from prism_megatron.training.policy_update import UpdatePlan
+from prism_megatron.training.prompts import build_prompts, checks_of, look_together, renderer_of, say_counts
+from prism_megatron.training.roles import batch_format, build_policy, model_files, resolve_dtype
+
+
+def reinforce_on(world: World, config: RLVRConfig) -> None:
+    """A whole run on a world that is there."""
+    drive(world, config, build, kind=RLVR.name)
+
+
+def build(config: RLVRConfig, session: Session) -> RLVR:
+    """The policy with loaded weights, who samples for it, and who checks what it says.
+
+    Raises ConfigError, DataError, RewardError or ConversionError before anything is trained.
+    """
+    world = session.world
+    text = f"building the policy on {world.world_size} ranks ({session.layout_text}); run folder {session.output}"
+    with session.phase("build", text):
+        return _build(config, session)
+
+
+def _build(config: RLVRConfig, session: Session) -> RLVR:
+    world = session.world
+    # What a run's folder stands for may change between two ranks' looks at it.
+    source = broadcast_object(policy_folder(config.model.model, of_the_mini="aligned"), source=0)
+    folder = files_folder(source, "policy")
+    shape = Qwen3VLShape.from_folder(folder)
+    dtype = resolve_dtype(config.model.dtype, shape)
+    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    if (advice := recommended_correction(config.objective.correction, config.rollout)) is not None:
+        session.say(advice)
+    # What is asked, and how answers are checked.
+    renderer = renderer_of(folder, config.data)
+    prompts, held_out = _prompts(config, renderer, session)
+    rewarder = Rewarder(config.rewards, strict_format=config.data.strict_format, say=session.say)
+    rewards = partial(reward, rewarder, renderer)
+    # The policy, and who samples for it.
+    if config.data.format_sft and session.restored is None:
+        source = folder = _taught(config, source, shape, renderer, session, dtype=dtype, execution=execution)
+    policy = _policy(config, source, shape, world=world, dtype=dtype, execution=execution)
+    reference = None
+    if config.objective.kl != "none":
+        reference = _policy(config, source, shape, world=world, dtype=dtype, execution=execution, trains=False)
+    rollout = build_rollout(
+        config.rollout, config.data, source, shape, renderer, output=session.output, world=world, dtype=dtype
+    )
+    session.watch(*(engine for engine in (policy, reference, rollout) if engine is not None))
+    assert policy.optimizer is not None
+    check_adam(capabilities, inner_optimizers(policy.optimizer))
+    form = batch_format(renderer, world, execution)
+    prospector = _prospector(config, rollout, prompts, rewards, world)
+    handover = build_handover(config.rollout, policy, rollout, examples=prompts.batch(0), form=form)
+    learner = Learner(policy, reference, rollout, prospector, rewarder, handover)
+    name = "the mini" if config.model.model is None else short_name(config.model.model)
+    exports = Exports(
+        {"policy": model_files(source, "policy", dtype=dtype)},
+        title=f"Verifiable rewards for {name} ({config.algo})",
+        trained="reinforced policy",
+        renderer=renderer,
+    )
+    return RLVR(
+        learner,
+        _plan(config, form, world),
+        Prompts(prompts, _exam(config, held_out, rollout, rewards, world)),
+        exports,
+        session,
+    )
+
+
+def _prompts(
+    config: RLVRConfig, renderer: Renderer, session: Session
+) -> tuple[SceneSource | RecordSource, list[Example]]:
+    """Those of the steps, and those that no step asks."""
+    exam, data = config.exam, config.data
+    checks = checks_of(data, look_together(session.world, session.activity))
+    build_from = partial(build_prompts, data, renderer, seed=config.seed, checks=checks, answers_alone=True)
+    steps = build_from(scenes="align", batch_size=config.dynamic.batch_size(config.rollout))
+    held_out = None
+    if exam.eval_prompts:
+        try:
+            held_out = build_from(scenes="heldout", part="validation", batch_size=exam.eval_prompts)
+        except NothingLeftError as error:
+            session.say(f"nothing is held out: {error}")
+    say_counts(steps.counts, None if held_out is None else held_out.counts, session.say)
+    if held_out is None:
+        return steps, []
+    there = exam.eval_prompts if held_out.counts is None else min(exam.eval_prompts, held_out.counts.kept)
+    return steps, held_out.batch(0)[:there]
+
+
+def _taught(
+    config: RLVRConfig,
+    source: Path,
+    shape: Qwen3VLShape,
+    renderer: Renderer,
+    session: Session,
+    *,
+    dtype: torch.dtype,
+    execution: Execution,
+) -> Path:
+    """The folder of the policy after it was taught the format, on the records that show it."""
+    checks = checks_of(config.data, look_together(session.world, session.activity))
+    size = config.rollout.prompts_per_step
+    shown = build_prompts(config.data, renderer, scenes="sft", batch_size=size, seed=config.seed, checks=checks)
+    assert isinstance(shown, RecordSource), "the checks let --format-sft pass with records only"
+    teach_format(
+        config.data,
+        source=source,
+        target=session.output / FORMAT_SFT,
+        shape=shape,
+        renderer=renderer,
+        prompts=shown,
+        prompts_per_step=size,
+        world=session.world,
+        dtype=dtype,
+        execution=execution,
+        say=session.say,
+        activity=session.activity,
+    )
+    return session.output / FORMAT_SFT
+
+
+def _policy(
+    config: RLVRConfig,
+    source: Path,
+    shape: Qwen3VLShape,
+    *,
+    world: World,
+    dtype: torch.dtype,
+    execution: Execution,
+    trains: bool = True,
+) -> MegatronEngine:
+    return build_policy(
+        source,
+        shape,
+        world=world,
+        dtype=dtype,
+        optimizer=config.policy if trains else None,
+        total_steps=config.steps * config.objective.updates,
+        freeze=ALL_VISION if config.model.freeze_policy_vision else (),
+        execution=execution,
+    )
+
+
+def _prospector(
+    config: RLVRConfig,
+    rollout: RolloutEngine,
+    prompts: SceneSource | RecordSource,
+    rewards: RewardGroup,
+    world: World,
+) -> Prospector:
+    selective = config.dynamic.dynamic_sampling
+    batches = config.dynamic.max_batches if selective else 1
+    queue = RolloutQueue(
+        rollout,
+        prompts.batch,
+        sampling_of(config.rollout, config.data),
+        n=config.rollout.rollouts_per_prompt,
+        seed=config.seed,
+        world=world,
+        steps=range(config.steps * batches),
+        ahead=config.rollout.rollout_ahead,
+        reward=rewards,
+    )
+    return Prospector(queue, config.rollout.prompts_per_step, batches, selective)
+
+
+def _exam(
+    config: RLVRConfig, examples: Sequence[Example], rollout: RolloutEngine, rewards: RewardGroup, world: World
+) -> Exam | None:
+    if not examples:
+        return None
+    sampling = sampling_of(config.rollout, config.data)
+    # Draws of the steps have the seed itself.
+    return Exam(
+        examples, rollout, sampling, rewards, num_samples=config.exam.eval_rollouts, seed=config.seed + 1, world=world
+    )
+
+
+def _plan(config: RLVRConfig, form: BatchFormat, world: World) -> RLVRPlan:
+    """What the loop keeps fixed."""
+    longest = config.data.max_response_tokens
+    return RLVRPlan(
+        Crediting(config.advantage, longest, config.overlong_buffer, config.overlong_factor),
+        UpdatePlan(config.objective, form, config.tokens_per_microbatch, config.rollout.temperature),
+        steps=config.steps,
+        prompts_per_step=config.rollout.prompts_per_step,
+        rounds_of=world.microbatch_rounds,
+        rollouts_per_prompt=config.rollout.rollouts_per_prompt,
+        eval_every=config.exam.eval_every,
+        save_every=config.checkpoint.save_every,
+        logprob_gap_alarm=config.rollout.logprob_gap_alarm,
+    )

@@ -1,0 +1,107 @@
+"""What is shown of learning from verifiable rewards: the share of right answers, in steps and held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prism_megatron.evaluation.charts import line_chart
+from prism_megatron.evaluation.page import figure_of, text_of
+from prism_megatron.evaluation.view import StageView
+from prism_megatron.observability.metrics import Row
+from prism_megatron.observability.progress import Columns
+from prism_megatron.observability.summary import largest, number, pooled, total, window
+
+ACCURACY, GREEDY, SAMPLED = "reward/accuracy", "eval/greedy/accuracy", "eval/sampled/accuracy"
+
+
+def _cells(row: Row) -> str:
+    right, valid, greedy, sampled = (number(row, name) for name in (ACCURACY, "valid_share", GREEDY, SAMPLED))
+    norm = number(row, "policy_grad_norm")
+    return (
+        f"{_figure(right, '.3f'):>6} {_figure(valid, '.2f'):>6} | {_figure(greedy, '.3f'):>7} "
+        f"{_figure(sampled, '.3f'):>7} | {_figure(norm, '.3f'):>9}"
+    )
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+COLUMNS = Columns(
+    groups="    answers   |    held out    |          ",
+    heads=" right  valid |  greedy sampled | grad norm",
+    cells=_cells,
+)
+
+
+def _summarise(rows: Sequence[Row]) -> Mapping[str, Any]:
+    last = window(rows)
+    asked = [row for row in rows if number(row, SAMPLED) is not None]
+    best = max(asked, key=lambda row: number(row, SAMPLED) or 0.0, default=None)
+    return {
+        "policy_version": rows[-1].get("policy_version") if rows else None,
+        "accuracy": pooled(last, ACCURACY),
+        "valid_share": pooled(last, "valid_share"),
+        "rollouts": total(last, "rollouts"),
+        "best_held_out_accuracy": None if best is None else number(best, SAMPLED),
+        "best_held_out_step": None if best is None else number(best, "step"),
+        "totals": {
+            name: total(rows, name)
+            for name in ("rollouts", "response_tokens", "groups", "groups/learned", "groups/batches",
+                         "reward/guarded", "reward/killed")
+        },
+        "largest_grad_norm": {"policy": largest(rows, "policy_grad_norm")},
+    }  # fmt: skip
+
+
+def _tables(summary: Mapping[str, Any]) -> Sequence[str]:
+    totals = summary["totals"]
+    rows = {
+        "Right answers in the last steps": figure_of(summary["accuracy"], ".3f"),
+        "In the asked form": figure_of(summary["valid_share"], ".3f"),
+        "Best held-out accuracy, sampled": figure_of(summary["best_held_out_accuracy"], ".3f"),
+        "Groups learned from, of those asked": f"{totals['groups/learned']:,} of {totals['groups']:,}",
+        "Checks that a guard refused": f"{totals['reward/guarded']:,}",
+        "Checks that were ended": f"{totals['reward/killed']:,}",
+    }
+    body = "".join(f"<tr><td>{name}</td><td class='n'>{value}</td></tr>" for name, value in rows.items())
+    return [f"<table>{body}</table>", *_held_out_table(summary)]
+
+
+def _held_out_table(summary: Mapping[str, Any]) -> list[str]:
+    rows = "".join(
+        f"<tr><td>{text_of(name)}</td>{''.join(f'<td class=n>{_interval(found[when])}</td>' for when in _WHEN)}</tr>"
+        for name, found in summary.get("held_out", {}).items()
+    )
+    head = (
+        "<tr><th>Held-out prompts</th><th class='n'>before</th><th class='n'>after</th><th class='n'>change</th></tr>"
+    )
+    return [f"<table>{head}{rows}</table>"] if rows else []
+
+
+_WHEN = ("before", "after", "change")
+
+
+def _interval(found: Sequence[float]) -> str:
+    mean, low, high = (figure_of(value, ".3f") for value in found)
+    return f"{mean} [{low}, {high}]"
+
+
+def _charts(rows: Sequence[Row]) -> Sequence[str]:
+    def points(name: str) -> list[tuple[float, float | None]]:
+        return [(number(row, "step") or 0.0, number(row, name)) for row in rows if name in row]
+
+    return [
+        line_chart("Right answers", {"rollouts": points(ACCURACY), "held out, greedy": points(GREEDY),
+                                     "held out, sampled": points(SAMPLED)}, share=True),
+        line_chart("Valid responses", {"rollouts": points("valid_share"), "held out": points("eval/greedy/format")},
+                   share=True),
+        line_chart("Tokens of an answer", {"held out, greedy": points("eval/greedy/tokens"),
+                                           "held out, sampled": points("eval/sampled/tokens")}),
+        line_chart("Clipped share of tokens", {"below": points("clip/low_share"), "above": points("clip/high_share")},
+                   share=True),
+    ]  # fmt: skip
+
+
+VIEW = StageView(COLUMNS, _summarise, _tables, _charts)

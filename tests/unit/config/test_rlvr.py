@@ -1,0 +1,73 @@
+"""The configuration of verifiable rewards: what an algorithm sets, and what is refused before any process starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prism_megatron.commands.rlvr import parse
+from prism_megatron.config.mini_rlvr import mini_rlvr
+from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.presets import preset
+from prism_megatron.config.rlvr import RLVRConfig, check_rlvr, check_rlvr_values
+from prism_megatron.errors import ConfigError
+
+
+def test_an_algorithm_sets_what_it_states() -> None:
+    """Claim: PRISM's script for DAPO; what no paper states stays as it is."""
+    config = RLVRConfig().of("prism-dapo")
+    assert (config.steps, config.rollout.prompts_per_step, config.rollout.rollouts_per_prompt) == (1500, 32, 16)
+    assert (config.objective.clip_low, config.objective.clip_high, config.objective.dual_clip) == (0.2, 0.28, 10.0)
+    assert (config.overlong_buffer, config.overlong_factor, config.dynamic.dynamic_sampling) == (4096, 1.0, True)
+    assert (config.policy.lr, config.policy.warmup_steps, config.policy.weight_decay) == (1e-6, 10, 0.1)
+    dr = RLVRConfig().of("dr-grpo")
+    assert (dr.advantage, dr.objective.token_budget, dr.overlong_buffer, dr.dynamic.dynamic_sampling) == (
+        "group-mean", 8192, 0, False)  # fmt: skip
+    check_rlvr_values(config)
+    check_rlvr_values(dr)
+
+
+def test_flags_lie_over_the_algorithm() -> None:
+    config = parse(["--algo", "dapo", "--clip-high", "0.5", "--no-dynamic-sampling", "--overlong-buffer", "0"])
+    assert (config.objective.clip_low, config.objective.clip_high) == (0.2, 0.5)
+    assert not config.dynamic.dynamic_sampling and config.overlong_buffer == 0
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "sapo", "dr-grpo", "cispo", "gmpo", "dppo", "prism-gspo"])
+def test_every_algorithm_suits_the_mini(name: str, tmp_path: Path) -> None:
+    """Claim: with scenes and with records, in the layout of ``make rlvr``."""
+    for records in (False, True):
+        config = replace(mini_rlvr(name, records=records), parallel=ParallelConfig(tp=2, pp=2))
+        config = replace(config, data=replace(config.data, data=tmp_path if records else None))
+        check_rlvr(config, preset("4B"), world_size=4)
+
+
+def test_a_batch_is_divided_into_whole_rounds() -> None:
+    config = mini_rlvr("gspo", records=False)
+    few = replace(config, rollout=replace(config.rollout, prompts_per_step=3, rollouts_per_prompt=2))
+    with pytest.raises(ConfigError, match=r"must be a multiple of 8: of 2 data-parallel ranks .* in 4 --mini-batches"):
+        check_rlvr(few, preset("4B"), world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"overlong_buffer": 9000}, "--overlong-buffer 9000 is more than the 8192 of --max-response-tokens"),
+        ({"prompts_per_batch": 8}, "--prompts-per-batch is for --dynamic-sampling"),
+        ({"max_batches": 3}, "--max-batches is for --dynamic-sampling"),
+        ({"dynamic_sampling": True, "rollouts_per_prompt": 1}, "--rollouts-per-prompt 1 makes groups of one"),
+        ({"rollouts_per_prompt": 1}, "--advantage group compares answers to one prompt"),
+        ({"format_sft": 5}, "--format-sft trains on records"),
+    ],
+)
+def test_what_nothing_would_use_is_refused(changes: dict[str, Any], complaint: str) -> None:
+    config = RLVRConfig().of("prism-grpo")
+    for section in ("dynamic", "rollout", "data"):
+        own = {name: value for name, value in changes.items() if hasattr(getattr(config, section), name)}
+        config = replace(config, **{section: replace(getattr(config, section), **own)})
+    config = replace(config, **{name: value for name, value in changes.items() if hasattr(config, name)})
+    with pytest.raises(ConfigError, match=complaint):
+        check_rlvr_values(config)
