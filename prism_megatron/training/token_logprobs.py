@@ -47,6 +47,8 @@ def token_scores(
     found = policy.token_values([one.batch for one in planned], partial(_scores, temperature=temperature, world=world))
     for one, values_of in zip(planned, found, strict=True):
         for row, values_2_T in zip(one.rows, values_of, strict=True):
+            if row is None:
+                continue  # a prompt that answers share
             flat_2_T[:, starts[row] : starts[row + 1]] = values_2_T[:, -lengths[row] :] if lengths[row] else 0.0
     if world.dp_size > 1:
         dist.all_reduce(flat_2_T, group=world.groups.dp)  # each value is another rank's 0

@@ -15,19 +15,21 @@ import torch
 from torch import Tensor
 
 from prism_megatron.config.objective import CorrectionConfig, PolicyObjective
+from prism_megatron.engine.batch import Extra
 from prism_megatron.engine.runtime import World
 from prism_megatron.training.experience import Experience, ExperienceRow
 from prism_megatron.training.policy_update import (
     UpdatePlan,
     beside_reference,
     measure_policy,
+    plan_shared_rows,
     planned_batches,
     scores_of,
     update_figures,
     update_policy,
 )
 from prism_megatron.types import Prompt, Rollout, Segments, VersionSpan
-from tests.unit.game.tiny_game import Bigram, form, world_of_one
+from tests.unit.game.tiny_game import Bigram, form, sequences_of, world_of_one
 from tests.unit.losses.policy.twins import Row, twin
 
 ANSWERS = [(8, 9, 2), (10, 11, 12, 2), (13, 2), (14, 15, 16, 17, 2)]
@@ -273,7 +275,43 @@ def test_rows_are_divided_in_their_order_and_in_whole_rounds() -> None:
             whole.parts(count, rounds_of=rounds)
 
 
+def of_one_prompt() -> Experience:
+    """Answers to the same prompt object, as a group's are."""
+    given = drawn_by(Bigram().weight)
+    return replace(given, rows=[replace(row, prompt=given.rows[0].prompt) for row in given.rows])
+
+
+def test_neighbours_share_their_prompt_and_keep_its_last_token(world: World) -> None:
+    """Claim: what each sequence sees is its prompt and its answer, and figures stand at the same tokens."""
+    given = of_one_prompt()
+    own = plan(PolicyObjective(), budget=100)
+    (shared,) = planned_batches(given, replace(own, form=replace(own.form, share_prompts=True)), world=world)
+    (whole,) = planned_batches(given, own, world=world)
+    assert shared.rows[0] is None and sorted(row for row in shared.rows if row is not None) == [0, 1, 2, 3]
+    assert shared.batch.prefixes == (None, 0, 0, 0, 0) and whole.batch.prefixes == ()
+    seen, wanted = (dict(zip(one.rows, sequences_of(one.batch), strict=True)) for one in (shared, whole))
+    assert seen == {**wanted, None: PROMPT[:-1]}
+    for name, values_B_S in whole.batch.extras.items():
+        assert values_B_S.sum() == pytest.approx(shared.batch.extras[name].sum()), name
+    tokens_of = [batch.input_ids_B_S[batch.extras[Extra.LABEL_MASK] > 0] for batch in (whole.batch, shared.batch)]
+    assert torch.equal(*(tokens.sort().values for tokens in tokens_of))
+
+
+def test_shared_prompts_fit_the_budget_and_fill_rounds() -> None:
+    """Claim: a micro-batch is charged each prompt once, and there are as many of them as a round asks for."""
+    rows, own = of_one_prompt().rows, form(1)
+    for budget, rounds in ((100, 1), (len(PROMPT) + 6, 1), (1, 1), (100, 2), (100, 4)):
+        planned = plan_shared_rows(rows, own, budget=budget, rounds_of=rounds)
+        assert sorted(number for numbers in planned for number in numbers) == [0, 1, 2, 3]
+        assert len(planned) % rounds == 0 and all(planned)
+        for numbers in planned:
+            cost = len(PROMPT) - 1 + sum(1 + len(ANSWERS[number]) for number in numbers)
+            assert cost <= budget or len(numbers) == 1
+    with pytest.raises(ValueError, match="4 rows cannot fill whole rounds of 3"):
+        plan_shared_rows(rows, own, budget=100, rounds_of=3)
+
+
 def test_planned_rows_are_those_that_lie_in_a_batch(world: World) -> None:
     given = drawn_by(Bigram().weight)
     for one in planned_batches(given, plan(PolicyObjective(), budget=14), world=world):
-        assert [len(PROMPT) + len(ANSWERS[row]) for row in one.rows] == list(one.batch.lengths)
+        assert [len(PROMPT) + len(ANSWERS[row]) for row in one.rows if row is not None] == list(one.batch.lengths)
