@@ -37,7 +37,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: help sft align rlvr test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
-    bench-data bench-weight-sync bench-vision-cache bench-rewards bench-sft trl te-check effect image-use variants mini clean
+    bench-data bench-weight-sync bench-vision-cache bench-rewards bench-sft bench-grpo trl te-check effect image-use variants mini clean
 
 help:
 	@echo "make sft [ARGS=...]     fine-tune the mini world's policy: torchrun tools/run_sft.py --tp 2 --pp 2"
@@ -61,7 +61,8 @@ help:
 	@echo "make bench-vision-cache a step with a frozen vision tower, its features computed or from disk: time and memory"
 	@echo "make bench-rewards      checks of answers a second, by kind, of hostile ones too, with 1 and 2 workers (1 minute)"
 	@echo "make bench-sft          fine-tuning beside TRL and a plain loop, and packed beside padded: tokens per second, losses"
-	@echo "make trl                TRL's own environment for bench-sft, on machines without CUDA (1.5 GB)"
+	@echo "make bench-grpo         a step of GRPO beside TRL's: rollout and update, seconds and the ceiling (20 minutes)"
+	@echo "make trl                TRL's own environment for bench-sft and bench-grpo, on machines without CUDA (1.5 GB)"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
 	@echo "make image-use ARGS='--data FOLDER...'  does fine-tuning on records learn from their images?"
@@ -132,6 +133,9 @@ bench-rewards: $(VENV)/.installed
 
 bench-sft: $(VENV)/.installed $(TRL_VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/sft.py $(ARGS)
+
+bench-grpo: $(VENV)/.installed $(TRL_VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python benchmarks/grpo.py $(ARGS)
 
 trl: $(TRL_VENV)/.installed
 

@@ -53,10 +53,10 @@ REAL_SETS = ("nlvr", "tabmwp", "puzzlevqa", "mathvision_testmini")
 def sides_of(precision: str) -> tuple[list[Side], list[str], list[str], list[str]]:
     """All sides, and the names of plain ones, of TRL's, and of those whose losses must be ours."""
     more = () if precision == "fp32" else ("autocast", "masters")
-    mine = [Side(f"ours, {way}", "ours_side", precision, way) for way in ("packed", "padded")]
-    plain = [Side(f"plain, {precision}", "plain_side", precision, "plain")]
-    plain += [Side(f"plain, {kind}, fused", "plain_side", kind, "fused") for kind in (precision, *more)]
-    trl = [Side(f"TRL, {kind}", "trl_side", kind, "padded") for kind in (precision, *more[:1])]
+    mine = [Side(f"ours, {way}", "sft_sides.ours_side", precision, way) for way in ("packed", "padded")]
+    plain = [Side(f"plain, {precision}", "sft_sides.plain_side", precision, "plain")]
+    plain += [Side(f"plain, {kind}, fused", "sft_sides.plain_side", kind, "fused") for kind in (precision, *more)]
+    trl = [Side(f"TRL, {kind}", "sft_sides.trl_side", kind, "padded") for kind in (precision, *more[:1])]
     same = [side.name for side in (*mine, *plain, *trl) if side.is_ours or side.dtype in ("fp32", "masters")]
     return [*mine, *plain, *trl], [side.name for side in plain], [side.name for side in trl], same
 

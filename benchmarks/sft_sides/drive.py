@@ -27,7 +27,7 @@ KEEP_MEMORY = {
 
 @dataclass(frozen=True)
 class Side:
-    """Who trains: the module of ``benchmarks.sft_sides``, its precision and its way."""
+    """Who trains: the module of ``benchmarks``, its precision and its way."""
 
     name: str
     module: str
@@ -36,7 +36,7 @@ class Side:
 
     @property
     def is_ours(self) -> bool:
-        return self.module == "ours_side"
+        return self.module.endswith(".ours_side")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -49,7 +49,7 @@ class Side:
             "TRANSFORMERS_VERBOSITY": "error",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        return own | (KEEP_MEMORY if self.module == "trl_side" else {})
+        return own | (KEEP_MEMORY if self.module.endswith(".trl_side") else {})
 
 
 class SideError(Exception):
@@ -63,7 +63,7 @@ class Running:
         self.side, self.taken = side, list[StepTaken]()
         self._errors = work / f"{side.name}.stderr".replace(" ", "-")
         python = sys.executable if side.is_ours else str(TRL_PYTHON)
-        command = [python, "-m", f"benchmarks.sft_sides.{side.module}", work, model, side.dtype, side.way, steps]
+        command = [python, "-m", f"benchmarks.{side.module}", work, model, side.dtype, side.way, steps]
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(
                 list(map(str, command)), cwd=ROOT, env=os.environ | side.environment, text=True,

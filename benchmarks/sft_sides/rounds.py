@@ -9,7 +9,8 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ class StepTaken:
     labels: int
     ids: int
     """sum of the real tokens' ids"""
+    prompt_tokens: int = 0
+    """of all prompts, where a side answers them"""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """seconds of what the step is made of, where a side says it"""
 
 
 class Rounds:
@@ -42,10 +47,19 @@ class Rounds:
         """Say that everything is loaded, and wait for the first round."""
         self._answer([])
 
-    def took(self, loss: float, *, tokens: int, labels: int, ids: int) -> None:
+    def took(
+        self,
+        loss: float,
+        *,
+        tokens: int,
+        labels: int,
+        ids: int,
+        prompt_tokens: int = 0,
+        parts: Mapping[str, float] | None = None,
+    ) -> None:
         """A step has ended. Waits where it was the round's last."""
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        self._steps.append(StepTaken(wall, cpu, loss, tokens, labels, ids))
+        self._steps.append(StepTaken(wall, cpu, loss, tokens, labels, ids, prompt_tokens, parts or {}))
         self._left -= 1
         if self._left == 0:
             self._answer(self._steps)
@@ -65,9 +79,14 @@ class Rounds:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
 
+def all_rows(work: Path) -> list[dict[str, Any]]:
+    """The records in their own order."""
+    with (work / "records" / "records.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def ordered_rows(work: Path) -> list[dict[str, Any]]:
     """The records in the order in which every side trains on them, each time that they come."""
-    with (work / "records" / "records.jsonl").open(encoding="utf-8") as file:
-        rows = {row["id"]: row for row in map(json.loads, file)}
+    rows = {row["id"]: row for row in all_rows(work)}
     order: list[str] = json.loads((work / "order.json").read_text(encoding="utf-8"))
     return [rows[identity] for identity in order]

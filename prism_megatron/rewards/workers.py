@@ -72,7 +72,7 @@ class _Supervised:
             encoding="utf-8",
         )
         try:
-            reply = self.ask({"path": [entry for entry in sys.path if entry], **asdict(settings)})
+            reply = self.ask({"path": [entry or os.getcwd() for entry in sys.path], **asdict(settings)})
         except EOFError:
             self.end()
             raise RewardError("a process that works out rewards did not start; its error stands above") from None
