@@ -37,6 +37,7 @@ setup(
                 "make_random",
                 "report",
                 "data",
+                "select_prompts",
                 "verify_answers",
             )
         ]

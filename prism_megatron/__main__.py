@@ -22,6 +22,7 @@ COMMANDS = (
     "make-random",
     "report",
     "data",
+    "select-prompts",
     "verify-answers",
 )
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""

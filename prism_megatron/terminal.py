@@ -148,7 +148,7 @@ def run(name: str) -> int:
     return guarded(lambda: importlib.import_module(f"prism_megatron.commands.{name}").main())
 
 
-align, warm_start, convert, serve, verify, make_random, report, data, sft, rlvr, verify_answers = (
+align, warm_start, convert, serve, verify, make_random, report, data, sft, rlvr, select_prompts, verify_answers = (
     partial(run, name)
     for name in (
         "align",
@@ -161,6 +161,7 @@ align, warm_start, convert, serve, verify, make_random, report, data, sft, rlvr,
         "data",
         "sft",
         "rlvr",
+        "select_prompts",
         "verify_answers",
     )
 )

@@ -84,8 +84,7 @@ def align(world: World, *, steps: int, output: Path) -> list[Figures]:
         # by tower and then mixed; breaking the format costs 1.5.
         credited = credit_groups(groups, judgement, game, seed=SEED, step=step, version=step)
         experience = experience_of(groups, credited, game, version=step)
-        # REINFORCE: the answers are this very policy's, so there is no ratio to clip. A step without a reward only
-        # measures, since AdamW would decay weights and apply old momentum.
+        # REINFORCE: the answers are this very policy's, so nothing is to be clipped. Without a reward it only measures.
         learn = update_policy if experience.rewarded and judgement.finite else measure_policy
         update = learn(policy, experience, learning, world=world)
         handover(step + 1)

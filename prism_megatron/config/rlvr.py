@@ -6,6 +6,7 @@ Field defaults are those of PRISM's scripts where its three algorithms agree; th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, ClassVar, cast
 
 import tyro
@@ -52,6 +53,8 @@ class RLVRConfig:
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     policy: OptimizerConfig = field(default_factory=OptimizerConfig)
+    prompts: Path | None = None
+    """records to train on, of those of --data: selected.jsonl of prism-select-prompts, or lines of JSON with ids"""
     algo: AlgorithmName = "grpo"
     """whose objective, advantages, penalties and rates are the defaults of the flags for them (docs/algorithms.md)"""
     advantage: AdvantageForm = "group"
@@ -96,6 +99,11 @@ def check_rlvr_values(config: RLVRConfig) -> None:
             f"--overlong-buffer {config.overlong_buffer} is more than the {longest} of --max-response-tokens, so that "
             "every answer would lose; give a smaller one, or 0 for none"
         )
+    if config.prompts is not None:
+        if config.data.data is None:
+            raise ConfigError(f"--prompts {config.prompts} chooses among records; name their folder with --data")
+        if not config.prompts.is_file():
+            raise ConfigError(f"--prompts {config.prompts} is no file; prism-select-prompts writes one")
     if config.data.format_sft and config.data.data is None:
         raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
     if config.advantage != "gdpo" and config.rollout.rollouts_per_prompt == 1:

@@ -12,10 +12,11 @@ from typing import Protocol
 
 from prism_megatron.data.admission import Checks, admitted, prompt_of
 from prism_megatron.data.identity import Identity, identity_of
-from prism_megatron.data.intake import HELD_OUT, LONG_RESPONSE, NO_CAPTION, Counts, Sieve
+from prism_megatron.data.intake import HELD_OUT, LONG_RESPONSE, NO_CAPTION, NOT_SELECTED, Counts, Sieve
 from prism_megatron.data.records import Part, Record, in_part, read_records
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Scene, Split, keyed_generator, make_scene
+from prism_megatron.data.selection import Selection
 from prism_megatron.data.teachers import Teacher, write
 from prism_megatron.types import Prompt, Response
 
@@ -101,13 +102,16 @@ class RecordSource:
         max_response_tokens: int,
         validation_share: float = 0.1,
         answers_alone: bool = False,
+        selection: Selection | None = None,
         checks: Checks = Checks(),  # noqa: B008  # frozen
     ) -> None:
         """Checks every record, and measures every prompt and reference.
 
         ``answers_alone``: a record need not have a caption, and its reference is its answer, whatever else it has.
+        With a ``selection`` its records alone are used.
 
-        Raises DataError, naming the first of them, for bad records unless ``checks`` skip them, and if none is left.
+        Raises DataError, naming the first of them, for bad records unless ``checks`` skip them, if none is left, and
+        for a selection of other records.
         """
         self._renderer = renderer
         self._seed = seed
@@ -121,10 +125,15 @@ class RecordSource:
         )
         references: dict[str, Response] = {}
         asked: list[Record] = []
+        of_part: list[Record] = []
         for record in read_records(folder, purpose="train", sieve=sieve):
             with sieve.catching():
                 if not in_part(record, part, validation_share=validation_share):
                     sieve.leave_out(HELD_OUT)
+                    continue
+                of_part.append(record)
+                if selection is not None and record not in selection:
+                    sieve.leave_out(NOT_SELECTED)
                 elif answers_alone:
                     references[record.id] = answer_alone(record, renderer)
                     asked.append(record)
@@ -135,6 +144,8 @@ class RecordSource:
                 else:
                     references[record.id] = reference
                     asked.append(record)
+        if selection is not None:
+            selection.check(of_part, folder / "data.jsonl")
         kept = admitted(asked, sieve, renderer, checks, max_prompt_tokens=max_prompt_tokens)
         self._usable = [(record, references[record.id]) for record in kept]
         captions = [] if answers_alone else [reference for _, reference in self._usable]
@@ -153,7 +164,16 @@ class RecordSource:
         """Example number ``position`` of the endless sequence of shuffled epochs."""
         epoch, offset = divmod(position, len(self._usable))
         order = keyed_generator("epoch", self._seed, epoch).permutation(len(self._usable))
-        record, reference = self._usable[int(order[offset])]
+        return self.in_order(int(order[offset]))
+
+    @property
+    def records(self) -> list[Record]:
+        """Those that are used, in the order of their file."""
+        return [record for record, _ in self._usable]
+
+    def in_order(self, index: int) -> Example:
+        """The example of number ``index`` of ``records``."""
+        record, reference = self._usable[index]
         prompt = prompt_of(record, self._renderer, self._checks, max_prompt_tokens=self._max_prompt_tokens)
         return Example(prompt=prompt, reference=reference, record=record)
 

@@ -13,6 +13,7 @@ from prism_megatron.data.loader import RecordSource, SceneSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
+from prism_megatron.data.selection import Selection
 from prism_megatron.engine.runtime import World
 from prism_megatron.observability.activity import Activity
 from prism_megatron.parallel.collectives import all_gather_objects
@@ -72,10 +73,12 @@ def build_prompts(
     seed: int,
     checks: Checks,
     answers_alone: bool = False,
+    selection: Selection | None = None,
 ) -> SceneSource | RecordSource:
     """Records of ``--data`` of their ``part``, or without it the mini world's ``scenes`` of that split.
 
-    ``answers_alone``: records are asked for their answer, and need no caption.
+    ``answers_alone``: records are asked for their answer, and need no caption. With a ``selection`` of records those
+    alone are used.
 
     Raises DataError as ``RecordSource``.
     """
@@ -90,5 +93,6 @@ def build_prompts(
         max_prompt_tokens=data.max_prompt_tokens,
         max_response_tokens=data.max_response_tokens,
         answers_alone=answers_alone,
+        selection=selection,
         checks=checks,
     )

@@ -12,3 +12,9 @@ def by_record(sample: RewardInput) -> float:
 def never(_sample: RewardInput) -> float:
     """No answer is better than another."""
     return 1.0
+
+
+def by_length(sample: RewardInput) -> float:
+    """About half of the answers to a record of an even number are right, and all of the others'."""
+    number = int("".join(filter(str.isdigit, sample.id)) or 0)
+    return float(number % 2 or sum(sample.response.encode()) % 2)

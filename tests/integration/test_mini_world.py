@@ -21,11 +21,11 @@ SHORT = (
     *("--warm-start.steps", "2", "--warm-start.prompts-per-step", "2"),
     *("--min-auc", "0", "--seed", "5"),
 )
-MAX_SHIPPED_BYTES = 10_000_000
+MAX_SHIPPED_BYTES = 12_000_000
 
 
 def test_shipped_weights_are_small_and_those_that_were_made() -> None:
-    """At most 10 MB, with the hashes that the recorded command wrote."""
+    """At most 12 MB, with the hashes that the recorded command wrote."""
     recorded = json.loads((MINI_FOLDER / "provenance.json").read_text())["sha256"]
     shipped = {str(path.relative_to(MINI_FOLDER)): path for path in MINI_FOLDER.glob("*/*.safetensors")}
     assert set(recorded) == set(shipped)

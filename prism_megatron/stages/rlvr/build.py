@@ -17,6 +17,7 @@ from prism_megatron.conversion.model_names import policy_folder, short_name
 from prism_megatron.data.intake import NothingLeftError
 from prism_megatron.data.loader import Example, RecordSource, SceneSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.selection import Selection, read_selection
 from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.execution import Execution, execution_here
@@ -30,12 +31,12 @@ from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.build import build_handover, build_rollout, sampling_of
 from prism_megatron.sampling.queue import RolloutQueue
+from prism_megatron.sampling.rewarding import reward
 from prism_megatron.sampling.shares import RewardGroup
 from prism_megatron.stages.rlvr.credit import Crediting
 from prism_megatron.stages.rlvr.exam import Exam
 from prism_megatron.stages.rlvr.plan import Learner, Prompts, RLVRPlan
 from prism_megatron.stages.rlvr.prospect import Prospector
-from prism_megatron.stages.rlvr.rewarding import reward
 from prism_megatron.stages.rlvr.stage import RLVR
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
@@ -72,12 +73,15 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
         session.say(advice)
     # What is asked, and how answers are checked.
     renderer = renderer_of(folder, config.data)
-    prompts, held_out = _prompts(config, renderer, session)
+    selection = None if config.prompts is None else read_selection(config.prompts)
+    prompts, held_out = _prompts(config, renderer, session, selection)
     rewarder = Rewarder(config.rewards, strict_format=config.data.strict_format, say=session.say)
     rewards = partial(reward, rewarder, renderer)
     # The policy, and who samples for it.
     if config.data.format_sft and session.restored is None:
-        source = folder = _taught(config, source, shape, renderer, session, dtype=dtype, execution=execution)
+        source = folder = _taught(
+            config, source, shape, renderer, session, selection=selection, dtype=dtype, execution=execution
+        )
     policy = _policy(config, source, shape, world=world, dtype=dtype, execution=execution)
     reference = None
     if config.objective.kl != "none":
@@ -109,13 +113,13 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
 
 
 def _prompts(
-    config: RLVRConfig, renderer: Renderer, session: Session
+    config: RLVRConfig, renderer: Renderer, session: Session, selection: Selection | None
 ) -> tuple[SceneSource | RecordSource, list[Example]]:
-    """Those of the steps, and those that no step asks."""
+    """Those of the steps, of the ``selection`` if there is one, and those that no step asks."""
     exam, data = config.exam, config.data
     checks = checks_of(data, look_together(session.world, session.activity))
     build_from = partial(build_prompts, data, renderer, seed=config.seed, checks=checks, answers_alone=True)
-    steps = build_from(scenes="align", batch_size=config.dynamic.batch_size(config.rollout))
+    steps = build_from(scenes="align", batch_size=config.dynamic.batch_size(config.rollout), selection=selection)
     held_out = None
     if exam.eval_prompts:
         try:
@@ -136,13 +140,16 @@ def _taught(
     renderer: Renderer,
     session: Session,
     *,
+    selection: Selection | None,
     dtype: torch.dtype,
     execution: Execution,
 ) -> Path:
     """The folder of the policy after it was taught the format, on the records that show it."""
     checks = checks_of(config.data, look_together(session.world, session.activity))
     size = config.rollout.prompts_per_step
-    shown = build_prompts(config.data, renderer, scenes="sft", batch_size=size, seed=config.seed, checks=checks)
+    shown = build_prompts(
+        config.data, renderer, scenes="sft", batch_size=size, seed=config.seed, checks=checks, selection=selection
+    )
     assert isinstance(shown, RecordSource), "the checks let --format-sft pass with records only"
     teach_format(
         config.data,

@@ -11,9 +11,9 @@ from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.sample import MAX_SAMPLES, Sample, png_url
 from prism_megatron.rewards.rewarder import Rewarded
 from prism_megatron.run.stage import Outcome
+from prism_megatron.sampling.rewarding import gold_of
 from prism_megatron.stages.rlvr.plan import RLVRPlan
 from prism_megatron.stages.rlvr.prospect import Found, RewardedGroup
-from prism_megatron.stages.rlvr.rewarding import gold_of
 from prism_megatron.training.figures import (
     NOT_FINITE,
     correction_row,

@@ -61,6 +61,8 @@ def test_a_batch_is_divided_into_whole_rounds() -> None:
         ({"dynamic_sampling": True, "rollouts_per_prompt": 1}, "--rollouts-per-prompt 1 makes groups of one"),
         ({"rollouts_per_prompt": 1}, "--advantage group compares answers to one prompt"),
         ({"format_sft": 5}, "--format-sft trains on records"),
+        ({"prompts": Path("some.jsonl")}, "--prompts some.jsonl chooses among records; name their folder with --data"),
+        ({"prompts": Path("some.jsonl"), "data": Path()}, "--prompts some.jsonl is no file"),
     ],
 )
 def test_what_nothing_would_use_is_refused(changes: dict[str, Any], complaint: str) -> None:
@@ -68,6 +70,7 @@ def test_what_nothing_would_use_is_refused(changes: dict[str, Any], complaint: s
     for section in ("dynamic", "rollout", "data"):
         own = {name: value for name, value in changes.items() if hasattr(getattr(config, section), name)}
         config = replace(config, **{section: replace(getattr(config, section), **own)})
-    config = replace(config, **{name: value for name, value in changes.items() if hasattr(config, name)})
+    whole = {name: value for name, value in changes.items() if hasattr(config, name) and name != "data"}
+    config = replace(config, **whole)
     with pytest.raises(ConfigError, match=complaint):
         check_rlvr_values(config)

@@ -14,6 +14,7 @@ from prism_megatron.rewards.check import settle
 from prism_megatron.rewards.checker import Checker
 from prism_megatron.rewards.verdict import Ask
 from tests.unit.rewards.hostile import GOLDS, MAKERS, hostile_asks
+from tests.unit.rewards.test_workers import checking
 
 
 def _resident(processes: list[psutil.Process]) -> float:
@@ -26,13 +27,13 @@ def _play(count: int, *, seed: int, within_s: float) -> None:
     with Checker(workers=2, say=said.append) as checker:
         warm = [Ask(rf"\sqrt{{{number}}}", r"2\sqrt{2}") for number in range(10, 200)]
         assert not any(future.result(timeout=60).right for future in checker.submit(warm))
-        children = me.children(recursive=True)
+        children = checking()
         assert len(children) == 4, "two supervisors, each with a worker"
         before = _resident([me, *children])
         began = time.monotonic()
         verdicts = [future.result(timeout=within_s) for future in checker.submit(asks)]
         seconds = time.monotonic() - began
-        children = me.children(recursive=True)
+        children = checking()
         grown = _resident([me, *children]) - before
         counts = dict(checker.counts)
     print(f"{count} hostile answers in {seconds:.1f} s, memory {grown:+.0f} MiB, {counts}")

@@ -28,6 +28,12 @@ CASES = [json.loads(line) for line in Path(__file__).with_name("cases.jsonl").re
 BURNER = f"{__package__ or 'tests.unit.rewards'}.burners"
 
 
+def checking(of: psutil.Process | None = None) -> list[psutil.Process]:
+    """Supervisors and workers below a process, or this one, which may have other children too."""
+    found = (of or psutil.Process()).children(recursive=True)
+    return [child for child in found if "rewards.supervisor" in " ".join(child.cmdline())]
+
+
 def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that a moment does not end: the kernel takes a killed process's files before its name."""
     return psutil.wait_procs(processes, timeout=1)[1]
@@ -80,7 +86,7 @@ def test_a_stopped_worker_is_not_blamed() -> None:
     """Claim: time in which a worker does not get the CPU does not count: here it is stopped for twice its limit."""
     with Workers(WorkSettings(function=f"{BURNER}:burn", cpu_seconds=0.6), workers=1) as workers:
         workers.submit([_call("0")])[0].result(timeout=60)
-        (worker,) = psutil.Process().children(recursive=True)[-1:]
+        (worker,) = checking()[-1:]
         future = workers.submit([_call("0.3")])[0]
         time.sleep(0.1)
         worker.suspend()
@@ -111,17 +117,17 @@ def test_no_worker_has_torch() -> None:
 def test_a_lost_supervisor_is_replaced_and_its_items_are_done() -> None:
     with Checker(workers=1) as checker:
         assert checker.check(EQUAL).right
-        supervisor = psutil.Process().children()[-1]
+        (supervisor,) = (child for child in checking() if child.ppid() == psutil.Process().pid)
         supervisor.kill()
         assert not checker.check(OTHER).right
-        assert supervisor not in psutil.Process().children()
+        assert supervisor not in checking()
 
 
 def test_closing_leaves_nobody_and_tells_those_who_wait() -> None:
     workers = Workers(WorkSettings(function=f"{BURNER}:burn", cpu_seconds=30.0), workers=2)
     futures: list[Future[list[object]]] = workers.submit([_call("20")] * 4)
     time.sleep(1.5)
-    children = psutil.Process().children(recursive=True)
+    children = checking()
     assert len(children) >= 2
     workers.close()
     assert not _alive(children)
@@ -139,7 +145,7 @@ def test_an_error_in_the_run_leaves_nobody() -> None:
     def play() -> None:
         with Checker() as checker:
             checker.check(EQUAL)
-            children.extend(psutil.Process().children(recursive=True))
+            children.extend(checking())
             raise KeyError("of the run")
 
     with pytest.raises(KeyError):
@@ -169,8 +175,8 @@ def test_a_run_that_ends_in_any_way_leaves_nobody(how: str) -> None:
         assert run.stdout is not None
         assert run.stdout.readline() == "ready\n"
         children = psutil.Process(run.pid).children(recursive=True)
-        checking = [child for child in children if "supervisor" in " ".join(child.cmdline())]
-        assert len(checking) == 2, "a supervisor and its worker"
+        workers = checking(psutil.Process(run.pid))
+        assert len(workers) == 2, "a supervisor and its worker"
         if how == "forgot":
             assert run.stdin is not None
             run.stdin.write("\n")
@@ -178,9 +184,9 @@ def test_a_run_that_ends_in_any_way_leaves_nobody(how: str) -> None:
         else:
             os.kill(run.pid, signal.SIGKILL)
         run.wait(timeout=30)
-        gone, alive = psutil.wait_procs(checking, timeout=10)
+        gone, alive = psutil.wait_procs(workers, timeout=10)
         for child in children:
-            if child not in checking and child.is_running():
+            if child not in workers and child.is_running():
                 child.kill()
     assert len(gone) == 2
     assert not alive

@@ -12,7 +12,7 @@ from prism_megatron.config.mini_world import MINI_FOLDER
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.rewards.rewarder import Rewarded, Sampled
-from prism_megatron.stages.rlvr.rewarding import gold_of, reward
+from prism_megatron.sampling.rewarding import gold_of, reward
 from prism_megatron.types import Rollout, VersionSpan
 from tests.unit.stages.tiny_rewards import NOT_JUDGED, example
 

@@ -1,0 +1,53 @@
+"""Which prompts does a policy answer right now and then? ``prism-select-prompts --model POLICY --data FOLDER``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from prism_megatron.commands.named_models import policy_shape
+from prism_megatron.config.cli import parse_over
+from prism_megatron.config.model import ModelConfig
+from prism_megatron.config.select_prompts import SelectPromptsConfig, check_select_prompts
+from prism_megatron.engine.launch import PRELOAD, launch, report_error
+from prism_megatron.errors import PrismError
+from prism_megatron.stages.select_prompts.identity import check_same_asked
+
+
+def parse(argv: Sequence[str]) -> SelectPromptsConfig:
+    """The configuration that was asked for. Raises ConfigError for one that cannot work."""
+    config = parse_over(SelectPromptsConfig(), argv, description=SelectPromptsConfig.__doc__ or "")
+    check_select_prompts(config)
+    return config
+
+
+def check(config: SelectPromptsConfig) -> None:
+    """Raise PrismError for what cannot work; what a hub id stands for is downloaded."""
+    check_same_asked(config)
+    policy_shape(ModelConfig(config.model))
+
+
+def run(config: SelectPromptsConfig) -> None:
+    """One rank's work."""
+    from prism_megatron.engine.runtime import start, stop
+    from prism_megatron.stages.select_prompts.build import select_on
+
+    world = start(config.parallel, seed=config.seed)
+    select_on(world, config)
+    stop(world)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        check(config)
+    except PrismError as error:
+        return report_error(error)
+    return launch(
+        run,
+        config,
+        model_parallel_size=1,
+        world_size=config.ranks,
+        preload=(*PRELOAD, "prism_megatron.stages.select_prompts.build"),
+    )
