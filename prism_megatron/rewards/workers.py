@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from prism_megatron.errors import RewardError
@@ -72,7 +73,7 @@ class _Supervised:
             encoding="utf-8",
         )
         try:
-            reply = self.ask({"path": [entry or os.getcwd() for entry in sys.path], **asdict(settings)})
+            reply = self.ask({"path": [entry or str(Path.cwd()) for entry in sys.path], **asdict(settings)})
         except EOFError:
             self.end()
             raise RewardError("a process that works out rewards did not start; its error stands above") from None
