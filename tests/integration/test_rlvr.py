@@ -111,6 +111,23 @@ def test_another_layout_draws_and_learns_the_same(played: Path, tmp_path: Path) 
 
 
 @pytest.mark.long
+def test_a_reference_that_was_taught_comes_back(tmp_path: Path) -> None:
+    """Claim: a run that goes on is held near to the policy that was taught the format, as before it was interrupted."""
+    write_records(tmp_path / "set", 16)
+    flags = (*SIZES, "--data", str(tmp_path / "set"), "--algo", "grpo", "--format-sft", "4", "--steps", "3",
+             "--eval-prompts", "0", "--max-response-tokens", "320", "--policy.lr", "1e-3",
+             "--reward-preset", "sum", "--reward", "tests.integration.rewards_for_rlvr:by_record")  # fmt: skip
+    ran(*flags, "--output", str(tmp_path / "whole"))
+    whole = rows_of(tmp_path / "whole")
+    assert whole[2]["kl/reference"] > 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step_{step:06d}")
+    ran("--load", str(tmp_path / "run"))
+    assert_same(rows_of(tmp_path / "run"), whole)
+
+
+@pytest.mark.long
 def test_ranks_that_find_nothing_wait_for_nobody(tmp_path: Path) -> None:
     """Claim: on four ranks, two of which draw only answers of equal worth, steps learn from the others' groups."""
     write_records(tmp_path / "set", 16)

@@ -78,7 +78,9 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
     rewarder = Rewarder(config.rewards, strict_format=config.data.strict_format, say=session.say)
     rewards = partial(reward, rewarder, renderer)
     # The policy, and who samples for it.
-    if config.data.format_sft and session.restored is None:
+    if config.data.format_sft and (taught := _taught_before(session)) is not None:
+        source = folder = taught
+    elif config.data.format_sft:
         source = folder = _taught(
             config, source, shape, renderer, session, selection=selection, dtype=dtype, execution=execution
         )
@@ -131,6 +133,17 @@ def _prompts(
         return steps, []
     there = exam.eval_prompts if held_out.counts is None else min(exam.eval_prompts, held_out.counts.kept)
     return steps, held_out.batch(0)[:there]
+
+
+def _taught_before(session: Session) -> Path | None:
+    """The policy that a run which goes on had taught the format: what it is held near to has not moved since.
+
+    None for a run that begins, and where the folder is gone, so that it has to be made again.
+    """
+    if session.restored is None:
+        return None
+    places = [session.output / FORMAT_SFT, session.restored.parents[1] / FORMAT_SFT]
+    return broadcast_object(next((place for place in places if place.is_dir()), None), source=0)
 
 
 def _taught(
