@@ -62,7 +62,7 @@ def main() -> None:
         folder, shape, world=world, dtype=dtype, optimizer=OptimizerConfig(lr=LR, weight_decay=0.0),
         total_steps=arguments.steps,
     )  # fmt: skip
-    # The video's placeholder is never sampled, so that every answer has all its tokens.
+    # No answer ends before it has all its tokens: the video token is never sampled.
     rollout = EmbeddedRollout(
         folder, NothingToFind(), end_token_ids=[shape.video_token_id], device=world.device, dtype=dtype
     )

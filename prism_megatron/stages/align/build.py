@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from prism_megatron.advantages import ROUNDING
@@ -13,7 +15,7 @@ from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, short_name
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.capabilities import check_adam
-from prism_megatron.engine.execution import execution_here
+from prism_megatron.engine.execution import Execution, execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.discriminator import DiscriminatorOrigin
@@ -70,21 +72,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     say_counts(prompts.steps.counts, None if prompts.probe is None else prompts.probe.counts, session.say)
     # The policy, and who samples for it.
     if config.data.format_sft and session.restored is None:
-        teach_format(
-            config.data,
-            source=source,
-            target=output / FORMAT_SFT,
-            shape=shape,
-            renderer=renderer,
-            prompts=prompts.steps,
-            prompts_per_step=config.rollout.prompts_per_step,
-            world=world,
-            dtype=dtype,
-            execution=execution,
-            say=session.say,
-            activity=session.activity,
-        )
-        source = folder = output / FORMAT_SFT
+        source = _taught(config, source, shape, renderer, prompts, session=session, dtype=dtype, execution=execution)
     policy = build_policy(
         source,
         shape,
@@ -131,6 +119,36 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         renderer=renderer,
     )
     return Alignment(players, _plan(config, form, dtype), prompts, exports, session)
+
+
+def _taught(
+    config: AlignConfig,
+    source: Path,
+    shape: Qwen3VLShape,
+    renderer: Renderer,
+    prompts: Prompts,
+    *,
+    session: Session,
+    dtype: torch.dtype,
+    execution: Execution,
+) -> Path:
+    """The folder of the policy after it was taught the format, on the records that the game is played on."""
+    target = session.output / FORMAT_SFT
+    teach_format(
+        config.data,
+        source=source,
+        target=target,
+        shape=shape,
+        renderer=renderer,
+        prompts=prompts.steps,
+        prompts_per_step=config.rollout.prompts_per_step,
+        world=session.world,
+        dtype=dtype,
+        execution=execution,
+        say=session.say,
+        activity=session.activity,
+    )
+    return target
 
 
 def _prompts(config: AlignConfig, renderer: Renderer, session: Session) -> Prompts:

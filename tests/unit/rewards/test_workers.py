@@ -20,6 +20,7 @@ from prism_megatron.rewards.verdict import Ask, Verdict
 from prism_megatron.rewards.workers import Workers, WorkSettings
 from tests.conftest import REPOSITORY
 from tests.unit.rewards.hostile import hostile_asks
+from tests.waiting import wait_for
 
 EQUAL = Ask(r"\sqrt{8}", r"2\sqrt{2}")
 OTHER = Ask(r"\sqrt{9}", r"2\sqrt{2}")
@@ -87,10 +88,11 @@ def test_a_stopped_worker_is_not_blamed() -> None:
     with Workers(WorkSettings(function=f"{BURNER}:burn", cpu_seconds=0.6), workers=1) as workers:
         workers.submit([_call("0")])[0].result(timeout=60)
         (worker,) = checking()[-1:]
+        before = worker.cpu_times().user
         future = workers.submit([_call("0.3")])[0]
-        time.sleep(0.1)
+        wait_for(lambda: worker.cpu_times().user > before)
         worker.suspend()
-        time.sleep(1.2)
+        time.sleep(1.2)  # a span and no state: twice the limit goes by, however fast the machine is
         worker.resume()
         assert future.result(timeout=60)[0] == "done"
 
@@ -126,9 +128,8 @@ def test_a_lost_supervisor_is_replaced_and_its_items_are_done() -> None:
 def test_closing_leaves_nobody_and_tells_those_who_wait() -> None:
     workers = Workers(WorkSettings(function=f"{BURNER}:burn", cpu_seconds=30.0), workers=2)
     futures: list[Future[list[object]]] = workers.submit([_call("20")] * 4)
-    time.sleep(1.5)
+    wait_for(lambda: len(checking()) == 4)
     children = checking()
-    assert len(children) >= 2
     workers.close()
     assert not _alive(children)
     for future in futures:
@@ -158,14 +159,13 @@ def test_an_error_in_the_run_leaves_nobody() -> None:
 def test_a_run_that_ends_in_any_way_leaves_nobody(how: str) -> None:
     """Claim: killed from outside, ended without close, and killed while a fork of it holds its end of the pipes."""
     code = (
-        "import os, time\n"
+        "import os, signal\n"
         "from prism_megatron.rewards.workers import Workers, WorkSettings\n"
         f"workers = Workers(WorkSettings(function='{BURNER}:burn', cpu_seconds=60.0), workers=1)\n"
         "item = dict(id='', question='', response='', valid=True, gold='', answer_type=None)\n"
         "workers.submit([item | dict(answer='0')])[0].result()\n"
         "workers.submit([item | dict(answer='50')])\n"
-        "time.sleep(0.3)\n"
-        f"if {'fork' in how} and os.fork() == 0:\n    time.sleep(20)\n    os._exit(0)\n"
+        f"if {'fork' in how} and os.fork() == 0:\n    signal.pause()\n"
         "print('ready', flush=True)\n"
         "input()\n"
     )
@@ -177,6 +177,9 @@ def test_a_run_that_ends_in_any_way_leaves_nobody(how: str) -> None:
         children = psutil.Process(run.pid).children(recursive=True)
         workers = checking(psutil.Process(run.pid))
         assert len(workers) == 2, "a supervisor and its worker"
+        burning = max(workers, key=lambda one: one.pid)
+        spent = burning.cpu_times().user
+        wait_for(lambda: burning.cpu_times().user > spent)
         if how == "forgot":
             assert run.stdin is not None
             run.stdin.write("\n")
