@@ -79,9 +79,9 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
     rewards = partial(reward, rewarder, renderer)
     # The policy, and who samples for it.
     if config.data.format_sft and (taught := _taught_before(session)) is not None:
-        source = folder = taught
+        source = taught
     elif config.data.format_sft:
-        source = folder = _taught(
+        source = _taught(
             config, source, shape, renderer, session, selection=selection, dtype=dtype, execution=execution
         )
     policy = _policy(config, source, shape, world=world, dtype=dtype, execution=execution)
