@@ -36,7 +36,7 @@ from benchmarks.sft_sides.drive import TRL_PYTHON, Side, SideError, take_turns
 from benchmarks.sft_sides.material import SIDE, SIZES, write_model, write_processing, write_records
 from benchmarks.sft_sides.rounds import StepTaken
 from benchmarks.sft_sides.table import differing, is_clean
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.observability.model_flops import Arithmetic, work_of
 
 OURS, TRL = "ours", "TRL"

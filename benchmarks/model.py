@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
 from prism_megatron.engine.attention import SDPACoreAttention, Sequences
 from prism_megatron.engine.logprobs import VocabularyOutput

@@ -35,7 +35,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout

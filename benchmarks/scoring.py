@@ -47,10 +47,10 @@ from torch.nn import functional
 
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.presets import preset
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer

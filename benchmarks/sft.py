@@ -35,8 +35,8 @@ from benchmarks.sft_sides import packing, table
 from benchmarks.sft_sides.drive import TRL_PYTHON, Side, SideError, take_turns
 from benchmarks.sft_sides.material import SIZES, write_model, write_processing, write_records, write_varied_records
 from benchmarks.sft_sides.order import write_order
-from prism_megatron.config.data import STRUCTURED_SYSTEM_PROMPT
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.stages.data import STRUCTURED_SYSTEM_PROMPT
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer
 from prism_megatron.engine.runtime import start, stop

@@ -72,11 +72,11 @@ def train(model: str, photographs: Path | None, steps: int, rows: int, cache: Pa
     import torch
 
     from model_providers.qwen3_vl.provider import Qwen3VLProvider
-    from prism_megatron.config.model import ALL_VISION
-    from prism_megatron.config.optimizer import OptimizerConfig
-    from prism_megatron.config.parallel import ParallelConfig
-    from prism_megatron.config.qwen3_vl import Qwen3VLShape
-    from prism_megatron.config.vision_cache import VisionCacheConfig
+    from prism_megatron.config.architecture.model import ALL_VISION
+    from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+    from prism_megatron.config.engine.optimizer import OptimizerConfig
+    from prism_megatron.config.engine.parallel import ParallelConfig
+    from prism_megatron.config.engine.vision_cache import VisionCacheConfig
     from prism_megatron.conversion.mapping import TensorSource
     from prism_megatron.engine.engine import MegatronEngine
     from prism_megatron.engine.runtime import start

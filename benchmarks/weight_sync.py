@@ -29,11 +29,11 @@ from pathlib import Path
 import torch
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.convert import MakeRandomConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.presets import hf_config, preset
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.tools.convert import MakeRandomConfig
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import start, stop
 from prism_megatron.jobs.random_model import make_random

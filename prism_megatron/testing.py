@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 
 _PRELOAD = ("pytest", "torch._dynamo", "prism_megatron.engine.engine", "model_providers.qwen3_vl.provider")
 """Imported once, in the fork server. pytest is there because every child re-imports the main module."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from prism_megatron.config.discriminator import SEGMENTS
+from prism_megatron.config.stages.discriminator import SEGMENTS
 
 if TYPE_CHECKING:
     import numpy as np

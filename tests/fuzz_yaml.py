@@ -25,13 +25,13 @@ import psutil
 
 from prism_megatron.commands import align, convert, warm_start
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.effect import EffectConfig
+from prism_megatron.config.experiments.effect import EffectConfig
+from prism_megatron.config.experiments.mini_world import MakeMiniConfig
+from prism_megatron.config.experiments.variants import VariantsConfig
 from prism_megatron.config.merge import to_yaml
-from prism_megatron.config.mini_world import MakeMiniConfig
-from prism_megatron.config.report import ReportConfig
-from prism_megatron.config.serve import ServeConfig
-from prism_megatron.config.variants import VariantsConfig
-from prism_megatron.config.verify import VerifyConfig
+from prism_megatron.config.tools.report import ReportConfig
+from prism_megatron.config.tools.serve import ServeConfig
+from prism_megatron.config.tools.verify import VerifyConfig
 from prism_megatron.errors import PrismError
 
 HANG_SECONDS = 20

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.game import GameConfig
-from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.objective import PolicyObjective
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.experiments.mini import MINI_ALIGN
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.stages.game import GameConfig
+from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.discriminator import DiscriminatorOrigin

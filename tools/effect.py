@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from prism_megatron.config.arm import effect_arms
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.effect import EffectConfig
-from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.experiments.effect import EffectConfig
+from prism_megatron.config.experiments.mini import MINI_ALIGN
+from prism_megatron.config.stages.arm import effect_arms
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 from prism_megatron.terminal import guarded

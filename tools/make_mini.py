@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.mini_world import MakeMiniConfig
+from prism_megatron.config.experiments.mini_world import MakeMiniConfig
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 from prism_megatron.terminal import guarded

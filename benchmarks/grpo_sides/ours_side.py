@@ -13,10 +13,10 @@ from PIL import Image
 from benchmarks.grpo_sides.group import LR, NEW_TOKENS, PROMPTS, SAMPLES, checksum, prompts_of
 from benchmarks.sft_sides.rounds import Rounds, all_rows
 from prism_megatron.advantages import reward_advantages
-from prism_megatron.config.objective import PolicyObjective
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import start
 from prism_megatron.rollout.base import SampleRequest, Sampling

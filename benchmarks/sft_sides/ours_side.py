@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 
 from benchmarks.sft_sides.rounds import Rounds
-from prism_megatron.config.demonstrations import DemonstrationsConfig
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.sft import SFTConfig
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.stages.demonstrations import DemonstrationsConfig
+from prism_megatron.config.stages.sft import SFTConfig
 from prism_megatron.engine.runtime import start
 from prism_megatron.run.session import Session
 from prism_megatron.stages.sft.build import build

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prism_megatron.config.architecture.model import ALL_VISION
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.formats import FormatConfig
-from prism_megatron.config.model import ALL_VISION
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.data.formats.detect import open_corpus
 from prism_megatron.data.index.index import open_index
 from prism_megatron.data.index.samples import IndexedCorpus, Samples, samples_of

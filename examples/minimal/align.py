@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.game import GameConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.objective import PolicyObjective
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
+from prism_megatron.config.stages.game import GameConfig
+from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.engine.launch import launch
 
 if TYPE_CHECKING:

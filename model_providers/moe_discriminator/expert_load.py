@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model_providers.moe_discriminator.routing import TowerRouter
 from model_providers.moe_discriminator.towers import Towers
-from prism_megatron.config.discriminator import SEGMENTS
+from prism_megatron.config.stages.discriminator import SEGMENTS
 
 
 def take_loads(modules: Sequence[MegatronModule], num_layers: int, towers: Towers) -> Tensor:

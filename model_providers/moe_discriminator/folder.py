@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from model_providers.moe_discriminator.variant import Variant
-from prism_megatron.config.discriminator import SECTION, DiscriminatorConfig, Modality, Routing
+from prism_megatron.config.stages.discriminator import SECTION, DiscriminatorConfig, Modality, Routing
 from prism_megatron.errors import ConfigError
 
 ARCHITECTURE = "PrismDiscriminator"

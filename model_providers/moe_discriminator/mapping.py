@@ -21,7 +21,7 @@ from model_providers.qwen3_vl.mapping import (
     router_mapping,
     vision_mappings,
 )
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import Replicated

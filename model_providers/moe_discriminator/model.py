@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.deepstack import Ints
 from model_providers.qwen3_vl.model import Qwen3VLTrunk
-from prism_megatron.config.discriminator import LoadBalanceScope
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.stages.discriminator import LoadBalanceScope
 from prism_megatron.engine.batch import Batch, Extra, token_sequences
 from prism_megatron.engine.norms import parameter_device
 from prism_megatron.engine.specs import mark_tensor_parallel

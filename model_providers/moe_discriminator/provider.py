@@ -19,9 +19,9 @@ from model_providers.moe_discriminator.model import Discriminator
 from model_providers.moe_discriminator.routing import TowerRouter
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import text_config
-from prism_megatron.config.discriminator import LoadBalanceScope, Modality
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.stages.discriminator import LoadBalanceScope, Modality
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.engine.execution import PLAIN, Execution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prism_megatron.config.experts import ExpertSizes
+from prism_megatron.config.engine.experts import ExpertSizes
 from prism_megatron.errors import ConfigError
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from model_providers.moe_discriminator.mapping import SCORE, dense_name, router_name
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.mapping import LM_HEAD, TEXT, expert_name
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.errors import ConversionError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model_providers.moe_discriminator.towers import Towers
-from prism_megatron.config.discriminator import KindFlags, Modality, Routing, check_kind
+from prism_megatron.config.stages.discriminator import KindFlags, Modality, Routing, check_kind
 
 NUM_TOWERS = {"segment": 2, "learned": 1}
 

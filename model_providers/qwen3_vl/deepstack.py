@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model_providers.qwen3_vl.mrope import frames_of, row_positions
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch
 from prism_megatron.errors import DataError
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prism_megatron.config.experts import ExpertSizes
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.experts import ExpertSizes
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import (

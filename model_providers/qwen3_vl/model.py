@@ -32,7 +32,7 @@ from model_providers.qwen3_vl.deepstack import Ints, VisualPlaces, VisualRows, l
 from model_providers.qwen3_vl.mapping import EMBEDDING, OUTPUT
 from model_providers.qwen3_vl.mrope import rotary_tables
 from model_providers.qwen3_vl.vision import VisionModel
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.ops import vocabulary
 from prism_megatron.engine.attention import Sequences
 from prism_megatron.engine.batch import Batch, Extra, token_sequences

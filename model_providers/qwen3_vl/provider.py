@@ -15,11 +15,11 @@ from torch.nn.functional import silu
 from model_providers.qwen3_vl.mapping import weight_mappings
 from model_providers.qwen3_vl.model import Qwen3VLModel
 from model_providers.qwen3_vl.router import SoftmaxRouter, expert_figures
-from prism_megatron.config.experts import NO_ROUTER_LOSSES, ExpertSizes, RouterLosses
-from prism_megatron.config.model import FreezeGroup
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import check_precision
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.model import FreezeGroup
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.experts import NO_ROUTER_LOSSES, ExpertSizes, RouterLosses
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import check_precision
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.engine.execution import PLAIN, Execution

@@ -15,7 +15,7 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
-from prism_megatron.config.experts import ExpertSizes, RouterLosses
+from prism_megatron.config.engine.experts import ExpertSizes, RouterLosses
 from prism_megatron.engine.experts import AttachLoss, ExpertRouter, balance_of_sequences, spread
 from prism_megatron.losses.load_balance import router_z_loss
 

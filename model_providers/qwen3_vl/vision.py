@@ -17,7 +17,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor, nn
 
-from prism_megatron.config.qwen3_vl import VisionShape
+from prism_megatron.config.architecture.qwen3_vl import VisionShape
 from prism_megatron.engine.norms import LayerNorm, parameter_device
 from prism_megatron.engine.recompute import checkpointed
 from prism_megatron.engine.sdpa import scaled_dot_product_attention

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import named_shapes, world_size
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.cli import inputs_named, parse_over
-from prism_megatron.config.mini import MINI_ALIGN, MINI_ALIGN_RECORDS
+from prism_megatron.config.engine.validate_layout import smallest_world
+from prism_megatron.config.experiments.mini import MINI_ALIGN, MINI_ALIGN_RECORDS
+from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.validate import check_align, check_align_values
-from prism_megatron.config.validate_layout import smallest_world
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 from prism_megatron.run.start import defaults_of, find_start

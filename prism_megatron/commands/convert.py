@@ -9,7 +9,7 @@ from typing import Any
 
 from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
+from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.engine.launch import USER_ERROR, report_error
 from prism_megatron.errors import PrismError
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.data_tool import (
+from prism_megatron.config.tools.data_tool import (
     CheckSetConfig,
     ConvertSetConfig,
     EnergonStateConfig,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from prism_megatron.config.convert import MakeRandomConfig
+from prism_megatron.config.tools.convert import MakeRandomConfig
 from prism_megatron.engine.launch import report_error
 from prism_megatron.errors import PrismError
 

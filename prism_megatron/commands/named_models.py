@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.validate_layout import smallest_world
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.validate_layout import smallest_world
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import MiniPolicy, discriminator_folder, policy_folder
 from prism_megatron.data.model_files import check_model_files

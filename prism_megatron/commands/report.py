@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.report import ReportConfig
+from prism_megatron.config.tools.report import ReportConfig
 from prism_megatron.engine.launch import report_error
 from prism_megatron.errors import ConfigError, DataError, PrismError
 from prism_megatron.evaluation.sample import Sample, read_samples

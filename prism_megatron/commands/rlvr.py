@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import policy_shape, world_size
 from prism_megatron.config.cli import inputs_named, named_value, parse_over
-from prism_megatron.config.mini_rlvr import mini_rlvr
-from prism_megatron.config.rlvr import RLVRConfig, check_rlvr, check_rlvr_values
-from prism_megatron.config.validate_layout import smallest_world
+from prism_megatron.config.engine.validate_layout import smallest_world
+from prism_megatron.config.experiments.mini_rlvr import mini_rlvr
+from prism_megatron.config.stages.rlvr import RLVRConfig, check_rlvr, check_rlvr_values
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 from prism_megatron.run.start import defaults_of, find_start

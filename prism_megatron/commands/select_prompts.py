@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import policy_shape
+from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.select_prompts import SelectPromptsConfig, check_select_prompts
+from prism_megatron.config.stages.select_prompts import SelectPromptsConfig, check_select_prompts
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 from prism_megatron.stages.select_prompts.identity import check_same_asked

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.serve import ServeConfig
+from prism_megatron.config.tools.serve import ServeConfig
 from prism_megatron.engine.launch import report_error
 from prism_megatron.errors import PrismError
 

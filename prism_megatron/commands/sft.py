@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import policy_shape, world_size
 from prism_megatron.config.cli import inputs_named, parse_over
-from prism_megatron.config.sft import MINI_SFT, MINI_SFT_RECORDS, SFTConfig, check_sft, check_sft_values
-from prism_megatron.config.validate_layout import smallest_world
+from prism_megatron.config.engine.validate_layout import smallest_world
+from prism_megatron.config.stages.sft import MINI_SFT, MINI_SFT_RECORDS, SFTConfig, check_sft, check_sft_values
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 from prism_megatron.run.start import defaults_of, find_start

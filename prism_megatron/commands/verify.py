@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model_providers.moe_discriminator.folder import is_discriminator, read_variant
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.validate_layout import smallest_world
-from prism_megatron.config.verify import VerifyConfig, check_by_layer, check_verify, model_name
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.validate_layout import smallest_world
+from prism_megatron.config.tools.verify import VerifyConfig, check_by_layer, check_verify, model_name
 from prism_megatron.conversion.checkpoint_folder import is_checkpoint
 from prism_megatron.conversion.model_names import folder_of
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
@@ -46,7 +46,7 @@ def readable(config: VerifyConfig) -> Iterator[VerifyConfig]:
             f"--hf {config.hf} is read as the checkpoint {named}, which one process has to write as a model folder; "
             "start this without torchrun, or name a model folder"
         )
-    from prism_megatron.config.convert import ToHFConfig
+    from prism_megatron.config.tools.convert import ToHFConfig
     from prism_megatron.jobs.convert import to_hf
 
     with tempfile.TemporaryDirectory(prefix="prism-verify-") as aside:

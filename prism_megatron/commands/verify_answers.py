@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.verify_answers import VerifyAnswersConfig, check_verify_answers
+from prism_megatron.config.tools.verify_answers import VerifyAnswersConfig, check_verify_answers
 from prism_megatron.engine.launch import report_error
 from prism_megatron.errors import PrismError
 

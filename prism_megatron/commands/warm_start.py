@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import named_shapes, world_size
 from prism_megatron.config.cli import inputs_named, parse_over
-from prism_megatron.config.validate import check_values
-from prism_megatron.config.validate_layout import smallest_world
-from prism_megatron.config.warm_start import (
+from prism_megatron.config.engine.validate_layout import smallest_world
+from prism_megatron.config.stages.warm_start import (
     MINI_WARM_START,
     MINI_WARM_START_PAIRS,
     MINI_WARM_START_RECORDS,
     WarmStartConfig,
     check_warm_start,
 )
+from prism_megatron.config.validate import check_values
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 from prism_megatron.run.start import defaults_of, find_start

@@ -8,7 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from prism_megatron.config.qwen3_vl import TEXT_ACTIVATION, VISION_ACTIVATION, Qwen3VLShape, TextShape, VisionShape
+from prism_megatron.config.architecture.qwen3_vl import (
+    TEXT_ACTIVATION,
+    VISION_ACTIVATION,
+    Qwen3VLShape,
+    TextShape,
+    VisionShape,
+)
 from prism_megatron.errors import ConfigError
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.fields import OnResume, fields_of
-from prism_megatron.config.optimizer import OptimizerConfig
 from prism_megatron.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")

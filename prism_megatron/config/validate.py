@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.discriminator import DiscriminatorConfig, check_kind, check_router_losses, check_upcycling
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.fields import check_fields
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.objective import check_correction
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig, check_precision
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.rollout import RolloutConfig
-from prism_megatron.config.validate_game import check_game
-from prism_megatron.config.validate_layout import check_layout, check_world
+from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.stages.data import DataConfig
+from prism_megatron.config.stages.discriminator import (
+    DiscriminatorConfig,
+    check_kind,
+    check_router_losses,
+    check_upcycling,
+)
+from prism_megatron.config.stages.objective import check_correction
+from prism_megatron.config.stages.validate_game import check_game
 from prism_megatron.errors import ConfigError, listed
 
 

@@ -15,8 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from prism_megatron.config.experts import ExpertSizes
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.experts import ExpertSizes
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.errors import ConversionError
 

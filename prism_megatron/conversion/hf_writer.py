@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prism_megatron.config.rope import in_new_words
+from prism_megatron.config.architecture.rope import in_new_words
 from prism_megatron.conversion.block_fp8 import dequantised_config
 from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.conversion.hf_reader import INDEX, SINGLE

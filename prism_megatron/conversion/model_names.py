@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from prism_megatron.config.discriminator import SECTION
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.discriminator import SECTION
 from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, EXPORT, is_checkpoint, is_run, latest, read_state
 from prism_megatron.errors import ConfigError
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.ops import Box
 from prism_megatron.conversion.row_order import parameter_shape, targets_of

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.rope import in_new_words
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.rope import in_new_words
 from prism_megatron.conversion.hf_files import member, read_object
 from prism_megatron.errors import ConversionError
 

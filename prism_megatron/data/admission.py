@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from prism_megatron.config.data import CheckImages, DataConfig, OnBad
+from prism_megatron.config.stages.data import CheckImages, DataConfig, OnBad
 from prism_megatron.data.image_files import Seen, look_at, open_image
 from prism_megatron.data.intake import LONG_PROMPT, ImageError, Sieve
 from prism_megatron.data.render import Renderer

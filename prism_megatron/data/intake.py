@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prism_megatron.config.data import OnBad
+from prism_megatron.config.stages.data import OnBad
 from prism_megatron.errors import DataError
 
 NUM_SHOWN = 5

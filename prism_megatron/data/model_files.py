@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.json_file import read_object
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import DataError
 
 PROCESSOR = "processor_config.json"

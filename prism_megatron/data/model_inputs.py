@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.types import TokenSequence
 
 

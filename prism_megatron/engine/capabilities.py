@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import torch
 
-from prism_megatron.config.precision import Fp8Recipe, PrecisionConfig
-from prism_megatron.config.speed import SpeedConfig
+from prism_megatron.config.engine.precision import Fp8Recipe, PrecisionConfig
+from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.errors import ConfigError
 
 Library = Literal["te", "apex", "torch"]

@@ -23,8 +23,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor
 
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.speed import SpeedConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource

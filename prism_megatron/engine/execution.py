@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prism_megatron.config.precision import PrecisionConfig
-from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.speed import SpeedConfig
+from prism_megatron.config.engine.precision import PrecisionConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.engine.capabilities import Capabilities, choose, installed
 
 

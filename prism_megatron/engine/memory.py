@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 
 _GRADIENT, _MOMENTS, _MASTER = 4, 8, 4

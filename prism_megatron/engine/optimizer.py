@@ -16,7 +16,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
 
 
 def build_optimizer(

@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor, nn
 
-from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.engine.attention import RotaryAttention, SDPACoreAttention, Sequences
 from prism_megatron.engine.layer_parts import LayerParts
 from prism_megatron.engine.norms import RMSNorm

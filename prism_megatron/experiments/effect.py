@@ -10,9 +10,9 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
-from prism_megatron.config.arm import ALIGNED, Arm
-from prism_megatron.config.effect import EffectConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.effect import EffectConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.arm import ALIGNED, Arm
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import start, stop
 from prism_megatron.evaluation.comparison import figure_text

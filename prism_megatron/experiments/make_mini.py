@@ -1,7 +1,7 @@
 """Makes the mini world's three checkpoints: base, supervised policy, warm-started discriminator.
 
-Recipe and sizes: ``config/mini_world.py``. Each phase starts from the folder that the one before wrote, so a phase
-that is already there is not run again.
+Recipe and sizes: ``config/experiments/mini_world.py``. Each phase starts from the folder that the one before wrote, so
+a phase that is already there is not run again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from model_providers.moe_discriminator.variant import Variant
-from prism_megatron.config.game import GameConfig
+from prism_megatron.config.architecture.model import ALL_VISION
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.experiments.mini_world import MakeMiniConfig, SupervisedPhase, mini_model_config
 from prism_megatron.config.merge import to_plain
-from prism_megatron.config.mini_world import MakeMiniConfig, SupervisedPhase, mini_model_config
-from prism_megatron.config.model import ALL_VISION
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from model_providers.moe_discriminator.upcycle import keyed_normal
-from prism_megatron.config.arm import Arm
+from prism_megatron.config.stages.arm import Arm
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import Example

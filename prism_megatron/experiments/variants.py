@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from prism_megatron.config.arm import Arm
-from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.variants import VARIANTS, VariantsConfig, variant
-from prism_megatron.config.warm_start import MINI_WARM_START
+from prism_megatron.config.experiments.mini import MINI_ALIGN
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.variants import VARIANTS, VariantsConfig, variant
+from prism_megatron.config.stages.arm import Arm
+from prism_megatron.config.stages.warm_start import MINI_WARM_START
 from prism_megatron.data.render import Renderer
 from prism_megatron.disk import write_atomically
 from prism_megatron.engine.runtime import World, start, stop

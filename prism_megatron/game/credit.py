@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_expert_advantages
-from prism_megatron.config.game import GameConfig
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.game.judge import Judgement
 from prism_megatron.training.experience import Experience, ExperienceRow
 from prism_megatron.types import PERCEPTION, REASONING, TOWERS, Rollout, RolloutGroup

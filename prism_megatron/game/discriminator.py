@@ -14,10 +14,10 @@ from model_providers.moe_discriminator.mapping import count_parameters
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from model_providers.moe_discriminator.variant import Variant
-from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder, files_folder
 from prism_megatron.conversion.model_names import discriminator_folder
 from prism_megatron.data.render import Renderer

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prism_megatron.config.game import GameConfig
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.data.loader import Example, ExampleSource
 from prism_megatron.game.controls import Controls
 from prism_megatron.game.probe_set import ProbeSet

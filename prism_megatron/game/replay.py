@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prism_megatron.config.game import GameConfig
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.data.loader import Example
 from prism_megatron.errors import CheckpointError
 from prism_megatron.types import PreferenceGroup, Response, Segments, Span

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from prism_megatron.config.data_tool import CheckSetConfig
 from prism_megatron.config.formats import FormatConfig
+from prism_megatron.config.tools.data_tool import CheckSetConfig
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.base import Corpus
 from prism_megatron.data.formats.columns import found_names

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.check import CheckConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.compare import TensorComparison, Tensors, compare, num_bytes

@@ -19,17 +19,17 @@ from model_providers.moe_discriminator.mapping import expert_layout as discrimin
 from model_providers.moe_discriminator.mapping import weight_mappings as discriminator_mappings
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from model_providers.moe_discriminator.variant import Variant
-from prism_megatron.config.convert import (
+from prism_megatron.config.architecture.quant import QuantConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.validate_layout import check_layout
+from prism_megatron.config.merge import to_plain
+from prism_megatron.config.tools.convert import (
     ToHFConfig,
     ToMegatronConfig,
     UpcyclingConfig,
     check_to_hf,
     check_to_megatron,
 )
-from prism_megatron.config.merge import to_plain
-from prism_megatron.config.quant import QuantConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.validate_layout import check_layout
 from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint, write_state
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.expert_layout import ExpertLayout

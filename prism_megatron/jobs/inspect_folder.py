@@ -15,8 +15,8 @@ from model_providers.moe_discriminator.folder import is_discriminator, read_vari
 from model_providers.moe_discriminator.mapping import count_parameters
 from model_providers.moe_discriminator.variant import Variant
 from model_providers.qwen3_vl.mapping import EMBEDDING, LM_HEAD
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.check import InspectConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.block_fp8 import CONFIG_KEY
 from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint
 from prism_megatron.conversion.expert_layout import detect_expert_layout

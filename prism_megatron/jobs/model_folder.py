@@ -11,7 +11,7 @@ from model_providers.moe_discriminator.mapping import expert_layout as discrimin
 from model_providers.moe_discriminator.mapping import weight_mappings as discriminator_mappings
 from model_providers.moe_discriminator.variant import Variant
 from model_providers.qwen3_vl.mapping import weight_mappings as policy_mappings
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 from prism_megatron.conversion.open_source import open_weights

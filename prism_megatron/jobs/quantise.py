@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.quant import QuantConfig, Recipe, check_quant
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.quant import QuantConfig, Recipe, check_quant
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.experiments.mini import MINI_ALIGN
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.hf_writer import write_hf_folder
 from prism_megatron.conversion.quantised import QUANT_CONFIG, DequantisedFolder

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import weight_mappings
-from prism_megatron.config.convert import MakeRandomConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.fields import check_fields
 from prism_megatron.config.presets import PRESETS, hf_config, preset
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.tools.convert import MakeRandomConfig
 from prism_megatron.conversion.hf_writer import stated
 from prism_megatron.conversion.resumable import check_space, flush
 from prism_megatron.conversion.shards import Spec, lay_out

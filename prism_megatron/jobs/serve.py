@@ -15,10 +15,10 @@ from typing import Literal
 
 import torch
 
-from prism_megatron.config.convert import ToHFConfig
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape, max_positions
-from prism_megatron.config.serve import ServeConfig, check_serve
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape, max_positions
+from prism_megatron.config.stages.data import DataConfig
+from prism_megatron.config.tools.convert import ToHFConfig
+from prism_megatron.config.tools.serve import ServeConfig, check_serve
 from prism_megatron.conversion.checkpoint_folder import is_checkpoint, read_state
 from prism_megatron.conversion.expert_layout import detect_expert_layout
 from prism_megatron.conversion.hf_files import member, read_object

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from prism_megatron.config.data_tool import SetStatsConfig
+from prism_megatron.config.tools.data_tool import SetStatsConfig
 from prism_megatron.conversion.model_names import folder_of
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.pictures import size_of

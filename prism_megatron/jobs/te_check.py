@@ -13,12 +13,12 @@ import torch
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.mini_world import mini_model_config
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.experiments.mini_world import mini_model_config
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.capabilities import MINIMUM_CAPABILITY, Installed, check_adam, choose, installed
 from prism_megatron.engine.engine import MegatronEngine

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prism_megatron.config.verify_answers import VerifyAnswersConfig
+from prism_megatron.config.tools.verify_answers import VerifyAnswersConfig
 from prism_megatron.data.fields import check_text, kind_of, lines_of, object_of
 from prism_megatron.errors import DataError
 from prism_megatron.rewards.answers import plain

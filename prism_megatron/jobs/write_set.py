@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from prism_megatron.config.data_tool import ConvertSetConfig, OnBad, ShardSetConfig
 from prism_megatron.config.formats import FormatConfig
+from prism_megatron.config.tools.data_tool import ConvertSetConfig, OnBad, ShardSetConfig
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.detect import open_corpus
 from prism_megatron.data.formats.new_folder import new_folder

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.engine.batch import collate

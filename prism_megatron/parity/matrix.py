@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.validate_layout import smallest_world
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.parity.compare import (

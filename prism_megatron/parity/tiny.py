@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.parity.matrix import outcome_path
 from prism_megatron.parity.oracle import load_transformers, transformers_outcome
 from prism_megatron.parity.samples import END, IMAGE, PAD, PATCH, START, VIDEO, sample_sets

@@ -15,8 +15,8 @@ import torch
 
 from model_providers.moe_discriminator.folder import is_discriminator, read_variant
 from model_providers.moe_discriminator.variant import Variant
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.verify import VerifyConfig, model_name
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.tools.verify import VerifyConfig, model_name
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.parallel.collectives import all_gather_objects
 from prism_megatron.parity.by_layer import compare_by_layer

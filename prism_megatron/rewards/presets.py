@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prism_megatron.config.rewards import RewardPreset
+from prism_megatron.config.stages.rewards import RewardPreset
 
 FORMAT = "format"
 """The component that says whether a response has the form that it has to have."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Self
 
-from prism_megatron.config.rewards import RewardsConfig
+from prism_megatron.config.stages.rewards import RewardsConfig
 from prism_megatron.errors import RewardError
 from prism_megatron.rewards.checker import Checker
 from prism_megatron.rewards.format import ReadResponse, read_response

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.expert_layout import ExpertLayout, per_expert_shapes
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.images import ImagePreprocessor

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import weight_mappings
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.hf_files import read_object
 from prism_megatron.data.render import Renderer

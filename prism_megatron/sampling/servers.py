@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape, max_positions
-from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape, max_positions
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.conversion.block_fp8 import CONFIG_KEY
 from prism_megatron.conversion.checkpoint_folder import files_folder, is_checkpoint
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.model import ALL_VISION
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.model import ALL_VISION
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.data.loader import Example, ExampleSource
 from prism_megatron.data.render import Renderer

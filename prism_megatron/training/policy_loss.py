@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prism_megatron.config.objective import PolicyObjective
+from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.engine.batch import Batch, Extra, beside_logits, sequences_beside_logits
 from prism_megatron.engine.logprobs import Chosen, VocabularyOutput
 from prism_megatron.engine.provider import LossOutput

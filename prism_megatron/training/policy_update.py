@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
-from prism_megatron.config.objective import PolicyObjective
+from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.provider import LossOutput, PassOutput, StepResult

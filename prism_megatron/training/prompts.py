@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from prism_megatron.config.data import DataConfig
+from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.data.admission import Checks, Look
 from prism_megatron.data.image_files import Seen, look_at
 from prism_megatron.data.intake import Counts

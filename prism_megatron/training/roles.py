@@ -12,11 +12,11 @@ from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import LM_HEAD, weight_mappings
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.experts import NO_ROUTER_LOSSES, RouterLosses
-from prism_megatron.config.model import FreezeGroup
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.speed import SpeedConfig
+from prism_megatron.config.architecture.model import FreezeGroup
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.experts import NO_ROUTER_LOSSES, RouterLosses
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout

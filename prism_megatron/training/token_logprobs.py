@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prism_megatron.config.objective import CorrectionConfig
+from prism_megatron.config.stages.objective import CorrectionConfig
 from prism_megatron.engine.batch import Batch, Extra, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import VocabularyOutput

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prism_megatron.config.objective import PolicyObjective
-from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine import logprobs
 from prism_megatron.engine.engine import MegatronEngine

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_megatron.config.objective import PolicyObjective
+from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.engine import logprobs
 from prism_megatron.engine.runtime import World
 from prism_megatron.training.batches import BatchFormat

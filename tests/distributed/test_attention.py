@@ -10,7 +10,7 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.attention import SDPACoreAttention, Sequences
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.layout import zigzag

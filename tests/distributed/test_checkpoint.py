@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 import torch
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.conversion import checkpoint_folder
 from prism_megatron.conversion.checkpoint_folder import latest, step_folder
 from prism_megatron.engine import checkpoint

@@ -11,11 +11,11 @@ import torch
 
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.check import CheckConfig
-from prism_megatron.config.convert import TargetLayout, ToHFConfig, ToMegatronConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.tools.convert import TargetLayout, ToHFConfig, ToMegatronConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.checkpoint_source import CheckpointSource
 from prism_megatron.conversion.hf_reader import HFFolder

@@ -12,9 +12,9 @@ import torch
 from megatron.core import dist_checkpointing
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.convert import MakeRandomConfig, TargetLayout, ToMegatronConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.tools.convert import MakeRandomConfig, TargetLayout, ToMegatronConfig
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.engine.compat import quiet_checkpointing
 from prism_megatron.engine.engine import MegatronEngine

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.export import WeightTable
 from prism_megatron.engine.gradients import gradient_of
 from prism_megatron.engine.provider import LossOutput

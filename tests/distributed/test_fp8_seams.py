@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import Replicated
 from prism_megatron.engine import fp8

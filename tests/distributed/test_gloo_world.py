@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import gather_objects, max_numbers, sum_numbers
 from prism_megatron.parallel.layout import place_of

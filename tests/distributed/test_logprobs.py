@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine import logprobs
 from prism_megatron.engine.runtime import World
 from prism_megatron.testing import GlooWorld

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.experts import RouterLosses
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.experts import RouterLosses
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.runtime import World

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.config.algorithms import ALGORITHMS
-from prism_megatron.config.objective import PolicyObjective
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.stages.algorithms import ALGORITHMS
+from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.testing import GlooWorld
 from prism_megatron.training.policy_update import update_figures
 from prism_megatron.training.token_logprobs import TokenScores

@@ -11,10 +11,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.model import ALL_VISION, FreezeGroup
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.model import ALL_VISION, FreezeGroup
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.memory import RankBytes, bytes_of_rank
 from prism_megatron.engine.offload import own_state

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from prism_megatron.commands.align import parse
-from prism_megatron.config.convert import ToMegatronConfig
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.tools.convert import ToMegatronConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.open_source import open_weights

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.testing import GlooWorld
 from tests.distributed.shared_prompt_ranks import OBJECTIVES, Learnt, learnt
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.model import ALL_VISION
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.model import ALL_VISION
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, beside_logits, collate

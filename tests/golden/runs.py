@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from prism_megatron.commands import align, warm_start
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.merge import to_plain
-from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
 from prism_megatron.observability.metrics import read_metrics

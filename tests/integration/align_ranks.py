@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.experiments.mini import MINI_ALIGN
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint

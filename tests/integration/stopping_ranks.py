@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.experiments.mini import MINI_ALIGN
+from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
 from prism_megatron.observability.timers import PhaseTimers

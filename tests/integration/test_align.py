@@ -20,8 +20,8 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from model_providers.moe_discriminator.folder import read_variant
 from prism_megatron.config.check import CheckConfig
-from prism_megatron.config.convert import ToHFConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.tools.convert import ToHFConfig
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.jobs.check_weights import check_weights

@@ -19,8 +19,14 @@ from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.commands import convert
 from prism_megatron.config.check import CheckConfig, InspectConfig
-from prism_megatron.config.convert import MakeRandomConfig, TargetLayout, ToHFConfig, ToMegatronConfig, UpcyclingConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.tools.convert import (
+    MakeRandomConfig,
+    TargetLayout,
+    ToHFConfig,
+    ToMegatronConfig,
+    UpcyclingConfig,
+)
 from prism_megatron.conversion import to_hf as hf_module
 from prism_megatron.conversion import to_megatron as megatron_module
 from prism_megatron.conversion.hf_reader import HFFolder
@@ -250,7 +256,7 @@ def test_a_dense_model_becomes_a_discriminator(tmp_path: Path, flags: dict[str, 
     """
     from model_providers.moe_discriminator.folder import read_variant
     from model_providers.moe_discriminator.upcycle import UpcycledSource
-    from prism_megatron.config.qwen3_vl import Qwen3VLShape
+    from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 
     dense = random_folder(tmp_path / "dense", "dense tied")
     upcycling = UpcyclingConfig(upcycle_noise=0.1, router_std=0.3, seed=9, **flags)

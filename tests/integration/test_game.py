@@ -16,15 +16,15 @@ from typing import NamedTuple
 import pytest
 from safetensors.torch import load_file
 
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.game import GameConfig
-from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.experiments.mini import MINI_ALIGN
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.config.validate import check_align
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.stages.align.build import align_on

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "make_mini.py"
 SHORT = (

@@ -20,7 +20,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from examples.minimal.align import align
 from prism_megatron.config.check import CheckConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.jobs.check_weights import check_weights
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.stages.align.build import align_on

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.testing import GlooWorld
 from tests.integration.packing_ranks import StepGradients, step_gradients
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.mini import MINI_ALIGN_RECORDS
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.rollout import RolloutConfig
-from prism_megatron.config.warm_start import MINI_WARM_START_RECORDS, GateConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.experiments.mini import MINI_ALIGN_RECORDS
+from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
+from prism_megatron.config.stages.warm_start import MINI_WARM_START_RECORDS, GateConfig
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.testing import GlooWorld
 from tests.integration.test_align import kill_when

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.observability.metrics import read_metrics
 from tests.integration.test_align_records import write_records
 from tests.waiting import wait_for

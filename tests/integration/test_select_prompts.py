@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from tests.integration.test_align_records import write_records
 from tests.integration.test_rlvr import ran as ran_rlvr
 from tests.integration.test_rlvr import rows_of

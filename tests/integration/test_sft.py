@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.index.index import Index
 from prism_megatron.observability.metrics import read_metrics
 from tests.integration.test_align_records import write_records

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.testing import GlooWorld
 from tests.integration.stopping_ranks import config, play, play_and_stop

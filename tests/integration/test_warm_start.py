@@ -17,11 +17,11 @@ import pytest
 
 from model_providers.moe_discriminator.folder import read_variant
 from model_providers.moe_discriminator.variant import Variant
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.warm_start import (
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.stages.warm_start import (
     MINI_WARM_START,
     MINI_WARM_START_PAIRS,
     GateConfig,

@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.warm_start import WarmStartConfig
+from prism_megatron.config.experiments.mini import MINI_ALIGN
+from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
+from prism_megatron.config.stages.warm_start import WarmStartConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
 from prism_megatron.stages.align.build import align_on

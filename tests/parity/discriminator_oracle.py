@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_providers.moe_discriminator.towers import Towers
-from prism_megatron.config.discriminator import LoadBalanceScope
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.stages.discriminator import LoadBalanceScope
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.losses.discriminator import PairRows

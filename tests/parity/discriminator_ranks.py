@@ -14,9 +14,9 @@ from torch import Tensor
 from model_providers.moe_discriminator import routing
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
-from prism_megatron.config.discriminator import LoadBalanceScope
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.stages.discriminator import LoadBalanceScope
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.attention import Sequences, gather_tokens
 from prism_megatron.engine.batch import Batch

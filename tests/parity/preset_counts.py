@@ -22,9 +22,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from model_providers.qwen3_vl.model import Qwen3VLModel
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.architecture.qwen3_vl import TextShape
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
-from prism_megatron.config.qwen3_vl import TextShape
 from prism_megatron.conversion.ops import Op
 from prism_megatron.engine.cpu import open_cpu_door
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from model_providers.qwen3_vl.vision import VisionBlock
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.engine.attention import SDPACoreAttention
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 
 from model_providers.moe_discriminator.towers import Towers
-from prism_megatron.config.discriminator import SEGMENTS
+from prism_megatron.config.stages.discriminator import SEGMENTS
 from prism_megatron.engine.batch import Batch
 
 

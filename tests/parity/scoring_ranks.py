@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model_providers.qwen3_vl import balance
 from model_providers.qwen3_vl.decoder import Decoder
-from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine

@@ -26,10 +26,10 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl as dense
 from transformers.models.qwen3_vl_moe import configuration_qwen3_vl_moe as moe_configs
 from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe as with_experts
 
-from prism_megatron.config import qwen3_vl, qwen3_vl_keys
+from prism_megatron.config.architecture import qwen3_vl, qwen3_vl_keys
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.json_section import Section
 from prism_megatron.config.presets import hf_config, preset
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 
 CLASSES: dict[str, list[Any]] = {
     "top": [dense_configs.Qwen3VLConfig, moe_configs.Qwen3VLMoeConfig],
@@ -60,7 +60,7 @@ CHANGES_NOTHING: dict[str, tuple[str, ...]] = {
         "default_theta", "default_rope_type", "ignore_keys_at_rope_validation", "base_config_key",
         "sub_configs_defaults", "sub_configs", "keys_to_ignore_at_inference", "extra_config_files",
     ),
-    "of scaled positions, which are refused; the kind is read where they stand (config/rope.py)": (
+    "of scaled positions, which are refused; the kind is read where they stand (config/architecture/rope.py)": (
         "rope_type",
         "original_max_position_embeddings", "original_inv_freq", "max_seq_len_cached", "original_max_seq_len",
         "attention_scaling", "config", "register_buffer",

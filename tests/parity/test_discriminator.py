@@ -11,8 +11,8 @@ import torch
 
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.parity.tiny import tiny_config, tiny_model
 from prism_megatron.testing import GlooWorld
 from tests.parity.discriminator_oracle import (

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from model_providers.qwen3_vl.mapping import LM_HEAD, weight_mappings
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.presets import PRESETS, preset
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import Op

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.testing import GlooWorld
 from prism_megatron.types import RolloutGroup
 from tests.parity.align_ranks import one_round, sample

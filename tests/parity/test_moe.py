@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.errors import ConversionError
 from prism_megatron.parity.oracle import model_inputs

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.presets import PRESETS, preset
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError
 
 TOTALS = {

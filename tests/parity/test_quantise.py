@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.quant import QuantConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.quant import QuantConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.conversion.quantised import DequantisedFolder
 from prism_megatron.data.loader import SceneSource

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.parity.compare import FP32, difference
 from prism_megatron.parity.matrix import (
     BF16_LAYOUTS,

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.verify import VerifyConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.tools.verify import VerifyConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.parity.report import GIB, Report
 from prism_megatron.parity.verify import verify

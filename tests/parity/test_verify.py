@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig, UpcyclingConfig
-from prism_megatron.config.discriminator import Modality, Routing
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.verify import VerifyConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.discriminator import Modality, Routing
+from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig, UpcyclingConfig
+from prism_megatron.config.tools.verify import VerifyConfig
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.engine.runtime import World
 from prism_megatron.jobs.convert import to_hf, to_megatron

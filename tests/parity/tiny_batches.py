@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.parity.samples import PAD, image, row
 from prism_megatron.types import TokenSequence

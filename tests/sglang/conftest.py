@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import Qwen3VLForConditionalGeneration
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions

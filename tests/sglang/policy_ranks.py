@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World as Ranks

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.rollout.sglang_weights import Transport
 from prism_megatron.testing import GlooWorld
 from tests.sglang.conftest import FOLDER, World

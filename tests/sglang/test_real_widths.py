@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.data.render import Renderer
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout

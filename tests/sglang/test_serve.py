@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.convert import ToMegatronConfig
-from prism_megatron.config.serve import ServeConfig
+from prism_megatron.config.tools.convert import ToMegatronConfig
+from prism_megatron.config.tools.serve import ServeConfig
 from prism_megatron.jobs.convert import to_megatron
 from prism_megatron.jobs.serve import API_KEY, serve
 from prism_megatron.rollout.sglang_arguments import PYTHON

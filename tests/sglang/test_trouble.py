@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.rollout.sglang_arguments import PYTHON
 from tests.sglang.conftest import REPOSITORY

@@ -16,7 +16,7 @@ def world() -> Iterator[World]:
     """Starts in milliseconds; what only several ranks can show is tested in ``tests/distributed``."""
     import torch.distributed as dist
 
-    from prism_megatron.config.parallel import ParallelConfig
+    from prism_megatron.config.engine.parallel import ParallelConfig
     from prism_megatron.engine.runtime import start, stop
 
     store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not mark its re-exports

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from prism_megatron.config.data import OnBad
+from prism_megatron.config.stages.data import OnBad
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.base import Corpus, Place
 from prism_megatron.data.render_conversation import ConversationRenderer

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prism_megatron.config.data import OnBad
+from prism_megatron.config.stages.data import OnBad
 from prism_megatron.data.index.samples import IndexedCorpus, Samples
 from prism_megatron.data.render_conversation import ConversationRenderer
 from prism_megatron.data.stream.plan import Cost, Pack, Plan, Position

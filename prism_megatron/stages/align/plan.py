@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prism_megatron.config.game import GameConfig
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.data.identity import Identity
 from prism_megatron.data.loader import ExampleSource
 from prism_megatron.engine.engine import MegatronEngine

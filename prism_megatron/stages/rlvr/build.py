@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from prism_megatron.config.model import ALL_VISION
-from prism_megatron.config.objective import recommended_correction
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.rlvr import RLVRConfig
+from prism_megatron.config.architecture.model import ALL_VISION
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.stages.objective import recommended_correction
+from prism_megatron.config.stages.rlvr import RLVRConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, short_name
 from prism_megatron.data.intake import NothingLeftError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prism_megatron.advantages import overlong_penalty, reward_advantages
-from prism_megatron.config.algorithms import AdvantageForm
+from prism_megatron.config.stages.algorithms import AdvantageForm
 from prism_megatron.stages.rlvr.prospect import RewardedGroup
 from prism_megatron.training.experience import Experience, ExperienceRow
 

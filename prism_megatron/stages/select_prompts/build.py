@@ -6,8 +6,8 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.select_prompts import SelectPromptsConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.stages.select_prompts import SelectPromptsConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder
 from prism_megatron.data.loader import RecordSource

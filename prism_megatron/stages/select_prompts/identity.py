@@ -13,7 +13,7 @@ from prism_megatron.config.fields import OnResume
 from prism_megatron.config.json_file import read_object
 from prism_megatron.config.merge import merge, to_plain
 from prism_megatron.config.resume import differences
-from prism_megatron.config.select_prompts import SelectPromptsConfig
+from prism_megatron.config.stages.select_prompts import SelectPromptsConfig
 from prism_megatron.data.identity import Identity, what_differs
 from prism_megatron.disk import write_atomically, writing
 from prism_megatron.errors import ConfigError

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from prism_megatron.config.demonstrations import DemonstrationsConfig
-from prism_megatron.config.model import FreezeGroup
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.sft import SFTConfig, times_of, weights_of
+from prism_megatron.config.architecture.model import FreezeGroup
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.stages.demonstrations import DemonstrationsConfig
+from prism_megatron.config.stages.sft import SFTConfig, times_of, weights_of
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, short_name
 from prism_megatron.data.formats.detect import open_corpus

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from prism_megatron.config.vision_cache import VisionCacheConfig
+from prism_megatron.config.engine.vision_cache import VisionCacheConfig
 from prism_megatron.engine.batch import Batch, Extra
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.garbage import GarbageCollection

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from prism_megatron.config.model import FreezeGroup
+from prism_megatron.config.architecture.model import FreezeGroup
 from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.observability.model_flops import Arithmetic, Work, peak_of, work_of

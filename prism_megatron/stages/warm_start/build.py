@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.warm_start import WarmStartConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.stages.warm_start import WarmStartConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder
 from prism_megatron.data.admission import Checks, Look, look_alone

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from prism_megatron.commands.data import COMMANDS, main
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer
 from tests.conftest import REPOSITORY

@@ -14,7 +14,7 @@ import pytest
 import prism_megatron
 from prism_megatron.__main__ import COMMANDS, main
 from prism_megatron.commands import convert
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from tests import hub_cache
 from tests.conftest import REPOSITORY
 

@@ -15,10 +15,10 @@ import torch
 
 from prism_megatron.commands import align, verify, warm_start
 from prism_megatron.config.check import CheckConfig, InspectConfig
-from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.serve import ServeConfig
-from prism_megatron.config.verify import VerifyConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
+from prism_megatron.config.tools.serve import ServeConfig
+from prism_megatron.config.tools.verify import VerifyConfig
 from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, read_state, step_folder
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.engine import checkpoint

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.commands.align import parse
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.config.merge import merge, save, to_plain, to_yaml
-from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.yaml_file import read_yaml
 from prism_megatron.errors import ConfigError
 

@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from prism_megatron.config.experts import ExpertSizes, PolicyExpertsConfig, check_policy_experts
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.experts import ExpertSizes, PolicyExpertsConfig, check_policy_experts
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.validate_layout import check_layout
 from prism_megatron.config.presets import preset
-from prism_megatron.config.validate_layout import check_layout
 from prism_megatron.errors import ConfigError
 
 SIZES = ExpertSizes(count=6, per_token=2, width=20)

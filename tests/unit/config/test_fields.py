@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import pytest
 import tyro
 
-from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.effect import EffectConfig
+from prism_megatron.config.experiments.effect import EffectConfig
+from prism_megatron.config.experiments.variants import VariantsConfig
 from prism_megatron.config.fields import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
@@ -23,10 +23,10 @@ from prism_megatron.config.fields import (
     check_fields,
     fields_of,
 )
-from prism_megatron.config.serve import ServeConfig
-from prism_megatron.config.variants import VariantsConfig
-from prism_megatron.config.verify import VerifyConfig
-from prism_megatron.config.warm_start import WarmStartConfig
+from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.stages.warm_start import WarmStartConfig
+from prism_megatron.config.tools.serve import ServeConfig
+from prism_megatron.config.tools.verify import VerifyConfig
 from prism_megatron.errors import ConfigError
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from prism_megatron.commands.align import parse
 from prism_megatron.config.fields import check_fields
-from prism_megatron.config.game import GameConfig
-from prism_megatron.config.validate_game import check_game
+from prism_megatron.config.stages.game import GameConfig
+from prism_megatron.config.stages.validate_game import check_game
 from prism_megatron.errors import ConfigError
 
 

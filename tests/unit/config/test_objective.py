@@ -11,17 +11,17 @@ import tyro
 
 from prism_megatron.commands.align import parse
 from prism_megatron.commands.rlvr import parse as parse_rlvr
-from prism_megatron.config.algorithms import ALGORITHMS, AlgorithmName, Overlong, algorithm
 from prism_megatron.config.cli import named_value, parse_over
-from prism_megatron.config.objective import (
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.stages.algorithms import ALGORITHMS, AlgorithmName, Overlong, algorithm
+from prism_megatron.config.stages.objective import (
     CorrectionConfig,
     PolicyObjective,
     check_correction,
     check_objective,
     recommended_correction,
 )
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.errors import ConfigError
 
 STATED: dict[str, dict[str, Any]] = {

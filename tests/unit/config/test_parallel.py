@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 
 
 @pytest.mark.parametrize(

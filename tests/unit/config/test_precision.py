@@ -11,14 +11,14 @@ from dataclasses import replace
 import pytest
 
 from prism_megatron.commands.align import parse
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.experiments.mini_world import mini_model_config
 from prism_megatron.config.merge import merge
-from prism_megatron.config.mini_world import mini_model_config
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig, check_precision
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.validate import check_align
 from prism_megatron.errors import ConfigError
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.presets import PRESETS, hf_config, preset
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from tests.unit.config.test_qwen3_vl import HUB
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prism_megatron.config.quant import QuantConfig, check_quant
+from prism_megatron.config.architecture.quant import QuantConfig, check_quant
 from prism_megatron.errors import ConfigError
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape, max_positions
-from prism_megatron.config.rope import in_new_words
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape, max_positions
+from prism_megatron.config.architecture.rope import in_new_words
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.errors import ConfigError
 
 HUB: dict[str, Any] = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.fields import OnResume, fields_of
 from prism_megatron.config.resume import changeable, check_resume, differences
-from prism_megatron.config.warm_start import WarmStartConfig
+from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.stages.warm_start import WarmStartConfig
 from prism_megatron.errors import ConfigError
 
 CONFIGS = [AlignConfig(), WarmStartConfig()]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from prism_megatron.commands.rlvr import parse
-from prism_megatron.config.mini_rlvr import mini_rlvr
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.experiments.mini_rlvr import mini_rlvr
 from prism_megatron.config.presets import preset
-from prism_megatron.config.rlvr import RLVRConfig, check_rlvr, check_rlvr_values
+from prism_megatron.config.stages.rlvr import RLVRConfig, check_rlvr, check_rlvr_values
 from prism_megatron.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.demonstrations import DemonstrationsConfig
-from prism_megatron.config.sft import times_of, weights_of
+from prism_megatron.config.stages.demonstrations import DemonstrationsConfig
+from prism_megatron.config.stages.sft import times_of, weights_of
 from prism_megatron.errors import ConfigError
 
 

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.commands.align import parse
-from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.mini_world import mini_model_config
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.engine.validate_layout import check_layout, check_world, smallest_world
+from prism_megatron.config.experiments.mini_world import mini_model_config
+from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.stages.data import DataConfig
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
+from prism_megatron.config.tools.verify import VerifyConfig, check_verify
 from prism_megatron.config.validate import check_align
-from prism_megatron.config.validate_layout import check_layout, check_world, smallest_world
-from prism_megatron.config.verify import VerifyConfig, check_verify
 from prism_megatron.errors import ConfigError
 
 TOKENS = ("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")

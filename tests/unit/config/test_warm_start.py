@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.commands.warm_start import parse
-from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.warm_start import (
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
+from prism_megatron.config.stages.warm_start import (
     MINI_WARM_START,
     MINI_WARM_START_PAIRS,
     MINI_WARM_START_RECORDS,

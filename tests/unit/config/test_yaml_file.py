@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.commands.align import parse
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.merge import merge, to_yaml
+from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.yaml_file import read_yaml
 from prism_megatron.errors import ConfigError
 from tests.fuzz_yaml import BOMB, DOORS, try_files

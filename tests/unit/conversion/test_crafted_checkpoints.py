@@ -27,11 +27,11 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.check import CheckConfig, InspectConfig
-from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.merge import merge
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.config.yaml_file import read_yaml
 from prism_megatron.conversion import pickles
 from prism_megatron.conversion.checkpoint_folder import files_folder, read_checkpoint

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import expert_mappings, router_mapping
-from prism_megatron.config.experts import ExpertSizes
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.experts import ExpertSizes
 from prism_megatron.config.presets import preset
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout, per_expert_shapes
 from prism_megatron.conversion.expert_relayout import relaid
 from prism_megatron.conversion.hf_reader import SINGLE, HFFolder

@@ -24,8 +24,8 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 
 from prism_megatron.config.check import CheckConfig, InspectConfig
-from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.conversion import checkpoint_folder
 from prism_megatron.conversion.checkpoint_folder import read_checkpoint
 from prism_megatron.conversion.expert_layout import ExpertLayout

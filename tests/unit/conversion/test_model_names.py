@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, step_folder, write_state
 from prism_megatron.conversion.model_names import (
     Role,

@@ -16,7 +16,7 @@ from torch import Tensor
 from model_providers.moe_discriminator.mapping import weight_mappings as discriminator_mappings
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.mapping import weight_mappings
-from prism_megatron.config.qwen3_vl import Qwen3VLShape, TextShape, VisionShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape, TextShape, VisionShape
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import Box, Column

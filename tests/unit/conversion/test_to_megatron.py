@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from model_providers.qwen3_vl.mapping import weight_mappings
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.conversion import to_megatron as module
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import Box

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.conversion.hf_writer import read_companions
 from prism_megatron.data.images import ImagePreprocessor
 from prism_megatron.data.model_files import chat_template, check_model_files, image_settings, tokens

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from prism_megatron.config.data import STRUCTURED_SYSTEM_PROMPT
+from prism_megatron.config.stages.data import STRUCTURED_SYSTEM_PROMPT
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.segments import response_text
 from prism_megatron.data.tokenizer import CONTROL_TOKENS, MARKUP_TOKENS

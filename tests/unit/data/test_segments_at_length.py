@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.segments import SegmentFinder, byte_alphabet, response_text
 from prism_megatron.types import Span
 

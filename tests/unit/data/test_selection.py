@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.loader import RecordSource
 from prism_megatron.data.records import Record
 from prism_megatron.data.render import Renderer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.batch import Batch, beside_logits, collate
 from prism_megatron.engine.runtime import World
 from prism_megatron.types import TokenSequence

@@ -10,8 +10,8 @@ import dataclasses
 import pytest
 import torch
 
-from prism_megatron.config.precision import PrecisionConfig
-from prism_megatron.config.speed import SpeedConfig
+from prism_megatron.config.engine.precision import PrecisionConfig
+from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.engine.capabilities import Capabilities, Installed, check_adam, choose, installed
 from prism_megatron.errors import ConfigError
 

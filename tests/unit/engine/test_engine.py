@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.gradients import gradient_of

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.runtime import World
 from tests.distributed import tiny
 

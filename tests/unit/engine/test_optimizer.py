@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.optimizer import adam_step, inner_optimizers, set_adam_step
 from prism_megatron.engine.runtime import World

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.runtime import World, start, stop
 
 

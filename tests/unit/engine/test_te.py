@@ -19,8 +19,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.engine import te
 from prism_megatron.engine.attention import Sequences
 from prism_megatron.engine.execution import Execution

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.effect import EffectConfig
+from prism_megatron.config.experiments.effect import EffectConfig
+from prism_megatron.config.experiments.mini import MINI_ALIGN
+from prism_megatron.config.experiments.variants import VARIANTS, VariantsConfig, variant
 from prism_megatron.config.fields import check_fields
-from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.variants import VARIANTS, VariantsConfig, variant
 from prism_megatron.errors import ConfigError
 from prism_megatron.evaluation.proxies import ResponseForm
 from prism_megatron.evaluation.scenes import SceneJudgement

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.teachers import write

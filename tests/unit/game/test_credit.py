@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_expert_advantages
-from prism_megatron.config.game import GameConfig
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.game.credit import credit_groups, group_advantages, token_advantages
 from prism_megatron.game.judge import Judgement, TrunkCost
 from prism_megatron.types import RolloutGroup, VersionSpan

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from prism_megatron.config.discriminator import DiscriminatorConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.game import discriminator
 from prism_megatron.game.discriminator import DiscriminatorOrigin
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from prism_megatron.config.game import GameConfig
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.provider import StepResult
 from prism_megatron.engine.runtime import World

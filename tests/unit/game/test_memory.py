@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from prism_megatron.config.game import GameConfig
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.game.controls import Observation
 from prism_megatron.game.memory import GameMemory
 from prism_megatron.game.replay import ReplayBuffer

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.game import GameConfig
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.data.loader import Example
 from prism_megatron.errors import CheckpointError
 from prism_megatron.game.replay import ReplayBuffer

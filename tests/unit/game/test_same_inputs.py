@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.game.same_inputs import check_same_inputs
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult
 from prism_megatron.game.controls import Decision

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossFn, LossOutput, PassOutput, StepResult

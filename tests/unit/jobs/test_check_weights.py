@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from prism_megatron.commands import convert
 from prism_megatron.config.check import CheckConfig, InspectConfig
-from prism_megatron.config.convert import TargetLayout, ToMegatronConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.tools.convert import TargetLayout, ToMegatronConfig
 from prism_megatron.conversion import compare
 from prism_megatron.conversion.hf_reader import SINGLE
 from prism_megatron.errors import ConfigError

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.errors import ConfigError, ConversionError
 from prism_megatron.jobs import convert
 from prism_megatron.jobs.convert import role_of, to_hf, to_megatron

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import weight_mappings
-from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.conversion.block_fp8 import CONFIG_KEY
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.hf_reader import HFFolder

@@ -13,10 +13,10 @@ import pytest
 
 from prism_megatron.commands import align, verify
 from prism_megatron.config.check import InspectConfig
-from prism_megatron.config.convert import ToHFConfig, ToMegatronConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.serve import ServeConfig
-from prism_megatron.config.verify import VerifyConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
+from prism_megatron.config.tools.serve import ServeConfig
+from prism_megatron.config.tools.verify import VerifyConfig
 from prism_megatron.errors import PrismError
 from prism_megatron.jobs.convert import to_hf, to_megatron
 from prism_megatron.jobs.inspect_folder import inspect_folder

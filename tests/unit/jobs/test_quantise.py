@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.quant import QuantConfig
+from prism_megatron.config.architecture.quant import QuantConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import ConfigError, ConversionError

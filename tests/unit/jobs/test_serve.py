@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from prism_megatron.config.convert import ToMegatronConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.serve import ServeConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.tools.convert import ToMegatronConfig
+from prism_megatron.config.tools.serve import ServeConfig
 from prism_megatron.conversion.hf_reader import HFFolder
 from prism_megatron.errors import ConfigError
 from prism_megatron.jobs.convert import to_megatron

@@ -9,8 +9,8 @@ from model_providers.moe_discriminator.folder import config_text
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.variant import Variant
-from prism_megatron.config.precision import PrecisionConfig
-from prism_megatron.config.recompute import RecomputeConfig
+from prism_megatron.config.engine.precision import PrecisionConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.engine.execution import Execution
 from tests.distributed import tiny
 

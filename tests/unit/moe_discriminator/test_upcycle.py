@@ -25,10 +25,10 @@ from model_providers.moe_discriminator.upcycle import UpcycledSource, keyed_norm
 from model_providers.moe_discriminator.variant import Variant
 from model_providers.qwen3_vl.mapping import TEXT, dense_mlp_mappings, expert_name
 from model_providers.qwen3_vl.mapping import weight_mappings as dense_mappings
-from prism_megatron.config.discriminator import Modality
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.stages.discriminator import Modality
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.errors import ConfigError, ConversionError
 

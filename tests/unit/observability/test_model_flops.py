@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from prism_megatron.config.model import FreezeGroup
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.model import FreezeGroup
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.observability.model_flops import Arithmetic, Work, peak_of, work_of
 from prism_megatron.parity.tiny import tiny_config
 

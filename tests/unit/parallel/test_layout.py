@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.parallel.layout import data_parallel_size, place_of, share_of, zigzag
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
-from prism_megatron.config.model import FreezeGroup
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.model import FreezeGroup
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.norms import RMSNorm

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextConfig, Qwen3VLMoeTextTopKRouter
 
 from model_providers.qwen3_vl.router import SoftmaxRouter, expert_figures, softmax_gates
-from prism_megatron.config.experts import ExpertSizes, RouterLosses
+from prism_megatron.config.engine.experts import ExpertSizes, RouterLosses
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

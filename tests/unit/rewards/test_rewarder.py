@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from prism_megatron.config.rewards import RewardsConfig
+from prism_megatron.config.stages.rewards import RewardsConfig
 from prism_megatron.data.segments import response_text
 from prism_megatron.errors import RewardError
 from prism_megatron.rewards.format import read_response

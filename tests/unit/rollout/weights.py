@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 
 
 def mini_weights(factor: float = 1.0) -> Iterator[tuple[str, Tensor]]:

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.run import RunConfig
+from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import (
     DataError,

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.config.merge import merge, save, to_plain
-from prism_megatron.config.mini import MINI_ALIGN
 from prism_megatron.config.run import RunConfig
-from prism_megatron.config.warm_start import WarmStartConfig
+from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.stages.warm_start import WarmStartConfig
 from prism_megatron.config.yaml_file import read_yaml
 from prism_megatron.conversion.checkpoint_folder import FORMAT
 from prism_megatron.errors import CheckpointError, ConfigError, DataError, PrismError

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine

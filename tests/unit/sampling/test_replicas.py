@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 
 from prism_megatron.commands.align import parse
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.presets import preset
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.shared_prompt import SharedPrompts
 from prism_megatron.sampling.replicas import ReplicaPlan, check_fits, end_token_ids, plan_replicas

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.rewards.rewarder import Rewarded, Sampled

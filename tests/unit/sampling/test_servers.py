@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from prism_megatron.commands.align import parse
-from prism_megatron.config.align import AlignConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import ConfigError, RolloutError, WeightSyncError
 from prism_megatron.rollout.base import SampleRequest, Sampling

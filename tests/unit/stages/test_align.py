@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from prism_megatron.advantages import GroupAdvantages
-from prism_megatron.config.game import GameConfig
-from prism_megatron.config.mini import MINI_ALIGN
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.objective import CorrectionConfig, PolicyObjective
+from prism_megatron.config.experiments.mini import MINI_ALIGN
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.game import GameConfig
+from prism_megatron.config.stages.objective import CorrectionConfig, PolicyObjective
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult

@@ -18,8 +18,8 @@ import torch
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.commands.align import parse
-from prism_megatron.config.mini_world import MINI_FOLDER
-from prism_megatron.config.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.engine import execution
 from prism_megatron.engine.capabilities import Installed
 from prism_megatron.errors import ConfigError

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.game import GameConfig
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult

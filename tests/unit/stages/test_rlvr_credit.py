@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prism_megatron.config.algorithms import AdvantageForm
+from prism_megatron.config.stages.algorithms import AdvantageForm
 from prism_megatron.stages.rlvr.credit import Crediting
 from tests.unit.stages.tiny_rewards import group
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.config.objective import PolicyObjective
+from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.sampling.queue import SampledStep, Staleness
 from prism_megatron.stages.rlvr.credit import Crediting

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from prism_megatron.commands.select_prompts import parse
-from prism_megatron.config.select_prompts import SelectPromptsConfig
+from prism_megatron.config.stages.select_prompts import SelectPromptsConfig
 from prism_megatron.data.selection import digest_of, read_selection
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.stages.select_prompts.ask import Batches

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from prism_megatron.config.demonstrations import DemonstrationsConfig
 from prism_megatron.config.presets import preset
+from prism_megatron.config.stages.demonstrations import DemonstrationsConfig
 from prism_megatron.observability.model_flops import Arithmetic
 from prism_megatron.stages.sft.build import _times, cost_of
 from tests.unit.data.stream.test_plan import samples_of_lengths

@@ -12,7 +12,12 @@ import pytest
 import torch.distributed as dist
 from PIL import Image
 
-from prism_megatron.config.warm_start import MINI_WARM_START, MINI_WARM_START_RECORDS, GateConfig, WarmStartConfig
+from prism_megatron.config.stages.warm_start import (
+    MINI_WARM_START,
+    MINI_WARM_START_RECORDS,
+    GateConfig,
+    WarmStartConfig,
+)
 from prism_megatron.data.loader import Example
 from prism_megatron.data.records import Record, in_part
 from prism_megatron.errors import ConfigError, DataError

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.config.objective import CorrectionConfig, PolicyObjective
+from prism_megatron.config.stages.objective import CorrectionConfig, PolicyObjective
 from prism_megatron.engine.batch import Extra
 from prism_megatron.engine.runtime import World
 from prism_megatron.training.experience import Experience, ExperienceRow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prism_megatron.config.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.game.judged_rows import segment_row
 from prism_megatron.training.batches import BatchFormat

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from prism_megatron.config.data_tool import ConvertSetConfig, ShardSetConfig
+from prism_megatron.config.tools.data_tool import ConvertSetConfig, ShardSetConfig
 from prism_megatron.data.formats import new_folder
 from prism_megatron.data.records import in_part
 from prism_megatron.errors import ConfigError, DataError, DiskError

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.config.algorithms import ALGORITHMS
-from prism_megatron.config.objective import Family, PolicyObjective
+from prism_megatron.config.stages.algorithms import ALGORITHMS
+from prism_megatron.config.stages.objective import Family, PolicyObjective
 from prism_megatron.losses.policy.aggregate import denominator_of
 from prism_megatron.losses.policy.rows import Rows
 from prism_megatron.training.policy_loss import Tokens, tokens_loss

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prism_megatron.config.objective import PolicyObjective
+from prism_megatron.config.stages.objective import PolicyObjective
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, ZERO_IS_OFF, OnResume, Range
-from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.errors import ConfigError
 
 Family = Literal["policy-gradient", "clipped", "gspo", "gspo-token", "gmpo", "sapo", "cispo", "dppo"]
@@ -117,7 +117,7 @@ class PolicyObjective:
     """What is maximised. The default is the plain policy gradient as a mean over all response tokens.
 
     Example: ``PolicyObjective(family="clipped", clip_high=0.28, mini_batches=4)``; those of published algorithms are in
-    ``config/algorithms.py``.
+    ``config/stages/algorithms.py``.
     """
 
     ON_RESUME: ClassVar[OnResume] = OnResume.FIXED

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_megatron.config.experts import ExpertSizes
+from prism_megatron.config.architecture.qwen3_vl_keys import ANYWHERE, TEXT, TOP, VISION, check_copies, check_unread
+from prism_megatron.config.architecture.rope import check_vision_rope, text_rope
+from prism_megatron.config.engine.experts import ExpertSizes
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.json_file import read_object
 from prism_megatron.config.json_section import Section
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl_keys import ANYWHERE, TEXT, TOP, VISION, check_copies, check_unread
-from prism_megatron.config.rope import check_vision_rope, text_rope
 from prism_megatron.errors import ConfigError, listed
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")

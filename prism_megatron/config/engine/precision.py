@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.fields import NOT_NEGATIVE, OnResume
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
 from prism_megatron.errors import ConfigError
 
 Fp8Recipe = Literal["delayed", "tensorwise", "blockwise", "mxfp8"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.exam import ExamConfig
-from prism_megatron.config.rlvr import RLVRConfig
-from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.stages.data import DataConfig
+from prism_megatron.config.stages.exam import ExamConfig
+from prism_megatron.config.stages.rlvr import RLVRConfig
 
 _SCENES = RLVRConfig(
     data=DataConfig(system_prompt=None, max_response_tokens=96),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.fields import NOT_NEGATIVE, OnResume
-from prism_megatron.config.parallel import ParallelConfig
 from prism_megatron.errors import ConfigError, listed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prism_megatron.config.game import GameConfig
+from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.errors import ConfigError
 
 

@@ -7,12 +7,12 @@ from typing import Literal
 
 import tyro
 
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.fields import check_fields
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.validate import check_recompute
-from prism_megatron.config.validate_layout import check_layout, check_world
 from prism_megatron.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from prism_megatron.config.align import AlignConfig
+from prism_megatron.config.stages.align import AlignConfig
 
 ALIGNED = "aligned"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from prism_megatron.config.data import STRUCTURED_SYSTEM_PROMPT, OnBad
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, OnResume, Range
+from prism_megatron.config.stages.data import STRUCTURED_SYSTEM_PROMPT, OnBad
 
 
 @dataclass(frozen=True)

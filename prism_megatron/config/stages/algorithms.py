@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from prism_megatron.config.objective import PolicyObjective
-from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.errors import ConfigError
 
 AlgorithmName = Literal[

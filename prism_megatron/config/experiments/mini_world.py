@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prism_megatron.config.optimizer import OptimizerConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
 
-MINI_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "mini"
+MINI_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "mini"
 """The shipped weights: ``base/``, ``policy/`` and ``discriminator/``, made by ``tools/make_mini.py``."""
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, OnResume
-from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.errors import ConfigError
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+from prism_megatron.config.architecture.model import ALL_VISION, FreezeGroup
 from prism_megatron.config.fields import AT_LEAST_ONE, POSITIVE, Range
-from prism_megatron.config.model import ALL_VISION, FreezeGroup
-from prism_megatron.config.sft import MINI_SFT_RECORDS, SFTConfig, check_sft_values
+from prism_megatron.config.stages.sft import MINI_SFT_RECORDS, SFTConfig, check_sft_values
 from prism_megatron.errors import ConfigError
 
 

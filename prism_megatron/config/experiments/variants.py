@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.cli import parse_over
+from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.config.fields import AT_LEAST_ONE
-from prism_megatron.config.mini import MINI_ALIGN
+from prism_megatron.config.stages.align import AlignConfig
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "segment": (),

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from prism_megatron.config.discriminator import Modality, Routing, check_kind
+from prism_megatron.config.architecture.quant import QuantConfig, check_quant
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, check_fields
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.quant import QuantConfig, check_quant
+from prism_megatron.config.stages.discriminator import Modality, Routing, check_kind
 from prism_megatron.errors import ConfigError
 
 

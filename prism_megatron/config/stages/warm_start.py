@@ -8,18 +8,18 @@ from typing import Annotated, ClassVar
 
 import tyro
 
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.discriminator import DiscriminatorConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, OnResume
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.config.run import RunConfig
+from prism_megatron.config.stages.data import DataConfig
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.config.validate import check_shared, check_values
 from prism_megatron.errors import ConfigError
 

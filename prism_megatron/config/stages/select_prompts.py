@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from prism_megatron.config.data import DataConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, SHARE, OnResume, check_fields
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.rewards import RewardsConfig
-from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.stages.data import DataConfig
+from prism_megatron.config.stages.rewards import RewardsConfig
 from prism_megatron.config.validate import check_data, check_rollout, check_timeouts
 from prism_megatron.errors import ConfigError
 

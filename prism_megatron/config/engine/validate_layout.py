@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from prism_megatron.config.experts import ExpertSizes, divisors
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.config.engine.experts import ExpertSizes, divisors
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.errors import ConfigError, listed
 
 

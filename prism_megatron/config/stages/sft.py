@@ -7,22 +7,22 @@ from typing import Annotated, ClassVar
 
 import tyro
 
+from prism_megatron.config.architecture.model import ALL_VISION, FreezeGroup, ModelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.demonstrations import DemonstrationsConfig
-from prism_megatron.config.experts import PolicyExpertsConfig, check_policy_experts
+from prism_megatron.config.engine.experts import PolicyExpertsConfig, check_policy_experts
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.validate_layout import check_layout, check_world
+from prism_megatron.config.engine.vision_cache import VisionCacheConfig, check_vision_cache
+from prism_megatron.config.experiments.speed import SpeedConfig, check_speed
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, ZERO_IS_OFF, OnResume, check_fields
 from prism_megatron.config.formats import FormatConfig
-from prism_megatron.config.model import ALL_VISION, FreezeGroup, ModelConfig
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig, check_precision
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
 from prism_megatron.config.run import RunConfig
-from prism_megatron.config.speed import SpeedConfig, check_speed
+from prism_megatron.config.stages.demonstrations import DemonstrationsConfig
 from prism_megatron.config.validate import check_recompute
-from prism_megatron.config.validate_layout import check_layout, check_world
-from prism_megatron.config.vision_cache import VisionCacheConfig, check_vision_cache
 from prism_megatron.errors import ConfigError
 
 

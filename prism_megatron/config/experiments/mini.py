@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prism_megatron.config.align import AlignConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.rollout import RolloutConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.stages.data import DataConfig
 
 MINI_ALIGN = AlignConfig(
     data=DataConfig(system_prompt=None, max_response_tokens=96),

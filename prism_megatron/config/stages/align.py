@@ -7,19 +7,19 @@ from typing import Annotated, ClassVar
 
 import tyro
 
+from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.discriminator import DiscriminatorConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, OnResume
-from prism_megatron.config.game import GameConfig
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.objective import CorrectionConfig
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig
-from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.config.run import RunConfig
+from prism_megatron.config.stages.data import DataConfig
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
+from prism_megatron.config.stages.game import GameConfig
+from prism_megatron.config.stages.objective import CorrectionConfig
 
 
 @dataclass(frozen=True)

@@ -11,24 +11,24 @@ from typing import Annotated, ClassVar, cast
 
 import tyro
 
-from prism_megatron.config.algorithms import AdvantageForm, AlgorithmName, algorithm
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
-from prism_megatron.config.data import DataConfig
-from prism_megatron.config.dynamic_sampling import DynamicSamplingConfig, check_dynamic_sampling
-from prism_megatron.config.exam import ExamConfig
+from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
+from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.fields import AT_LEAST_ONE, POSITIVE, ZERO_IS_OFF, OnResume, check_fields
-from prism_megatron.config.model import ModelConfig
-from prism_megatron.config.objective import PolicyObjective, check_objective
-from prism_megatron.config.optimizer import OptimizerConfig
-from prism_megatron.config.parallel import ParallelConfig
-from prism_megatron.config.precision import PrecisionConfig, check_precision
-from prism_megatron.config.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.recompute import RecomputeConfig
-from prism_megatron.config.rewards import RewardsConfig
-from prism_megatron.config.rollout import RolloutConfig
 from prism_megatron.config.run import RunConfig
+from prism_megatron.config.stages.algorithms import AdvantageForm, AlgorithmName, algorithm
+from prism_megatron.config.stages.data import DataConfig
+from prism_megatron.config.stages.dynamic_sampling import DynamicSamplingConfig, check_dynamic_sampling
+from prism_megatron.config.stages.exam import ExamConfig
+from prism_megatron.config.stages.objective import PolicyObjective, check_objective
+from prism_megatron.config.stages.rewards import RewardsConfig
 from prism_megatron.config.validate import check_data, check_recompute, check_rollout, check_timeouts
-from prism_megatron.config.validate_layout import check_layout, check_world
 from prism_megatron.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from prism_megatron.config.architecture.model import ALL_VISION, FreezeGroup
 from prism_megatron.config.fields import OnResume, Range
-from prism_megatron.config.model import ALL_VISION, FreezeGroup
 from prism_megatron.errors import ConfigError
 
 
