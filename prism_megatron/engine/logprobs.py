@@ -19,6 +19,8 @@ from torch import Tensor
 
 _CHUNK_ELEMENTS = 2**25
 """Logits that a chunk may have; it takes two fp32 tensors of them (256 MiB), and gradients stay in the same two."""
+_CACHED_ELEMENTS = 2**18
+"""Logits that a CPU passes over at a time, so that several passes find them in its cache (1 MiB)."""
 _CAST_ELEMENTS = 2**24
 """Elements of the weight that are held in fp32 at a time where products are to be in fp32 (64 MiB)."""
 
@@ -188,14 +190,15 @@ class _Chunk:
         max_n = x.amax(-1)
         columns.reduce(max_n, dist.ReduceOp.MAX)
         # Of exp(x - max), of exp(x - max) · (x - max), and the target's x - max.
-        x -= max_n.unsqueeze(-1)
-        sums_3_n = x.new_empty(3, len(x))
-        sums_3_n[2] = x.gather(-1, column).squeeze(-1).masked_fill(~here, 0.0)
-        x[:, real:] = 0.0  # below, no product of it may be infinite; its probability is set apart
-        p = x.exp()
-        p[:, real:] = 0.0
-        sums_3_n[0] = p.sum(-1)
-        sums_3_n[1] = torch.linalg.vecdot(p, x) if with_entropy else math.nan
+        p, sums_3_n = torch.empty_like(x), x.new_empty(3, len(x))
+        for rows in _cached_rows(x):
+            x_rows = x[rows].sub_(max_n[rows].unsqueeze(-1))
+            sums_3_n[2, rows] = x_rows.gather(-1, column[rows]).squeeze(-1).masked_fill(~here[rows], 0.0)
+            x_rows[:, real:] = 0.0  # below, no product of it may be infinite; its probability is set apart
+            p_rows = torch.exp(x_rows, out=p[rows])
+            p_rows[:, real:] = 0.0
+            sums_3_n[0, rows] = p_rows.sum(-1)
+            sums_3_n[1, rows] = torch.linalg.vecdot(p_rows, x_rows) if with_entropy else math.nan
         columns.reduce(sums_3_n, dist.ReduceOp.SUM)
         log_sum_n = sums_3_n[0].log()
         self._x, self._p, self._sums_3_n, self._log_sum_n = x, p, sums_3_n, log_sum_n
@@ -204,16 +207,27 @@ class _Chunk:
 
     def grad_logits(self, logprob_grad_n: Tensor, entropy_grad_n: Tensor | None) -> Tensor:
         """Gradient ``[n, V]`` in fp32, in the place of what was kept: this may be asked for once."""
-        p = self._p.div_(self._sums_3_n[0].unsqueeze(-1))
-        if entropy_grad_n is None:
-            grad = p.mul_(-logprob_grad_n.unsqueeze(-1))
-        else:
-            slope = self._x.add_((self.entropy_n - self._log_sum_n).unsqueeze(-1))
-            slope.mul_(entropy_grad_n.unsqueeze(-1)).add_(logprob_grad_n.unsqueeze(-1))
-            grad = p.mul_(slope).neg_()
         column, here = self._columns.of(self._targets_n)
-        grad.scatter_add_(-1, column, (here * logprob_grad_n).unsqueeze(-1))
-        return grad if self._temperature == 1.0 else grad.div_(self._temperature)
+        target_grad_n = here * logprob_grad_n
+        for rows in _cached_rows(self._p):
+            p = self._p[rows].div_(self._sums_3_n[0, rows].unsqueeze(-1))
+            if entropy_grad_n is None:
+                grad = p.mul_(-logprob_grad_n[rows].unsqueeze(-1))
+            else:
+                slope = self._x[rows].add_((self.entropy_n - self._log_sum_n)[rows].unsqueeze(-1))
+                slope.mul_(entropy_grad_n[rows].unsqueeze(-1)).add_(logprob_grad_n[rows].unsqueeze(-1))
+                grad = p.mul_(slope).neg_()
+            grad.scatter_add_(-1, column[rows], target_grad_n[rows].unsqueeze(-1))
+            if self._temperature != 1.0:
+                grad.div_(self._temperature)
+        return self._p
+
+
+def _cached_rows(x_n_V: Tensor) -> Iterator[slice]:
+    """Ranges of rows that passes over ``[n, V]`` go through one after another: all at once but on a CPU."""
+    step = max(1, _CACHED_ELEMENTS // x_n_V.shape[1]) if x_n_V.device.type == "cpu" else max(1, len(x_n_V))
+    for start in range(0, len(x_n_V), step):
+        yield slice(start, start + step)
 
 
 class _Gradients:

@@ -8,6 +8,7 @@ No global random state is read, so a resumed run and another split of the prompt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -44,16 +45,15 @@ def choose_tokens(
     everything outside the nucleus, renormalised.
     """
     scaled = logits_R_V.float()
-    if sampling.temperature > 0.0:
+    if sampling.temperature not in (0.0, 1.0):
         scaled = scaled / sampling.temperature
     logprobs = torch.log_softmax(scaled, dim=-1)
-    allowed = logprobs.index_fill(-1, never_sampled, -torch.inf)
     if sampling.temperature == 0.0:
-        tokens = allowed.argmax(dim=-1)
-    elif sampling.top_p < 1.0:
-        tokens = _draw_from_nucleus(allowed.exp(), uniforms_R, sampling.top_p)
+        tokens = logprobs.index_fill(-1, never_sampled, -torch.inf).argmax(dim=-1)
     else:
-        tokens = _invert_cdf(allowed.exp(), uniforms_R)
+        weights = logprobs.exp().index_fill_(-1, never_sampled, 0.0)
+        draw = partial(_draw_from_nucleus, top_p=sampling.top_p) if sampling.top_p < 1.0 else _invert_cdf
+        tokens = draw(weights, uniforms_R)
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 

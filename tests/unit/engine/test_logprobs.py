@@ -69,13 +69,16 @@ def learnt(case: Case, world: World, temperature: float) -> tuple[Tensor, tuple[
 
 
 @pytest.mark.parametrize("way", [scored, learnt])
-@pytest.mark.parametrize("chunk", [1, 3, 5, 100])
+@pytest.mark.parametrize(("chunk", "cached"), [(1, 1), (3, 2), (5, 100), (100, 2), (100, 100)])
 def test_equals_log_softmax_in_float64(
-    world: World, monkeypatch: pytest.MonkeyPatch, chunk: int,
+    world: World, monkeypatch: pytest.MonkeyPatch, chunk: int, cached: int,
     way: Callable[[Case, World, float], tuple[Tensor, tuple[Tensor, Tensor]]],
 ) -> None:  # fmt: skip
-    """Claim: values and gradients to 1e-5, however many of the labelled tokens go into a chunk; others have zeros."""
+    """Claim: values and gradients to 1e-5, however many of the labelled tokens go into a chunk, and however many of
+    those a CPU passes over at a time; others have zeros.
+    """
     monkeypatch.setattr(logprobs, "_CHUNK_ELEMENTS", chunk * PADDED)
+    monkeypatch.setattr(logprobs, "_CACHED_ELEMENTS", cached * PADDED)
     case, temperature = Case.draw(), 0.6
     loss, found = way(case, world, temperature)
     expected = case.twin(temperature)
