@@ -185,11 +185,13 @@ def test_requests_are_bounded_and_shared_by_load(fakes: list[FakeSGLang], render
 def test_what_breaks_off_is_asked_again_and_counted_once(
     failures: list[int], engine: SGLangRollout, fakes: list[FakeSGLang], renderer: Renderer
 ) -> None:
-    for fake in fakes:
-        fake.answer_status = list(failures)
+    """Four failures in all: five of them may not befall one prompt, and on a busy machine they do."""
+    asked = [failures, failures[:1]]
+    for fake, statuses in zip(fakes, asked, strict=True):
+        fake.answer_status = list(statuses)
     groups = generate(engine, prompts(renderer, 6))
     assert [len(group) for group in groups] == [2] * 6
-    broken_off = sum(len(failures) - len(fake.answer_status) for fake in fakes)
+    broken_off = sum(map(len, asked)) - sum(len(fake.answer_status) for fake in fakes)
     assert broken_off > 0 and len(generated(fakes)) == 6 + broken_off
 
 
