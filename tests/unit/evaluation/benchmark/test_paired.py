@@ -65,6 +65,15 @@ def test_the_figures_beside_the_verdict() -> None:
     assert (one.gained, one.lost, one.verdict) == (2, 1, "no difference shown")
 
 
+def test_five_gained_and_none_lost_is_not_enough() -> None:
+    """Claim: the interval alone, which leaves out 0 here, decides nothing: chance gives as much once in 16 times."""
+    one = compare("m", [1.0] * 5 + [0.0] * 5, [0.0] * 10)
+    assert one.change.low > 0.0 and one.p == pytest.approx(1 / 16, abs=0.01)
+    assert one.verdict == "no difference shown"
+    assert compare("m", [1.0] * 8 + [0.0] * 5, [0.0] * 13).verdict == "better"
+    assert compare("m", [0.0] * 13, [1.0] * 8 + [0.0] * 5).verdict == "worse"
+
+
 def test_questions_are_paired_by_name_and_means_of_other_numbers_of_samples_are_compared() -> None:
     """Claim: whatever the order; pass@k only for the same k."""
     own = lines([[True, True, True, True], [False, False, False, True]])
