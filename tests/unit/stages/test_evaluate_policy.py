@@ -16,6 +16,7 @@ from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.stages.evaluate.build import evaluate_on
+from tests.integration.test_align_records import write_records
 
 BATCH = 4
 
@@ -46,6 +47,17 @@ def test_draws_do_not_depend_on_how_much_is_asked(world: World, answers: list[di
     """Claim: neither fewer questions nor no samples change what is answered to the others."""
     assert evaluated(world, tmp_path / "fewer", "--scenes", "4", "--samples", "2") == answers[:12]
     assert evaluated(world, tmp_path / "greedy", "--scenes", "8") == answers[::3]
+
+
+def test_a_seed_changes_samples_alone(world: World, tmp_path: Path) -> None:
+    """Claim: the greedy answer is drawn by nobody."""
+    write_records(tmp_path / "set", 4)
+    one, other = (
+        evaluated(world, tmp_path / seed, "--data", str(tmp_path / "set"), "--samples", "2", "--seed", seed)
+        for seed in ("1", "2")
+    )
+    assert one[::3] == other[::3]
+    assert [line["text"] for line in one] != [line["text"] for line in other]
 
 
 def test_what_is_too_long_is_a_failure(world: World, answers: list[dict[str, Any]], tmp_path: Path) -> None:
