@@ -166,6 +166,7 @@ def test_a_folder_is_gone_on_with_as_it_was_begun(tmp_path: Path, folder: Path) 
     begun = {"model": identity_of(POLICY), "questions": "d"}
     settle(tmp_path / "out", config, **begun)  # type: ignore[arg-type]
     # Nothing is answered yet: flags may be mended.
+    check_same_asked(command(tmp_path, folder, "--limit", "9"))
     settle(tmp_path / "out", command(tmp_path, folder, "--limit", "9"), **begun)  # type: ignore[arg-type]
     settle(tmp_path / "out", config, **begun)  # type: ignore[arg-type]
     (tmp_path / "out" / "answers.jsonl").write_text("{}")
