@@ -40,6 +40,7 @@ setup(
                 "select_prompts",
                 "verify_answers",
                 "drift",
+                "visual_reliance",
             )
         ]
     },

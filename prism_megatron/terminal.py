@@ -162,6 +162,7 @@ def run(name: str) -> int:
     select_prompts,
     verify_answers,
     drift,
+    visual_reliance,
 ) = (
     partial(run, name)
     for name in (
@@ -178,6 +179,7 @@ def run(name: str) -> int:
         "select_prompts",
         "verify_answers",
         "drift",
+        "visual_reliance",
     )
 )
 """The console scripts."""

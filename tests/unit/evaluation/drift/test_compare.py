@@ -47,7 +47,7 @@ def test_pairs_are_partners() -> None:
     """Claim: whatever the order of the second file, each answer is beside its own question's."""
     texts = _texts(60)
     second = reasonings("b", texts)
-    second = Responses("b", dict(reversed(second.texts.items())), 0, 0)
+    second = Responses("b", dict(reversed(list(second.texts.items()))), 0, 0)
     own = _by_kind(compare(reasonings("a", texts), second, words_at_random, PLAN), "reasoning")["mmd2"]
     assert own.distance is not None
     assert own.distance.value == pytest.approx(0.0, abs=1e-12) and own.distance.p == 1.0

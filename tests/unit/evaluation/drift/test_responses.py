@@ -59,7 +59,7 @@ def test_the_first_answer_of_the_mode_stands_for_a_question(tmp_path: Path) -> N
         ANSWER | {"id": "2", "mode": "sampled", "text": "third"},
     ]
     path = written(tmp_path, *lines)
-    greedy, sampled = (read_responses("a", path, mode=mode) for mode in ("greedy", "sampled"))  # type: ignore[arg-type]
+    greedy, sampled = (read_responses("a", path, mode=mode) for mode in ("greedy", "sampled"))
     assert {key: one["whole"] for key, one in greedy.texts.items()} == {"1": WHOLE}
     assert {key: one["whole"] for key, one in sampled.texts.items()} == {"1": "first", "2": "third"}
     assert (greedy.left_out, sampled.left_out) == (4, 3)
