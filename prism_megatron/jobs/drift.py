@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from prism_megatron.config.tools.drift import DriftConfig, file_of
+from prism_megatron.config.tools.drift import DriftConfig, Named, place_of
 from prism_megatron.disk import write_atomically, writing
 from prism_megatron.evaluation.drift.compare import Plan, compare
+from prism_megatron.evaluation.drift.demonstrations import read_demonstrations
 from prism_megatron.evaluation.drift.embeddings import PACKAGE, read_embeddings
-from prism_megatron.evaluation.drift.responses import read_responses
+from prism_megatron.evaluation.drift.responses import Responses, holds_responses, read_responses
 from prism_megatron.evaluation.drift.table import lines_of, plain
 
 
@@ -21,9 +22,8 @@ def measure_drift(
 
     ``tell`` is told what concerns all of them. Raises PrismError for what cannot be read or written.
     """
-    file = file_of(config.responses)
-    first = read_responses(str(config.responses), file, mode=config.mode)
-    others = [read_responses(one.name, one.file, mode=config.mode) for one in config.sets]
+    own = Named(str(config.responses), place_of(config.responses))
+    first, *others = (_read(one, config) for one in (own, *config.sets))
     embed = read_embeddings(config.embeddings)
     if embed is None:
         tell(
@@ -38,10 +38,16 @@ def measure_drift(
         for line in lines_of(first, other, found):
             say(line)
     if config.output is not None:
-        settings = {"responses": str(file), "against": {one.name: str(one.file) for one in config.sets},
+        settings = {"responses": str(own.place), "against": {one.name: str(one.place) for one in config.sets},
                     "embeddings": None if embed is None else str(embed.source), "mode": config.mode,
                     "permutations": config.permutations, "most": config.most, "seed": config.seed}  # fmt: skip
         with writing(config.output):
             config.output.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(config.output, json.dumps({"settings": settings, "against": figures}, indent=1) + "\n")
     return figures
+
+
+def _read(one: Named, config: DriftConfig) -> Responses:
+    if one.place.is_file() and holds_responses(one.place):
+        return read_responses(one.name, one.place, mode=config.mode)
+    return read_demonstrations(one.name, one.place, most=config.most, seed=config.seed)

@@ -15,10 +15,10 @@ _LINES_OF = {"answers.jsonl": "an evaluation", "data.jsonl": "a record set"}
 
 
 class Named(NamedTuple):
-    """A set of responses and what it is called."""
+    """A set of responses and what it is called. ``place`` is a file, or the folder of a set of demonstrations."""
 
     name: str
-    file: Path
+    place: Path
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class DriftConfig:
     """How far are responses from those of others, in form, in words and in length (docs/drift.md)?"""
 
     responses: tyro.conf.Positional[Path] = Path()
-    """JSON lines of id and response, or of id, caption, think and answer; an evaluation's folder or a record set's does
-    as well"""
+    """JSON lines of id and response, or of id, caption, think and answer; the folder of an evaluation or of a record
+    set, or demonstrations in any format that prism-sft tells by itself, do as well"""
     against: tuple[str, ...] = ()
-    """what they are compared with, each on its own: NAME=FILE, such as base=base.jsonl"""
+    """what they are compared with, each on its own: NAME=SET, such as base=base.jsonl"""
     mode: Literal["greedy", "sampled"] = "greedy"
     """which answers of an evaluation count"""
     embeddings: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -51,10 +51,10 @@ class DriftConfig:
         for text in self.against:
             name, equals, path = text.partition("=")
             if not (name and equals and path):
-                raise ConfigError(f"--against {text}: write NAME=FILE, such as base=base.jsonl")
+                raise ConfigError(f"--against {text}: write NAME=SET, such as base=base.jsonl")
             if name in found:
                 raise ConfigError(f"--against {text}: another set is called {name!r} too; give it another name")
-            found[name] = Named(name, file_of(Path(path)))
+            found[name] = Named(name, place_of(Path(path)))
         return tuple(found.values())
 
 
@@ -69,10 +69,17 @@ def file_of(path: Path) -> Path:
     raise ConfigError(f"{path} is no file of responses; name one of JSON lines, or {kinds}")
 
 
+def place_of(path: Path) -> Path:
+    """As :func:`file_of`; a folder without such a file may be a set of demonstrations. Raises ConfigError."""
+    return path if path.is_dir() and not any((path / name).is_file() for name in _LINES_OF) else file_of(path)
+
+
 def check_drift(config: DriftConfig) -> None:
     """Raise ConfigError for what cannot work."""
     check_fields(config)
-    file_of(config.responses)
+    if config.responses == Path():
+        raise ConfigError("name the responses that are compared: a file of JSON lines, an evaluation's folder or a set")
+    place_of(config.responses)
     if not config.sets:
         raise ConfigError("--against is needed: name what to compare with, such as base=base.jsonl")
     if config.embeddings is not None and not config.embeddings.is_dir():

@@ -17,6 +17,7 @@ SEGMENTS = ("caption", "reasoning", "answer", "whole")
 """What is compared. All but the last need a response in the asked form."""
 
 Mode = Literal["greedy", "sampled"]
+_MARKS = {"response", "text", "caption", "think"}
 _FORMS = "id with response, with caption, think (or solution) and answer, or a line of prism-evaluate's answers"
 
 
@@ -57,6 +58,18 @@ def read_responses(name: str, path: Path, *, mode: Mode) -> Responses:
         raise DataError(f"{path} holds no responses to compare (of {len(rows)} lines); see --mode for an evaluation's")
     not_in_form = sum("caption" not in parts and "reasoning" not in parts for parts in texts.values())
     return Responses(name, texts, not_in_form, len(rows) - len(texts))
+
+
+def holds_responses(path: Path) -> bool:
+    """Whether the first line has a field that responses are read from; demonstrations have others."""
+    for _, line in lines_of(path):
+        try:
+            fields = parse_json(line)
+        except ValueError:
+            return path.suffix == ".jsonl"
+        is_record = isinstance(fields, dict) and "turns" not in fields and "messages" not in fields
+        return is_record and bool(_MARKS & fields.keys()) and "id" in fields
+    return True
 
 
 def segments_of(response: str) -> dict[str, str]:

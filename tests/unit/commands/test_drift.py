@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -60,6 +61,28 @@ def test_tables_and_figures(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert output.read_text() == written
 
 
+def test_demonstrations_of_other_formats_are_a_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Claim: in the form of chats, in a file or in its folder; the last turn counts, and --most are drawn."""
+    own = [json.loads(line)["response"] for line in (folder / "b.jsonl").read_text().splitlines()]
+    chats = [
+        {"id": f"c{n}", "image": "x.png", "conversations": [
+            {"from": "human", "value": "<image>Which?"}, {"from": "gpt", "value": text}]} for n, text in enumerate(own)
+    ]  # fmt: skip
+    place, output = folder / "chats", folder / "drift.json"
+    place.mkdir()
+    (place / "chats.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in chats))
+    Image.new("RGB", (8, 8)).save(place / "x.png")
+    argv = [str(folder / "b.jsonl"), "--against", f"sft={place}", f"file={place / 'chats.jsonl'}", "--permutations",
+            "19", "--embeddings", str(folder / "words"), "--output", str(output)]  # fmt: skip
+    assert main(argv) == 0
+    for found in json.loads(output.read_text())["against"].values():
+        assert found["second"] == {"responses": 40, "not_in_form": 0, "lines_left_out": 0}
+        assert found["distances"]["reasoning_words"]["wasserstein"]["distance"]["value"] == 0.0
+        assert not found["distances"]["caption"]["mmd2"]["pairs"]
+    assert main([*argv, "--most", "25"]) == 0
+    assert json.loads(output.read_text())["against"]["sft"]["second"]["lines_left_out"] == 15
+
+
 def test_without_embeddings_the_rest_is_measured(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,10 +97,11 @@ def test_without_embeddings_the_rest_is_measured(
     ("argv", "message"),
     [
         (["{a}"], "--against is needed"),
-        (["{a}", "--against", "b.jsonl"], "--against b.jsonl: write NAME=FILE"),
+        (["{a}", "--against", "b.jsonl"], "--against b.jsonl: write NAME=SET"),
         (["{a}", "--against", "b={a}", "b={b}"], "another set is called 'b' too"),
         (["{a}", "--against", "b={a}x"], "is no file of responses"),
-        (["{words}", "--against", "b={b}"], "or an evaluation's folder, with answers.jsonl"),
+        (["--against", "b={b}"], "name the responses that are compared"),
+        (["{words}", "--against", "b={b}"], "holds neither responses (JSON lines with id and response) nor demonstr"),
         (["{a}", "--against", "b={b}", "--embeddings", "{a}"], "is not a folder"),
         (["{a}", "--against", "b={b}", "--embeddings", "{words}/.."], "has 0 files *.json"),
         (["{a}", "--against", "b={b}", "--output", "{words}"], "is a folder; name a file"),
