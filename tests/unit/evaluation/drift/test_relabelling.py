@@ -9,9 +9,9 @@ from prism_megatron.evaluation.drift.distances import jensen_shannon, mmd2, wass
 from prism_megatron.evaluation.drift.lengths import matched
 from prism_megatron.evaluation.drift.relabelling import Array, TwoSamples, distance_of, independent, paired
 
-WORLDS, PERMUTATIONS, SIZE = 400, 99, 0.05
-# Of 400 worlds 20 are rejected at 5 %, with a standard deviation of 4.4; beyond 3.3 of these lies 1 in 1,000.
-FEWEST, MOST = 6, 34
+WORLDS, PERMUTATIONS, SIZE = 2000, 99, 0.05
+# Of 2,000 worlds 100 are rejected at 5 %, with a standard deviation of 9.7; beyond 3.3 of these lies 1 in 1,000.
+FEWEST, MOST = 68, 132
 
 
 def test_labels_are_exchanged_inside_blocks_alone() -> None:
