@@ -40,6 +40,8 @@ setup(
                 "select_prompts",
                 "verify_answers",
                 "evaluate",
+                "drift",
+                "visual_reliance",
             )
         ]
     },
@@ -71,6 +73,8 @@ setup(
         "quant": ["nvidia-modelopt==0.47.*", "requests"],
         # Sets of records in Parquet files.
         "parquet": ["pyarrow"],
+        # Static embeddings by which texts are compared (prism-drift); only its files are read.
+        "drift": ["wordllama==0.4.0.post1"],
         # Where rows may go beside metrics.jsonl (--log-to).
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],

@@ -25,6 +25,8 @@ COMMANDS = (
     "select-prompts",
     "verify-answers",
     "evaluate",
+    "drift",
+    "visual-reliance",
 )
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""
 

@@ -162,6 +162,8 @@ def run(name: str) -> int:
     select_prompts,
     verify_answers,
     evaluate,
+    drift,
+    visual_reliance,
 ) = (
     partial(run, name)
     for name in (
@@ -178,6 +180,8 @@ def run(name: str) -> int:
         "select_prompts",
         "verify_answers",
         "evaluate",
+        "drift",
+        "visual_reliance",
     )
 )
 """The console scripts."""

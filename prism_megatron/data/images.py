@@ -7,6 +7,7 @@ settings are those of the folder, in whichever form they are saved (``data/model
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from prism_megatron.errors import DataError
 from prism_megatron.types import ImageInput
 
 LEVEL_TOLERANCE = 0.01  # of 255 colour levels; float32 normalisation moves one by 8e-6
+
+
+def blanked(image: ImageInput) -> ImageInput:
+    """An image of the same size and of one colour, the middle one (pixels of 0 after normalisation)."""
+    return replace(image, pixel_values_P_D=np.zeros_like(image.pixel_values_P_D))
 
 
 class ImagePreprocessor:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prism_megatron.config.experiments.image_use import ImageUseConfig, run_of
+from prism_megatron.data.images import blanked
 from prism_megatron.data.tokenizer import MODEL_VOCAB_SIZE
 from prism_megatron.disk import write_atomically
 from prism_megatron.engine.runtime import start, stop
@@ -58,13 +59,7 @@ def _blank(row: Row) -> Row:
         row,
         demonstrations=tuple(
             (
-                replace(
-                    sequence,
-                    images=tuple(
-                        replace(image, pixel_values_P_D=np.zeros_like(image.pixel_values_P_D))
-                        for image in sequence.images
-                    ),
-                ),
+                replace(sequence, images=tuple(map(blanked, sequence.images))),
                 mask,
             )
             for sequence, mask in row.demonstrations
