@@ -13,7 +13,6 @@ from prism_megatron.data.scenes import (
     BUCKETS,
     CELL_SIZE,
     COLOURS,
-    DRIFT_QUESTIONS,
     NUM_BUCKETS,
     QUESTION_KINDS,
     SHAPES,
@@ -116,13 +115,12 @@ def test_an_absent_kind_counts_zero() -> None:
 def test_the_second_world_asks_in_its_own_shares() -> None:
     """Claim: 2,000 scenes have their kinds of questions in the shares that are stated, within four standard errors."""
     drawn = [make_scene("sft", seed=0, index=index, world="drift") for index in range(2_000)]
-    sums = DRIFT_QUESTIONS["sum3"]
-    of_three_kinds = 0.65  # a sum of three is one of two elsewhere
-    expected = {**DRIFT_QUESTIONS, "sum3": sums * of_three_kinds, "sum2": DRIFT_QUESTIONS["sum2"] + sums * 0.35}
+    # Of 0.25, 0.25, 0.2 and 0.3; a sum of three is one of two in the 35 % of scenes that have two kinds.
+    expected = {"count": 0.25, "sum2": 0.25 + 0.2 * 0.35, "sum3": 0.2 * 0.65, "comparison": 0.3}
     for kind, share in expected.items():
         seen = sum(scene.question.kind == kind for scene in drawn) / len(drawn)
         assert seen == pytest.approx(share, abs=4 * (share * (1 - share) / len(drawn)) ** 0.5), kind
-    assert sum(expected.values()) == pytest.approx(1)
+    assert {scene.question.kind for scene in drawn} == expected.keys()
     assert all(content_bucket(scene.counts, scene.question) in BUCKETS["sft"] for scene in drawn)
 
 
