@@ -173,8 +173,11 @@ def _write_untrained(folder: Path, *, seed: int) -> None:
     aside.rename(folder)
 
 
-def supervised(phase: SupervisedPhase, source: Path, target: Path, lesson: Lesson, *, seed: int, world: World) -> None:
-    """One supervised phase from ``source`` to ``target``."""
+def supervised(
+    phase: SupervisedPhase, source: Path, target: Path, lesson: Lesson, *, seed: int, world: World,
+    stored: torch.dtype = torch.bfloat16,
+) -> None:  # fmt: skip
+    """One supervised phase from ``source`` to ``target``; what ships is stored in bf16."""
     if target.exists():
         return
     shape, renderer = Qwen3VLShape.from_folder(source), Renderer.from_folder(source)
@@ -212,8 +215,7 @@ def supervised(phase: SupervisedPhase, source: Path, target: Path, lesson: Lesso
         steps=phase.steps,
         on_step=say,
     )
-    # What ships is stored in bf16.
-    export_folder(policy, target, like=source, world=world, dtype=torch.bfloat16)
+    export_folder(policy, target, like=source, world=world, dtype=stored)
 
 
 def discriminate(config: MakeMiniConfig, policy_folder: Path, source: Path, target: Path, world: World) -> None:

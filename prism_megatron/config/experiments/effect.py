@@ -140,32 +140,42 @@ def check_registration(registration: Registration) -> None:
     check_fields(registration)
     for name in registration.algorithms:
         algorithm(name)
+    _check_lists(registration)
+    _check_arms(registration)
+    for regime_name, regime in registration.regimes.items():
+        _check_regime(regime_name, regime, len(registration.seeds))
+    primary = registration.primary.regime
+    if not registration.regimes[primary].seeds:
+        raise ConfigError(f"primary: no seed is run in the regime {primary!r}")
+    if registration.policy_steps <= registration.align_steps:
+        raise ConfigError(
+            f"policy_steps {registration.policy_steps} must be more than align_steps {registration.align_steps}: the "
+            "rest are RLVR's"
+        )
+
+
+def _check_lists(registration: Registration) -> None:
     for name in ("seeds", "variants", "controls", "algorithms", "reinforced", "reinforced_once"):
         values = getattr(registration, name)
         if len(set(values)) < len(values):
             raise ConfigError(f"{name}: {' '.join(map(str, values))}: one stands there twice; leave it out")
-    for name in ("seeds", "variants", "algorithms"):
-        if not getattr(registration, name):
+        if not values and name in {"seeds", "variants", "algorithms"}:
             raise ConfigError(f"{name}: there must be one at least")
-    arms = {SFT, REFERENCES, *registration.aligned}
-    primary = registration.primary
+
+
+def _check_arms(registration: Registration) -> None:
+    """Of all arms that are named."""
+    arms, primary = {SFT, REFERENCES, *registration.aligned}, registration.primary
     for arm in (*registration.reinforced, *registration.reinforced_once):
         if arm not in arms:
             raise ConfigError(f"{arm!r} is no arm of this registration; there are {', '.join(sorted(arms))}")
     for arm in (primary.above, primary.than):
         if arm not in registration.reinforced:
             raise ConfigError(f"primary: {arm!r} is not among reinforced: {', '.join(registration.reinforced)}")
-    if registration.policy_steps <= registration.align_steps:
-        raise ConfigError(
-            f"policy_steps {registration.policy_steps} must be more than align_steps {registration.align_steps}: the "
-            "rest are RLVR's"
-        )
-    for regime_name, regime in registration.regimes.items():
-        if regime.seeds > len(registration.seeds):
-            raise ConfigError(
-                f"{regime_name}: seeds {regime.seeds} are more than the {len(registration.seeds)} that there are"
-            )
-        if regime.keep_from > regime.keep_to:
-            raise ConfigError(f"{regime_name}: keep_from {regime.keep_from:g} is more than keep_to {regime.keep_to:g}")
-    if not registration.regimes[primary.regime].seeds:
-        raise ConfigError(f"primary: no seed is run in the regime {primary.regime!r}")
+
+
+def _check_regime(name: str, regime: Regime, seeds: int) -> None:
+    if regime.seeds > seeds:
+        raise ConfigError(f"{name}: seeds {regime.seeds} are more than the {seeds} that there are")
+    if regime.keep_from > regime.keep_to:
+        raise ConfigError(f"{name}: keep_from {regime.keep_from:g} is more than keep_to {regime.keep_to:g}")

@@ -138,9 +138,7 @@ class Legs:
         with closing(build_rlvr(config, Session(self.world, target, quiet=True))) as stage:
             stage.prepare(0)
             for step in range(steps):
-                row = {
-                    name: value for name, value in stage.play(step).row.items() if isinstance(value, (int, float))
-                }
+                row = {name: value for name, value in stage.play(step).row.items() if isinstance(value, (int, float))}
             self._write(stage.learner.policy, config.model, target)
         return row
 

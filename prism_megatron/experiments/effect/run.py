@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from prism_megatron.config.json_file import read_object
 from prism_megatron.config.merge import to_plain
 from prism_megatron.disk import write_atomically, writing
 from prism_megatron.errors import ConfigError, PrismError
-from prism_megatron.experiments.effect.answers import read_answers
+from prism_megatron.experiments.effect.answers import Answers, read_answers
 from prism_megatron.experiments.effect.seed import arms_of, folder_of, is_done, read_done
 from prism_megatron.experiments.effect.table import document_of, text_of
 
@@ -65,7 +65,8 @@ def commit_here() -> str:
 
 def write_result(output: Path, registered: Registration) -> str:
     """Write ``effect.json`` and ``effect.md`` of all seeds; the text. Raises PrismError where an arm is missing."""
-    runs, done = {}, {}
+    runs: dict[str, dict[int, Answers]] = {}
+    done: dict[str, dict[int, Mapping[str, object]]] = {}
     for place, seed in enumerate(registered.seeds):
         for arm in arms_of(registered, place):
             folder = folder_of(output, seed, arm)

@@ -91,12 +91,21 @@ class Seed:
                 continue
             prompts = self.output / f"seed-{self.seed}" / f"{name}.jsonl"
             if not prompts.exists():
-                write_prompts(regime, sft, prompts, mini=registered.world,
-                              max_new_tokens=recipe.data.max_response_tokens, seed=self.seed, world=self.world)  # fmt: skip
+                write_prompts(
+                    regime,
+                    sft,
+                    prompts,
+                    mini=registered.world,
+                    max_new_tokens=recipe.data.max_response_tokens,
+                    seed=self.seed,
+                    world=self.world,
+                )
             for start, algo in registered.reinforced_in(name):
                 steps = registered.policy_steps - (0 if start == SFT else registered.align_steps)
                 source = folder_of(self.output, self.seed, start) / POLICY
-                self._arm(arm_name(start, algo, name), partial(_reinforced, legs, source, algo, prompts, steps))
+                self._arm(
+                    arm_name(start, algo, name), partial(_reinforced, legs, source, prompts, algo=algo, steps=steps)
+                )
 
     def _aligned(self, legs: Legs, sft: Path, variant: Variant, control: Control | None, target: Path) -> Figures:
         discriminator = self.output / f"seed-{self.seed}" / f"discriminator-{variant}"
@@ -134,7 +143,7 @@ class Seed:
         return heldout_scenes(renderer, count=self.registered.scenes, seed=0, world=self.registered.world)
 
 
-def _reinforced(legs: Legs, source: Path, algo: str, prompts: Path, steps: int, target: Path) -> Figures:
+def _reinforced(legs: Legs, source: Path, prompts: Path, target: Path, *, algo: str, steps: int) -> Figures:
     return legs.reinforce(source, algo, prompts, target / POLICY, steps=steps)
 
 

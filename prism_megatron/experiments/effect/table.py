@@ -36,8 +36,8 @@ def pairs_of(registered: Registration) -> Iterator[Pair]:
     """All comparisons, the primary ones first."""
     primary = registered.primary
     for algo in registered.algorithms:
-        names = (arm_name(start, algo, primary.regime) for start in (primary.above, primary.than))
-        yield Pair(*names, why="primary")
+        above, than = (arm_name(start, algo, primary.regime) for start in (primary.above, primary.than))
+        yield Pair(above, than, why="primary")
     for name, regime in registered.regimes.items():
         if regime.seeds:
             yield from _after_rlvr(registered, name)
@@ -127,13 +127,12 @@ def _plain(interval: Interval) -> dict[str, float]:
 
 def text_of(registered: Registration, document: Mapping[str, Any]) -> str:
     """The same as Markdown; of the measures, those of content."""
-    lines = [
-        f"# {registered.title}",
-        "",
+    lead = (
         f"Seeds {', '.join(map(str, registered.seeds))}; {registered.scenes} held-out scenes; {registered.samples} "
-        f"answers to each at temperature 1. Means with 95 % bootstrap intervals over seeds and scenes. "
-        f"{document['core_hours']:.1f} core hours; commit {', '.join(document['commits'])}.",
-    ]
+        "answers to each at temperature 1. Means with 95 % bootstrap intervals over seeds and scenes. "
+        f"{document['core_hours']:.1f} core hours; commit {', '.join(document['commits'])}."
+    )
+    lines = [f"# {registered.title}", "", lead]
     if not document["claims"]:
         lines += ["", "**One seed: no claim.** Intervals are over scenes alone; another seed may come out otherwise."]
     lines += ["", "## Comparisons", "", *_differences(registered, document["differences"]), ""]
@@ -161,9 +160,7 @@ def _differences(registered: Registration, differences: Sequence[Mapping[str, An
         for mode in ("greedy", "T=1"):
             found = one[f"{mode}/{measure}"]
             cells += [figure_text(_interval(found)), found["verdict"]]
-        lines.append(
-            f"| {one['why']} | {one['above']} | {one['than']} | {len(one['seeds'])} | {' | '.join(cells)} |"
-        )
+        lines.append(f"| {one['why']} | {one['above']} | {one['than']} | {len(one['seeds'])} | {' | '.join(cells)} |")
     return lines
 
 

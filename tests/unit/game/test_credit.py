@@ -65,7 +65,9 @@ def test_length_scores_are_lengths_whatever_the_discriminator_says() -> None:
     shares /= shares.nan_to_num().amax(dim=1, keepdim=True)
     game = replace(GAME, length_scores=True)
     found = group_advantages(asked, 1, judgement(SCORES), game, seed=3, step=7)
-    expected = per_expert_advantages(*shares, VALID, alpha=0.3, score_clip=2.0, format_penalty=0.7, all_invalid="zero")
+    expected = per_expert_advantages(
+        shares[0], shares[1], VALID, alpha=0.3, score_clip=2.0, format_penalty=0.7, all_invalid="zero"
+    )
     same(found.perception_N, expected.perception_N)
     same(found.reasoning_N, expected.reasoning_N)
     assert found.perception_N is not None and found.reasoning_N is not None
