@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from prism_megatron.config.architecture.model import MiniWorld
-from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, check_fields
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, ZERO_IS_OFF, check_fields
 from prism_megatron.config.merge import merge
 from prism_megatron.config.stages.algorithms import algorithm
 from prism_megatron.config.yaml_file import read_yaml
@@ -71,6 +71,8 @@ class Registration:
     """policy steps of alignment, and of supervised training on its references"""
     policy_steps: Annotated[int, AT_LEAST_ONE] = 80
     """policy steps of an arm that ends in RLVR"""
+    align_prompts: Annotated[int, ZERO_IS_OFF] = 0
+    """scenes that alignment, and training on its references, sees again every epoch; 0: none is seen twice"""
     align_lr: Annotated[float, POSITIVE] = 1e-4
     """learning rate of the policy in alignment and on its references"""
     scenes: Annotated[int, AT_LEAST_ONE] = 1024

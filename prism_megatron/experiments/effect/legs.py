@@ -22,6 +22,9 @@ from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.config.stages.exam import ExamConfig
 from prism_megatron.config.stages.warm_start import mini_warm_start
 from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.data.render import Renderer
+from prism_megatron.data.scene_set import SceneSet, selected_scenes
+from prism_megatron.data.selection import read_selection
 from prism_megatron.data.teachers import SLOPPY_TEACHER
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
@@ -61,15 +64,20 @@ class Legs:
             make_mini_recipe(mini).sft, base, target, lesson, seed=self.seed, world=self.world, stored=torch.float32
         )
 
-    def learn_references(self, policy: Path, target: Path, *, prompts_per_step: int) -> None:
-        """Supervised, on the references that alignment sees, each once, in its order and at its rate."""
-        lesson = Lesson(self.registered.world, "align", "faithful", vision=False)
+    def learn_references(self, policy: Path, target: Path, *, prompts: Path | None, prompts_per_step: int) -> None:
+        """Supervised, on the references that alignment sees, as often, in its order and at its rate."""
+        mini = self.registered.world
+        scenes: SceneSet | None = None
+        if prompts is not None:
+            chosen = selected_scenes(read_selection(prompts), split="align", mini=mini)
+            scenes = SceneSet(chosen, Renderer.from_folder(policy, system_prompt=None), seed=self.seed, batch_size=1)
+        lesson = Lesson(mini, "align", "faithful", vision=False)
         phase = SupervisedPhase(
             steps=self.registered.align_steps,
             rows_per_step=prompts_per_step,
             optimizer=OptimizerConfig(lr=self.registered.align_lr),
         )
-        supervised(phase, policy, target, lesson, seed=self.seed, world=self.world, stored=torch.float32)
+        supervised(phase, policy, target, lesson, seed=self.seed, world=self.world, stored=torch.float32, scenes=scenes)
 
     def warm_up(self, policy: Path, variant: Variant, target: Path) -> None:
         """A discriminator of this kind against the policy's answers."""
@@ -87,7 +95,9 @@ class Legs:
             ),
         )
 
-    def alignment(self, policy: Path, discriminator: Path, variant: Variant, control: Control | None) -> AlignConfig:
+    def alignment(
+        self, policy: Path, discriminator: Path, variant: Variant, control: Control | None, *, prompts: Path | None
+    ) -> AlignConfig:
         """The configuration of an arm of alignment."""
         recipe = mini_align(self.registered.world, records=False)
         game = replace(
@@ -102,6 +112,7 @@ class Legs:
             model=ModelConfig(model=str(policy), mini=self.registered.world),
             discriminator=replace(KINDS[variant], discriminator=str(discriminator / EXPORT)),
             game=game,
+            prompts=prompts,
             policy=OptimizerConfig(lr=self.registered.align_lr),
             steps=self.registered.align_steps,
             seed=self.seed,

@@ -14,6 +14,7 @@ from prism_megatron.config.experiments.effect import (
     REFERENCES,
     SFT,
     Control,
+    Regime,
     RegimeName,
     Registration,
     Variant,
@@ -77,14 +78,15 @@ class Seed:
         registered, legs = self.registered, Legs(self.registered, self.seed, self.world)
         recipe = mini_align(registered.world, records=False)
         sft = self._arm(SFT, lambda target: legs.fine_tune(target / POLICY)) / POLICY
+        seen = self._align_prompts(sft)
         self._arm(
             REFERENCES,
             lambda target: legs.learn_references(
-                sft, target / POLICY, prompts_per_step=recipe.rollout.prompts_per_step
+                sft, target / POLICY, prompts=seen, prompts_per_step=recipe.rollout.prompts_per_step
             ),
         )
         for arm, (variant, control) in registered.aligned.items():
-            self._arm(arm, partial(self._aligned, legs, sft, variant, control))
+            self._arm(arm, partial(self._aligned, legs, sft, variant, control, prompts=seen))
         place = registered.seeds.index(self.seed)
         for name, regime in registered.regimes.items():
             if place >= regime.seeds:
@@ -107,12 +109,26 @@ class Seed:
                     arm_name(start, algo, name), partial(_reinforced, legs, source, prompts, algo=algo, steps=steps)
                 )
 
-    def _aligned(self, legs: Legs, sft: Path, variant: Variant, control: Control | None, target: Path) -> Figures:
+    def _align_prompts(self, sft: Path) -> Path | None:
+        """The file of the scenes that are seen again and again, where they are."""
+        if not self.registered.align_prompts:
+            return None
+        path = self.output / f"seed-{self.seed}" / "align.jsonl"
+        if not path.exists():
+            few = Regime(prompts=self.registered.align_prompts)
+            write_prompts(
+                few, sft, path, mini=self.registered.world, max_new_tokens=1, seed=self.seed, world=self.world
+            )
+        return path
+
+    def _aligned(
+        self, legs: Legs, sft: Path, variant: Variant, control: Control | None, target: Path, *, prompts: Path | None
+    ) -> Figures:
         discriminator = self.output / f"seed-{self.seed}" / f"discriminator-{variant}"
         if not (discriminator / SUMMARY).exists() or not (discriminator / EXPORT).exists():
             _make_room(discriminator)
             legs.warm_up(sft, variant, discriminator)
-        config = legs.alignment(sft, discriminator, variant, control)
+        config = legs.alignment(sft, discriminator, variant, control, prompts=prompts)
         return legs.align(config, target / POLICY, random=control == "random")
 
     def _arm(self, arm: str, train: Callable[[Path], Figures | None]) -> Path:
