@@ -1,42 +1,53 @@
 #!/usr/bin/env python
-"""Measure what alignment changes on held-out scenes, beside three controls (``make effect``)."""
+"""Does alignment help, and more than its controls? All arms of a registration on its seeds (``make effect``)."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prism_megatron.config.cli import parse_over
-from prism_megatron.config.experiments.effect import EffectConfig
-from prism_megatron.config.experiments.mini import MINI_ALIGN
-from prism_megatron.config.stages.arm import effect_arms
-from prism_megatron.engine.launch import PRELOAD, launch, report_error
-from prism_megatron.errors import PrismError
+from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.experiments.effect import EffectConfig, read_registration
+from prism_megatron.engine.launch import die_with_parent, launch, report_error
+from prism_megatron.errors import ConfigError, PrismError
 from prism_megatron.terminal import guarded
 
 
 def run(config: EffectConfig) -> None:
-    """One rank's work."""
-    from prism_megatron.experiments.effect import measure_effect
+    """One seed, in a world of one rank."""
+    from prism_megatron.engine.runtime import start, stop
+    from prism_megatron.experiments.effect.run import commit_here
+    from prism_megatron.experiments.effect.seed import Seed
 
-    measure_effect(config, effect_arms(MINI_ALIGN))
+    assert config.seed is not None
+    world = start(ParallelConfig(), seed=config.seed)
+    Seed(read_registration(config.registration), config.seed, config.output, world, commit_here()).run()
+    stop(world)
 
 
 def main() -> int:
+    from prism_megatron.experiments.effect.run import command_of, run_seeds, settle, write_result
+
     try:
-        config = parse_over(EffectConfig(output=Path("runs/effect")), sys.argv[1:], description=__doc__ or "")
+        config = parse_over(EffectConfig(), sys.argv[1:], description=__doc__ or "")
+        registered = read_registration(config.registration)
+        if config.seed is not None and config.seed not in registered.seeds:
+            raise ConfigError(f"--seed {config.seed} is none of the registration's: {registered.seeds}")
+        settle(config.output, registered)
+        if config.seed is not None:
+            die_with_parent(os.getppid())
+            return launch(run, config, model_parallel_size=1, world_size=1)
+        run_seeds(config, registered, command_of(config, Path(__file__).resolve()))
+        print(write_result(config.output, registered), flush=True)
     except PrismError as error:
         return report_error(error)
-    return launch(
-        run,
-        config,
-        model_parallel_size=1,
-        world_size=config.data_parallel,
-        preload=(*PRELOAD, "prism_megatron.experiments.effect"),
-    )
+    return 0
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(guarded(main))

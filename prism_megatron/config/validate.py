@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from prism_megatron.config.architecture.model import ModelConfig
@@ -53,6 +54,7 @@ def check_align_values(config: AlignConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use, or for a folder that is not there."""
     check_values(config)
     check_game(config.game)
+    check_prompts(config.prompts)
     check_correction(config.correction, top_p=config.rollout.top_p)
 
 
@@ -73,6 +75,12 @@ def check_data(data: DataConfig) -> None:
             f"--on-bad skip leaves out what is bad before the first step, and --check-images {data.check_images} finds "
             "damaged images only at their step; use --check-images all, or --on-bad fail"
         )
+
+
+def check_prompts(prompts: Path | None) -> None:
+    """Raise ConfigError for a file of selected prompts that is not there."""
+    if prompts is not None and not prompts.is_file():
+        raise ConfigError(f"--prompts {prompts} is no file; prism-select-prompts writes one")
 
 
 def check_rollout(rollout: RolloutConfig) -> None:

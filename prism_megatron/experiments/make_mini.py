@@ -39,6 +39,7 @@ from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.scene_set import SceneSet
 from prism_megatron.data.scenes import Split
 from prism_megatron.data.stream.prefetch import Demonstration
 from prism_megatron.data.teachers import FAITHFUL_SHARE, SLOPPY_TEACHER, Teacher
@@ -173,8 +174,14 @@ def _write_untrained(folder: Path, *, seed: int) -> None:
     aside.rename(folder)
 
 
-def supervised(phase: SupervisedPhase, source: Path, target: Path, lesson: Lesson, *, seed: int, world: World) -> None:
-    """One supervised phase from ``source`` to ``target``."""
+def supervised(
+    phase: SupervisedPhase, source: Path, target: Path, lesson: Lesson, *, seed: int, world: World,
+    stored: torch.dtype = torch.bfloat16, scenes: SceneSource | SceneSet | None = None,
+) -> None:  # fmt: skip
+    """One supervised phase from ``source`` to ``target``; what ships is stored in bf16.
+
+    The scenes are those of the lesson, unless others are given.
+    """
     if target.exists():
         return
     shape, renderer = Qwen3VLShape.from_folder(source), Renderer.from_folder(source)
@@ -188,12 +195,12 @@ def supervised(phase: SupervisedPhase, source: Path, target: Path, lesson: Lesso
         freeze=() if lesson.vision else ALL_VISION,
     )
     share = phase.rows_per_step // world.dp_size
-    scenes = SceneSource(renderer, split=lesson.split, seed=seed, batch_size=1, teacher=lesson.teacher,
-                         faithful_share=FAITHFUL_SHARE, world=lesson.scenes)  # fmt: skip
+    source_of = scenes or SceneSource(renderer, split=lesson.split, seed=seed, batch_size=1, teacher=lesson.teacher,
+                                      faithful_share=FAITHFUL_SHARE, world=lesson.scenes)  # fmt: skip
 
     def my_rows(step: int) -> Sequence[Demonstration]:
         first = step * phase.rows_per_step + world.dp_rank * share
-        examples = (scenes.example(first + i) for i in range(share))
+        examples = (source_of.example(first + i) for i in range(share))
         return [renderer.training_row(example.prompt, example.reference) for example in examples]
 
     started = time.monotonic()
@@ -212,8 +219,7 @@ def supervised(phase: SupervisedPhase, source: Path, target: Path, lesson: Lesso
         steps=phase.steps,
         on_step=say,
     )
-    # What ships is stored in bf16.
-    export_folder(policy, target, like=source, world=world, dtype=torch.bfloat16)
+    export_folder(policy, target, like=source, world=world, dtype=stored)
 
 
 def discriminate(config: MakeMiniConfig, policy_folder: Path, source: Path, target: Path, world: World) -> None:

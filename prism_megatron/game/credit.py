@@ -58,6 +58,8 @@ def group_advantages(
         valid_N[rollout] = True
         for tower in group.towers:
             scores_T_N[tower, rollout] = judgement.scores[index, tower, owner]
+    if game.length_scores:  # control: what a discriminator that looks at nothing but length would say
+        scores_T_N = length_scores(group)
     form = joint_advantages if game.advantage == "joint" else per_expert_advantages
     return form(
         scores_T_N[PERCEPTION],
@@ -69,6 +71,17 @@ def group_advantages(
         all_invalid=game.all_invalid_group,
         rounding=judgement.rounding,
     )
+
+
+def length_scores(group: RolloutGroup) -> torch.Tensor:
+    """Tokens of each judged segment over those of the longest in the group, ``[T, N]``; NaN where there is none."""
+    lengths_T_N = torch.full((len(TOWERS), len(group.rollouts)), torch.nan, dtype=torch.float64)
+    for rollout in group.valid_rollouts:
+        for tower in group.towers:
+            span = group.rollouts[rollout].segments.of_tower(tower)
+            if span is not None:
+                lengths_T_N[tower, rollout] = span.end - span.start
+    return lengths_T_N / lengths_T_N.nan_to_num().amax(dim=1, keepdim=True).clamp(min=1.0)
 
 
 def experience_of(

@@ -13,6 +13,7 @@ from prism_megatron.data.intake import Counts
 from prism_megatron.data.loader import RecordSource, SceneSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.scene_set import SceneSet, selected_scenes
 from prism_megatron.data.scenes import Split
 from prism_megatron.data.selection import Selection
 from prism_megatron.engine.runtime import World
@@ -76,14 +77,17 @@ def build_prompts(
     checks: Checks,
     answers_alone: bool = False,
     selection: Selection | None = None,
-) -> SceneSource | RecordSource:
+) -> SceneSource | SceneSet | RecordSource:
     """Records of ``--data`` of their ``part``, or without it the ``scenes`` of that split of a mini world.
 
-    ``answers_alone``: records are asked for their answer, and need no caption. With a ``selection`` of records those
-    alone are used.
+    ``answers_alone``: records are asked for their answer, and need no caption. With a ``selection`` its prompts alone
+    are used, and scenes come again every epoch.
 
-    Raises DataError as ``RecordSource``.
+    Raises DataError as ``RecordSource`` and ``selected_scenes``.
     """
+    if data.data is None and selection is not None:
+        chosen = selected_scenes(selection, split=scenes, mini=mini)
+        return SceneSet(chosen, renderer, seed=seed, batch_size=batch_size)
     if data.data is None:
         return SceneSource(renderer, split=scenes, seed=seed, batch_size=batch_size, world=mini)
     return RecordSource(

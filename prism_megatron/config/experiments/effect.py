@@ -1,25 +1,183 @@
-"""What ``make effect`` measures."""
+"""What ``make effect`` measures: arms, sizes, seeds and the primary comparison, written down before a seed is run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from prism_megatron.config.fields import AT_LEAST_ONE
+from prism_megatron.config.architecture.model import MiniWorld
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, ZERO_IS_OFF, check_fields
+from prism_megatron.config.merge import merge
+from prism_megatron.config.stages.algorithms import algorithm
+from prism_megatron.config.yaml_file import read_yaml
+from prism_megatron.errors import ConfigError
+
+Variant = Literal["segment", "learned", "dense", "text"]
+Control = Literal["length", "random", "shuffled", "lr0"]
+RegimeName = Literal["guessable", "informative"]
+Mode = Literal["greedy", "T=1"]
+
+SFT, ALIGN, REFERENCES = "sft", "align", "references"
+
+
+@dataclass(frozen=True)
+class Regime:
+    """The scenes that RLVR asks about, again and again; the same for every arm of a seed."""
+
+    seeds: Annotated[int, NOT_NEGATIVE] = 0
+    """how many of the seeds are run in it, the first ones"""
+    prompts: Annotated[int, AT_LEAST_ONE] = 64
+    """scenes"""
+    comparisons: Annotated[float | None, SHARE] = None
+    """share of questions that are answered by yes or no; by default as the world draws them"""
+    keep_from: Annotated[float, SHARE] = 0.0
+    """least share of right answers by the fine-tuned policy, of 16, that a scene may have"""
+    keep_to: Annotated[float, SHARE] = 1.0
+    """greatest such share"""
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether the fine-tuned policy has to be asked first."""
+        return (self.keep_from, self.keep_to) != (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Primary:
+    """The one comparison that decides; all others are reported beside it."""
+
+    regime: RegimeName = "guessable"
+    mode: Mode = "greedy"
+    measure: str = "answer right"
+    above: str = ALIGN
+    """arm whose policy, after RLVR, is expected to be better, by each algorithm"""
+    than: str = SFT
+
+
+@dataclass(frozen=True)
+class Registration:
+    """An experiment as it is registered. Every arm of a seed takes ``policy_steps`` policy steps after fine-tuning,
+    those without RLVR the first ``align_steps`` of them.
+    """
+
+    title: str = "One seed: no claim"
+    world: MiniWorld = "drift"
+    """whose scenes are asked"""
+    seeds: tuple[int, ...] = (0,)
+    """each is a fine-tuned policy, its discriminators, and all arms from there"""
+    warm_start_steps: Annotated[int, AT_LEAST_ONE] = 120
+    """steps of every discriminator before the game"""
+    align_steps: Annotated[int, AT_LEAST_ONE] = 40
+    """policy steps of alignment, and of supervised training on its references"""
+    policy_steps: Annotated[int, AT_LEAST_ONE] = 80
+    """policy steps of an arm that ends in RLVR"""
+    align_prompts: Annotated[int, ZERO_IS_OFF] = 0
+    """scenes that alignment, and training on its references, sees again every epoch; 0: none is seen twice"""
+    align_lr: Annotated[float, POSITIVE] = 1e-4
+    """learning rate of the policy in alignment and on its references"""
+    scenes: Annotated[int, AT_LEAST_ONE] = 1024
+    """held-out scenes, the same for every arm and seed"""
+    samples: Annotated[int, AT_LEAST_ONE] = 4
+    """answers to each of them at temperature 1"""
+    variants: tuple[Variant, ...] = ("segment",)
+    """discriminators; the first is that of the arm ``align``"""
+    controls: tuple[Control, ...] = ("length",)
+    """of alignment: scores by length, a random frozen discriminator, scores shuffled within groups, no learning"""
+    algorithms: tuple[str, ...] = ("grpo",)
+    """of RLVR"""
+    reinforced: tuple[str, ...] = (SFT, ALIGN, REFERENCES)
+    """arms that go on with RLVR, by every algorithm in every regime"""
+    reinforced_once: tuple[str, ...] = ()
+    """further ones, by the first algorithm in the primary regime alone"""
+    guessable: Regime = field(default_factory=lambda: Regime(seeds=1, comparisons=0.9))
+    informative: Regime = field(default_factory=lambda: Regime(keep_from=0.2, keep_to=0.8))
+    primary: Primary = field(default_factory=Primary)
+
+    @property
+    def regimes(self) -> dict[RegimeName, Regime]:
+        """Both by name."""
+        return {"guessable": self.guessable, "informative": self.informative}
+
+    @property
+    def aligned(self) -> dict[str, tuple[Variant, Control | None]]:
+        """Arms of alignment: name, discriminator and control."""
+        first, *others = self.variants
+        return {
+            ALIGN: (first, None),
+            **{f"{ALIGN} {variant}": (variant, None) for variant in others},
+            **{f"{ALIGN} {control}": (first, control) for control in self.controls},
+        }
+
+    def reinforced_in(self, regime: RegimeName) -> list[tuple[str, str]]:
+        """Arms that go on with RLVR in this regime, each with its algorithm."""
+        every = [(arm, algo) for algo in self.algorithms for arm in self.reinforced]
+        if regime != self.primary.regime:
+            return every
+        return [*every, *((arm, self.algorithms[0]) for arm in self.reinforced_once)]
 
 
 @dataclass(frozen=True)
 class EffectConfig:
-    """Alignment against its controls on held-out scenes of the mini world."""
+    """Does alignment help, and more than what it is compared with? Runs a registration's arms on its seeds."""
 
-    output: Path
-    """folder for effect.json and effect.md"""
-    seeds: Annotated[int, AT_LEAST_ONE] = 3
-    """independent runs of every arm"""
-    steps: Annotated[int, AT_LEAST_ONE] = 30
-    """alignment steps of a run"""
-    scenes: Annotated[int, AT_LEAST_ONE] = 256
-    """held-out scenes, the same for every arm and seed"""
-    data_parallel: Annotated[int, AT_LEAST_ONE] = 2
-    """processes to start"""
+    registration: Path | None = None
+    """YAML file of what is measured; by default one seed, which claims nothing (12 minutes)"""
+    output: Path = Path("runs/effect")
+    """folder for every arm's figures, effect.json and effect.md; the same command goes on where it was stopped"""
+    workers: Annotated[int, AT_LEAST_ONE] = 2
+    """seeds that run at a time, each in a process with one thread"""
+    seed: int | None = None
+    """run this seed of the registration alone, in this process"""
+
+
+def read_registration(path: Path | None) -> Registration:
+    """What the file registers. Raises ConfigError for one that cannot be run."""
+    registration = merge(Registration(), read_yaml(path)) if path is not None else Registration()
+    check_registration(registration)
+    return registration
+
+
+def check_registration(registration: Registration) -> None:
+    """Raise ConfigError for arms, sizes or a primary comparison that cannot be."""
+    check_fields(registration)
+    for name in registration.algorithms:
+        algorithm(name)
+    _check_lists(registration)
+    _check_arms(registration)
+    for regime_name, regime in registration.regimes.items():
+        _check_regime(regime_name, regime, len(registration.seeds))
+    primary = registration.primary.regime
+    if not registration.regimes[primary].seeds:
+        raise ConfigError(f"primary: no seed is run in the regime {primary!r}")
+    if registration.policy_steps <= registration.align_steps:
+        raise ConfigError(
+            f"policy_steps {registration.policy_steps} must be more than align_steps {registration.align_steps}: the "
+            "rest are RLVR's"
+        )
+
+
+def _check_lists(registration: Registration) -> None:
+    for name in ("seeds", "variants", "controls", "algorithms", "reinforced", "reinforced_once"):
+        values = getattr(registration, name)
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{name}: {' '.join(map(str, values))}: one stands there twice; leave it out")
+        if not values and name in {"seeds", "variants", "algorithms"}:
+            raise ConfigError(f"{name}: there must be one at least")
+
+
+def _check_arms(registration: Registration) -> None:
+    """Of all arms that are named."""
+    arms, primary = {SFT, REFERENCES, *registration.aligned}, registration.primary
+    for arm in (*registration.reinforced, *registration.reinforced_once):
+        if arm not in arms:
+            raise ConfigError(f"{arm!r} is no arm of this registration; there are {', '.join(sorted(arms))}")
+    for arm in (primary.above, primary.than):
+        if arm not in registration.reinforced:
+            raise ConfigError(f"primary: {arm!r} is not among reinforced: {', '.join(registration.reinforced)}")
+
+
+def _check_regime(name: str, regime: Regime, seeds: int) -> None:
+    if regime.seeds > seeds:
+        raise ConfigError(f"{name}: seeds {regime.seeds} are more than the {seeds} that there are")
+    if regime.keep_from > regime.keep_to:
+        raise ConfigError(f"{name}: keep_from {regime.keep_from:g} is more than keep_to {regime.keep_to:g}")

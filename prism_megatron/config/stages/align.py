@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import tyro
@@ -43,6 +44,9 @@ class AlignConfig:
     discriminator_optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="discriminator")] = field(
         default_factory=OptimizerConfig
     )
+    prompts: Path | None = None
+    """records to play on, of those of --data, or scenes of the mini world, which then come again every epoch: lines of
+    JSON with ids, such as selected.jsonl of prism-select-prompts"""
     steps: Annotated[int, AT_LEAST_ONE, OnResume.LONGER] = 500
     """alignment steps; each updates the discriminator once and the policy once, unless told otherwise"""
     seed: int = 42

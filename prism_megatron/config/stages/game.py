@@ -39,6 +39,8 @@ class GameConfig:
     """control: the discriminator is never updated"""
     shuffle_scores: bool = False
     """control: scores are permuted among the rollouts of each group"""
+    length_scores: bool = False
+    """control: in place of the discriminator's scores, how long a segment is beside the longest of its group"""
     freeze_policy_steps: tuple[int, ...] = ()
     """steps in which the policy is not updated, as pairs: first step, first step after (0 20: steps 0 to 19)"""
     freeze_discriminator_steps: tuple[int, ...] = ()

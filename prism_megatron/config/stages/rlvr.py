@@ -28,7 +28,7 @@ from prism_megatron.config.stages.dynamic_sampling import DynamicSamplingConfig,
 from prism_megatron.config.stages.exam import ExamConfig
 from prism_megatron.config.stages.objective import PolicyObjective, check_objective
 from prism_megatron.config.stages.rewards import RewardsConfig
-from prism_megatron.config.validate import check_data, check_recompute, check_rollout, check_timeouts
+from prism_megatron.config.validate import check_data, check_prompts, check_recompute, check_rollout, check_timeouts
 from prism_megatron.errors import ConfigError
 
 
@@ -100,8 +100,7 @@ def check_rlvr_values(config: RLVRConfig) -> None:
             f"--overlong-buffer {config.overlong_buffer} is more than the {longest} of --max-response-tokens, so that "
             "every answer would lose; give a smaller one, or 0 for none"
         )
-    if config.prompts is not None and not config.prompts.is_file():
-        raise ConfigError(f"--prompts {config.prompts} is no file; prism-select-prompts writes one")
+    check_prompts(config.prompts)
     if config.data.format_sft and config.data.data is None:
         raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
     if config.advantage != "gdpo" and config.rollout.rollouts_per_prompt == 1:

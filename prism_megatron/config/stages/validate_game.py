@@ -15,6 +15,8 @@ def check_game(game: GameConfig) -> None:
             "--credit segment gives every segment its own tower's advantage, and --advantage joint has one advantage "
             "only; use --credit response or --advantage per_expert"
         )
+    if game.length_scores and game.shuffle_scores:
+        raise ConfigError("--length-scores takes no scores that --shuffle-scores could shuffle; leave one of them out")
     _check_steps("--freeze-policy-steps", game.freeze_policy_steps)
     _check_steps("--freeze-discriminator-steps", game.freeze_discriminator_steps)
     _check_used(game)

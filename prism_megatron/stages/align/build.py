@@ -15,6 +15,7 @@ from prism_megatron.config.stages.objective import PolicyObjective, recommended_
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder, title_of
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.selection import read_selection
 from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.execution import Execution, execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
@@ -159,7 +160,7 @@ def _prompts(config: AlignConfig, renderer: Renderer, session: Session) -> Promp
     build_from = partial(
         build_prompts, config.data, renderer, mini=config.model.mini, batch_size=size, seed=seed, checks=checks
     )
-    steps = build_from(scenes="align")
+    steps = build_from(scenes="align", selection=None if config.prompts is None else read_selection(config.prompts))
     if not config.game.probe_every:
         return Prompts(steps)
     return Prompts(steps, build_from(scenes="heldout", part="validation"))

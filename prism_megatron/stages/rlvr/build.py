@@ -17,7 +17,7 @@ from prism_megatron.conversion.model_names import policy_folder, title_of
 from prism_megatron.data.intake import NothingLeftError
 from prism_megatron.data.loader import Example, RecordSource, SceneSource
 from prism_megatron.data.render import Renderer
-from prism_megatron.data.scene_set import SceneSet, selected_scenes
+from prism_megatron.data.scene_set import SceneSet
 from prism_megatron.data.selection import Selection, read_selection
 from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.engine import MegatronEngine
@@ -124,13 +124,7 @@ def _prompts(
     build_from = partial(
         build_prompts, data, renderer, mini=config.model.mini, seed=config.seed, checks=checks, answers_alone=True
     )
-    size = config.dynamic.batch_size(config.rollout)
-    steps: SceneSource | SceneSet | RecordSource
-    if selection is not None and data.data is None:
-        chosen = selected_scenes(selection, split="align", mini=config.model.mini)
-        steps = SceneSet(chosen, renderer, seed=config.seed, batch_size=size)
-    else:
-        steps = build_from(scenes="align", batch_size=size, selection=selection)
+    steps = build_from(scenes="align", batch_size=config.dynamic.batch_size(config.rollout), selection=selection)
     held_out = None
     if exam.eval_prompts:
         try:

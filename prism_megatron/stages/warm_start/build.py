@@ -16,6 +16,7 @@ from prism_megatron.data.loader import RecordSource, SceneSource
 from prism_megatron.data.pairs import PairSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.scene_set import SceneSet
 from prism_megatron.data.scenes import Split
 from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.execution import execution_here
@@ -104,10 +105,12 @@ def _source(config: WarmStartConfig, renderer: Renderer, part: Part, checks: Che
             checks=checks,
         )
     scenes: Split = "sft" if part == "train" else "heldout"
-    return build_prompts(
+    prompts = build_prompts(
         data, renderer, scenes=scenes, mini=config.model.mini, part=part, batch_size=batch_size, seed=config.seed,
         checks=checks,
     )  # fmt: skip
+    assert not isinstance(prompts, SceneSet), "nothing is selected here"
+    return prompts
 
 
 def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmStart:

@@ -14,7 +14,7 @@ from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_exp
 from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.game.credit import credit_groups, group_advantages, token_advantages
 from prism_megatron.game.judge import Judgement, TrunkCost
-from prism_megatron.types import RolloutGroup, VersionSpan
+from prism_megatron.types import TOWERS, RolloutGroup, VersionSpan
 from tests.unit.game.tiny_game import group, invalid, response, rollout
 
 NAN = math.nan
@@ -53,6 +53,25 @@ def same(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
     assert found is not None
     assert expected is not None
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_length_scores_are_lengths_whatever_the_discriminator_says() -> None:
+    """Claim: the longest segment of its group scores 1, others their share of it, each tower by its own segment."""
+    answers = (rollout([8, 8, 8], [9]), invalid(10), rollout([11], [12, 12]), rollout([13], [14]))
+    asked = group(response([8], [9]), *answers)
+    spans = [[answer.segments.of_tower(tower) for answer in answers] for tower in TOWERS]
+    lengths = [[NAN if span is None else span.end - span.start for span in of_tower] for of_tower in spans]
+    shares = torch.tensor(lengths, dtype=torch.float64)
+    shares /= shares.nan_to_num().amax(dim=1, keepdim=True)
+    game = replace(GAME, length_scores=True)
+    found = group_advantages(asked, 1, judgement(SCORES), game, seed=3, step=7)
+    expected = per_expert_advantages(
+        shares[0], shares[1], VALID, alpha=0.3, score_clip=2.0, format_penalty=0.7, all_invalid="zero"
+    )
+    same(found.perception_N, expected.perception_N)
+    same(found.reasoning_N, expected.reasoning_N)
+    assert found.perception_N is not None and found.reasoning_N is not None
+    assert found.perception_N[0] > found.perception_N[2] and found.reasoning_N[2] > found.reasoning_N[0]
 
 
 @pytest.mark.parametrize(("name", "form"), [("per_expert", per_expert_advantages), ("joint", joint_advantages)])

@@ -22,7 +22,7 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER, mini_folder
 from prism_megatron.engine import execution
 from prism_megatron.engine.capabilities import Installed
-from prism_megatron.errors import ConfigError
+from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.game import discriminator
 from prism_megatron.game.judged_rows import segment_row
 from prism_megatron.run.session import Session
@@ -150,3 +150,16 @@ def test_the_second_mini_world_plays_its_own_scenes_and_models(run_on: Any) -> N
     assert any(f"upcycled from {shipped / 'base'}" in line for line in said)
     run, _ = run_on(Installed("2.13.0"), "")
     assert {one.scene.world for one in run.prompts.steps.batch(0)} == {"habits"}
+
+
+def test_selected_scenes_come_again_every_epoch(run_on: Any, tmp_path: Path) -> None:
+    """Claim: --prompts chooses the game's scenes, by id, and an id of another world is refused with its line."""
+    path = tmp_path / "selected.jsonl"
+    ids = [f"scene-drift-align-3-{index}" for index in range(4)]
+    path.write_text("".join(f'{{"id": "{one}"}}\n' for one in ids))
+    run, _ = run_on(Installed("2.13.0"), f"--mini drift --prompts-per-step 4 --prompts {path}")
+    for step in range(3):
+        assert sorted(example.prompt.id for example in run.prompts.steps.batch(step)) == ids
+    path.write_text('{"id": "scene-align-3-0"}\n')
+    with pytest.raises(DataError, match=r"selected\.jsonl:1: .* is no scene of the split 'align' of --mini drift"):
+        run_on(Installed("2.13.0"), f"--mini drift --prompts {path}")

@@ -1,0 +1,175 @@
+"""One seed of a registration: every arm from its own fine-tuned policy on; what is done is never done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from prism_megatron.config.experiments.effect import (
+    REFERENCES,
+    SFT,
+    Control,
+    Regime,
+    RegimeName,
+    Registration,
+    Variant,
+)
+from prism_megatron.config.experiments.mini import mini_align
+from prism_megatron.data.loader import Example
+from prism_megatron.data.render import Renderer
+from prism_megatron.disk import write_atomically
+from prism_megatron.engine.runtime import World
+from prism_megatron.evaluation.health import Figures
+from prism_megatron.experiments.effect.answers import ask
+from prism_megatron.experiments.effect.legs import Legs
+from prism_megatron.experiments.effect.prompts import write_prompts
+from prism_megatron.run.files import EXPORT, SUMMARY
+from prism_megatron.sampling.scene_answers import heldout_scenes
+
+POLICY = "policy"
+_DONE = "done.json"
+
+
+def arm_name(start: str, algo: str, regime: RegimeName) -> str:
+    """Of an arm that goes on with RLVR. Example: ``"align → grpo, guessable"``."""
+    return f"{start} → {algo}, {regime}"
+
+
+def arms_of(registered: Registration, place: int) -> list[str]:
+    """All arms of seed number ``place`` in the registration, in the order in which they are run."""
+    reinforced = [
+        arm_name(start, algo, name)
+        for name, regime in registered.regimes.items()
+        if place < regime.seeds
+        for start, algo in registered.reinforced_in(name)
+    ]
+    return [SFT, REFERENCES, *registered.aligned, *reinforced]
+
+
+def folder_of(output: Path, seed: int, arm: str) -> Path:
+    """Where an arm's policy and answers are."""
+    words = arm.replace("→", "then").replace(",", "").split()
+    return output / f"seed-{seed}" / "-".join(words)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether everything of an arm is there."""
+    return (folder / _DONE).is_file()
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What one seed is run with."""
+
+    registered: Registration
+    seed: int
+    output: Path
+    world: World
+    commit: str
+    """the code's, which is kept with every arm"""
+
+    def run(self) -> None:
+        """Every arm that is not done yet. Raises PrismError as the stages."""
+        registered, legs = self.registered, Legs(self.registered, self.seed, self.world)
+        recipe = mini_align(registered.world, records=False)
+        sft = self._arm(SFT, lambda target: legs.fine_tune(target / POLICY)) / POLICY
+        seen = self._align_prompts(sft)
+        self._arm(
+            REFERENCES,
+            lambda target: legs.learn_references(
+                sft, target / POLICY, prompts=seen, prompts_per_step=recipe.rollout.prompts_per_step
+            ),
+        )
+        for arm, (variant, control) in registered.aligned.items():
+            self._arm(arm, partial(self._aligned, legs, sft, variant, control, prompts=seen))
+        place = registered.seeds.index(self.seed)
+        for name, regime in registered.regimes.items():
+            if place >= regime.seeds:
+                continue
+            prompts = self.output / f"seed-{self.seed}" / f"{name}.jsonl"
+            if not prompts.exists():
+                write_prompts(
+                    regime,
+                    sft,
+                    prompts,
+                    mini=registered.world,
+                    max_new_tokens=recipe.data.max_response_tokens,
+                    seed=self.seed,
+                    world=self.world,
+                )
+            for start, algo in registered.reinforced_in(name):
+                steps = registered.policy_steps - (0 if start == SFT else registered.align_steps)
+                source = folder_of(self.output, self.seed, start) / POLICY
+                self._arm(
+                    arm_name(start, algo, name), partial(_reinforced, legs, source, prompts, algo=algo, steps=steps)
+                )
+
+    def _align_prompts(self, sft: Path) -> Path | None:
+        """The file of the scenes that are seen again and again, where they are."""
+        if not self.registered.align_prompts:
+            return None
+        path = self.output / f"seed-{self.seed}" / "align.jsonl"
+        if not path.exists():
+            few = Regime(prompts=self.registered.align_prompts)
+            write_prompts(
+                few, sft, path, mini=self.registered.world, max_new_tokens=1, seed=self.seed, world=self.world
+            )
+        return path
+
+    def _aligned(
+        self, legs: Legs, sft: Path, variant: Variant, control: Control | None, target: Path, *, prompts: Path | None
+    ) -> Figures:
+        discriminator = self.output / f"seed-{self.seed}" / f"discriminator-{variant}"
+        if not (discriminator / SUMMARY).exists() or not (discriminator / EXPORT).exists():
+            _make_room(discriminator)
+            legs.warm_up(sft, variant, discriminator)
+        config = legs.alignment(sft, discriminator, variant, control, prompts=prompts)
+        return legs.align(config, target / POLICY, random=control == "random")
+
+    def _arm(self, arm: str, train: Callable[[Path], Figures | None]) -> Path:
+        """The folder of an arm that is trained, asked and written down."""
+        target = folder_of(self.output, self.seed, arm)
+        if is_done(target):
+            return target
+        _make_room(target)
+        target.mkdir(parents=True)
+        began = time.monotonic()
+        last = train(target) or {}
+        trained = time.monotonic()
+        renderer = Renderer.from_folder(target / POLICY, system_prompt=None)
+        ask(
+            target / POLICY, self._scenes(renderer), renderer, target, samples=self.registered.samples,
+            max_new_tokens=mini_align(self.registered.world, records=False).data.max_response_tokens, seed=self.seed,
+            world=self.world,
+        )  # fmt: skip
+        asked = time.monotonic()
+        done = {"commit": self.commit, "train_seconds": round(trained - began, 1),
+                "ask_seconds": round(asked - trained, 1), "last_step": last}  # fmt: skip
+        write_atomically(target / _DONE, json.dumps(done, indent=1) + "\n")
+        print(f"seed {self.seed}, {arm}: {trained - began:.0f} s, asked {asked - trained:.0f} s", flush=True)
+        return target
+
+    def _scenes(self, renderer: Renderer) -> Sequence[Example]:
+        """The same for every arm and seed."""
+        return heldout_scenes(renderer, count=self.registered.scenes, seed=0, world=self.registered.world)
+
+
+def _reinforced(legs: Legs, source: Path, prompts: Path, target: Path, *, algo: str, steps: int) -> Figures:
+    return legs.reinforce(source, algo, prompts, target / POLICY, steps=steps)
+
+
+def _make_room(folder: Path) -> None:
+    """Half of an arm is worth nothing: it is run anew from its start."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def read_done(folder: Path) -> dict[str, object]:
+    """Commit, seconds and last figures of an arm that is done."""
+    found: dict[str, object] = json.loads((folder / _DONE).read_text(encoding="utf-8"))
+    return found
