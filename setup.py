@@ -39,6 +39,7 @@ setup(
                 "data",
                 "select_prompts",
                 "verify_answers",
+                "evaluate",
             )
         ]
     },

@@ -24,6 +24,7 @@ COMMANDS = (
     "data",
     "select-prompts",
     "verify-answers",
+    "evaluate",
 )
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""
 

@@ -148,7 +148,21 @@ def run(name: str) -> int:
     return guarded(lambda: importlib.import_module(f"prism_megatron.commands.{name}").main())
 
 
-align, warm_start, convert, serve, verify, make_random, report, data, sft, rlvr, select_prompts, verify_answers = (
+(
+    align,
+    warm_start,
+    convert,
+    serve,
+    verify,
+    make_random,
+    report,
+    data,
+    sft,
+    rlvr,
+    select_prompts,
+    verify_answers,
+    evaluate,
+) = (
     partial(run, name)
     for name in (
         "align",
@@ -163,6 +177,7 @@ align, warm_start, convert, serve, verify, make_random, report, data, sft, rlvr,
         "rlvr",
         "select_prompts",
         "verify_answers",
+        "evaluate",
     )
 )
 """The console scripts."""

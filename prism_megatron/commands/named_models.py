@@ -11,7 +11,7 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import MiniPolicy, discriminator_folder, policy_folder
+from prism_megatron.conversion.model_names import MiniPolicy, discriminator_folder, folder_of, policy_folder
 from prism_megatron.data.model_files import check_model_files
 
 
@@ -28,6 +28,11 @@ def named_shapes(model: ModelConfig, discriminator: DiscriminatorConfig) -> tupl
 def policy_shape(model: ModelConfig, *, of_the_mini: MiniPolicy = "policy") -> Qwen3VLShape:
     """The sizes of the policy alone. Raises PrismError as :func:`named_shapes`."""
     return _checked_shape(files_folder(policy_folder(model.model, of_the_mini=of_the_mini, fetch=True), "policy"))
+
+
+def shape_of(name: str, *, flag: str) -> Qwen3VLShape:
+    """The sizes of the policy that ``flag`` names. Raises PrismError as :func:`named_shapes`."""
+    return _checked_shape(files_folder(folder_of(name, "policy", flag=flag, fetch=True), "policy"))
 
 
 def _checked_shape(folder: Path) -> Qwen3VLShape:

@@ -23,6 +23,7 @@ Part = Literal["train", "validation"]
 KEYS = ("id", "image", "question", "choices", "answer", "answer_type", "solution", "caption", "source")
 REQUIRED_TEXT = ("id", "image", "question", "answer", "answer_type", "source")
 OPTIONAL_TEXT = ("solution", "caption")
+MAY_HAVE = ("difficulty",)
 ANSWER_PATTERNS = {
     "choice": r"[A-Z]",
     "integer": r"-?[0-9]+",
@@ -51,6 +52,8 @@ class Record:
     """what kind of answer it is, one of ``ANSWER_PATTERNS``; None for a record that was never read"""
     where: str = ""
     """its file and line; empty for a record that was never read"""
+    difficulty: str | None = None
+    """where a line says it: what an evaluation tells apart"""
 
     @property
     def question_text(self) -> str:
@@ -119,12 +122,15 @@ def id_group(record: Named) -> str:
 
 def record_of(line: bytes, folder: Path, where: str) -> Record:
     """One line, checked; ``folder`` has no links in it. Raises DataError, naming ``where`` and the field."""
-    fields = object_of(line, KEYS, where)
+    fields = object_of(line, KEYS, where, may_have=MAY_HAVE)
     for key in REQUIRED_TEXT:
         check_text(fields[key], key, where)
     for key in OPTIONAL_TEXT:
         if fields[key] is not None:
             check_text(fields[key], key, where, or_null=True)
+    difficulty = fields.get("difficulty")
+    if difficulty is not None:
+        check_text(difficulty, "difficulty", where, or_null=True)
     choices = fields["choices"]
     if choices is not None:
         check_texts(choices, "choices", where, least=2, most=26, wanted="a list of 2 to 26 texts or null")
@@ -140,6 +146,7 @@ def record_of(line: bytes, folder: Path, where: str) -> Record:
         source=fields["source"],
         answer_type=fields["answer_type"],
         where=where,
+        difficulty=difficulty,
     )
 
 

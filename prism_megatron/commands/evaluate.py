@@ -1,0 +1,58 @@
+"""How many questions does a model answer right? ``prism-evaluate MODEL --data SET... --output FOLDER``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from prism_megatron.commands.named_models import shape_of
+from prism_megatron.config.cli import parse_over
+from prism_megatron.config.tools.evaluate import EvaluateConfig, check_evaluate
+from prism_megatron.engine.launch import PRELOAD, launch, report_error
+from prism_megatron.errors import PrismError
+from prism_megatron.evaluation.benchmark.folder import read_evaluation
+from prism_megatron.stages.evaluate.identity import check_same_asked
+
+
+def parse(argv: Sequence[str]) -> EvaluateConfig:
+    """The configuration that was asked for. Raises ConfigError for one that cannot work."""
+    config = parse_over(EvaluateConfig(), argv, description=EvaluateConfig.__doc__ or "")
+    check_evaluate(config)
+    return config
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raise PrismError for what cannot work; what a hub id stands for is downloaded."""
+    check_same_asked(config)
+    if config.against is not None:
+        read_evaluation(config.against)
+    if config.url is None:
+        shape_of(config.model, flag="MODEL")
+    elif config.endpoint.served_files is not None:
+        shape_of(config.endpoint.served_files, flag="--served-files")
+
+
+def run(config: EvaluateConfig) -> None:
+    """One rank's work."""
+    from prism_megatron.engine.runtime import start, stop
+    from prism_megatron.stages.evaluate.build import evaluate_on
+
+    world = start(config.parallel, seed=config.seed)
+    evaluate_on(world, config)
+    stop(world)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        check(config)
+    except PrismError as error:
+        return report_error(error)
+    return launch(
+        run,
+        config,
+        model_parallel_size=1,
+        world_size=config.ranks,
+        preload=(*PRELOAD, "prism_megatron.stages.evaluate.build"),
+    )

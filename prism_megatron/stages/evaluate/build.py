@@ -1,0 +1,104 @@
+"""Builds an evaluation from its configuration, and makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+
+from prism_megatron.config.tools.evaluate import EvaluateConfig
+from prism_megatron.conversion.model_names import folder_of
+from prism_megatron.disk import writing
+from prism_megatron.engine.runtime import World
+from prism_megatron.errors import PrismError
+from prism_megatron.evaluation.benchmark.answers import ANSWERS, Answered, AnswerFile, places_of
+from prism_megatron.evaluation.benchmark.folder import PAGE, read_evaluation
+from prism_megatron.parallel.collectives import broadcast_object, on_main
+from prism_megatron.rewards.rewarder import Rewarder
+from prism_megatron.run.folder import folder_of_new_run
+from prism_megatron.run.session import Session
+from prism_megatron.stages.evaluate.ask import ask_all
+from prism_megatron.stages.evaluate.endpoint import build_endpoint_asker
+from prism_megatron.stages.evaluate.identity import check_same_asked, identity_of, settle
+from prism_megatron.stages.evaluate.policy import build_policy_asker
+from prism_megatron.stages.evaluate.questions import Batch, batches_of, digest_of, read_questions
+from prism_megatron.stages.evaluate.result import write_result
+from prism_megatron.stages.evaluate.said import Asker
+
+
+def evaluate_on(world: World, config: EvaluateConfig) -> None:
+    """A whole evaluation on a world that is there.
+
+    Raises PrismError for bad input before anything is asked; RunStopped as ``ask_all``.
+    """
+    output, is_new = on_main(partial(_claim, config))
+    session = Session(world, output)
+    session.begin()
+    with session.stopping, closing(session):
+        try:
+            _evaluate(config, session)
+        except PrismError:
+            if world.is_main and is_new:
+                with suppress(OSError):
+                    output.rmdir()  # one that holds anything stays
+            raise
+
+
+def _claim(config: EvaluateConfig) -> tuple[Path, bool]:
+    """The folder of the result, which is there afterwards, and whether it was not before."""
+    check_same_asked(config)
+    with writing(config.output or Path("runs")):
+        if config.output is None:
+            return folder_of_new_run("evaluate"), True
+        is_new = not config.output.exists()
+        config.output.mkdir(parents=True, exist_ok=True)
+        return config.output, is_new
+
+
+def _evaluate(config: EvaluateConfig, session: Session) -> None:
+    # What is asked of whom.
+    base = None if config.against is None else on_main(partial(read_evaluation, config.against))
+    read = partial(
+        read_questions, config.data, part=config.part, limit=config.limit, scenes=config.scenes, seed=config.seed
+    )
+    questions = on_main(read)
+    policy = None if config.url else broadcast_object(folder_of(config.model, "policy", flag="MODEL"), source=0)
+    model = on_main(lambda: {"name": config.model} if policy is None else identity_of(policy))
+    on_main(partial(settle, session.output, config, model=model, questions=digest_of(questions)))
+    session.open()
+    # What it answers.
+    batches = batches_of(questions, config.questions_at_once)
+    places = [place for one in questions for place in places_of(one.item, config.samples)]
+    per_question = 1 + config.samples
+    file = AnswerFile(session.output / ANSWERS, places, [per_question * len(batch.questions) for batch in batches])
+    answers, done = on_main(file.reopen)
+    session.say(f"folder {session.output}; {len(answers) // per_question} of {len(questions)} questions are answered")
+    if done < len(batches):
+        answers += _asked(config, policy, batches, session, file=file, done=done)
+    # What that says.
+    result = on_main(partial(write_result, session.output, questions, answers, config, base))
+    for line in result.lines:
+        session.show_text(line)
+    session.say(f"wrote {session.output / PAGE}")
+
+
+def _asked(
+    config: EvaluateConfig,
+    policy: Path | None,
+    batches: Sequence[Batch],
+    session: Session,
+    *,
+    file: AnswerFile,
+    done: int,
+) -> list[Answered]:
+    """The answers of all batches but the first ``done``."""
+    with Rewarder(config.rewards, strict_format=config.strict_format, say=session.say) as rewarder:
+        asker: Asker
+        if policy is None:
+            assert config.url is not None
+            asker = build_endpoint_asker(config, config.url)
+        else:
+            asker = build_policy_asker(config, policy, session)
+        with closing(asker):
+            return ask_all(batches, asker, rewarder, file, session, done=done)
