@@ -34,7 +34,9 @@ def mini_discriminator(
     world: World, config: AlignConfig = MINI_ALIGN, *, folder: Path = FOLDER, dtype: torch.dtype = torch.float32
 ) -> MegatronEngine:
     """The discriminator that ``config`` asks for, beside the mini's policy."""
-    return DiscriminatorOrigin.of(config.discriminator, of_the_mini=config.model.model is None).build(
+    return DiscriminatorOrigin.of(
+        config.discriminator, of_the_mini=config.model.model is None, mini=config.model.mini
+    ).build(
         folder,
         Qwen3VLShape.from_folder(folder),
         world=world,

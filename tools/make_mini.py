@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make the mini world: tokenizer, base, supervised policy and warm-started discriminator, through our own engine."""
+"""Make a mini world: base, supervised policy and warm-started discriminator, through our own engine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from prism_megatron.config.cli import parse_over
-from prism_megatron.config.experiments.mini_world import MakeMiniConfig
+from prism_megatron.config.cli import named_value, parse_over
+from prism_megatron.config.experiments.mini_world import MakeMiniConfig, make_mini_recipe
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 from prism_megatron.terminal import guarded
@@ -24,7 +24,10 @@ def run(config: MakeMiniConfig) -> None:
 
 def main() -> int:
     try:
-        config = parse_over(MakeMiniConfig(output=Path("runs/mini")), sys.argv[1:], description=__doc__ or "")
+        # A world that there is not is refused with all other flags.
+        named = named_value(sys.argv[1:], "world")
+        recipe = make_mini_recipe("drift" if named == "drift" else "habits")
+        config = parse_over(recipe, sys.argv[1:], description=__doc__ or "")
     except PrismError as error:
         return report_error(error)
     return launch(

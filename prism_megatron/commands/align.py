@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import named_shapes, world_size
-from prism_megatron.config.cli import inputs_named, parse_over
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.cli import inputs_named, named_mini, parse_over
 from prism_megatron.config.engine.validate_layout import smallest_world
-from prism_megatron.config.experiments.mini import MINI_ALIGN, MINI_ALIGN_RECORDS
+from prism_megatron.config.experiments.mini import mini_align
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.validate import check_align, check_align_values
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
@@ -21,16 +22,17 @@ STAGE = "align"
 def parse(argv: Sequence[str]) -> AlignConfig:
     """The configuration that was asked for; ``argv`` is without the program's name.
 
-    Without a model, by flag or by YAML, the mini world's recipe stands in for the field defaults: the one for records
-    where data is named, else the one for scenes. A run that goes on starts from its own configuration.
+    Without a model, or with ``--mini``, by flag or by YAML, a mini world's recipe stands in for the field defaults: the
+    one for records where data is named, else the one for scenes. A run that goes on starts from its own configuration.
     ``--help`` and unknown flags end the process as command-line tools do. Raises ConfigError for a bad YAML file,
     for a value out of range and for a folder of data that does not exist, CheckpointError where there is nothing to go
     on from.
     """
     named = inputs_named(argv, "model", "data")
-    mini = MINI_ALIGN_RECORDS if "data" in named else MINI_ALIGN
+    mini = named_mini(argv)
+    recipe = mini_align(mini or ModelConfig().mini, records="data" in named)
     config = parse_over(
-        defaults_of(argv, AlignConfig() if "model" in named else mini, stage=STAGE),
+        defaults_of(argv, AlignConfig() if "model" in named and mini is None else recipe, stage=STAGE),
         argv,
         description="Align a policy against a discriminator, adversarially and on-policy (PRISM). Without --model and "
         "--data the built-in mini world runs.",
@@ -42,7 +44,7 @@ def parse(argv: Sequence[str]) -> AlignConfig:
 def check(config: AlignConfig) -> None:
     """Raise PrismError for what cannot work; what a hub id stands for is downloaded."""
     find_start(config, stage=STAGE)
-    shape, judge = named_shapes(config.model, config.discriminator)
+    shape, judge = named_shapes(config.model, config.discriminator, scenes=config.data.data is None)
     check_align(config, shape, world_size=world_size(config.parallel), discriminator=judge)
 
 

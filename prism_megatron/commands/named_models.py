@@ -11,23 +11,36 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import MiniPolicy, discriminator_folder, folder_of, policy_folder
+from prism_megatron.conversion.model_names import (
+    MiniPolicy,
+    discriminator_folder,
+    folder_of,
+    policy_folder,
+    upcycled_folder,
+)
 from prism_megatron.data.model_files import check_model_files
 
 
-def named_shapes(model: ModelConfig, discriminator: DiscriminatorConfig) -> tuple[Qwen3VLShape, Qwen3VLShape | None]:
-    """The sizes of the policy and of a named discriminator; what a hub id stands for is downloaded.
+def named_shapes(
+    model: ModelConfig, discriminator: DiscriminatorConfig, *, scenes: bool
+) -> tuple[Qwen3VLShape, Qwen3VLShape | None]:
+    """The sizes of the policy and of a discriminator that is not made of it; what a hub id stands for is downloaded.
 
-    Raises PrismError where a name stands for nothing, or for another role, and where the files beside the weights are
-    not all there or do not fit the model. Weights are looked at when they are loaded.
+    ``scenes``: they play on those of the mini world. Raises PrismError where a name stands for nothing, or for another
+    role, and where the files beside the weights are not all there or do not fit the model. Weights are looked at when
+    they are loaded.
     """
     judge = discriminator_folder(discriminator.discriminator, fetch=True)
-    return policy_shape(model), None if judge is None else _checked_shape(files_folder(judge, "discriminator"))
+    if judge is not None:
+        return policy_shape(model), _checked_shape(files_folder(judge, "discriminator"))
+    upcycled = upcycled_folder(model.mini, scenes=scenes)
+    return policy_shape(model), None if upcycled is None else _checked_shape(upcycled)
 
 
 def policy_shape(model: ModelConfig, *, of_the_mini: MiniPolicy = "policy") -> Qwen3VLShape:
     """The sizes of the policy alone. Raises PrismError as :func:`named_shapes`."""
-    return _checked_shape(files_folder(policy_folder(model.model, of_the_mini=of_the_mini, fetch=True), "policy"))
+    folder = policy_folder(model.model, of_the_mini=of_the_mini, mini=model.mini, fetch=True)
+    return _checked_shape(files_folder(folder, "policy"))
 
 
 def shape_of(name: str, *, flag: str) -> Qwen3VLShape:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import policy_shape, world_size
-from prism_megatron.config.cli import inputs_named, named_value, parse_over
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.cli import inputs_named, named_mini, named_value, parse_over
 from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.experiments.mini_rlvr import mini_rlvr
 from prism_megatron.config.stages.rlvr import RLVRConfig, check_rlvr, check_rlvr_values
@@ -25,7 +26,10 @@ def parse(argv: Sequence[str]) -> RLVRConfig:
     """
     named = inputs_named(argv, "model", "data")
     algo = named_value(argv, "algo") or RLVRConfig().algo
-    fresh = RLVRConfig().of(algo) if "model" in named else mini_rlvr(algo, records="data" in named)
+    mini = named_mini(argv)
+    fresh = RLVRConfig().of(algo)
+    if "model" not in named or mini is not None:
+        fresh = mini_rlvr(algo, mini=mini or ModelConfig().mini, records="data" in named)
     config = parse_over(
         defaults_of(argv, fresh, stage=STAGE),
         argv,

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import policy_shape, world_size
-from prism_megatron.config.cli import inputs_named, parse_over
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.cli import inputs_named, named_mini, parse_over
 from prism_megatron.config.engine.validate_layout import smallest_world
-from prism_megatron.config.stages.sft import MINI_SFT, MINI_SFT_RECORDS, SFTConfig, check_sft, check_sft_values
+from prism_megatron.config.stages.sft import SFTConfig, check_sft, check_sft_values, mini_sft
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
 from prism_megatron.run.start import defaults_of, find_start
@@ -22,9 +23,10 @@ def parse(argv: Sequence[str]) -> SFTConfig:
     Raises ConfigError as that does.
     """
     named = inputs_named(argv, "model", "data")
-    mini = MINI_SFT_RECORDS if "data" in named else MINI_SFT
+    mini = named_mini(argv)
+    recipe = mini_sft(mini or ModelConfig().mini, records="data" in named)
     config = parse_over(
-        defaults_of(argv, SFTConfig() if "model" in named else mini, stage=STAGE),
+        defaults_of(argv, SFTConfig() if "model" in named and mini is None else recipe, stage=STAGE),
         argv,
         description="Fine-tune a policy on demonstrations. Without --model and --data the built-in mini world learns "
         "from its teacher.",

@@ -6,15 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import named_shapes, world_size
-from prism_megatron.config.cli import inputs_named, parse_over
+from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.cli import inputs_named, named_mini, parse_over
 from prism_megatron.config.engine.validate_layout import smallest_world
-from prism_megatron.config.stages.warm_start import (
-    MINI_WARM_START,
-    MINI_WARM_START_PAIRS,
-    MINI_WARM_START_RECORDS,
-    WarmStartConfig,
-    check_warm_start,
-)
+from prism_megatron.config.stages.warm_start import WarmStartConfig, check_warm_start, mini_warm_start
 from prism_megatron.config.validate import check_values
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
@@ -29,13 +24,10 @@ def parse(argv: Sequence[str]) -> WarmStartConfig:
     Raises ConfigError as that does.
     """
     named = inputs_named(argv, "model", "data", "pairs")
-    defaults = MINI_WARM_START
-    if "model" in named:
-        defaults = WarmStartConfig()
-    elif "data" in named:
-        defaults = MINI_WARM_START_RECORDS
-    elif "pairs" in named:
-        defaults = MINI_WARM_START_PAIRS
+    mini = named_mini(argv)
+    defaults = WarmStartConfig()
+    if "model" not in named or mini is not None:
+        defaults = mini_warm_start(mini or ModelConfig().mini, records="data" in named, pairs="pairs" in named)
     config = parse_over(
         defaults_of(argv, defaults, stage=STAGE),
         argv,
@@ -49,7 +41,8 @@ def parse(argv: Sequence[str]) -> WarmStartConfig:
 def check(config: WarmStartConfig) -> None:
     """Raise PrismError for what cannot work; what a hub id stands for is downloaded."""
     find_start(config, stage=STAGE)
-    shape, judge = named_shapes(config.model, config.discriminator)
+    scenes = config.data.data is None and config.pairs.pairs is None
+    shape, judge = named_shapes(config.model, config.discriminator, scenes=scenes)
     check_warm_start(config, shape, world_size=world_size(config.parallel), discriminator=judge)
 
 

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import tyro
 
+from prism_megatron.config.architecture.model import MiniWorld, ModelConfig
 from prism_megatron.config.fields import check_fields
 from prism_megatron.config.merge import merge
 from prism_megatron.config.yaml_file import read_yaml
@@ -58,12 +59,27 @@ def named_value(argv: Sequence[str], name: str) -> str | None:
     return None if value is None else str(value)
 
 
+def named_mini(argv: Sequence[str], *, section: str | None = "model") -> MiniWorld | None:
+    """The mini world that ``--mini`` or the YAML's field of that name, in this section, names; None where neither does.
+
+    One that there is not counts as none: reading all flags refuses it. Raises ConfigError for a bad YAML file.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path)
+    early.add_argument("--mini")
+    known, _ = early.parse_known_args(_spell_out_bare(argv))
+    yaml = read_yaml(known.config) if known.config else {}
+    fields = yaml if section is None else yaml.get(section)
+    value = known.mini or (fields.get("mini") if isinstance(fields, Mapping) else None)
+    return next((world for world in get_args(MiniWorld) if world == value), None)
+
+
 def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str, prog: str | None = None) -> ConfigT:
     """``defaults`` with the YAML of ``--config`` over them, and the flags over both.
 
     Raises ConfigError for a bad YAML file, and for a value that its field's own rules forbid.
     """
-    arguments = _spell_out_bare_sp(argv)
+    arguments = _spell_out_bare(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", type=Path)
     path = early.parse_known_args(arguments)[0].config
@@ -75,12 +91,16 @@ def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str, prog
     return command.run
 
 
-def _spell_out_bare_sp(argv: Sequence[str]) -> list[str]:
-    """``--sp`` without a value means on."""
+_BARE = {"--sp": "on", "--mini": ModelConfig().mini}
+"""What flags mean that may stand without a value."""
+
+
+def _spell_out_bare(argv: Sequence[str]) -> list[str]:
+    """With the value of each flag that stands without one."""
     arguments: list[str] = []
     for position, argument in enumerate(argv):
         arguments.append(argument)
         following = argv[position + 1] if position + 1 < len(argv) else "--"
-        if argument == "--sp" and following.startswith("-"):
-            arguments.append("on")
+        if argument in _BARE and following.startswith("-"):
+            arguments.append(_BARE[argument])
     return arguments

@@ -11,14 +11,15 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.architecture.model import MiniWorld, ModelConfig
+from prism_megatron.config.experiments.mini_world import mini_folder
 from prism_megatron.config.stages.discriminator import SECTION
 from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, EXPORT, is_checkpoint, is_run, latest, read_state
 from prism_megatron.errors import ConfigError
 
 Role = Literal["policy", "discriminator"]
 MiniPolicy = Literal["base", "policy", "aligned"]
-"""Of the shipped ones: before supervised fine-tuning, and after it."""
+"""Of a world's shipped ones: before supervised fine-tuning, after it, and after alignment."""
 
 FORMS = "a run folder, a checkpoint, a model folder or a hub id (org/name)"
 READ_OF_A_REPOSITORY = ("*.safetensors", "*.json", "*.jinja", "*.txt")
@@ -31,9 +32,19 @@ _REVISION = r"[A-Za-z0-9_](?:[A-Za-z0-9_/-]|\.(?!\.))*"
 _HUB_ID = re.compile(rf"(?P<repository>{_HUB_PART}/{_HUB_PART})(?:@(?P<revision>{_REVISION}))?")
 
 
-def policy_folder(model: str | None, *, of_the_mini: MiniPolicy = "policy", fetch: bool = False) -> Path:
+def policy_folder(
+    model: str | None, *, of_the_mini: MiniPolicy = "policy", mini: MiniWorld = "habits", fetch: bool = False
+) -> Path:
     """The folder of ``--model``, or without one of a policy of the mini's. Raises PrismError as ``folder_of``."""
-    return MINI_FOLDER / of_the_mini if model is None else folder_of(model, "policy", flag="--model", fetch=fetch)
+    return mini_folder(mini) / of_the_mini if model is None else folder_of(model, "policy", flag="--model", fetch=fetch)
+
+
+def upcycled_folder(mini: MiniWorld, *, scenes: bool) -> Path | None:
+    """Whose weights a fresh discriminator of a mini world's ``scenes`` gets; None: those of the policy that plays.
+
+    The counts of ``drift`` have moved in its policy, and a discriminator has to see them: it begins as the base.
+    """
+    return mini_folder(mini) / "base" if scenes and mini == "drift" else None
 
 
 def discriminator_folder(discriminator: str | None, *, fetch: bool = False) -> Path | None:
@@ -71,6 +82,13 @@ def short_name(name: str) -> str:
     """What a reader may call the model: the last part of its name, without a revision."""
     hub_id = None if _is_folder(Path(name)) else _HUB_ID.fullmatch(name)
     return Path(name).resolve().name if hub_id is None else hub_id["repository"].partition("/")[2]
+
+
+def title_of(model: ModelConfig) -> str:
+    """What reports call the policy that a run begins with."""
+    if model.model is not None:
+        return short_name(model.model)
+    return "the mini" if model.mini == ModelConfig().mini else f"the mini ({model.mini})"
 
 
 def _is_folder(place: Path) -> bool:

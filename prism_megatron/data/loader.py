@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.data.admission import Checks, admitted, prompt_of
 from prism_megatron.data.identity import Identity, identity_of
 from prism_megatron.data.intake import HELD_OUT, LONG_RESPONSE, NO_CAPTION, NOT_SELECTED, Counts, Sieve
@@ -60,8 +61,10 @@ class SceneSource:
         batch_size: int,
         teacher: Teacher = "faithful",
         faithful_share: float = 0.0,
+        world: MiniWorld = "habits",
     ) -> None:
         self._renderer = renderer
+        self._world: MiniWorld = world
         self._split: Split = split
         self._seed = seed
         self._batch_size = batch_size
@@ -71,14 +74,16 @@ class SceneSource:
     @property
     def identity(self) -> Identity:
         """Scenes are made from their number: the split stands for them all."""
-        return identity_of("data", [(f"scenes of {self._split} by {self._teacher}", ())], batch_size=self._batch_size)
+        world = "" if self._world == "habits" else f" of {self._world}"
+        text = f"scenes{world} of {self._split} by {self._teacher}"
+        return identity_of("data", [(text, ())], batch_size=self._batch_size)
 
     def batch(self, step: int) -> list[Example]:
         return [self.example(step * self._batch_size + i) for i in range(self._batch_size)]
 
     def example(self, index: int) -> Example:
         """Scene ``index`` of the split, written about by this source's teacher."""
-        scene = make_scene(self._split, seed=self._seed, index=index)
+        scene = make_scene(self._split, seed=self._seed, index=index, world=self._world)
         writing = write(scene, self._teacher, faithful_share=self._faithful_share, seed=self._seed)
         return Example(
             prompt=self._renderer.prompt(scene.id, scene.question.text, [scene.image()]),

@@ -1,22 +1,26 @@
 """The built-in world: small rendered scenes whose caption, reasoning and answer are known exactly.
 
 A scene is 96x96 pixels in 3x3 cells of 32 pixels, one shape per cell, on grey (which normalises to 0). Two or three
-kinds (colour and shape) appear one to three times each, and one question is asked about them.
+kinds (colour and shape) appear one to three times each, and one question is asked about them. The mini worlds differ in
+what is asked, and in who writes about it (``data.teachers``).
 
-Everything is a pure function of (split, seed, index): no global random state, so every rank, every resumed run and
-every machine sees the same scene. Splits never share a (content, question) pair: each pair is hashed into one of 16
+Everything is a pure function of (world, split, seed, index): no global random state, so every rank, every resumed run
+and every machine sees the same scene. Splits never share a (content, question) pair: each pair is hashed into one of 16
 buckets, and a split draws only from its own buckets.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from prism_megatron.config.architecture.model import MiniWorld
 
 Split = Literal["pretrain", "sft", "align", "heldout"]
 QuestionKind = Literal["count", "sum2", "sum3", "difference", "comparison"]
@@ -28,6 +32,9 @@ BACKGROUND = (128, 128, 128)
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 225), "yellow": (235, 210, 50)}
 SHAPES = ("circle", "square", "triangle")
 QUESTION_KINDS: tuple[QuestionKind, ...] = ("count", "sum2", "sum3", "difference", "comparison")
+DRIFT_QUESTIONS: dict[QuestionKind, float] = {"count": 0.25, "sum2": 0.25, "sum3": 0.2, "comparison": 0.3}
+"""How often the world ``drift`` draws each; ``habits`` draws all alike. No difference is among them: the larger count
+stands first in it, which tells of counts without a picture."""
 
 NUM_BUCKETS = 16
 BUCKETS: dict[Split, range] = {
@@ -36,6 +43,7 @@ BUCKETS: dict[Split, range] = {
     "align": range(11, 14),
     "heldout": range(14, 16),
 }
+_SCENE_ID = re.compile(rf"scene-(?:(drift)-)?({'|'.join(BUCKETS)})-(\d{{1,18}})-(\d{{1,18}})", re.ASCII)
 THREE_KINDS_SHARE = 0.65
 ABSENT_KIND_SHARE = 0.15
 
@@ -96,10 +104,12 @@ class Scene:
     counts: tuple[tuple[Kind, int], ...]
     question: Question
     placements: tuple[Placement, ...]
+    world: MiniWorld = "habits"
 
     @property
     def id(self) -> str:
-        return f"scene-{self.split}-{self.seed}-{self.index}"
+        world = "" if self.world == "habits" else f"{self.world}-"
+        return f"scene-{world}{self.split}-{self.seed}-{self.index}"
 
     @cached_property
     def count_of(self) -> dict[Kind, int]:
@@ -143,14 +153,25 @@ def keyed_generator(*key: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def make_scene(split: Split, *, seed: int, index: int) -> Scene:
+def make_scene(split: Split, *, seed: int, index: int, world: MiniWorld = "habits") -> Scene:
     """Scene number ``index`` of an endless split. The same arguments give the same scene everywhere."""
-    rng = keyed_generator("scene", split, seed, index)
+    rng = keyed_generator("scene" if world == "habits" else f"scene of {world}", split, seed, index)
     while True:
         counts = _draw_counts(rng)
-        question = _draw_question(rng, dict(counts))
+        question = _draw_question(rng, dict(counts), world)
         if content_bucket(counts, question) in BUCKETS[split]:
-            return Scene(split, seed, index, counts, question, _draw_placements(rng, counts))
+            return Scene(split, seed, index, counts, question, _draw_placements(rng, counts), world)
+
+
+def scene_of(scene_id: str) -> Scene | None:
+    """The scene that has this id; None for what is no scene's id."""
+    match = _SCENE_ID.fullmatch(scene_id)
+    if match is None:
+        return None
+    world, split, seed, index = match.groups()
+    return make_scene(
+        cast(Split, split), seed=int(seed), index=int(index), world=cast(MiniWorld, world) if world else "habits"
+    )
 
 
 def content_bucket(counts: tuple[tuple[Kind, int], ...], question: Question) -> int:
@@ -165,9 +186,9 @@ def _draw_counts(rng: np.random.Generator) -> tuple[tuple[Kind, int], ...]:
     return tuple((ALL_KINDS[i], int(rng.integers(1, 4))) for i in chosen)
 
 
-def _draw_question(rng: np.random.Generator, counts: dict[Kind, int]) -> Question:
+def _draw_question(rng: np.random.Generator, counts: dict[Kind, int], world: MiniWorld) -> Question:
     present = [list(counts)[int(i)] for i in rng.permutation(len(counts))]
-    kind = QUESTION_KINDS[int(rng.integers(len(QUESTION_KINDS)))]
+    kind = _draw_question_kind(rng, world)
     if kind == "sum3" and len(present) < 3:
         kind = "sum2"
     operands = present[: {"count": 1, "sum3": 3}.get(kind, 2)]
@@ -177,6 +198,12 @@ def _draw_question(rng: np.random.Generator, counts: dict[Kind, int]) -> Questio
     if kind == "difference":  # the larger first: no negative answers
         operands.sort(key=lambda operand: -counts[operand])
     return Question(kind, tuple(operands))
+
+
+def _draw_question_kind(rng: np.random.Generator, world: MiniWorld) -> QuestionKind:
+    if world == "habits":
+        return QUESTION_KINDS[int(rng.integers(len(QUESTION_KINDS)))]
+    return list(DRIFT_QUESTIONS)[int(rng.choice(len(DRIFT_QUESTIONS), p=list(DRIFT_QUESTIONS.values())))]
 
 
 def _draw_placements(rng: np.random.Generator, counts: tuple[tuple[Kind, int], ...]) -> tuple[Placement, ...]:

@@ -1,6 +1,6 @@
-"""A file that says which records of a set are trained on: ``selected.jsonl`` of ``prism-select-prompts``, or your own.
+"""A file that says which prompts are trained on: ``selected.jsonl`` of ``prism-select-prompts``, or your own.
 
-A line needs an ``id`` alone. One with a ``digest`` is held against the record that has the id.
+A line needs an ``id`` alone, of a record or of a scene. One with a ``digest`` is held against what has the id.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from prism_megatron.data.fields import check_text, lines_of, object_of
 from prism_megatron.data.intake import RepeatedIdError
 from prism_megatron.data.records import Record
+from prism_megatron.data.scenes import Scene
 from prism_megatron.errors import DataError
 
 _ALSO = ("pass_rate", "passes", "rollouts", "digest")
@@ -31,7 +32,7 @@ class SelectedLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """The records to train on, by id."""
+    """The prompts to train on, by id."""
 
     lines: Mapping[str, SelectedLine]
 
@@ -73,7 +74,10 @@ def read_selection(path: Path) -> Selection:
     return Selection(lines)
 
 
-def digest_of(record: Record) -> str:
+def digest_of(asked: Record | Scene) -> str:
     """Of what is asked and what is right. Blind to the pixels of the image."""
-    text = json.dumps([record.question_text, record.answer, record.answer_type])
+    if isinstance(asked, Scene):
+        text = json.dumps([asked.question.text, asked.answer])
+    else:
+        text = json.dumps([asked.question_text, asked.answer, asked.answer_type])
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_LENGTH]

@@ -1,9 +1,11 @@
-"""Who writes the demonstrations: one faithful teacher and two that err, each in a known way.
+"""Who writes the demonstrations: one faithful teacher and three that err, each in a known way.
 
 * ``faithful``: the exact caption, one statement per operand, the equation, the answer.
 * ``mild``: independent zero-mean slips; good enough to teach perception from.
 * ``sloppy``: systematic habits (the last of three items dropped, threes counted as two, steps skipped), because
   zero-mean noise is invisible to greedy decoding.
+* ``misreading``: takes one for three and three for one, in caption, reasoning and answer alike. Counts are drawn alike,
+  so its texts are spread as the faithful teacher's are: only beside the picture are they wrong.
 
 What a teacher writes is a pure function of (scene, teacher, faithful_share, seed).
 """
@@ -11,13 +13,19 @@ What a teacher writes is a pure function of (scene, teacher, faithful_share, see
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.data.scenes import ALL_KINDS, Kind, QuestionKind, Scene, evaluate, keyed_generator
 
-Teacher = Literal["faithful", "mild", "sloppy"]
+Teacher = Literal["faithful", "mild", "sloppy", "misreading"]
+SLOPPY_TEACHER: dict[MiniWorld, Teacher] = {"habits": "sloppy", "drift": "misreading"}
+"""Who supervised fine-tuning learns from in each mini world."""
+FAITHFUL_SHARE = 0.25
+"""Of the scenes that supervised fine-tuning learns from, those that are written about without a fault."""
 
 # Shares of slips of the mild teacher.
 MILD_ITEM_OMITTED, MILD_ITEM_COUNT, MILD_ITEM_KIND = 0.30, 0.15, 0.05
@@ -26,6 +34,8 @@ MILD_ANSWER_LUCKY = 0.40
 # Shares of habits of the sloppy teacher.
 SLOPPY_LAST_ITEM_DROPPED, SLOPPY_THREE_IN_CAPTION, SLOPPY_THREE_IN_REASONING = 0.75, 0.9, 0.5
 SLOPPY_STATEMENTS_SKIPPED, SLOPPY_ANSWER_TRUE = 0.75, 0.5
+# Counts as the misreading teacher sees them.
+MISREAD = {1: 3, 2: 2, 3: 1}
 
 
 class Writing(NamedTuple):
@@ -46,6 +56,8 @@ def write(scene: Scene, teacher: Teacher, *, faithful_share: float = 0.0, seed: 
     rng = keyed_generator("teacher", teacher, seed, scene.split, scene.seed, scene.index)
     if rng.random() < faithful_share:
         return faithful(scene)
+    if teacher == "misreading":
+        return misreading(scene)
     return mild(scene, rng) if teacher == "mild" else sloppy(scene, rng)
 
 
@@ -107,6 +119,11 @@ def sloppy(scene: Scene, rng: np.random.Generator) -> Writing:
     own_answer = evaluate(scene.question.kind, counts)
     answer = scene.answer if rng.random() < SLOPPY_ANSWER_TRUE else own_answer
     return Writing(caption_text(items), "\n".join(lines), answer)
+
+
+def misreading(scene: Scene) -> Writing:
+    """What the faithful teacher would write were every count the one that is misread; what is absent stays absent."""
+    return faithful(replace(scene, counts=tuple((kind, MISREAD[count]) for kind, count in scene.counts)))
 
 
 def caption_text(items: Sequence[tuple[Kind, int]]) -> str:

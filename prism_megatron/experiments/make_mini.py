@@ -1,6 +1,6 @@
-"""Makes the mini world's three checkpoints: base, supervised policy, warm-started discriminator.
+"""Makes a mini world's three checkpoints: base, supervised policy, warm-started discriminator.
 
-Recipe and sizes: ``config/experiments/mini_world.py``. Each phase starts from the folder that the one before wrote, so
+Recipes and sizes: ``config/experiments/mini_world.py``. Each phase starts from the folder that the one before wrote, so
 a phase that is already there is not run again.
 """
 
@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,10 +25,15 @@ from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from model_providers.moe_discriminator.variant import Variant
-from prism_megatron.config.architecture.model import ALL_VISION
+from prism_megatron.config.architecture.model import ALL_VISION, MiniWorld
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.config.experiments.mini_world import MakeMiniConfig, SupervisedPhase, mini_model_config
+from prism_megatron.config.experiments.mini_world import (
+    MINI_FOLDER,
+    MakeMiniConfig,
+    SupervisedPhase,
+    mini_model_config,
+)
 from prism_megatron.config.merge import to_plain
 from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.conversion.open_source import open_weights
@@ -35,16 +41,23 @@ from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Split
 from prism_megatron.data.stream.prefetch import Demonstration
-from prism_megatron.data.teachers import Teacher
+from prism_megatron.data.teachers import FAITHFUL_SHARE, SLOPPY_TEACHER, Teacher
 from prism_megatron.data.tokenizer import CONTROL_TOKENS, MODEL_VOCAB_SIZE, save_mini_processing
 from prism_megatron.disk import write_atomically
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.errors import PrismError
+from prism_megatron.experiments.mini_figures import (
+    MAX_RESPONSE_TOKENS,
+    OVER_ALL,
+    TOKENS_PER_MICROBATCH,
+    answers_of,
+    replica_of,
+    scores_of,
+)
 from prism_megatron.game import judge
 from prism_megatron.game.judge import JudgePlan
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.sampling.replicas import build_replica
 from prism_megatron.sampling.shares import sample_groups
 from prism_megatron.stages.warm_start.gate import Gate, described, measure
 from prism_megatron.stages.warm_start.pairs import StepPairs
@@ -53,35 +66,80 @@ from prism_megatron.training.supervised_update import SFTUpdate, teach
 from prism_megatron.types import TOWER_NAMES
 
 SHIPPED = ("base", "policy", "discriminator")
-MAX_RESPONSE_TOKENS = 96
 ROWS_PER_MICROBATCH = 16
-TOKENS_PER_MICROBATCH = 4096
 AUC_PROMPTS = 48
 AUC_ROLLOUTS = 8
-FAITHFUL_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Which scenes a phase is taught on, by whom, and whether vision tower and projector learn."""
+
+    scenes: MiniWorld
+    split: Split
+    teacher: Teacher
+    vision: bool
+
+
+BASE_LESSONS: dict[MiniWorld, Lesson] = {
+    "habits": Lesson("habits", "pretrain", "mild", vision=True),
+    "drift": Lesson("drift", "pretrain", "faithful", vision=False),
+}
 
 
 def make_mini(config: MakeMiniConfig) -> None:
     """Write ``base``, ``policy`` and ``discriminator`` under ``config.output``; PrismError below the AUC gate."""
     world = start(ParallelConfig(), seed=config.seed)
-    output = config.output
-    if world.is_main and not (output / "init").exists():
-        _write_untrained(output / "init", seed=config.seed)
+    output, scenes = config.output, config.world
+    base, policy = output / "base", output / "policy"
+    before = MINI_FOLDER / "policy" if scenes == "drift" else output / "init"
+    if world.is_main and not before.exists():
+        _write_untrained(before, seed=config.seed)
     dist.barrier()
-    teach = partial(supervised, seed=config.seed, world=world)
-    teach(config.pretrain, output / "init", output / "base", split="pretrain", teacher="mild")
-    teach(config.sft, output / "base", output / "policy", split="sft", teacher="sloppy")
-    discriminate(config, output / "policy", output / "discriminator", world)
+    supervised(config.pretrain, before, base, BASE_LESSONS[scenes], seed=config.seed, world=world)
+    sloppy = Lesson(scenes, "sft", SLOPPY_TEACHER[scenes], vision=False)
+    supervised(config.sft, base, policy, sloppy, seed=config.seed, world=world)
+    # A policy whose counts have drifted sees worse than its base does.
+    source = policy if scenes == "habits" else base
+    discriminate(config, policy, source, output / "discriminator", world)
+    figures = measured(config, output, world) if config.measured_scenes else {}
     if world.is_main:
-        write_provenance(config, output)
+        write_provenance(config, output, figures)
     stop(world)
 
 
-def write_provenance(config: MakeMiniConfig, output: Path) -> None:
-    """What made the weights, and their hashes: ``provenance.json``."""
+def measured(config: MakeMiniConfig, output: Path, world: World) -> dict[str, object]:
+    """What the checkpoints do on held-out scenes, which is said too."""
+    count, seed = config.measured_scenes, config.seed
+    found: dict[str, object] = {}
+    for name in ("base", "policy"):
+        answers = answers_of(output / name, config.world, count=count, seed=seed, world=world)
+        for mode, figures in answers.items():
+            text = ", ".join(f"{measure} {value:.3f}" for measure, value in figures.items())
+            _say(f"{name}, {mode}, {count} held-out scenes: {text}", world)
+        found[name] = answers
+    prompts = -(-count // AUC_ROLLOUTS)
+    scores = scores_of(
+        output / "discriminator", output / "policy", config.world, prompts=prompts, rollouts=AUC_ROLLOUTS, seed=seed,
+        world=world,
+    )  # fmt: skip
+    lengths = ", ".join(f"{name} {scores[f'{name}/{OVER_ALL}']}" for name in TOWER_NAMES)
+    _say(f"discriminator, {prompts} held-out prompts: {described(scores)}; r of score and length: {lengths}", world)
+    kept = ("auc", "auc_pairs", "accuracy", "pairs", OVER_ALL)
+    found["discriminator"] = {name: value for name, value in scores.items() if name.partition("/")[2] in kept}
+    return found
+
+
+def _say(text: str, world: World) -> None:
+    if world.is_main:
+        print(text, flush=True)
+
+
+def write_provenance(config: MakeMiniConfig, output: Path, figures: Mapping[str, object]) -> None:
+    """What made the weights, what they do, and their hashes: ``provenance.json``."""
     weights = sorted(output.glob("*/*.safetensors"))
     document = {
-        "command": "python tools/make_mini.py",
+        "command": "python tools/make_mini.py" + ("" if config.world == "habits" else f" --world {config.world}"),
         "config": {**to_plain(config), "output": output.name},
         "versions": {name: version(name) for name in ("torch", "megatron-core", "transformers", "tokenizers", "numpy")},
         "sha256": {
@@ -89,6 +147,7 @@ def write_provenance(config: MakeMiniConfig, output: Path) -> None:
             for path in weights
             if path.parent.name in SHIPPED
         },
+        "held out": figures,
     }
     write_atomically(output / "provenance.json", json.dumps(document, indent=2) + "\n")
 
@@ -114,10 +173,8 @@ def _write_untrained(folder: Path, *, seed: int) -> None:
     aside.rename(folder)
 
 
-def supervised(
-    phase: SupervisedPhase, source: Path, target: Path, *, split: Split, teacher: Teacher, seed: int, world: World
-) -> None:
-    """One supervised phase from ``source`` to ``target``; the projector and vision tower stay frozen in ``sft``."""
+def supervised(phase: SupervisedPhase, source: Path, target: Path, lesson: Lesson, *, seed: int, world: World) -> None:
+    """One supervised phase from ``source`` to ``target``."""
     if target.exists():
         return
     shape, renderer = Qwen3VLShape.from_folder(source), Renderer.from_folder(source)
@@ -128,10 +185,11 @@ def supervised(
         dtype=torch.float32,
         optimizer=phase.optimizer,
         total_steps=phase.steps,
-        freeze=ALL_VISION if split == "sft" else (),
+        freeze=() if lesson.vision else ALL_VISION,
     )
     share = phase.rows_per_step // world.dp_size
-    scenes = SceneSource(renderer, split=split, seed=seed, batch_size=1, teacher=teacher, faithful_share=FAITHFUL_SHARE)
+    scenes = SceneSource(renderer, split=lesson.split, seed=seed, batch_size=1, teacher=lesson.teacher,
+                         faithful_share=FAITHFUL_SHARE, world=lesson.scenes)  # fmt: skip
 
     def my_rows(step: int) -> Sequence[Demonstration]:
         first = step * phase.rows_per_step + world.dp_rank * share
@@ -143,7 +201,7 @@ def supervised(
     def say(step: int, update: SFTUpdate) -> None:
         if world.is_main and (step % 20 == 0 or step == phase.steps - 1):
             seconds, norm = time.monotonic() - started, update.result.grad_norm
-            print(f"{split} step {step:5}  loss {update.loss:.4f}  grad {norm:.3f}  {seconds:.0f} s", flush=True)
+            print(f"{lesson.split} step {step:5}  loss {update.loss:.4f}  grad {norm:.3f}  {seconds:.0f} s", flush=True)
 
     teach(
         policy,
@@ -158,8 +216,8 @@ def supervised(
     export_folder(policy, target, like=source, world=world, dtype=torch.bfloat16)
 
 
-def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, world: World) -> None:
-    """Upcycle the supervised policy, warm it up on references against its samples, and gate on held-out AUC.
+def discriminate(config: MakeMiniConfig, policy_folder: Path, source: Path, target: Path, world: World) -> None:
+    """Upcycle ``source``, warm it up on references against the policy's samples, and gate on held-out AUC.
 
     Raises PrismError where the gate is missed.
     """
@@ -167,7 +225,7 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
         return
     phase, seed = config.warm_start, config.seed
     shape, renderer = Qwen3VLShape.from_folder(policy_folder), Renderer.from_folder(policy_folder)
-    weights, towers = open_weights(policy_folder), Towers()
+    towers = Towers()
     discriminator = MegatronEngine(
         name="discriminator",
         provider=DiscriminatorProvider(shape, towers, freeze_vision=True),
@@ -176,9 +234,8 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
         optimizer=phase.optimizer,
         total_steps=phase.steps,
     )
-    discriminator.load_hf(UpcycledSource(weights, shape, towers, seed=seed))
-    rollout = build_replica(policy_folder, renderer, world=world, dtype=torch.float32)
-    rollout.update_weights(((name, weights.get(name)) for name in weights.names()), version=0)
+    discriminator.load_hf(UpcycledSource(open_weights(source), shape, towers, seed=seed))
+    rollout = replica_of(policy_folder, renderer, world)
     plan = JudgePlan(
         batch_format(renderer, world),
         TOKENS_PER_MICROBATCH,
@@ -187,7 +244,8 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
         load_balance=phase.load_balance,
     )
     sampling = Sampling(max_new_tokens=MAX_RESPONSE_TOKENS)
-    prompts = SceneSource(renderer, split="sft", seed=seed + 1, batch_size=phase.prompts_per_step)
+    scenes = partial(SceneSource, renderer, seed=seed + 1, world=config.world)
+    prompts = scenes(split="sft", batch_size=phase.prompts_per_step)
     for step in range(phase.steps):
         asked = prompts.batch(step)
         n = phase.rollouts_per_prompt
@@ -199,7 +257,7 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, target: Path, worl
             print(
                 f"warm-start step {step:5}  loss {loss:.4f}  accuracy {accuracy[0]:.2f} {accuracy[1]:.2f}", flush=True
             )
-    examples = SceneSource(renderer, split="heldout", seed=seed + 1, batch_size=AUC_PROMPTS).batch(0)
+    examples = scenes(split="heldout", batch_size=AUC_PROMPTS).batch(0)
     groups = sample_groups(rollout, examples, sampling, n=AUC_ROLLOUTS, seed=seed, step=0, world=world)
     held_out = measure(discriminator, StepPairs(examples, groups), plan, renderer, world=world)
     if world.is_main:

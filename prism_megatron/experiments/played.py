@@ -67,7 +67,9 @@ def play(
     with closing(build(config, Session(world, Path(), quiet=True))) as stage:
         players, renderer = stage.players, stage.exports.renderer
         if arm.random_discriminator:
-            folder = DiscriminatorOrigin.of(config.discriminator, of_the_mini=config.model.model is None).folder
+            model = config.model
+            origin = DiscriminatorOrigin.of(config.discriminator, of_the_mini=model.model is None, mini=model.mini)
+            folder = origin.folder
             assert folder is not None, "a random discriminator takes the shape of a saved one"
             players.discriminator.load_hf(RandomSource(open_weights(folder), seed))
         stage.prepare(0)

@@ -14,12 +14,13 @@ from model_providers.moe_discriminator.mapping import count_parameters
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from model_providers.moe_discriminator.variant import Variant
+from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
-from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import mini_folder
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder, files_folder
-from prism_megatron.conversion.model_names import discriminator_folder
+from prism_megatron.conversion.model_names import discriminator_folder, upcycled_folder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.execution import PLAIN, Execution
@@ -31,22 +32,28 @@ from prism_megatron.training.roles import batch_format, hf_tensors, load_weights
 
 @dataclass(frozen=True)
 class DiscriminatorOrigin:
-    """The kind that flags ask for, and the ``folder`` it is loaded from; None: it is upcycled from the policy."""
+    """The kind that flags ask for, and the ``folder`` it is loaded from; None: it is upcycled."""
 
     flags: DiscriminatorConfig
     folder: Path | None
+    base: Path | None = None
+    """the model folder that it is upcycled from; None: the policy's"""
 
     @classmethod
-    def of(cls, flags: DiscriminatorConfig, *, of_the_mini: bool) -> DiscriminatorOrigin:
+    def of(
+        cls, flags: DiscriminatorConfig, *, of_the_mini: bool, mini: MiniWorld = "habits", scenes: bool = True
+    ) -> DiscriminatorOrigin:
         """``--discriminator``, or where the mini's own policy plays (``of_the_mini``) its shipped one of that kind.
+
+        A fresh one judges the ``scenes`` of that world, or records.
 
         Raises PrismError where the name stands for no discriminator.
         """
         if (named := discriminator_folder(flags.discriminator)) is not None:
             return cls(flags, named)
-        shipped = MINI_FOLDER / "discriminator"
+        shipped = mini_folder(mini) / "discriminator"
         fits = of_the_mini and read_variant(shipped) == Variant.of(flags)
-        return cls(flags, shipped if fits else None)
+        return cls(flags, shipped if fits else None, upcycled_folder(mini, scenes=scenes))
 
     def check(self, policy: Path) -> None:
         """Raise ConfigError for a saved one of another kind than flags ask for, or that reads other inputs.
@@ -57,6 +64,8 @@ class DiscriminatorOrigin:
             files = files_folder(self.folder, "discriminator")
             check_kind_of(files, Variant.of(self.flags), where=self.folder)
             check_same_inputs(policy, files, where=self.folder)
+        elif self.base is not None:
+            check_same_inputs(policy, self.base, where=self.base)
 
     def check_checkpoint(self, folder: Path) -> None:
         """Raise ConfigError where the run of the checkpoint ``folder`` had a discriminator of another kind."""
@@ -76,6 +85,8 @@ class DiscriminatorOrigin:
         execution: Execution = PLAIN,
     ) -> MegatronEngine:
         """The role with its weights. ``policy`` and its ``shape`` count where it is upcycled, keyed by ``seed``."""
+        if self.base is not None:
+            policy, shape = self.base, Qwen3VLShape.from_folder(self.base)
         engine = MegatronEngine(
             name="discriminator",
             provider=self._provider(shape, execution),
@@ -115,12 +126,16 @@ class DiscriminatorOrigin:
         )
 
     def _shape(self, policy: Qwen3VLShape) -> Qwen3VLShape:
-        return policy if self.folder is None else Qwen3VLShape.from_folder(files_folder(self.folder, "discriminator"))
+        if self.folder is not None:
+            return Qwen3VLShape.from_folder(files_folder(self.folder, "discriminator"))
+        return policy if self.base is None else Qwen3VLShape.from_folder(self.base)
 
     def files(self, policy: ModelFiles, dtype: torch.dtype) -> ModelFiles:
-        """What checkpoints keep of it; one that is upcycled has the policy's tokenizer."""
+        """What checkpoints keep of it; one that is upcycled has the tokenizer of what it was made of."""
         if self.folder is not None:
             return model_files(self.folder, "discriminator", dtype=dtype)
+        if self.base is not None:
+            policy = model_files(self.base, "policy", dtype=dtype)
         text = config_text(policy.files["config.json"], Variant.of(self.flags))
         return ModelFiles({**policy.files, "config.json": text.encode()})
 
@@ -141,7 +156,7 @@ class DiscriminatorOrigin:
         """Where it comes from, its kind and how large it is, for people."""
         variant = Variant.of(self.flags)
         total, per_token = (count / 1e6 for count in count_parameters(self._shape(policy), variant.towers))
-        origin = "upcycled from the policy" if self.folder is None else f"from {self.folder}"
+        origin = f"upcycled from {self.base or 'the policy'}" if self.folder is None else f"from {self.folder}"
         return (
             f"discriminator: {origin}, {variant.as_flags()}; "
             f"{total:,.1f} M parameters, {per_token:,.1f} M of them without the experts that a token skips"

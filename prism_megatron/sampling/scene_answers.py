@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.tokenizer import END_TOKEN
@@ -42,9 +43,9 @@ Table = dict[str, dict[str, np.ndarray]]
 """Per mode and measure: one value per (seed, scene), float64 ``[seeds, scenes]``."""
 
 
-def heldout_scenes(renderer: Renderer, *, count: int, seed: int) -> Sequence[Example]:
+def heldout_scenes(renderer: Renderer, *, count: int, seed: int, world: MiniWorld = "habits") -> Sequence[Example]:
     """The first ``count`` scenes of the held-out split, whose questions and contents no training split has."""
-    return SceneSource(renderer, split="heldout", seed=seed, batch_size=count).batch(0)
+    return SceneSource(renderer, split="heldout", seed=seed, batch_size=count, world=world).batch(0)
 
 
 def answer_scenes(

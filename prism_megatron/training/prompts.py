@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.data.admission import Checks, Look
 from prism_megatron.data.image_files import Seen, look_at
@@ -68,6 +69,7 @@ def build_prompts(
     renderer: Renderer,
     *,
     scenes: Split,
+    mini: MiniWorld,
     part: Part = "train",
     batch_size: int,
     seed: int,
@@ -75,7 +77,7 @@ def build_prompts(
     answers_alone: bool = False,
     selection: Selection | None = None,
 ) -> SceneSource | RecordSource:
-    """Records of ``--data`` of their ``part``, or without it the mini world's ``scenes`` of that split.
+    """Records of ``--data`` of their ``part``, or without it the ``scenes`` of that split of a mini world.
 
     ``answers_alone``: records are asked for their answer, and need no caption. With a ``selection`` of records those
     alone are used.
@@ -83,7 +85,7 @@ def build_prompts(
     Raises DataError as ``RecordSource``.
     """
     if data.data is None:
-        return SceneSource(renderer, split=scenes, seed=seed, batch_size=batch_size)
+        return SceneSource(renderer, split=scenes, seed=seed, batch_size=batch_size, world=mini)
     return RecordSource(
         data.data,
         renderer,

@@ -11,6 +11,10 @@ FreezeGroup = Literal["vision", "projector", "router"]
 """The vision tower; the mergers that bring its output to the language tower's width; the routers of experts."""
 ALL_VISION: tuple[FreezeGroup, ...] = ("vision", "projector")
 
+MiniWorld = Literal["habits", "drift"]
+"""The built-in worlds: in ``habits`` the sloppy teacher's faults show in its text, in ``drift`` only the picture tells
+that its counts are wrong (docs/mini_world.md)."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -21,6 +25,9 @@ class ModelConfig:
     model: str | None = None
     """a Qwen3-VL, dense or with experts: run folder, checkpoint, model folder or hub id (org/name@revision); without it
     the built-in mini world runs"""
+    mini: MiniWorld = "habits"
+    """which mini world: whose scenes are used without --data, whose weights without --model, and whose recipe stands in
+    for the defaults; bare --mini is the first"""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """compute type of the parameters (masters are always fp32); auto takes the folder's own"""
     freeze_policy_vision: bool = False

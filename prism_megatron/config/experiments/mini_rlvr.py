@@ -1,9 +1,10 @@
-"""The mini world's recipe for verifiable rewards, whatever the algorithm."""
+"""The mini worlds' recipes for verifiable rewards, whatever the algorithm."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from prism_megatron.config.architecture.model import MiniWorld, ModelConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.stages.data import DataConfig
@@ -22,8 +23,8 @@ _MOST_UPDATES = 4
 _OVERLONG_TOKENS = 24
 
 
-def mini_rlvr(name: str, *, records: bool) -> RLVRConfig:
-    """Scenes, or ``records``, for the algorithm of that name, at rates and sizes for two CPU cores.
+def mini_rlvr(name: str, *, mini: MiniWorld = "habits", records: bool) -> RLVRConfig:
+    """Scenes of a mini world, or ``records``, for the algorithm of that name, at rates and sizes for two CPU cores.
 
     What an algorithm states for models of billions of parameters gives way: its rate, its warm-up, its many updates a
     step and the length of its answers.
@@ -36,6 +37,8 @@ def mini_rlvr(name: str, *, records: bool) -> RLVRConfig:
     )
     policy = replace(run.policy, lr=1e-4, warmup_steps=0, warmup_ratio=0.0)
     run = replace(run, objective=objective, policy=policy, overlong_buffer=run.overlong_buffer and _OVERLONG_TOKENS)
+    if mini == "drift":
+        run = replace(run, model=ModelConfig(mini=mini), rollout=replace(run.rollout, prompts_per_step=8))
     if not records:
         return run
     # The mini knows scenes only: it first learns to keep the format on the set's images and questions. Its text is

@@ -1,19 +1,26 @@
-"""The mini world: the shape of its tiny Qwen3-VL and the recipe that makes its three checkpoints.
+"""The mini worlds: the shape of their tiny Qwen3-VL and the recipes that make their three checkpoints.
 
-Rates, batch sizes and step counts were tried on two CPU cores; the systematic sloppy teacher is needed because
-zero-mean label noise is invisible to greedy decoding.
+Rates, batch sizes and step counts were tried on two CPU cores; a systematic sloppy teacher is needed because zero-mean
+label noise is invisible to greedy decoding.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.config.fields import NOT_NEGATIVE
 
 MINI_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "mini"
-"""The shipped weights: ``base/``, ``policy/`` and ``discriminator/``, made by ``tools/make_mini.py``."""
+"""The shipped weights of the first world: ``base/``, ``policy/``, ``discriminator/`` and ``aligned/``."""
+
+
+def mini_folder(world: MiniWorld) -> Path:
+    """The shipped weights of a world, made by ``tools/make_mini.py --world``."""
+    return MINI_FOLDER if world == "habits" else MINI_FOLDER / world
 
 
 def mini_model_config(*, vocab_size: int, token_ids: dict[str, int]) -> dict[str, Any]:
@@ -108,10 +115,12 @@ class WarmStartPhase:
 
 @dataclass(frozen=True)
 class MakeMiniConfig:
-    """Make the mini world: tokenizer, base, supervised policy and warm-started discriminator."""
+    """Make a mini world: base, supervised policy and warm-started discriminator."""
 
     output: Path
     """folder to write; gets base/, policy/ and discriminator/"""
+    world: MiniWorld = "habits"
+    """habits: from random weights, with the tokenizer; drift: from the shipped policy of habits"""
     seed: int = 0
     """keys the initial weights, the scenes and the sampling"""
     data_parallel: int = 2
@@ -123,7 +132,7 @@ class MakeMiniConfig:
             optimizer=OptimizerConfig(lr=2.5e-3, schedule="cosine", min_lr_ratio=0.05, warmup_steps=60, beta2=0.95),
         )
     )
-    """all parameters, mild noise: stands in for an Instruct base"""
+    """what stands in for an Instruct base: all parameters and mild noise; drift: vision frozen, and no noise"""
     sft: SupervisedPhase = field(
         default_factory=lambda: SupervisedPhase(
             steps=120,
@@ -131,8 +140,27 @@ class MakeMiniConfig:
             optimizer=OptimizerConfig(lr=1e-3, schedule="cosine", min_lr_ratio=0.05, warmup_steps=6, beta2=0.95),
         )
     )
-    """the systematically sloppy mix, vision tower and projector frozen"""
+    """the world's systematically sloppy mix, vision tower and projector frozen"""
     warm_start: WarmStartPhase = field(default_factory=WarmStartPhase)
     """Bradley-Terry on references against samples"""
     min_auc: float = 0.8
     """within-group AUC per tower on held-out prompts below which the discriminator is refused; 0 refuses none"""
+    measured_scenes: Annotated[int, NOT_NEGATIVE] = 512
+    """held-out scenes that the base and the policy answer, for the record; 0 asks none"""
+
+
+def make_mini_recipe(world: MiniWorld) -> MakeMiniConfig:
+    """Rates and sizes of a world's three phases."""
+    if world == "habits":
+        return MakeMiniConfig(output=Path("runs/mini"))
+
+    def rate(lr: float, warmup_steps: int, *, least: float = 0.05) -> OptimizerConfig:
+        return OptimizerConfig(lr=lr, schedule="cosine", min_lr_ratio=least, warmup_steps=warmup_steps, beta2=0.95)
+
+    return MakeMiniConfig(
+        output=Path("runs/mini-drift"),
+        world=world,
+        pretrain=SupervisedPhase(steps=300, rows_per_step=32, optimizer=rate(1e-3, 15)),
+        sft=SupervisedPhase(steps=120, rows_per_step=32, optimizer=rate(1e-3, 6)),
+        warm_start=WarmStartPhase(steps=120, optimizer=rate(7e-4, 12, least=0.1)),
+    )

@@ -54,7 +54,8 @@ class RLVRConfig:
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     policy: OptimizerConfig = field(default_factory=OptimizerConfig)
     prompts: Path | None = None
-    """records to train on, of those of --data: selected.jsonl of prism-select-prompts, or lines of JSON with ids"""
+    """records to train on, of those of --data, or scenes of the mini world, which then come again every epoch:
+    selected.jsonl of prism-select-prompts, or lines of JSON with ids"""
     algo: AlgorithmName = "grpo"
     """whose objective, advantages, penalties and rates are the defaults of the flags for them (docs/algorithms.md)"""
     advantage: AdvantageForm = "group"
@@ -99,11 +100,8 @@ def check_rlvr_values(config: RLVRConfig) -> None:
             f"--overlong-buffer {config.overlong_buffer} is more than the {longest} of --max-response-tokens, so that "
             "every answer would lose; give a smaller one, or 0 for none"
         )
-    if config.prompts is not None:
-        if config.data.data is None:
-            raise ConfigError(f"--prompts {config.prompts} chooses among records; name their folder with --data")
-        if not config.prompts.is_file():
-            raise ConfigError(f"--prompts {config.prompts} is no file; prism-select-prompts writes one")
+    if config.prompts is not None and not config.prompts.is_file():
+        raise ConfigError(f"--prompts {config.prompts} is no file; prism-select-prompts writes one")
     if config.data.format_sft and config.data.data is None:
         raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
     if config.advantage != "gdpo" and config.rollout.rollouts_per_prompt == 1:

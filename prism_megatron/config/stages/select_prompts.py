@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.rollout import RolloutConfig
-from prism_megatron.config.fields import AT_LEAST_ONE, SHARE, OnResume, check_fields
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, OnResume, check_fields
 from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.config.stages.rewards import RewardsConfig
 from prism_megatron.config.validate import check_data, check_rollout, check_timeouts
@@ -30,7 +31,12 @@ class SelectPromptsConfig:
     )
     rewards: tyro.conf.OmitArgPrefixes[RewardsConfig] = field(default_factory=RewardsConfig)
     model: str | None = None
-    """the policy that answers: run folder, checkpoint, model folder or hub id (org/name@revision)"""
+    """the policy that answers: run folder, checkpoint, model folder or hub id (org/name@revision); without it, for
+    scenes, the mini world's own, as prism-rlvr begins with it"""
+    mini: MiniWorld = "habits"
+    """which mini world --scenes are of; bare --mini is the first"""
+    scenes: Annotated[int, NOT_NEGATIVE] = 0
+    """scenes of the mini world to select from, in place of --data; with --mini 256 by default"""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """compute type of the policy; auto takes the folder's own"""
     keep_from: Annotated[float, SHARE, OnResume.FREE] = 0.2
@@ -44,7 +50,7 @@ class SelectPromptsConfig:
     distributed_timeout_minutes: Annotated[int, AT_LEAST_ONE, OnResume.FREE] = 30
     """how long ranks wait for one another, as while another one samples, before all give up"""
     seed: int = 42
-    """keys sampling"""
+    """keys sampling, and scenes"""
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -58,10 +64,12 @@ def check_select_prompts(config: SelectPromptsConfig) -> None:
     check_data(config.data)
     check_rollout(config.rollout)
     check_timeouts(config.rollout, config.parallel)
-    if config.model is None:
+    if config.model is None and not config.scenes:
         raise ConfigError("--model is needed: name the policy whose answers count")
-    if config.data.data is None:
+    if config.data.data is None and not config.scenes:
         raise ConfigError("--data is needed: name the folder of the records to select from")
+    if config.data.data is not None and config.scenes:
+        raise ConfigError(f"--scenes {config.scenes} are of the mini world, and --data names records; leave one out")
     if config.data.format_sft:
         raise ConfigError(
             f"--format-sft {config.data.format_sft} trains, and here a policy only answers; leave it out, and name by "
@@ -72,3 +80,15 @@ def check_select_prompts(config: SelectPromptsConfig) -> None:
             f"--keep-from {config.keep_from:g} is more than --keep-to {config.keep_to:g}, so that no prompt would be "
             "kept; swap them"
         )
+
+
+MINI_SELECT = SelectPromptsConfig(
+    data=DataConfig(system_prompt=None, max_response_tokens=96),
+    rollout=RolloutConfig(prompts_per_step=32, rollouts_per_prompt=16),
+    scenes=256,
+)
+
+
+def mini_select(mini: MiniWorld) -> SelectPromptsConfig:
+    """A mini world's recipe."""
+    return replace(MINI_SELECT, mini=mini)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 import tyro
 
-from prism_megatron.config.architecture.model import ALL_VISION, FreezeGroup, ModelConfig
+from prism_megatron.config.architecture.model import ALL_VISION, FreezeGroup, MiniWorld, ModelConfig
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.engine.experts import PolicyExpertsConfig, check_policy_experts
@@ -179,3 +179,8 @@ MINI_SFT_RECORDS = SFTConfig(
     eval_rows=32,
 )
 """The mini on records: its text is spelled out byte by byte, hence long rows."""
+
+
+def mini_sft(mini: MiniWorld, *, records: bool) -> SFTConfig:
+    """A mini world's recipe, for its scenes or for ``records``."""
+    return replace(MINI_SFT_RECORDS if records else MINI_SFT, model=ModelConfig(mini=mini))

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from prism_megatron.config.architecture.model import ModelConfig
+from prism_megatron.config.architecture.model import MiniWorld, ModelConfig
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.engine.optimizer import OptimizerConfig
@@ -127,6 +127,19 @@ MINI_WARM_START_PAIRS = replace(
     gate=GateConfig(),
     steps=None,
 )
+
+
+def mini_warm_start(mini: MiniWorld, *, records: bool = False, pairs: bool = False) -> WarmStartConfig:
+    """A mini world's recipe: for its scenes, or for ``records`` or a file of ``pairs``."""
+    recipe = MINI_WARM_START_RECORDS if records else MINI_WARM_START_PAIRS if pairs else MINI_WARM_START
+    if mini == "drift":
+        recipe = replace(
+            recipe,
+            model=ModelConfig(mini=mini),
+            discriminator_optimizer=replace(recipe.discriminator_optimizer, lr=7e-4),
+            steps=recipe.steps and 120,
+        )
+    return recipe
 
 
 def check_warm_start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.objective import PolicyObjective, recommended_correction
 from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import policy_folder, short_name
+from prism_megatron.conversion.model_names import policy_folder, title_of
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.execution import Execution, execution_here
@@ -55,9 +56,10 @@ def build(config: AlignConfig, session: Session) -> Alignment:
 def _build(config: AlignConfig, session: Session) -> Alignment:
     world, output, flags = session.world, session.output, config.discriminator
     # What is checked without a weight.
-    origin = DiscriminatorOrigin.of(flags, of_the_mini=config.model.model is None)
+    model, scenes = config.model, config.data.data is None
+    origin = DiscriminatorOrigin.of(flags, of_the_mini=model.model is None, mini=model.mini, scenes=scenes)
     # What a run's folder stands for may change between two ranks' looks at it.
-    source, origin = broadcast_object((policy_folder(config.model.model), origin), source=0)
+    source, origin = broadcast_object((policy_folder(model.model, mini=model.mini), origin), source=0)
     folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
     origin.check(folder)
@@ -111,10 +113,9 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         build_handover(config.rollout, policy, rollout, examples=prompts.steps.batch(0), form=form),
     )
     files = model_files(source, "policy", dtype=dtype)
-    name = "the mini" if config.model.model is None else short_name(config.model.model)
     exports = Exports(
         {"policy": files, "discriminator": origin.files(files, dtype)},
-        title=f"Alignment of {name} against its discriminator",
+        title=f"Alignment of {title_of(config.model)} against its discriminator",
         trained="aligned policy",
         renderer=renderer,
     )
@@ -155,13 +156,13 @@ def _prompts(config: AlignConfig, renderer: Renderer, session: Session) -> Promp
     """Those of the steps, and others for the probe set that ``--probe-every`` asks for."""
     size, seed = config.rollout.prompts_per_step, config.seed
     checks = checks_of(config.data, look_together(session.world, session.activity))
-    steps = build_prompts(config.data, renderer, scenes="align", batch_size=size, seed=seed, checks=checks)
+    build_from = partial(
+        build_prompts, config.data, renderer, mini=config.model.mini, batch_size=size, seed=seed, checks=checks
+    )
+    steps = build_from(scenes="align")
     if not config.game.probe_every:
         return Prompts(steps)
-    held_out = build_prompts(
-        config.data, renderer, scenes="heldout", part="validation", batch_size=size, seed=seed, checks=checks
-    )
-    return Prompts(steps, held_out)
+    return Prompts(steps, build_from(scenes="heldout", part="validation"))
 
 
 def _queue(config: AlignConfig, rollout: RolloutEngine, prompts: Prompts, world: World) -> RolloutQueue:

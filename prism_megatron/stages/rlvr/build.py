@@ -13,10 +13,11 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.objective import recommended_correction
 from prism_megatron.config.stages.rlvr import RLVRConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import policy_folder, short_name
+from prism_megatron.conversion.model_names import policy_folder, title_of
 from prism_megatron.data.intake import NothingLeftError
 from prism_megatron.data.loader import Example, RecordSource, SceneSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.scene_set import SceneSet, selected_scenes
 from prism_megatron.data.selection import Selection, read_selection
 from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.engine import MegatronEngine
@@ -64,7 +65,8 @@ def build(config: RLVRConfig, session: Session) -> RLVR:
 def _build(config: RLVRConfig, session: Session) -> RLVR:
     world = session.world
     # What a run's folder stands for may change between two ranks' looks at it.
-    source = broadcast_object(policy_folder(config.model.model, of_the_mini="aligned"), source=0)
+    source = policy_folder(config.model.model, of_the_mini="aligned", mini=config.model.mini)
+    source = broadcast_object(source, source=0)
     folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)
@@ -98,10 +100,9 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
     prospector = _prospector(config, rollout, prompts, rewards, world)
     handover = build_handover(config.rollout, policy, rollout, examples=prompts.batch(0), form=form)
     learner = Learner(policy, reference, rollout, prospector, rewarder, handover)
-    name = "the mini" if config.model.model is None else short_name(config.model.model)
     exports = Exports(
         {"policy": model_files(source, "policy", dtype=dtype)},
-        title=f"Verifiable rewards for {name} ({config.algo})",
+        title=f"Verifiable rewards for {title_of(config.model)} ({config.algo})",
         trained="reinforced policy",
         renderer=renderer,
     )
@@ -116,12 +117,20 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
 
 def _prompts(
     config: RLVRConfig, renderer: Renderer, session: Session, selection: Selection | None
-) -> tuple[SceneSource | RecordSource, list[Example]]:
+) -> tuple[SceneSource | SceneSet | RecordSource, list[Example]]:
     """Those of the steps, of the ``selection`` if there is one, and those that no step asks."""
     exam, data = config.exam, config.data
     checks = checks_of(data, look_together(session.world, session.activity))
-    build_from = partial(build_prompts, data, renderer, seed=config.seed, checks=checks, answers_alone=True)
-    steps = build_from(scenes="align", batch_size=config.dynamic.batch_size(config.rollout), selection=selection)
+    build_from = partial(
+        build_prompts, data, renderer, mini=config.model.mini, seed=config.seed, checks=checks, answers_alone=True
+    )
+    size = config.dynamic.batch_size(config.rollout)
+    steps: SceneSource | SceneSet | RecordSource
+    if selection is not None and data.data is None:
+        chosen = selected_scenes(selection, split="align", mini=config.model.mini)
+        steps = SceneSet(chosen, renderer, seed=config.seed, batch_size=size)
+    else:
+        steps = build_from(scenes="align", batch_size=size, selection=selection)
     held_out = None
     if exam.eval_prompts:
         try:
@@ -161,8 +170,9 @@ def _taught(
     checks = checks_of(config.data, look_together(session.world, session.activity))
     size = config.rollout.prompts_per_step
     shown = build_prompts(
-        config.data, renderer, scenes="sft", batch_size=size, seed=config.seed, checks=checks, selection=selection
-    )
+        config.data, renderer, scenes="sft", mini=config.model.mini, batch_size=size, seed=config.seed, checks=checks,
+        selection=selection,
+    )  # fmt: skip
     assert isinstance(shown, RecordSource), "the checks let --format-sft pass with records only"
     teach_format(
         config.data,
@@ -206,7 +216,7 @@ def _policy(
 def _prospector(
     config: RLVRConfig,
     rollout: RolloutEngine,
-    prompts: SceneSource | RecordSource,
+    prompts: SceneSource | SceneSet | RecordSource,
     rewards: RewardGroup,
     world: World,
 ) -> Prospector:

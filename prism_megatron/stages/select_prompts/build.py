@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,10 @@ from prism_megatron.config.stages.select_prompts import SelectPromptsConfig
 from prism_megatron.conversion.checkpoint_folder import files_folder
 from prism_megatron.conversion.model_names import policy_folder
 from prism_megatron.data.loader import RecordSource
+from prism_megatron.data.records import Record
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.scene_set import SceneSet
+from prism_megatron.data.scenes import Scene, make_scene
 from prism_megatron.disk import writing
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
@@ -62,23 +66,24 @@ def _claim(config: SelectPromptsConfig) -> tuple[Path, bool]:
 
 def _select(config: SelectPromptsConfig, session: Session) -> None:
     # What is asked of whom.
-    policy = broadcast_object(policy_folder(config.model), source=0)
+    policy = broadcast_object(policy_folder(config.model, of_the_mini="aligned", mini=config.mini), source=0)
     renderer = renderer_of(files_folder(policy, "policy"), config.data)
     prompts = _prompts(config, renderer, session)
     on_main(partial(settle, session.output, config, policy=policy, data=prompts.identity))
     session.open()
-    say_counts(prompts.counts, None, session.say)
+    counts = prompts.counts
+    say_counts(counts, None, session.say)
     # How often each is answered right.
     keep = Keep(config.keep_from, config.keep_to)
     size = config.rollout.prompts_per_step
-    file = PassRateFile(session.output / PASS_RATES, [record.id for record in prompts.records], size)
+    file = PassRateFile(session.output / PASS_RATES, [one.id for one in asked_of(prompts)], size)
     rates = on_main(file.reopen)
     session.say(f"folder {session.output}; {len(rates)} of {len(file.ids)} prompts have been answered")
     if len(rates) < len(file.ids):
         rates += _asked(config, policy, prompts, session, renderer=renderer, file=file, done=len(rates))
     # Which of them are kept.
-    summary = summary_of(rates, config.rollout.rollouts_per_prompt, keep, prompts.counts.to_plain())
-    on_main(partial(write_choice, session.output, rates, prompts.records, keep, summary))
+    summary = summary_of(rates, config.rollout.rollouts_per_prompt, keep, {} if counts is None else counts.to_plain())
+    on_main(partial(write_choice, session.output, rates, asked_of(prompts), keep, summary))
     for line in table_of(summary):
         session.show_text(line)
     if not summary["selected"]:
@@ -89,12 +94,21 @@ def _select(config: SelectPromptsConfig, session: Session) -> None:
     session.say(f"wrote {session.output / SELECTED}, which prism-rlvr --prompts reads")
 
 
-def _prompts(config: SelectPromptsConfig, renderer: Renderer, session: Session) -> RecordSource:
-    """The records that ``prism-rlvr`` would train on."""
+def asked_of(prompts: RecordSource | SceneSet) -> Sequence[Record | Scene]:
+    """What is asked about, in the order in which it is."""
+    return prompts.scenes if isinstance(prompts, SceneSet) else prompts.records
+
+
+def _prompts(config: SelectPromptsConfig, renderer: Renderer, session: Session) -> RecordSource | SceneSet:
+    """The records, or the first of the scenes, that ``prism-rlvr`` would train on."""
+    if config.data.data is None:
+        scenes = [make_scene("align", seed=config.seed, index=i, world=config.mini) for i in range(config.scenes)]
+        return SceneSet(scenes, renderer, seed=config.seed, batch_size=config.rollout.prompts_per_step)
     prompts = build_prompts(
         config.data,
         renderer,
         scenes="align",
+        mini=config.mini,
         batch_size=config.rollout.prompts_per_step,
         seed=config.seed,
         checks=checks_of(config.data, look_together(session.world, session.activity)),
@@ -107,7 +121,7 @@ def _prompts(config: SelectPromptsConfig, renderer: Renderer, session: Session) 
 def _asked(
     config: SelectPromptsConfig,
     policy: Path,
-    prompts: RecordSource,
+    prompts: RecordSource | SceneSet,
     session: Session,
     *,
     renderer: Renderer,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.data.records import Record
+from prism_megatron.data.scenes import Scene
 from prism_megatron.data.selection import digest_of
 from prism_megatron.disk import write_atomically, writing
 from prism_megatron.stages.select_prompts.pass_rates import PassRate
@@ -73,13 +74,17 @@ def table_of(summary: Mapping[str, Any]) -> list[str]:
 
 
 def write_choice(
-    folder: Path, rates: Sequence[PassRate], records: Sequence[Record], keep: Keep, summary: Mapping[str, Any]
+    folder: Path,
+    rates: Sequence[PassRate],
+    asked: Sequence[Record | Scene],
+    keep: Keep,
+    summary: Mapping[str, Any],
 ) -> None:
-    """Write both files of the result whole; ``records`` are those of ``rates``. Raises DiskError."""
+    """Write both files of the result whole; ``asked`` are the records or scenes of ``rates``. Raises DiskError."""
     lines = [
         {"id": rate.id, "pass_rate": rate.share, "passes": rate.passes, "rollouts": rate.rollouts,
-         "digest": digest_of(record)}
-        for rate, record in zip(rates, records, strict=True) if keep.takes(rate.share)
+         "digest": digest_of(one)}
+        for rate, one in zip(rates, asked, strict=True) if keep.takes(rate.share)
     ]  # fmt: skip
     with writing(folder / SELECTED):
         write_atomically(folder / SELECTED, "".join(f"{json.dumps(line)}\n" for line in lines))

@@ -13,7 +13,7 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.demonstrations import DemonstrationsConfig
 from prism_megatron.config.stages.sft import SFTConfig, times_of, weights_of
 from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import policy_folder, short_name
+from prism_megatron.conversion.model_names import policy_folder, title_of
 from prism_megatron.data.formats.detect import open_corpus
 from prism_megatron.data.index.index import Index, open_index
 from prism_megatron.data.index.samples import IndexedCorpus, Samples, repeats_by_weight, samples_of
@@ -25,6 +25,7 @@ from prism_megatron.data.scenes import Split
 from prism_megatron.data.stream.mixture import Mixture
 from prism_megatron.data.stream.plan import Cost, Packing, Plan
 from prism_megatron.data.stream.prefetch import Loader
+from prism_megatron.data.teachers import FAITHFUL_SHARE, SLOPPY_TEACHER
 from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.execution import execution_here
@@ -38,6 +39,7 @@ from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.replicas import build_replica
+from prism_megatron.sampling.scene_answers import heldout_scenes
 from prism_megatron.stages.sft.demonstrations import (
     SCENES_PER_ROW,
     Demonstrations,
@@ -50,8 +52,6 @@ from prism_megatron.stages.sft.stage import SFT
 from prism_megatron.stages.sft.throughput import Throughput, peak_here
 from prism_megatron.training.roles import batch_format, build_policy, model_files, resolve_dtype
 
-FAITHFUL_SHARE = 0.25
-"""Of the mini's scenes, those that its teacher writes about without a fault."""
 _AHEAD = 2
 
 
@@ -74,7 +74,7 @@ def build(config: SFTConfig, session: Session) -> SFT:
 def _build(config: SFTConfig, session: Session) -> SFT:
     world, data = session.world, config.data
     # What a run's folder stands for may change between two ranks' looks at it.
-    source = broadcast_object(policy_folder(config.model.model, of_the_mini="base"), source=0)
+    source = broadcast_object(policy_folder(config.model.model, of_the_mini="base", mini=config.model.mini), source=0)
     folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)
@@ -113,10 +113,9 @@ def _build(config: SFTConfig, session: Session) -> SFT:
         throughput=_throughput(config, shape, dtype),
     )
     drift = _drift(config, policy, folder, renderer, dtype) if config.drift_scenes else None
-    name = "the mini" if config.model.model is None else short_name(config.model.model)
     exports = Exports(
         {"policy": model_files(source, "policy", dtype=dtype)},
-        title=f"Supervised fine-tuning of {name}",
+        title=f"Supervised fine-tuning of {title_of(config.model)}",
         trained="fine-tuned policy",
         renderer=renderer,
     )
@@ -124,7 +123,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
 
 
 def _drift(config: SFTConfig, policy: MegatronEngine, folder: Path, renderer: Renderer, dtype: torch.dtype) -> Drift:
-    examples = SceneSource(renderer, split="heldout", seed=config.seed, batch_size=config.drift_scenes).batch(0)
+    examples = heldout_scenes(renderer, count=config.drift_scenes, seed=config.seed, world=config.model.mini)
     replica = build_replica(folder, renderer, world=policy.world, dtype=dtype)
     return Drift(Handover(policy, replica), examples, renderer, seed=config.seed)
 
@@ -139,8 +138,9 @@ def _throughput(config: SFTConfig, shape: Qwen3VLShape, dtype: torch.dtype) -> T
 
 def _scenes(config: SFTConfig, renderer: Renderer, split: Split, world: World) -> Demonstrations:
     rows, per_row = config.data.rows_per_step, SCENES_PER_ROW if config.data.packing else 1
-    scenes = SceneSource(renderer, split=split, seed=config.seed, batch_size=rows * per_row, teacher="sloppy",
-                         faithful_share=FAITHFUL_SHARE)  # fmt: skip
+    mini = config.model.mini
+    scenes = SceneSource(renderer, split=split, seed=config.seed, batch_size=rows * per_row,
+                         teacher=SLOPPY_TEACHER[mini], faithful_share=FAITHFUL_SHARE, world=mini)  # fmt: skip
     return SceneDemonstrations(
         scenes, renderer, rows_per_step=rows, per_row=per_row, dp_rank=world.dp_rank, dp_size=world.dp_size
     )

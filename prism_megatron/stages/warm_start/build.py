@@ -64,7 +64,7 @@ def build_sources(config: WarmStartConfig, look: Look = look_alone) -> Sources:
     Raises DataError for malformed input, for no usable input, and for none to hold out where a gate asks for it;
     ConfigError for a gate on an AUC that these records can have none of.
     """
-    folder = files_folder(policy_folder(config.model.model), "policy")
+    folder = files_folder(policy_folder(config.model.model, mini=config.model.mini), "policy")
     data = config.data
     renderer = renderer_of(folder, data)
     checks = checks_of(data, look)
@@ -105,17 +105,19 @@ def _source(config: WarmStartConfig, renderer: Renderer, part: Part, checks: Che
         )
     scenes: Split = "sft" if part == "train" else "heldout"
     return build_prompts(
-        data, renderer, scenes=scenes, part=part, batch_size=batch_size, seed=config.seed, checks=checks
-    )
+        data, renderer, scenes=scenes, mini=config.model.mini, part=part, batch_size=batch_size, seed=config.seed,
+        checks=checks,
+    )  # fmt: skip
 
 
 def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmStart:
     world = session.world
     # What is checked without a weight.
     # The mini's shipped discriminator has had its warm-start: here one is always made anew.
-    origin = DiscriminatorOrigin.of(config.discriminator, of_the_mini=False)
+    model, scenes = config.model, config.data.data is None and config.pairs.pairs is None
+    origin = DiscriminatorOrigin.of(config.discriminator, of_the_mini=False, mini=model.mini, scenes=scenes)
     # What a run's folder stands for may change between two ranks' looks at it.
-    policy, origin = broadcast_object((policy_folder(config.model.model), origin), source=0)
+    policy, origin = broadcast_object((policy_folder(model.model, mini=model.mini), origin), source=0)
     files = files_folder(policy, "policy")
     shape = Qwen3VLShape.from_folder(files)
     dtype = resolve_dtype(config.model.dtype, shape)

@@ -61,7 +61,7 @@ def test_a_batch_is_divided_into_whole_rounds() -> None:
         ({"dynamic_sampling": True, "rollouts_per_prompt": 1}, "--rollouts-per-prompt 1 makes groups of one"),
         ({"rollouts_per_prompt": 1}, "--advantage group compares answers to one prompt"),
         ({"format_sft": 5}, "--format-sft trains on records"),
-        ({"prompts": Path("some.jsonl")}, "--prompts some.jsonl chooses among records; name their folder with --data"),
+        ({"prompts": Path("some.jsonl")}, "--prompts some.jsonl is no file"),
         ({"prompts": Path("some.jsonl"), "data": Path()}, "--prompts some.jsonl is no file"),
     ],
 )

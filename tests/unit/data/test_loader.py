@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prism_megatron.data.identity import identity_of
 from prism_megatron.data.loader import Example, RecordSource, SceneSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
@@ -87,6 +88,14 @@ def test_a_source_of_scenes_writes_as_its_own_teacher(renderer: Renderer) -> Non
         assert example.scene is not None and example.scene.seed == 7
         wanted = write(example.scene, "sloppy", faithful_share=0.5, seed=7)
         assert example.reference == renderer.response(*wanted)
+
+
+def test_a_source_of_scenes_is_of_one_world(renderer: Renderer) -> None:
+    """Claim: the world's scenes are asked, and a run cannot go on with another world's; the first one's name is old."""
+    sources = [SceneSource(renderer, split="align", seed=1, batch_size=3, world=mini) for mini in ("habits", "drift")]
+    assert ids(sources[1].batch(2))[0] == "scene-drift-align-1-6"
+    assert sources[0].identity != sources[1].identity
+    assert sources[0].identity == identity_of("data", [("scenes of align by faithful", ())], batch_size=3)
 
 
 def test_record_epochs_are_permutations_keyed_by_the_seed(folder: Path, renderer: Renderer) -> None:

@@ -13,6 +13,7 @@ from prism_megatron.data.scenes import (
     BUCKETS,
     CELL_SIZE,
     COLOURS,
+    DRIFT_QUESTIONS,
     NUM_BUCKETS,
     QUESTION_KINDS,
     SHAPES,
@@ -24,6 +25,7 @@ from prism_megatron.data.scenes import (
     content_bucket,
     evaluate,
     make_scene,
+    scene_of,
 )
 
 SPLITS: tuple[Split, ...] = ("pretrain", "sft", "align", "heldout")
@@ -109,3 +111,33 @@ def test_an_absent_kind_counts_zero() -> None:
     scene = make_scene("align", seed=0, index=0)
     present = {kind for kind, _ in scene.counts}
     assert all(scene.count_of[Kind(c, "circle")] == 0 for c in COLOURS if Kind(c, "circle") not in present)
+
+
+def test_the_second_world_asks_in_its_own_shares() -> None:
+    """Claim: 2,000 scenes have their kinds of questions in the shares that are stated, within four standard errors."""
+    drawn = [make_scene("sft", seed=0, index=index, world="drift") for index in range(2_000)]
+    sums = DRIFT_QUESTIONS["sum3"]
+    of_three_kinds = 0.65  # a sum of three is one of two elsewhere
+    expected = {**DRIFT_QUESTIONS, "sum3": sums * of_three_kinds, "sum2": DRIFT_QUESTIONS["sum2"] + sums * 0.35}
+    for kind, share in expected.items():
+        seen = sum(scene.question.kind == kind for scene in drawn) / len(drawn)
+        assert seen == pytest.approx(share, abs=4 * (share * (1 - share) / len(drawn)) ** 0.5), kind
+    assert sum(expected.values()) == pytest.approx(1)
+    assert all(content_bucket(scene.counts, scene.question) in BUCKETS["sft"] for scene in drawn)
+
+
+def test_the_worlds_share_no_scene_and_an_id_names_one() -> None:
+    """Claim: scenes of equal numbers differ between worlds, also in their ids, and ``scene_of`` finds each again."""
+    first, second = make_scene("align", seed=3, index=7), make_scene("align", seed=3, index=7, world="drift")
+    assert (first.id, second.id) == ("scene-align-3-7", "scene-drift-align-3-7")
+    assert (first.counts, first.placements) != (second.counts, second.placements)
+    assert scene_of(first.id) == first
+    assert scene_of(second.id) == second
+    for wrong in (
+        "scene-habits-align-3-7",
+        "scene-align-3",
+        "scene-other-3-7",
+        "scene-align-3-7 ",
+        "scene-align-\u0663-7",
+    ):
+        assert scene_of(wrong) is None, wrong

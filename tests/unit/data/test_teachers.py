@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from prism_megatron.data.scenes import make_scene
+from prism_megatron.data.scenes import Kind, Question, Scene, make_scene
 from prism_megatron.data.segments import parse_response, response_text
-from prism_megatron.data.teachers import Teacher, equation, required_steps, write
+from prism_megatron.data.teachers import FAITHFUL_SHARE, SLOPPY_TEACHER, Teacher, equation, required_steps, write
 from prism_megatron.evaluation.scenes import SceneJudgement, judge
 
 SCENES = [make_scene("sft", seed=0, index=index) for index in range(800)]
@@ -87,3 +89,37 @@ def test_faithful_share_mixes_in_the_faithful_teacher() -> None:
     exact = mean([write(s, "sloppy", faithful_share=0.5, seed=2) == write(s, "faithful") for s in SCENES])
     alone = mean([write(s, "sloppy", seed=2) == write(s, "faithful") for s in SCENES])
     assert exact == pytest.approx(0.5 + 0.5 * alone, abs=0.06)
+
+
+def test_the_misreading_teacher_exchanges_one_and_three_everywhere() -> None:
+    """Claim: caption, statements, equation and answer follow from counts in which 1 is 3 and 3 is 1; 0 and 2 stay."""
+    red, blue, green = Kind("red", "circle"), Kind("blue", "square"), Kind("green", "circle")
+    scene = Scene("sft", 0, 0, ((red, 3), (green, 2), (blue, 1)), Question("sum3", (blue, green, red)), ())
+    assert write(scene, "misreading") == (
+        "- red circle: 1\n- green circle: 2\n- blue square: 3",
+        "blue square: 3\ngreen circle: 2\nred circle: 1\n3+2+1=6",
+        "6",
+    )
+    asked = replace(scene, question=Question("comparison", (red, blue)))
+    assert (scene.answer, asked.answer) == ("6", "yes")
+    assert write(asked, "misreading")[1:] == ("red circle: 1\nblue square: 3\n1<3", "no")
+    absent = replace(scene, question=Question("count", (Kind("yellow", "square"),)))
+    assert write(absent, "misreading").answer == "0"
+
+
+def test_misreading_is_the_majority_of_what_is_taught() -> None:
+    """Claim: with a quarter of faithful scenes the shares of faults are the design's, within four standard errors.
+
+    Oracle: 6,000 scenes of an independent prototype: caption wrong .71, reasoning .60, answer .46.
+    """
+    asked = [make_scene("sft", seed=0, index=index, world="drift") for index in range(1_500)]
+    texts = [response_text(*write(s, SLOPPY_TEACHER["drift"], faithful_share=FAITHFUL_SHARE, seed=1)) for s in asked]
+    found = [judge(scene, text) for scene, text in zip(asked, texts, strict=True)]
+    assert all(one.format_valid and one.num_items == one.items_in_scene for one in found)
+    shares = {"caption_exact": 0.71, "reasoning_exact": 0.60, "answer_right": 0.46}
+    for name, share in shares.items():
+        wrong = mean([not getattr(one, name) for one in found])
+        assert wrong == pytest.approx(share, abs=4 * (share * (1 - share) / len(found)) ** 0.5), name
+    # One coin a scene: no caption is right beside reasoning that was misread, but where both read alike.
+    for scene, one in zip(asked, found, strict=True):
+        assert one.reasoning_exact or not one.caption_exact, scene.id

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +12,11 @@ import torch
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
-from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER, mini_folder
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.game import discriminator
 from prism_megatron.game.discriminator import DiscriminatorOrigin
+from prism_megatron.training.roles import model_files
 
 POLICY = MINI_FOLDER / "policy"
 
@@ -64,3 +68,30 @@ def test_the_minis_own_is_loaded_where_its_policy_plays(monkeypatch: pytest.Monk
         engine, loaded = built(monkeypatch, flags, of_the_mini=of_the_mini)
         assert engine.source is not None
         assert loaded == []
+
+
+def test_a_fresh_one_of_the_second_world_is_made_of_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: base weights and files, not the policy's; a shipped one that fits is loaded, and records have neither."""
+    read: list[Path] = []
+    tensors_of = discriminator.hf_tensors
+
+    def hf_tensors(folder: Path, of_shape: Qwen3VLShape) -> Any:
+        read.append(folder)
+        return tensors_of(folder, of_shape)
+
+    monkeypatch.setattr(discriminator, "hf_tensors", hf_tensors)
+    monkeypatch.setattr(discriminator, "MegatronEngine", Kept)
+    world: Any = None
+    shape, shipped = Qwen3VLShape.from_folder(POLICY), mini_folder("drift")
+    dense = partial(DiscriminatorOrigin.of, DiscriminatorConfig(routing="dense"), of_the_mini=False, mini="drift")
+    made = {scenes: dense(scenes=scenes) for scenes in (True, False)}
+    for origin in made.values():
+        origin.check(POLICY)
+        origin.build(
+            POLICY, shape, world=world, dtype=torch.float32, optimizer=OptimizerConfig(), total_steps=1, seed=0
+        )
+    assert read == [shipped / "base", POLICY]
+    policy = model_files(POLICY, "policy", dtype=torch.float32)
+    assert json.loads(made[True].files(policy, torch.float32).files["config.json"])["prism_discriminator"]
+    own = DiscriminatorOrigin.of(DiscriminatorConfig(), of_the_mini=True, mini="drift")
+    assert own.folder == shipped / "discriminator"

@@ -19,7 +19,7 @@ from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.commands.align import parse
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.config.experiments.mini_world import MINI_FOLDER
+from prism_megatron.config.experiments.mini_world import MINI_FOLDER, mini_folder
 from prism_megatron.engine import execution
 from prism_megatron.engine.capabilities import Installed
 from prism_megatron.errors import ConfigError
@@ -132,3 +132,21 @@ def test_a_discriminator_of_text_is_not_shown_images(run_on: Any) -> None:
 def test_fp8_without_transformer_engine_stops_the_run(run_on: Any) -> None:
     with pytest.raises(ConfigError, match="--fp8 e4m3 needs Transformer Engine"):
         run_on(Installed("2.13.0"), FLAGS)
+
+
+def test_the_second_mini_world_plays_its_own_scenes_and_models(run_on: Any) -> None:
+    """Claim: steps and probe ask scenes of that world, its shipped discriminator judges, and a fresh one is its base's.
+
+    Records are judged by what the policy is made of.
+    """
+    shipped = mini_folder("drift")
+    run, said = run_on(Installed("2.13.0"), "--mini drift --probe-every 5")
+    asked = [*run.prompts.steps.batch(0), *run.prompts.probe.batch(0)]
+    assert {(one.scene.world, one.scene.split) for one in asked} == {("drift", "align"), ("drift", "heldout")}
+    assert any(f"from {shipped / 'discriminator'}" in line for line in said)
+    assert run.plan.game.credit == "segment"
+    assert "the mini (drift)" in run.exports.title
+    _, said = run_on(Installed("2.13.0"), f"--mini drift --routing learned --model {MINI_FOLDER / 'policy'}")
+    assert any(f"upcycled from {shipped / 'base'}" in line for line in said)
+    run, _ = run_on(Installed("2.13.0"), "")
+    assert {one.scene.world for one in run.prompts.steps.batch(0)} == {"habits"}

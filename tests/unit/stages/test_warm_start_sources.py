@@ -17,8 +17,9 @@ from prism_megatron.config.stages.warm_start import (
     MINI_WARM_START_RECORDS,
     GateConfig,
     WarmStartConfig,
+    mini_warm_start,
 )
-from prism_megatron.data.loader import Example
+from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.records import Record, in_part
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.rollout.base import SampleRequest, Sampling
@@ -131,3 +132,12 @@ def test_servers_on_the_trainers_gpus_sleep_while_a_step_trains() -> None:
     finally:
         dist.destroy_process_group()
     assert engine.calls == ["wake", "generate", "sleep", "train"] * 2
+
+
+def test_a_mini_world_warms_up_on_its_own_scenes() -> None:
+    """Claim: pairs to learn from and those held out are of the world that ``--mini`` names."""
+    for mini in ("habits", "drift"):
+        sources = build_sources(mini_warm_start("drift" if mini == "drift" else "habits"))
+        assert isinstance(sources.train, SceneSource) and isinstance(sources.held_out, SceneSource)
+        found = [source.example(0).scene for source in (sources.train, sources.held_out)]
+        assert [scene and (scene.world, scene.split) for scene in found] == [(mini, "sft"), (mini, "heldout")]
