@@ -20,6 +20,7 @@ setup(
             "**/*.json",
             "**/*.jinja",
             "**/*.txt",
+            "**/*.yaml",
             "rollout/sglang_cpu/**/*.py",  # on servers' own path, no package of ours
         ]
     },
@@ -40,6 +41,7 @@ setup(
                 "select_prompts",
                 "verify_answers",
                 "evaluate",
+                "pipeline",
             )
         ]
     },

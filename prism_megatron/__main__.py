@@ -25,6 +25,7 @@ COMMANDS = (
     "select-prompts",
     "verify-answers",
     "evaluate",
+    "pipeline",
 )
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""
 

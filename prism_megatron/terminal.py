@@ -162,6 +162,7 @@ def run(name: str) -> int:
     select_prompts,
     verify_answers,
     evaluate,
+    pipeline,
 ) = (
     partial(run, name)
     for name in (
@@ -178,6 +179,7 @@ def run(name: str) -> int:
         "select_prompts",
         "verify_answers",
         "evaluate",
+        "pipeline",
     )
 )
 """The console scripts."""
