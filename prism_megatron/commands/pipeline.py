@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: PipelineConfig) -> None:
-    # What is to be played is known, and checked, before a folder is made.
+    # What is to be played is known, and checked, before anything is written.
     tools = tools_of_users()
     file = read_pipeline(config.config, tools=[name for name in tools if name != EVALUATE])
     if config.output is not None and config.resume == "no" and (config.output / STATE).exists():
@@ -62,11 +62,17 @@ def _run(config: PipelineConfig) -> None:
             f"--output {config.output} holds an earlier pipeline; go on with it by --resume auto, or give another "
             "folder"
         )
-    check_all(plan_of(file, config, tools, Path("runs").resolve()))
     with writing(config.output or Path("runs")):
         output = (config.output or folder_of_new_run("pipeline")).resolve()
+    try:
+        plan = plan_of(file, config, tools, output)
+        check_all(plan)
+    except PrismError:
+        if config.output is None:
+            output.rmdir()
+        raise
+    with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    plan = plan_of(file, config, tools, output)
     with alone_in(output), Processes() as processes:
         state = State(output)
         identities_of(plan, state)  # what is read can be read

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -47,7 +48,12 @@ class Processes:
         """The command's exit status, negative where a signal ended it. Raises OSError for one that cannot be started,
         RunStopped, without starting it, where a signal was heard."""
         self.raise_if_asked("before it began")
-        environment = {**os.environ, "PYTHONPATH": _with_package(os.environ.get("PYTHONPATH", ""))}
+        environment = {
+            **os.environ,
+            # A command finds this very package, and a launcher such as torchrun that lies beside this Python.
+            "PYTHONPATH": _with(_PACKAGES, os.environ.get("PYTHONPATH", "")),
+            "PATH": _with(Path(sys.executable).parent, os.environ.get("PATH", os.defpath)),
+        }
         self._process = subprocess.Popen(
             words,
             env=environment,
@@ -80,6 +86,5 @@ class Processes:
             self._process.send_signal(signal.SIGTERM)
 
 
-def _with_package(path: str) -> str:
-    """A command finds this very package, wherever it is started."""
-    return str(_PACKAGES) if not path else f"{_PACKAGES}{os.pathsep}{path}"
+def _with(folder: Path, path: str) -> str:
+    return str(folder) if not path else f"{folder}{os.pathsep}{path}"
