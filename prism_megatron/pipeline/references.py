@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prism_megatron.config.merge import merge
-from prism_megatron.config.pipeline.file import EVALUATE, PipelineFile, Reference, StageSection, near, reference_of
+from prism_megatron.config.pipeline.file import (
+    EVALUATE,
+    PipelineFile,
+    Reference,
+    StageSection,
+    near,
+    reference_of,
+    short,
+)
 from prism_megatron.config.yaml_file import Section
 from prism_megatron.errors import ConfigError
 from prism_megatron.pipeline.tools import Kind, Tool, Way, value_at
@@ -32,7 +40,7 @@ def check_references(file: PipelineFile, tools: Mapping[str, Tool]) -> None:
                 why = "is no stage before this one" if later else "is no stage"
                 able = [name for name, other in earlier.items() if kind in other.makes]
                 hint = f"did you mean @{near(reference.stage, able)}?" if able else f"none before makes a {kind}"
-                raise ConfigError(f"{place}: @{reference.stage} {why}; {hint}")
+                raise ConfigError(f"{place}: {short(f'@{reference.stage}')} {why}; {hint}")
             _check_kind(reference, kind, earlier[reference.stage], place)
         earlier[section.name] = tool
     if file.evaluate is not None:
@@ -74,7 +82,7 @@ def _check_section(section: StageSection, tool: Tool, name: str) -> None:
 
 
 def _check_kind(reference: Reference, kind: Kind, tool: Tool, place: str) -> None:
-    name = f"@{reference.stage}" if reference.file is None else f"@{reference.stage}/{reference.file}"
+    name = short(f"@{reference.stage}" if reference.file is None else f"@{reference.stage}/{reference.file}")
     if kind not in tool.makes:
         raise ConfigError(
             f"{place}: a {kind} is wanted, and stage {reference.stage} ({tool.name}) makes {' and '.join(tool.makes)}"

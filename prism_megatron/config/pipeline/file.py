@@ -16,6 +16,7 @@ BASE = "base"
 """What the policy is called that the first stage starts from; no stage may have the name."""
 EVALUATE = "evaluate"
 
+_MAX_SHOWN, _MAX_OFFERED = 60, 8
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _REFERENCE = re.compile(r"@(?P<stage>[^/]*)(?:/(?P<file>.*))?", re.DOTALL)
 _OWN = ("tool", "launcher")
@@ -86,22 +87,28 @@ def reference_of(value: object) -> Reference | None:
 
 def near(name: str, known: Collection[str]) -> str:
     """The names to offer in place of an unknown one."""
-    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known)
+    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5) or list(known)[:_MAX_OFFERED])
+
+
+def short(value: object) -> str:
+    """As a complaint shows it."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def _stage(stages: Section, name: str, tools: Collection[str]) -> StageSection:
     place, inner = stages.place(name), _section(stages, name)
     if not _NAME.fullmatch(name) or name == BASE:
         raise ConfigError(
-            f"{place}: {name!r} cannot be a stage's name, which names its folder: use small letters, digits, - and _, "
-            f"and not {BASE!r}, which is what the first stage starts from"
+            f"{place}: {short(name)} cannot be a stage's name, which names its folder: use small letters, digits, - "
+            f"and _, and not {BASE!r}, which is what the first stage starts from"
         )
     tool = inner.get("tool")
     if tool is None:
         raise ConfigError(f"{place}: stage {name} has no tool; write one of {', '.join(tools)}")
     if tool not in tools:
         raise ConfigError(
-            f"{inner.place('tool')}: there is no tool {tool!r} for stages; did you mean {near(str(tool), tools)}?"
+            f"{inner.place('tool')}: there is no tool {short(tool)} for stages; did you mean {near(str(tool), tools)}?"
         )
     return StageSection(name, str(tool), inner.without(*_OWN), place, _launcher(inner))
 
@@ -128,7 +135,7 @@ def _launcher(values: Section) -> tuple[str, ...] | None:
 def _check_keys(values: Section, known: Sequence[str]) -> None:
     for key in values:
         if key not in known:
-            raise ConfigError(f"{values.place(key)}: unknown key {key!r}; did you mean {near(key, known)}?")
+            raise ConfigError(f"{values.place(key)}: unknown key {short(key)}; did you mean {near(key, known)}?")
 
 
 def plain_of(values: Mapping[str, Any]) -> dict[str, Any]:

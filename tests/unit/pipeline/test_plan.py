@@ -65,13 +65,13 @@ def of_two(second: str) -> str:
 @pytest.mark.parametrize(
     ("second", "line", "said"),
     [
-        ('    tool: train\n    model: {model: "@aa"}', 6, "@aa is no stage; did you mean @a?"),
-        ('    tool: train\n    model:\n      model: "@c"', 7, "@c is no stage; did you mean @a?"),
-        ('    tool: train\n    model: {model: "@b"}', 6, "@b is no stage before this one"),
+        ('    tool: train\n    model: {model: "@aa"}', 6, "'@aa' is no stage; did you mean @a?"),
+        ('    tool: train\n    model:\n      model: "@c"', 7, "'@c' is no stage; did you mean @a?"),
+        ('    tool: train\n    model: {model: "@b"}', 6, "'@b' is no stage before this one"),
         ('    tool: train\n    model: {model: "@w"}', 6, "a policy is wanted, and stage w (warm) makes discriminator"),
         ('    tool: train\n    prompts: "@a/chosen.jsonl"', 6, "a prompts is wanted"),
         ('    tool: train\n    prompts: "@d/chosen.jsonl"', 6, "none before makes a prompts"),
-        ('    tool: train\n    model: {model: "@a/hf"}', 6, "@a/hf is no policy; write @a"),
+        ('    tool: train\n    model: {model: "@a/hf"}', 6, "'@a/hf' is no policy; write @a"),
     ],
 )
 def test_names_of_what_no_earlier_stage_makes_are_refused(second: str, line: int, said: str, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_names_of_what_no_earlier_stage_makes_are_refused(second: str, line: int
 
 def test_a_later_stage_is_told_from_none(tmp_path: Path) -> None:
     text = 'stages:\n  b:\n    tool: train\n    model: {model: "@a"}\n  a: {tool: train}\n'
-    assert "line 4: @a is no stage before this one" in refused(text, tmp_path)
+    assert "line 4: '@a' is no stage before this one" in refused(text, tmp_path)
 
 
 def test_bad_values_of_any_stage_are_found_before_one_is_played(tmp_path: Path) -> None:
