@@ -68,7 +68,7 @@ help:
 	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
 	@echo "make image-use ARGS='--data FOLDER...'  does fine-tuning on records learn from their images?"
 	@echo "make variants           segment, learned, dense, text, joint and segment credit in one report"
-	@echo "make mini               rebuild the mini world's weights"
+	@echo "make mini               rebuild the mini world's weights (ARGS='--world drift': the second world's)"
 	@echo "make clean              remove environments, caches and runs"
 
 sft: $(VENV)/.installed

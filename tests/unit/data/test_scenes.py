@@ -130,7 +130,8 @@ def test_the_worlds_share_no_scene_and_an_id_names_one() -> None:
     """Claim: scenes of equal numbers differ between worlds, also in their ids, and ``scene_of`` finds each again."""
     first, second = make_scene("align", seed=3, index=7), make_scene("align", seed=3, index=7, world="drift")
     assert (first.id, second.id) == ("scene-align-3-7", "scene-drift-align-3-7")
-    assert (first.counts, first.placements) != (second.counts, second.placements)
+    both = [[make_scene("align", seed=3, index=i, world=world) for i in range(40)] for world in ("habits", "drift")]
+    assert sum(one.counts == other.counts for one, other in zip(*both, strict=True)) <= 2
     assert scene_of(first.id) == first
     assert scene_of(second.id) == second
     for wrong in (

@@ -16,6 +16,7 @@ from prism_megatron.config.experiments.mini_world import MINI_FOLDER, mini_folde
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.game import discriminator
 from prism_megatron.game.discriminator import DiscriminatorOrigin
+from prism_megatron.training import roles
 from prism_megatron.training.roles import model_files
 
 POLICY = MINI_FOLDER / "policy"
@@ -73,11 +74,10 @@ def test_the_minis_own_is_loaded_where_its_policy_plays(monkeypatch: pytest.Monk
 def test_a_fresh_one_of_the_second_world_is_made_of_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claim: base weights and files, not the policy's; a shipped one that fits is loaded, and records have neither."""
     read: list[Path] = []
-    tensors_of = discriminator.hf_tensors
 
     def hf_tensors(folder: Path, of_shape: Qwen3VLShape) -> Any:
         read.append(folder)
-        return tensors_of(folder, of_shape)
+        return roles.hf_tensors(folder, of_shape)
 
     monkeypatch.setattr(discriminator, "hf_tensors", hf_tensors)
     monkeypatch.setattr(discriminator, "MegatronEngine", Kept)
