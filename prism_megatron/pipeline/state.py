@@ -71,7 +71,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     Raises ConfigError where another one is at work there.
     """
-    with writing(folder), (folder / _LOCK).open("w") as file:
+    with writing(folder):
+        file = (folder / _LOCK).open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

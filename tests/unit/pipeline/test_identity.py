@@ -59,7 +59,7 @@ def test_the_weights_of_a_named_model_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "before", "after", "differs"),
     [
-        ("data.jsonl", b"x" * 300_000 + b"3" + b"x" * 300_000, b"x" * 300_000 + b"5" + b"x" * 300_000, True),
+        ("data.jsonl", b"x" * 150_000 + b"3" + b"x" * 450_000, b"x" * 150_000 + b"5" + b"x" * 450_000, True),
         ("a.png", b"one", b"four", True),
         ("a.png", b"one", b"two", False),
         ("a.tar", b"one", b"two", True),
