@@ -1,4 +1,8 @@
-"""An OpenAI-compatible endpoint answers: what it is sent, by how many at a time, and what counts as a failure."""
+"""An OpenAI-compatible endpoint answers: what it is sent, by how many at a time, and what counts as a failure.
+
+A request has the system prompt as text, then one turn of the user: the image as a data URL and the question, from
+which a Qwen3-VL's chat template makes the prompt of training (docs/using_a_result.md).
+"""
 
 from __future__ import annotations
 
@@ -127,7 +131,8 @@ class EndpointAsker:
             return Said(failure=str(error))
         self._check_read(reply, asked, question)
         text = until_it_goes_on(reply.text) if self._settings.strict_format else reply.text
-        return Said(text, ended=not reply.truncated, truncated=reply.truncated, tokens=reply.tokens)
+        whole, truncated = text == reply.text, reply.truncated
+        return Said(text, ended=whole and not truncated, truncated=whole and truncated, tokens=reply.tokens)
 
     def _check_read(self, reply: Reply, asked: Asked, question: Question) -> None:
         if asked.tokens is not None and reply.prompt_tokens not in (asked.tokens, None):

@@ -16,6 +16,7 @@ from prism_megatron.config.resume import differences
 from prism_megatron.config.tools.evaluate import EvaluateConfig
 from prism_megatron.disk import write_atomically, writing
 from prism_megatron.errors import ConfigError
+from prism_megatron.evaluation.benchmark.answers import ANSWERS
 from prism_megatron.evaluation.benchmark.folder import BEGUN, read_begun
 from prism_megatron.run.folder import holds_run
 
@@ -31,7 +32,7 @@ def check_same_asked(config: EvaluateConfig) -> None:
         return
     if not output.is_dir() or holds_run(output):
         raise ConfigError(f"--output {output} is a run's folder, or none at all; {_ELSEWHERE}")
-    if (begun := read_begun(output, _KEYS)) is None:
+    if (begun := _begun(output)) is None:
         return
     changed = differences(merge(EvaluateConfig(), begun["config"]), config)
     if refused := [one for one in changed if one.on_resume is OnResume.FIXED]:
@@ -48,7 +49,7 @@ def settle(output: Path, config: EvaluateConfig, *, model: dict[str, str], quest
     Raises ConfigError where it is another.
     """
     now: dict[str, Any] = {"config": to_plain(config), "model": model, "questions": questions}
-    begun = read_begun(output, _KEYS)
+    begun = _begun(output)
     if begun is None:
         with writing(output / BEGUN):
             write_atomically(output / BEGUN, f"{json.dumps(now, indent=1)}\n")
@@ -60,6 +61,12 @@ def settle(output: Path, config: EvaluateConfig, *, model: dict[str, str], quest
         )
     if begun["questions"] != questions:
         raise ConfigError(f"{output} was begun with other questions, answers or images in --data; {_ELSEWHERE}")
+
+
+def _begun(output: Path) -> dict[str, Any] | None:
+    """What the answers in a folder are of; None where there is none yet, so that flags may be mended."""
+    answers = output / ANSWERS
+    return read_begun(output, _KEYS) if answers.is_file() and answers.stat().st_size else None
 
 
 def identity_of(folder: Path) -> dict[str, str]:
