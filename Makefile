@@ -36,13 +36,14 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help sft align rlvr test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
+.PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
     bench-data bench-weight-sync bench-vision-cache bench-rewards bench-sft bench-grpo trl te-check effect image-use variants mini clean
 
 help:
 	@echo "make sft [ARGS=...]     fine-tune the mini world's policy: torchrun tools/run_sft.py --tp 2 --pp 2"
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
 	@echo "make rlvr [ARGS=...]    reinforce its right answers: torchrun tools/run_rlvr.py --tp 2 --pp 2 --algo grpo"
+	@echo "make pipeline [ARGS=...]  all five stages on the mini world, evaluated, with one report (25 minutes)"
 	@echo "make test [ARGS=...]    all tests that this machine can run, two files at a time (JOBS=0: in one process)"
 	@echo "make test-long          the tests that take tens of seconds each (CI runs them too)"
 	@echo "make sglang             SGLang's own environment for rollout servers, on machines without CUDA (2.7 GB)"
@@ -75,6 +76,9 @@ sft: $(VENV)/.installed
 
 rlvr: $(VENV)/.installed
 	$(RUN) torchrun --nproc-per-node 4 tools/run_rlvr.py --tp 2 --pp 2 --algo grpo $(ARGS)
+
+pipeline: $(VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python tools/run_pipeline.py $(ARGS)
 
 align: $(VENV)/.installed
 	$(RUN) torchrun tools/run_align.py --tp 4 --pp 2 $(ARGS)

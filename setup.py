@@ -20,6 +20,7 @@ setup(
             "**/*.json",
             "**/*.jinja",
             "**/*.txt",
+            "**/*.yaml",
             "rollout/sglang_cpu/**/*.py",  # on servers' own path, no package of ours
         ]
     },
@@ -42,6 +43,7 @@ setup(
                 "evaluate",
                 "drift",
                 "visual_reliance",
+                "pipeline",
             )
         ]
     },

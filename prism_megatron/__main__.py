@@ -27,6 +27,7 @@ COMMANDS = (
     "evaluate",
     "drift",
     "visual-reliance",
+    "pipeline",
 )
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""
 

@@ -164,6 +164,7 @@ def run(name: str) -> int:
     evaluate,
     drift,
     visual_reliance,
+    pipeline,
 ) = (
     partial(run, name)
     for name in (
@@ -182,6 +183,7 @@ def run(name: str) -> int:
         "evaluate",
         "drift",
         "visual_reliance",
+        "pipeline",
     )
 )
 """The console scripts."""

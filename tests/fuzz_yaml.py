@@ -23,16 +23,19 @@ from typing import Any
 
 import psutil
 
-from prism_megatron.commands import align, convert, warm_start
+from prism_megatron.commands import align, convert, pipeline, warm_start
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.experiments.effect import EffectConfig
 from prism_megatron.config.experiments.mini_world import MakeMiniConfig
 from prism_megatron.config.experiments.variants import VariantsConfig
 from prism_megatron.config.merge import to_yaml
+from prism_megatron.config.pipeline.file import EVALUATE, read_pipeline
+from prism_megatron.config.pipeline.flags import BUILT_IN, PipelineConfig
 from prism_megatron.config.tools.report import ReportConfig
 from prism_megatron.config.tools.serve import ServeConfig
 from prism_megatron.config.tools.verify import VerifyConfig
 from prism_megatron.errors import PrismError
+from prism_megatron.pipeline.references import check_references
 
 HANG_SECONDS = 20
 """Of CPU time: the machine may be busy."""
@@ -47,12 +50,22 @@ OTHERS = {
     "variants": VariantsConfig(output=Path("out")),
     "make-mini": MakeMiniConfig(output=Path("out")),
 }
+
+
+def read_stages(argv: Sequence[str]) -> PipelineConfig:
+    """The file of a pipeline as far as no tool parses its sections: of those keys, types and names are read."""
+    tools = pipeline.tools_of_users()
+    check_references(read_pipeline(Path(argv[1]), tools=[name for name in tools if name != EVALUATE]), tools)
+    return PipelineConfig()
+
+
 DOORS: dict[str, tuple[Any, Door]] = {
     "align": (align.parse([]), align.parse),
     "warm-start": (warm_start.parse([]), warm_start.parse),
     **{name: (defaults, partial(parse_over, defaults, description="")) for name, defaults in OTHERS.items()},
+    "pipeline": (BUILT_IN.read_text(encoding="utf-8"), read_stages),
 }
-"""By command: the settings that are damaged, and what reads them."""
+"""By command: the settings that are damaged, or their text, and what reads them."""
 
 SCALARS = (
     "yes", "no", "on", "off", "~", "null", "None", ".nan", ".inf", "-.inf", "nan", "inf", "1:30", "190:20:30", "010",
@@ -172,7 +185,7 @@ def try_files(count: int, *, seed: int, folder: Path) -> Outcome:
     for number in range(count):
         defaults, door = DOORS[names[number % len(names)]]
         path = folder / "settings.yaml"
-        path.write_bytes(damaged(to_yaml(defaults), rng))
+        path.write_bytes(damaged(defaults if isinstance(defaults, str) else to_yaml(defaults), rng))
         began = time.process_time()
         kind, failure = _tried(door, path)
         outcome.slowest = max(outcome.slowest, time.process_time() - began)

@@ -91,6 +91,16 @@ def parse_over(defaults: ConfigT, argv: Sequence[str], *, description: str, prog
     return command.run
 
 
+def parse_flags(defaults: ConfigT, argv: Sequence[str], *, description: str) -> ConfigT:
+    """``defaults`` with the flags over them, where no YAML has the same fields.
+
+    Raises ConfigError for a value that its field's own rules forbid.
+    """
+    config: ConfigT = tyro.cli(type(defaults), default=defaults, args=list(argv), description=description)
+    check_fields(config)
+    return config
+
+
 _BARE = {"--sp": "on", "--mini": ModelConfig().mini}
 """What flags mean that may stand without a value."""
 

@@ -44,6 +44,14 @@ class Section(dict[str, Any]):
         """File and line of a key, or of the whole mapping where it has none of that name."""
         return f"{self._path}, line {self._lines.get(key, self._line)}"
 
+    def without(self, *keys: str) -> Section:
+        """The same mapping, in the same place, less these keys."""
+        rest = Section(self._path, self._line)
+        for key, value in self.items():
+            if key not in keys:
+                rest.put(key, value, line=self._lines[key])
+        return rest
+
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The mapping in a YAML file; mappings in it are :class:`Section` s, lists are lists.

@@ -30,9 +30,14 @@ def newest_config(folder: Path) -> Path | None:
     return later[-1] if later else first if first.is_file() else None
 
 
+def left_in(folder: Path) -> list[Path]:
+    """What the newest run has left in ``folder``: all but what was moved aside."""
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(_EARLIER)]
+
+
 def move_aside(folder: Path) -> Path:
     """Move all that a run left in ``folder`` into ``earlier-1`` (2, 3, …) inside it. Returns where it is now."""
-    left = [entry for entry in folder.iterdir() if not entry.name.startswith(_EARLIER)]
+    left = left_in(folder)
     aside = _make_new(folder, lambda attempt: f"{_EARLIER}{attempt}")
     for entry in left:
         entry.rename(aside / entry.name)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import tyro
 
+from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, OnResume, Range, check_fields
 from prism_megatron.config.stages.data import STRUCTURED_SYSTEM_PROMPT, DataConfig
@@ -76,6 +77,8 @@ class EvaluateConfig:
     """folders of records, each a set; those for evaluation only too"""
     scenes: Annotated[int, NOT_NEGATIVE] = 0
     """held-out scenes of the mini world, as one more set"""
+    mini: MiniWorld = "habits"
+    """which mini world --scenes are of; bare --mini is the first"""
     part: Which = "all"
     """of every folder: all records, or those that training on it holds out"""
     limit: Annotated[int | None, AT_LEAST_ONE] = None

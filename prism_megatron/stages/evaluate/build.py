@@ -60,7 +60,13 @@ def _evaluate(config: EvaluateConfig, session: Session) -> None:
     # What is asked of whom.
     base = None if config.against is None else on_main(partial(read_evaluation, config.against))
     read = partial(
-        read_questions, config.data, part=config.part, limit=config.limit, scenes=config.scenes, seed=config.seed
+        read_questions,
+        config.data,
+        part=config.part,
+        limit=config.limit,
+        scenes=config.scenes,
+        seed=config.seed,
+        mini=config.mini,
     )
     questions = on_main(read)
     policy = None if config.url else broadcast_object(folder_of(config.model, "policy", flag="MODEL"), source=0)

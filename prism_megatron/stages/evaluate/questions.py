@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.config.tools.evaluate import SCENES, Which
 from prism_megatron.data.image_files import open_image
 from prism_megatron.data.records import Record, in_part, read_records
@@ -56,9 +57,9 @@ class Batch:
 
 
 def read_questions(
-    folders: Sequence[Path], *, part: Which, limit: int | None, scenes: int, seed: int
+    folders: Sequence[Path], *, part: Which, limit: int | None, scenes: int, seed: int, mini: MiniWorld = "habits"
 ) -> list[Question]:
-    """Those of all folders in the order of their lines, then scenes.
+    """Those of all folders in the order of their lines, then scenes of a mini world.
 
     Raises DataError for a malformed set, an image that cannot be read, or where nothing is left.
     """
@@ -71,7 +72,8 @@ def read_questions(
             raise DataError(f"--data {folder}: none of its records is held out for validation; ask --part all")
         found += [_of_record(record, folder.resolve().name) for record in records[:limit]]
     # Those that prism-rlvr holds out for the same seed.
-    return [*found, *(_of_scene(make_scene("heldout", seed=seed, index=index)) for index in range(scenes))]
+    made = (make_scene("heldout", seed=seed, index=index, world=mini) for index in range(scenes))
+    return [*found, *map(_of_scene, made)]
 
 
 def batches_of(questions: Sequence[Question], size: int) -> list[Batch]:

@@ -1,0 +1,82 @@
+"""What a pipeline's folder knows of its steps: which were begun and which are done, as what."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from prism_megatron.config.json_file import read_object
+from prism_megatron.disk import write_atomically, writing
+from prism_megatron.errors import ConfigError, DataError
+from prism_megatron.pipeline.identity import Identity
+
+STATE = "pipeline.json"
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step as it was begun. ``seconds`` are those of the commands that came to an end."""
+
+    work: str
+    result: str
+    done: bool = False
+    seconds: float = 0.0
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.work, self.result)
+
+
+class State:
+    """The records of a folder by the key of their step. What is changed is on the disk, whole, before it counts."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises DataError for a damaged file."""
+        self._path = folder / STATE
+        self.records: dict[str, Record] = {}
+        if not self._path.exists():
+            return
+        document = read_object(self._path, error=DataError)
+        try:
+            self.records = {key: Record(**values) for key, values in document.items()}
+        except TypeError as error:
+            raise DataError(f"{self._path} is damaged ({error}); begin in another --output") from error
+
+    def begin(self, key: str, identity: Identity) -> None:
+        """Note that the step is under way. Raises DiskError."""
+        before = self.records.get(key)
+        seconds = 0.0 if before is None or before.work != identity.work else before.seconds
+        self._put(key, Record(identity.work, identity.result, seconds=seconds))
+
+    def end(self, key: str, *, seconds: float, done: bool) -> None:
+        """Note that a command for it has ended after so many seconds. Raises DiskError."""
+        before = self.records[key]
+        self._put(key, replace(before, done=done, seconds=before.seconds + seconds))
+
+    def _put(self, key: str, record: Record) -> None:
+        self.records[key] = record
+        with writing(self._path):
+            document = {name: asdict(one) for name, one in self.records.items()}
+            write_atomically(self._path, f"{json.dumps(document, indent=1)}\n")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other pipelines out of the folder; the kernel lets go of it when this process ends, however it does.
+
+    Raises ConfigError where another one is at work there.
+    """
+    with writing(folder):
+        file = (folder / _LOCK).open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another prism-pipeline is at work in {folder}; let it end, or give another --output") \
+                from error  # fmt: skip
+        yield
