@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WHOLE = {"AlignConfig", "WarmStartConfig"}
+WHOLE = {"AlignConfig", "RLVRConfig", "WarmStartConfig"}
 MAY_KNOW = ("prism_megatron/config/", "prism_megatron/run/", "prism_megatron/commands/", "tools/")
 STAGES = sorted((ROOT / "prism_megatron" / "stages").glob("*/stage.py"))
 

@@ -19,6 +19,7 @@ from prism_megatron.config.experiments.effect import (
     Registration,
     Variant,
 )
+from prism_megatron.config.experiments.effect_recipes import alignment_of
 from prism_megatron.config.experiments.mini import mini_align
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
@@ -128,8 +129,11 @@ class Seed:
         if not (discriminator / SUMMARY).exists() or not (discriminator / EXPORT).exists():
             _make_room(discriminator)
             legs.warm_up(sft, variant, discriminator)
-        config = legs.alignment(sft, discriminator, variant, control, prompts=prompts)
-        return legs.align(config, target / POLICY, random=control == "random")
+        arm = alignment_of(
+            self.registered, variant, control, policy=sft, discriminator=discriminator / EXPORT, prompts=prompts,
+            seed=self.seed,
+        )  # fmt: skip
+        return legs.align(arm, target / POLICY)
 
     def _arm(self, arm: str, train: Callable[[Path], Figures | None]) -> Path:
         """The folder of an arm that is trained, asked and written down."""

@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 
 from prism_megatron.config.experiments.effect import (
+    Control,
     Primary,
     Regime,
     Registration,
     check_registration,
     read_registration,
 )
+from prism_megatron.config.experiments.effect_recipes import alignment_of
 from prism_megatron.config.yaml_file import write_yaml
+from prism_megatron.data.scenes import make_scene
 from prism_megatron.errors import ConfigError, PrismError
 from prism_megatron.evaluation.bootstrap import Interval
 from prism_megatron.experiments.effect.answers import ALL_MEASURES, Answers, read_answers
+from prism_megatron.experiments.effect.prompts import _mixed
 from prism_megatron.experiments.effect.run import settle, write_result
 from prism_megatron.experiments.effect.seed import arm_name, arms_of, folder_of
 from prism_megatron.experiments.effect.statistics import crossed_interval, verdict
@@ -206,3 +210,31 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
     for mode, of_mode in given.items():
         for name, values in of_mode.items():
             np.testing.assert_array_equal(found[mode][name], values)
+
+
+@pytest.mark.parametrize(
+    ("control", "flags"),
+    [
+        (None, {}),
+        ("length", {"length_scores": True}),
+        ("shuffled", {"shuffle_scores": True}),
+        ("random", {"freeze_discriminator": True}),
+        ("lr0", {"freeze_policy": True}),
+    ],
+)
+def test_a_control_is_one_rule_from_alignment(control: Control | None, flags: dict[str, bool]) -> None:
+    places: dict[str, Any] = {"policy": Path("p"), "discriminator": Path("d"), "prompts": None, "seed": 7}
+    plain = alignment_of(REGISTERED, "segment", None, **places)
+    arm = alignment_of(REGISTERED, "segment", control, **places)
+    assert arm.config == replace(plain.config, game=replace(plain.config.game, **flags))
+    assert arm.random_discriminator == (control == "random")
+    assert (arm.config.seed, arm.config.steps, arm.config.policy.lr) == (7, 40, 1e-4)
+
+
+def test_the_mix_of_questions_is_the_regime_s() -> None:
+    """Claim: nine in ten are comparisons, in the order of the scenes that are drawn."""
+    scenes = [make_scene("align", seed=3, index=i, world="drift") for i in range(400)]
+    chosen = list(_mixed(iter(scenes), Regime(prompts=20, comparisons=0.9)))
+    kinds = [scene.question.kind == "comparison" for scene in chosen]
+    assert (len(chosen), sum(kinds)) == (20, 18)
+    assert [scene.index for scene in chosen] == sorted(scene.index for scene in chosen)
