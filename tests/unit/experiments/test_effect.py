@@ -222,7 +222,7 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
         ("lr0", {"freeze_policy": True}),
     ],
 )
-def test_a_control_is_one_rule_from_alignment(control: Control | None, flags: dict[str, bool]) -> None:
+def test_a_control_is_one_rule_from_alignment(control: Control | None, flags: dict[str, Any]) -> None:
     places: dict[str, Any] = {"policy": Path("p"), "discriminator": Path("d"), "prompts": None, "seed": 7}
     plain = alignment_of(REGISTERED, "segment", None, **places)
     arm = alignment_of(REGISTERED, "segment", control, **places)
