@@ -58,6 +58,13 @@ def test_questions_are_those_of_the_sets_in_order_then_scenes(folder: Path) -> N
     assert found[3].scene is not None and found[3].item.kind == found[3].scene.question.kind
 
 
+def test_scenes_are_those_of_the_named_world() -> None:
+    """Claim: and their ids, by which answers are told apart, say so."""
+    found = read_questions([], part="all", limit=None, scenes=20, seed=7, mini="drift")
+    assert {one.scene.world for one in found if one.scene is not None} == {"drift"}
+    assert not {one.item.id for one in found} & {f"scene-heldout-7-{index}" for index in range(20)}
+
+
 def test_sets_for_evaluation_only_are_asked(shared_dir: Path) -> None:
     """Claim: here alone; training refuses them (``tests/unit/data/test_records.py``)."""
     found = read_questions([shared_dir / "data" / "mathvision_testmini"], part="all", limit=None, scenes=0, seed=7)
