@@ -65,7 +65,7 @@ help:
 	@echo "make bench-grpo         a step of GRPO beside TRL's: rollout and update, seconds and the ceiling (20 minutes)"
 	@echo "make trl                TRL's own environment for bench-sft and bench-grpo, on machines without CUDA (1.5 GB)"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
-	@echo "make effect             does alignment help? three seeds beside three controls (about 40 minutes)"
+	@echo "make effect             does alignment help? one seed of the second mini world beside a control; no claim (docs/effect.md)"
 	@echo "make image-use ARGS='--data FOLDER...'  does fine-tuning on records learn from their images?"
 	@echo "make variants           segment, learned, dense, text, joint and segment credit in one report"
 	@echo "make mini               rebuild the mini world's weights (ARGS='--world drift': the second world's)"

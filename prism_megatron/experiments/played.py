@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from model_providers.moe_discriminator.upcycle import keyed_normal
 from prism_megatron.config.stages.arm import Arm
-from prism_megatron.conversion.mapping import TensorSource
-from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.data.loader import Example
 from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures
-from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.game.figures import game_row, rights_of
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.scene_answers import Responses, answer_in_all_modes
 from prism_megatron.stages.align.build import build
-
-RANDOM_STD = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,29 +27,6 @@ class Played:
     last: Figures
 
 
-@dataclass(frozen=True, eq=False)
-class RandomSource(TensorSource):
-    """Fresh weights with the names and shapes of ``like``: norms 1, everything else N(0, 0.05²), keyed by the seed."""
-
-    like: TensorSource
-    seed: int
-
-    def names(self) -> Sequence[str]:
-        return self.like.names()
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return self.like.shapes()
-
-    def dtypes(self) -> Mapping[str, torch.dtype]:
-        return dict.fromkeys(self.like.names(), torch.float32)
-
-    def get(self, name: str) -> torch.Tensor:
-        shape = self.like.shapes()[name]
-        if "norm" in name:
-            return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
-        return keyed_normal(shape, std=RANDOM_STD, seed=self.seed, name=name)
-
-
 def play(
     arm: Arm, examples: Sequence[Example], *, seed: int, steps: int, world: World, before: Responses | None = None
 ) -> Played:
@@ -66,12 +35,6 @@ def play(
     # No file is written: only servers would need a folder.
     with closing(build(config, Session(world, Path(), quiet=True))) as stage:
         players, renderer = stage.players, stage.exports.renderer
-        if arm.random_discriminator:
-            model = config.model
-            origin = DiscriminatorOrigin.of(config.discriminator, of_the_mini=model.model is None, mini=model.mini)
-            folder = origin.folder
-            assert folder is not None, "a random discriminator takes the shape of a saved one"
-            players.discriminator.load_hf(RandomSource(open_weights(folder), seed))
         stage.prepare(0)
         answers = partial(
             answer_in_all_modes,

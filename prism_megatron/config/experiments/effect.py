@@ -46,11 +46,12 @@ class Regime:
 class Primary:
     """The one comparison that decides; all others are reported beside it."""
 
-    regime: RegimeName = "guessable"
+    regime: RegimeName | None = "guessable"
+    """null: the arms are compared as they are, before RLVR"""
     mode: Mode = "greedy"
     measure: str = "answer right"
     above: str = ALIGN
-    """arm whose policy, after RLVR, is expected to be better, by each algorithm"""
+    """arm whose policy is expected to be better: after RLVR, by each algorithm"""
     than: str = SFT
 
 
@@ -147,7 +148,7 @@ def check_registration(registration: Registration) -> None:
     for regime_name, regime in registration.regimes.items():
         _check_regime(regime_name, regime, len(registration.seeds))
     primary = registration.primary.regime
-    if not registration.regimes[primary].seeds:
+    if primary is not None and not registration.regimes[primary].seeds:
         raise ConfigError(f"primary: no seed is run in the regime {primary!r}")
     if registration.policy_steps <= registration.align_steps:
         raise ConfigError(
@@ -171,9 +172,10 @@ def _check_arms(registration: Registration) -> None:
     for arm in (*registration.reinforced, *registration.reinforced_once):
         if arm not in arms:
             raise ConfigError(f"{arm!r} is no arm of this registration; there are {', '.join(sorted(arms))}")
+    known = sorted(arms) if primary.regime is None else registration.reinforced
     for arm in (primary.above, primary.than):
-        if arm not in registration.reinforced:
-            raise ConfigError(f"primary: {arm!r} is not among reinforced: {', '.join(registration.reinforced)}")
+        if arm not in known:
+            raise ConfigError(f"primary: {arm!r} is not among {', '.join(known)}")
 
 
 def _check_regime(name: str, regime: Regime, seeds: int) -> None:

@@ -24,8 +24,8 @@ from prism_megatron.data.teachers import SLOPPY_TEACHER
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures
+from prism_megatron.experiments.effect.random_weights import RandomSource
 from prism_megatron.experiments.make_mini import Lesson, supervised
-from prism_megatron.experiments.played import RandomSource
 from prism_megatron.game.figures import game_row, rights_of
 from prism_megatron.run.session import Session
 from prism_megatron.stages.align.build import build as build_alignment

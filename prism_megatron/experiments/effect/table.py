@@ -32,12 +32,22 @@ class Pair:
     why: str
 
 
-def pairs_of(registered: Registration) -> Iterator[Pair]:
-    """All comparisons, the primary ones first."""
+def pairs_of(registered: Registration) -> list[Pair]:
+    """All comparisons, each once, the primary ones first."""
+    pairs: dict[tuple[str, str], Pair] = {}
+    for pair in _all_pairs(registered):
+        pairs.setdefault((pair.above, pair.than), pair)
+    return list(pairs.values())
+
+
+def _all_pairs(registered: Registration) -> Iterator[Pair]:
     primary = registered.primary
-    for algo in registered.algorithms:
-        above, than = (arm_name(start, algo, primary.regime) for start in (primary.above, primary.than))
-        yield Pair(above, than, why="primary")
+    if primary.regime is None:
+        yield Pair(primary.above, primary.than, why="primary")
+    else:
+        for algo in registered.algorithms:
+            above, than = (arm_name(start, algo, primary.regime) for start in (primary.above, primary.than))
+            yield Pair(above, than, why="primary")
     for name, regime in registered.regimes.items():
         if regime.seeds:
             yield from _after_rlvr(registered, name)
@@ -51,11 +61,9 @@ def pairs_of(registered: Registration) -> Iterator[Pair]:
 
 
 def _after_rlvr(registered: Registration, regime: RegimeName) -> Iterator[Pair]:
-    primary = registered.primary
     for algo in registered.algorithms:
         for than in registered.reinforced:
-            is_primary = (primary.regime, primary.above, primary.than) == (regime, ALIGN, than)
-            if than != ALIGN and ALIGN in registered.reinforced and not is_primary:
+            if than != ALIGN and ALIGN in registered.reinforced:
                 yield Pair(arm_name(ALIGN, algo, regime), arm_name(than, algo, regime), why=f"after {algo}")
     for start, algo in registered.reinforced_in(regime):
         if start in registered.reinforced_once:

@@ -31,6 +31,7 @@ from prism_megatron.experiments.effect.seed import arm_name, arms_of, folder_of
 from prism_megatron.experiments.effect.statistics import crossed_interval, verdict
 from prism_megatron.experiments.effect.table import document_of, pairs_of, text_of
 from prism_megatron.sampling.scene_answers import MODES
+from tests.conftest import REPOSITORY
 
 REGISTERED = Registration(
     title="Two seeds",
@@ -59,12 +60,25 @@ def test_every_arm_of_a_seed_has_its_own_folder() -> None:
 
 
 def test_every_comparison_is_of_arms_that_are_run_and_stands_once() -> None:
-    pairs = list(pairs_of(REGISTERED))
+    pairs = pairs_of(REGISTERED)
     assert {arm for pair in pairs for arm in (pair.above, pair.than)} == set(arms_of(REGISTERED, 0))
     assert len({(pair.above, pair.than) for pair in pairs}) == len(pairs)
     assert [(pair.above, pair.than) for pair in pairs if pair.why == "primary"] == [
         (arm_name("align", algo, "guessable"), arm_name("sft", algo, "guessable")) for algo in ("grpo", "gspo")
     ]
+
+
+def test_an_experiment_may_end_before_verifiable_rewards() -> None:
+    """Claim: then the primary comparison is of two arms as they are, and nothing is reinforced."""
+    early = replace(REGISTERED, guessable=Regime(), informative=Regime(), reinforced_once=(),
+                    primary=Primary(regime=None, above="align", than="align length"))  # fmt: skip
+    check_registration(early)
+    assert arms_of(early, 0) == ["sft", "references", *early.aligned]
+    pairs = pairs_of(early)
+    assert [(pair.above, pair.than) for pair in pairs if pair.why == "primary"] == [("align", "align length")]
+    assert len({(pair.above, pair.than) for pair in pairs}) == len(pairs)
+    with pytest.raises(ConfigError, match="'align dense' is not among align, align length"):
+        check_registration(replace(early, primary=Primary(regime=None, than="align dense")))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +88,7 @@ def test_every_comparison_is_of_arms_that_are_run_and_stands_once() -> None:
         ({"seeds": (1, 1)}, "twice"),
         ({"algorithms": ("ppo",)}, "ppo"),
         ({"reinforced": ("sft", "align", "align dense")}, "'align dense' is no arm"),
-        ({"reinforced": ("sft",)}, "'align' is not among reinforced"),
+        ({"reinforced": ("sft",)}, "'align' is not among sft"),
         ({"policy_steps": 40}, "must be more than align_steps 40"),
         ({"guessable": Regime(seeds=3)}, "more than the 2 that there are"),
         ({"informative": Regime(keep_from=0.8, keep_to=0.2)}, "keep_from 0.8 is more"),
@@ -238,3 +252,12 @@ def test_the_mix_of_questions_is_the_regime_s() -> None:
     kinds = [scene.question.kind == "comparison" for scene in chosen]
     assert (len(chosen), sum(kinds)) == (20, 18)
     assert [scene.index for scene in chosen] == sorted(scene.index for scene in chosen)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "examples" / "effect").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_registered_files_can_be_run(path: Path) -> None:
+    registered = read_registration(path)
+    assert not set(registered.seeds) & {0, 42}, "development seeds"
+    assert pairs_of(registered)[0].why == "primary"
