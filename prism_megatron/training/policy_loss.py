@@ -140,7 +140,7 @@ def policy_loss(
     world: World,
     objective: PolicyObjective,
     denominators: Denominators,
-    temperature: float = 1.0,
+    temperature: float,
 ) -> LossOutput:
     """The objective's loss under the sampling temperature, and how far rollout and trainer log-probs are apart.
 

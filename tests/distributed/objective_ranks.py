@@ -106,7 +106,9 @@ def learnt(
     engine, own = tiny.build(world), experience(given)
     found = {}
     for name, objective in objectives.items():
-        loss = partial(policy_loss, world=world, objective=objective, denominators=denominators_of(own, objective))
+        loss = partial(
+            policy_loss, world=world, objective=objective, denominators=denominators_of(own, objective), temperature=1.0
+        )
         output = engine.forward_backward(policy_batches(own, plan(world, objective, budget), world=world), loss)
         found[name] = Learnt(_gradient(engine), {**output.sums, **output.maxima})
     return found
@@ -117,7 +119,9 @@ def linear(world: World, coefficients: Mapping[str, Sequence[Sequence[float]]]) 
     engine, found = tiny.build(world), {}
     for name, own in coefficients.items():
         rows = [replace(row, advantages=[-c for c in cs]) for row, cs in zip(experience().rows, own, strict=True)]
-        loss = partial(policy_loss, world=world, objective=PolicyObjective(), denominators=Denominators(1.0, 1.0))
+        loss = partial(
+            policy_loss, world=world, objective=PolicyObjective(), denominators=Denominators(1.0, 1.0), temperature=1.0
+        )
         batches = policy_batches(Experience(rows, version=0), plan(world, PolicyObjective(), 1), world=world)
         engine.forward_backward(batches, loss)
         found[name] = _gradient(engine)

@@ -68,7 +68,13 @@ def learnt(world: World, share_prompts: bool, budget: int, chunk_elements: int =
         plan = UpdatePlan(objective, form, budget)
         output = engine.forward_backward(
             [one.batch for one in planned_batches(own, plan, world=world)],
-            partial(policy_loss, world=world, objective=objective, denominators=denominators_of(own, objective)),
+            partial(
+                policy_loss,
+                world=world,
+                objective=objective,
+                denominators=denominators_of(own, objective),
+                temperature=1.0,
+            ),
         )
         found = {name: gradient.clone().flatten() for name, gradient in engine.export_gradients()}
         gradients[name] = torch.cat([found[name] for name in sorted(found)]) if world.is_main else None

@@ -149,7 +149,9 @@ def policy_gradients(
         return {name: gradient.clone() for name, gradient in policy.export_gradients()}
 
     denominators = Denominators(count, count)
-    once = gradients(batches, partial(policy_loss, world=world, objective=plan.objective, denominators=denominators))
+    once = gradients(
+        batches, partial(policy_loss, world=world, objective=plan.objective, denominators=denominators, temperature=1.0)
+    )
     old = policy.forward(batches, old_forward).rows
     with_old = [
         replace(batch, extras={**batch.extras, "old": rows["old"]}) for batch, rows in zip(batches, old, strict=True)

@@ -37,7 +37,13 @@ def gaps(policy: MegatronEngine, plan: UpdatePlan, groups: Sequence[RolloutGroup
     The step follows tokens of alternating sign, so that it moves the policy whatever was sampled.
     """
     tokens = float(sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts))
-    loss = partial(policy_loss, world=policy.world, objective=plan.objective, denominators=Denominators(tokens, tokens))
+    loss = partial(
+        policy_loss,
+        world=policy.world,
+        objective=plan.objective,
+        denominators=Denominators(tokens, tokens),
+        temperature=plan.temperature,
+    )
     batches = []
     for group in groups:
         signs = [[(-1.0) ** t for t in range(len(rollout.token_ids))] for rollout in group.rollouts]
