@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from prism_megatron.config.architecture.model import MiniWorld
-from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, ZERO_IS_OFF, check_fields
+from prism_megatron.config.fields import (
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    ZERO_IS_OFF,
+    ExistingFolder,
+    check_fields,
+)
 from prism_megatron.config.merge import merge
 from prism_megatron.config.stages.algorithms import algorithm
 from prism_megatron.config.yaml_file import read_yaml
@@ -18,7 +26,7 @@ Control = Literal["length", "random", "shuffled", "lr0"]
 RegimeName = Literal["guessable", "informative"]
 Mode = Literal["greedy", "T=1"]
 
-SFT, ALIGN, REFERENCES = "sft", "align", "references"
+BASE, SFT, ALIGN, REFERENCES = "base", "sft", "align", "references"
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,9 @@ class EffectConfig:
     """YAML file of what is measured; by default one seed, which claims nothing (12 minutes)"""
     output: Path = Path("runs/effect")
     """folder for every arm's figures, effect.json and effect.md; the same command goes on where it was stopped"""
+    embeddings: Annotated[Path | None, ExistingFolder()] = None
+    """folder of static embeddings for distances of words, as prism-drift takes it; by default those of the installed
+    wordllama, if it is there"""
     workers: Annotated[int, AT_LEAST_ONE] = 2
     """seeds that run at a time, each in a process with one thread"""
     seed: int | None = None

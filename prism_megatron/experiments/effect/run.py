@@ -14,7 +14,9 @@ from prism_megatron.config.json_file import read_object
 from prism_megatron.config.merge import to_plain
 from prism_megatron.disk import write_atomically, writing
 from prism_megatron.errors import ConfigError, PrismError
+from prism_megatron.evaluation.drift.embeddings import read_embeddings
 from prism_megatron.experiments.effect.answers import Answers, read_answers
+from prism_megatron.experiments.effect.drift import drift_of, lines_of
 from prism_megatron.experiments.effect.seed import arms_of, folder_of, is_done, read_done
 from prism_megatron.experiments.effect.table import document_of, text_of
 
@@ -63,7 +65,7 @@ def commit_here() -> str:
         return "unknown"
 
 
-def write_result(output: Path, registered: Registration) -> str:
+def write_result(output: Path, registered: Registration, embeddings: Path | None = None) -> str:
     """Write ``effect.json`` and ``effect.md`` of all seeds; the text. Raises PrismError where an arm is missing."""
     runs: dict[str, dict[int, Answers]] = {}
     done: dict[str, dict[int, Mapping[str, object]]] = {}
@@ -74,8 +76,18 @@ def write_result(output: Path, registered: Registration) -> str:
                 raise PrismError(f"{folder} is not done; the same command without --seed runs it")
             runs.setdefault(arm, {})[seed] = read_answers(folder)
             done.setdefault(arm, {})[seed] = read_done(folder)
-    document = document_of(registered, runs, done)
-    text = text_of(registered, document)
+    drift = drift_of(output, registered, read_embeddings(embeddings))
+    document = document_of(registered, runs, done) | {"drift": drift}
+    text = "\n".join(
+        [
+            text_of(registered, document),
+            "## Drift of answers at temperature 1",
+            "",
+            "Means over seeds (docs/drift.md): Wasserstein-1 of caption items and reasoning steps, MMD² of words.",
+            "",
+            *lines_of(drift),
+        ]
+    )
     with writing(output / RESULT):
         write_atomically(output / RESULT, json.dumps(document, indent=1) + "\n")
         write_atomically(output / RESULT_TEXT, text + "\n")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from prism_megatron.config.experiments.effect import (
+    BASE,
     REFERENCES,
     SFT,
     Control,
@@ -21,18 +22,23 @@ from prism_megatron.config.experiments.effect import (
 )
 from prism_megatron.config.experiments.effect_recipes import alignment_of
 from prism_megatron.config.experiments.mini import mini_align
-from prism_megatron.data.loader import Example
+from prism_megatron.config.experiments.mini_world import mini_folder
+from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.teachers import FAITHFUL_SHARE, SLOPPY_TEACHER
+from prism_megatron.data.tokenizer import END_TOKEN
 from prism_megatron.disk import write_atomically
 from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures
-from prism_megatron.experiments.effect.answers import ask
+from prism_megatron.experiments.effect.answers import ask, write_responses
 from prism_megatron.experiments.effect.legs import Legs
 from prism_megatron.experiments.effect.prompts import write_prompts
 from prism_megatron.run.files import EXPORT, SUMMARY
 from prism_megatron.sampling.scene_answers import heldout_scenes
 
 POLICY = "policy"
+FAITHFUL, TAUGHT = "faithful", "taught"
+"""Texts that answers are compared with: of the same scenes without a fault, and what fine-tuning learned from."""
 _DONE = "done.json"
 
 
@@ -49,13 +55,18 @@ def arms_of(registered: Registration, place: int) -> list[str]:
         if place < regime.seeds
         for start, algo in registered.reinforced_in(name)
     ]
-    return [SFT, REFERENCES, *registered.aligned, *reinforced]
+    return [BASE, SFT, REFERENCES, *registered.aligned, *reinforced]
 
 
 def folder_of(output: Path, seed: int, arm: str) -> Path:
     """Where an arm's policy and answers are."""
     words = arm.replace("→", "then").replace(",", "").split()
     return output / f"seed-{seed}" / "-".join(words)
+
+
+def texts_of(output: Path, seed: int, name: str) -> Path:
+    """Where texts are that the seed's answers are compared with: ``FAITHFUL`` or ``TAUGHT``."""
+    return output / f"seed-{seed}" / f"{name}.jsonl"
 
 
 def is_done(folder: Path) -> bool:
@@ -78,6 +89,9 @@ class Seed:
         """Every arm that is not done yet. Raises PrismError as the stages."""
         registered, legs = self.registered, Legs(self.registered, self.seed, self.world)
         recipe = mini_align(registered.world, records=False)
+        base = mini_folder(registered.world) / "base"
+        self._arm(BASE, lambda target: _copy(base, target / POLICY))
+        self._write_texts(base)
         sft = self._arm(SFT, lambda target: legs.fine_tune(target / POLICY)) / POLICY
         seen = self._align_prompts(sft)
         self._arm(
@@ -158,6 +172,19 @@ class Seed:
         print(f"seed {self.seed}, {arm}: {trained - began:.0f} s, asked {asked - trained:.0f} s", flush=True)
         return target
 
+    def _write_texts(self, base: Path) -> None:
+        """What answers are compared with: references of the same scenes, and what fine-tuning was taught."""
+        renderer, mini = Renderer.from_folder(base, system_prompt=None), self.registered.world
+        taught = SceneSource(
+            renderer, split="sft", seed=self.seed, batch_size=self.registered.scenes, teacher=SLOPPY_TEACHER[mini],
+            faithful_share=FAITHFUL_SHARE, world=mini,
+        )  # fmt: skip
+        for name, examples in ((FAITHFUL, self._scenes(renderer)), (TAUGHT, taught.batch(0))):
+            path = texts_of(self.output, self.seed, name)
+            if not path.exists():
+                texts = [renderer.decode(one.reference.token_ids).removesuffix(END_TOKEN) for one in examples]
+                write_responses(path, [one.prompt.id for one in examples], texts)
+
     def _scenes(self, renderer: Renderer) -> Sequence[Example]:
         """The same for every arm and seed."""
         return heldout_scenes(renderer, count=self.registered.scenes, seed=0, world=self.registered.world)
@@ -165,6 +192,10 @@ class Seed:
 
 def _reinforced(legs: Legs, source: Path, prompts: Path, target: Path, *, algo: str, steps: int) -> Figures:
     return legs.reinforce(source, algo, prompts, target / POLICY, steps=steps)
+
+
+def _copy(base: Path, target: Path) -> None:
+    shutil.copytree(base, target, copy_function=shutil.copyfile)
 
 
 def _make_room(folder: Path) -> None:

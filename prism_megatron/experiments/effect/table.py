@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prism_megatron.config.experiments.effect import ALIGN, REFERENCES, SFT, RegimeName, Registration
+from prism_megatron.config.experiments.effect import ALIGN, BASE, REFERENCES, SFT, RegimeName, Registration
 from prism_megatron.evaluation.bootstrap import Interval
 from prism_megatron.evaluation.comparison import figure_text
-from prism_megatron.experiments.effect.answers import Answers
+from prism_megatron.experiments.effect.answers import CAPTION_RELIANCE, REASONING_RELIANCE, Answers
 from prism_megatron.experiments.effect.seed import arm_name
 from prism_megatron.experiments.effect.statistics import crossed_interval, verdict
 
 SHOWN = ("answer right", "caption exact", "reasoning exact")
 """Measures of the tables of text; the document has all."""
+
+RELIANCE = (CAPTION_RELIANCE, REASONING_RELIANCE)
 
 Runs = Mapping[str, Mapping[int, Answers]]
 """By arm and seed."""
@@ -51,6 +53,7 @@ def _all_pairs(registered: Registration) -> Iterator[Pair]:
     for name, regime in registered.regimes.items():
         if regime.seeds:
             yield from _after_rlvr(registered, name)
+    yield Pair(SFT, BASE, why="fine-tuning")
     yield Pair(ALIGN, SFT, why="alignment")
     yield Pair(REFERENCES, SFT, why="training on alignment's references")
     yield Pair(ALIGN, REFERENCES, why="alignment beside training on its references")
@@ -145,12 +148,14 @@ def text_of(registered: Registration, document: Mapping[str, Any]) -> str:
         lines += ["", "**One seed: no claim.** Intervals are over scenes alone; another seed may come out otherwise."]
     lines += ["", "## Comparisons", "", *_differences(registered, document["differences"]), ""]
     for mode in ("greedy", "T=1"):
-        lines += [f"## Levels, {mode}", "", f"| arm | {' | '.join(SHOWN)} | tokens | nats a token |"]
-        lines += ["|---" * (len(SHOWN) + 3) + "|"]
+        extra = [measure for measure in RELIANCE if mode == "greedy"]
+        heads = [*SHOWN, "tokens", "nats a token", *extra]
+        lines += [f"## Levels, {mode}", "", f"| arm | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         for arm, level in document["levels"].items():
             cells = [figure_text(_interval(level[mode][measure])) for measure in SHOWN]
             form = f"{level[mode]['tokens']['mean']:.1f} | {level[mode]['nats a token']['mean']:.3f}"
-            lines.append(f"| {arm} | {' | '.join(cells)} | {form} |")
+            reliance = "".join(f" | {figure_text(_interval(level[mode][measure]))}" for measure in extra)
+            lines.append(f"| {arm} | {' | '.join(cells)} | {form}{reliance} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -24,12 +24,20 @@ from prism_megatron.config.yaml_file import write_yaml
 from prism_megatron.data.scenes import make_scene
 from prism_megatron.errors import ConfigError, PrismError
 from prism_megatron.evaluation.bootstrap import Interval
-from prism_megatron.experiments.effect.answers import ALL_MEASURES, Answers, read_answers
+from prism_megatron.experiments.effect.answers import (
+    ALL_MEASURES,
+    RESPONSES,
+    Answers,
+    read_answers,
+    write_responses,
+)
+from prism_megatron.experiments.effect.drift import drift_of
+from prism_megatron.experiments.effect.drift import lines_of as drift_lines
 from prism_megatron.experiments.effect.prompts import _mixed
 from prism_megatron.experiments.effect.run import settle, write_result
-from prism_megatron.experiments.effect.seed import arm_name, arms_of, folder_of
+from prism_megatron.experiments.effect.seed import FAITHFUL, TAUGHT, arm_name, arms_of, folder_of, texts_of
 from prism_megatron.experiments.effect.statistics import crossed_interval, verdict
-from prism_megatron.experiments.effect.table import document_of, pairs_of, text_of
+from prism_megatron.experiments.effect.table import RELIANCE, document_of, pairs_of, text_of
 from prism_megatron.sampling.scene_answers import MODES
 from tests.conftest import REPOSITORY
 
@@ -50,8 +58,8 @@ REGISTERED = Registration(
 def test_every_arm_of_a_seed_has_its_own_folder() -> None:
     """Claim: the second seed is not run in a regime of one, and one start goes through RLVR once."""
     first, second = (arms_of(REGISTERED, place) for place in (0, 1))
-    assert first[:6] == ["sft", "references", "align", "align text", "align length", "align lr0"]
-    assert len(first) == 6 + 3 * 2 * 2 + 1
+    assert first[:7] == ["base", "sft", "references", "align", "align text", "align length", "align lr0"]
+    assert len(first) == 7 + 3 * 2 * 2 + 1
     assert set(first) - set(second) == {
         arm_name(start, algo, "informative") for start in ("sft", "align", "references") for algo in ("grpo", "gspo")
     }
@@ -73,7 +81,7 @@ def test_an_experiment_may_end_before_verifiable_rewards() -> None:
     early = replace(REGISTERED, guessable=Regime(), informative=Regime(), reinforced_once=(),
                     primary=Primary(regime=None, above="align", than="align length"))  # fmt: skip
     check_registration(early)
-    assert arms_of(early, 0) == ["sft", "references", *early.aligned]
+    assert arms_of(early, 0) == ["base", "sft", "references", *early.aligned]
     pairs = pairs_of(early)
     assert [(pair.above, pair.than) for pair in pairs if pair.why == "primary"] == [("align", "align length")]
     assert len({(pair.above, pair.than) for pair in pairs}) == len(pairs)
@@ -163,7 +171,10 @@ def answers(level: float, seed: int) -> Answers:
     generator = np.random.default_rng([seed, round(1000 * level)])
     shape = {"T=1": (REGISTERED.scenes, REGISTERED.samples), "greedy": (REGISTERED.scenes, 1)}
     return {
-        mode: {measure: (generator.random(shape[mode]) < level).astype(float) for measure in ALL_MEASURES}
+        mode: {
+            measure: (generator.random(shape[mode]) < level).astype(float)
+            for measure in (*ALL_MEASURES, *(RELIANCE if mode == "greedy" else ()))
+        }
         for mode in MODES
     }
 
@@ -211,7 +222,7 @@ def test_one_seed_claims_nothing() -> None:
 
 
 def test_no_result_is_written_of_arms_that_are_missing(tmp_path: Path) -> None:
-    with pytest.raises(PrismError, match="seed-7/sft is not done"):
+    with pytest.raises(PrismError, match="seed-7/base is not done"):
         write_result(tmp_path, REGISTERED)
     assert not list(tmp_path.iterdir())
 
@@ -261,3 +272,30 @@ def test_registered_files_can_be_run(path: Path) -> None:
     registered = read_registration(path)
     assert not set(registered.seeds) & {0, 42}, "development seeds"
     assert pairs_of(registered)[0].why == "primary"
+
+
+def test_drift_is_from_the_right_texts(tmp_path: Path) -> None:
+    """Claim: an arm's answers are held against the base's, the taught ones and the references; its own are not.
+
+    Of every arm a response is as many items long as its place among the arms says, and the two other sets have none.
+    """
+    one = replace(REGISTERED, seeds=(7,), guessable=Regime(seeds=1), informative=Regime())
+    ids = [f"scene-{number}" for number in range(40)]
+
+    def said(items: int) -> list[str]:
+        caption = "\n".join(f"- red circle: {item}" for item in range(items)) or "nothing"
+        return [f"<caption>\n{caption}\n</caption>\n<think>\nso\n</think>\n<answer>1</answer>"] * len(ids)
+
+    for place, arm in enumerate(arms_of(one, 0)):
+        folder_of(tmp_path, 7, arm).mkdir(parents=True)
+        write_responses(folder_of(tmp_path, 7, arm) / RESPONSES, ids, said(place + 3))
+    write_responses(texts_of(tmp_path, 7, TAUGHT), [f"other-{id_}" for id_ in ids], said(1))
+    write_responses(texts_of(tmp_path, 7, FAITHFUL), ids, said(2))
+    drift = drift_of(tmp_path, one, None)
+    assert "base" not in drift["base"]
+    for place, arm in enumerate(arms_of(one, 0)):
+        found = {name: of_name["caption_items/wasserstein"][0]["value"] for name, of_name in drift[arm].items()}
+        assert found == {"taught": place + 2, "faithful": place + 1} | ({"base": place} if place else {})
+    lines = drift_lines(drift)
+    assert len(lines) == 2 + len(arms_of(one, 0))
+    assert lines[3].startswith("| sft | 1.000 | 0.000 | – | – | 3.000 |")

@@ -1,0 +1,67 @@
+"""How far every arm's answers are from the base's, from what fine-tuning taught and from the references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prism_megatron.config.experiments.effect import BASE, Registration
+from prism_megatron.evaluation.drift.compare import Embed, Plan, compare
+from prism_megatron.evaluation.drift.responses import Responses, read_responses
+from prism_megatron.experiments.effect.answers import RESPONSES
+from prism_megatron.experiments.effect.seed import FAITHFUL, TAUGHT, arms_of, folder_of, texts_of
+
+SHOWN = {
+    "items": ("caption_items", "wasserstein"),
+    "steps": ("reasoning_steps", "wasserstein"),
+    "caption": ("caption", "mmd2"),
+    "reasoning": ("reasoning", "mmd2"),
+}
+"""Distances of the table of text: of the form's counts, and of the words where embeddings are there."""
+OTHERS = (BASE, TAUGHT, FAITHFUL)
+_PLAN = Plan(permutations=99, most=1000)
+
+Drift = dict[str, dict[str, dict[str, list[dict[str, float]]]]]
+"""By arm, set and distance: one entry a seed, with the value and what relabelled texts have on average."""
+
+
+def drift_of(output: Path, registered: Registration, embed: Embed | None) -> Drift:
+    """Of one answer to each scene, at temperature 1. Raises DataError for a damaged file."""
+    found: Drift = {}
+    for place, seed in enumerate(registered.seeds):
+        others = [_read(folder_of(output, seed, BASE) / RESPONSES, BASE)]
+        others += [_read(texts_of(output, seed, name), name) for name in (TAUGHT, FAITHFUL)]
+        for arm in arms_of(registered, place):
+            own = _read(folder_of(output, seed, arm) / RESPONSES, arm)
+            for other in others:
+                if arm != other.name:
+                    for name, value in _distances(own, other, embed).items():
+                        found.setdefault(arm, {}).setdefault(other.name, {}).setdefault(name, []).append(value)
+    return found
+
+
+def _read(path: Path, name: str) -> Responses:
+    return read_responses(name, path, mode="sampled")
+
+
+def _distances(own: Responses, other: Responses, embed: Embed | None) -> dict[str, dict[str, float]]:
+    return {
+        f"{one.what}/{one.kind}": {"value": round(one.distance.value, 6), "by_chance": round(one.distance.expected, 6)}
+        for one in compare(own, other, embed, _PLAN)
+        if one.distance is not None
+    }
+
+
+def lines_of(drift: Drift) -> list[str]:
+    """A table of Markdown: means over seeds."""
+    heads = [f"{name}, {other}" for other in OTHERS for name in SHOWN]
+    lines = [f"| arm | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for arm, by_other in drift.items():
+        cells = [_cell(by_other.get(other, {}), what, kind) for other in OTHERS for what, kind in SHOWN.values()]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(distances: dict[str, list[dict[str, Any]]], what: str, kind: str) -> str:
+    values = distances.get(f"{what}/{kind}")
+    return "–" if values is None else f"{sum(one['value'] for one in values) / len(values):.3f}"
