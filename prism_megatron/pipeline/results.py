@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from prism_megatron.config.json_file import read_object
+from prism_megatron.config.pipeline.file import BASE
 from prism_megatron.errors import DataError
 from prism_megatron.evaluation.benchmark.folder import SUMMARY
 from prism_megatron.observability.metrics import Row, read_metrics
+from prism_megatron.pipeline.drift import drift_from
 from prism_megatron.pipeline.identity import Identity
 from prism_megatron.pipeline.plan import EVALUATIONS, STAGES, Plan, Step
 from prism_megatron.pipeline.state import State
@@ -59,7 +61,10 @@ def _figures(step: Step, plan: Plan) -> dict[str, Any]:
     summary = read_object(folder / SUMMARY, error=DataError)
     try:
         if step.key.startswith(EVALUATIONS):
-            return {"figures": summary["figures"], "groups": summary["groups"], "against_base": _paired(summary)}
+            base = plan.output / EVALUATIONS / BASE
+            drift = drift_from(base, folder) if folder != base and (base / SUMMARY).is_file() else None
+            figures = {"figures": summary["figures"], "groups": summary["groups"]}
+            return figures | {"against_base": _paired(summary), "drift_from_base": drift}
         if step.tool.view is None:
             return {"tool": step.tool.name, "selection": {name: summary[name] for name in _OF_SELECTION}}
         rows = rows_of(plan, step)

@@ -9,6 +9,7 @@ from typing import Any
 from prism_megatron.config.pipeline.file import BASE
 from prism_megatron.evaluation.bootstrap import Interval
 from prism_megatron.evaluation.comparison import figure_text
+from prism_megatron.pipeline.drift import MEASURED
 from prism_megatron.pipeline.plan import EVALUATIONS, STAGES, Plan
 from prism_megatron.pipeline.results import FORM, GREEDY, TOKENS, evaluation_of, stages_of
 
@@ -78,6 +79,14 @@ def _change(line: Line) -> str:
     return f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]: {found['verdict']}"
 
 
+def _drift(line: Line) -> str:
+    """Of the form of greedy answers, from the base's."""
+    found = None if line.evaluation is None else line.evaluation["drift_from_base"]
+    if found is None:
+        return "–"
+    return " / ".join("–" if found[name] is None else f"{found[name]:.2f}" for name in MEASURED)
+
+
 def _minutes(line: Line) -> str:
     return "–" if line.minutes is None else f"{line.minutes:.1f}"
 
@@ -90,6 +99,7 @@ _COLUMNS: Sequence[tuple[str, Callable[[Line], str]]] = (
     ("change from the base", _change),
     ("in the asked form", _measure(FORM)),
     ("tokens", _measure(TOKENS)),
+    ("items / steps from the base", _drift),
     ("minutes", _minutes),
 )
 """Head and cell of every column, in order: a new one stands here, and reads what ``results.py`` has put into a line."""
