@@ -84,10 +84,10 @@ align: $(VENV)/.installed
 	$(RUN) torchrun tools/run_align.py --tp 4 --pp 2 $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not long" $(ARGS)
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m "not long" --durations 20 $(ARGS)
 
 test-long: $(VENV)/.installed-dev
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m long --durations 20 $(ARGS)
 
 sglang: $(SGLANG_VENV)/.installed
 

@@ -42,7 +42,7 @@ def main() -> int:
             die_with_parent(os.getppid())
             return launch(run, config, model_parallel_size=1, world_size=1)
         run_seeds(config, registered, command_of(config, Path(__file__).resolve()))
-        print(write_result(config.output, registered), flush=True)
+        print(write_result(config.output, registered, config.embeddings), flush=True)
     except PrismError as error:
         return report_error(error)
     return 0

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.base import Corpus, Place
-from prism_megatron.data.index.index import COLUMNS, BadRecord, Counting
+from prism_megatron.data.index.columns import COLUMNS, BadRecord, Counting
 from prism_megatron.data.records import in_part
 from prism_megatron.data.render_conversation import ConversationRenderer
 from prism_megatron.data.workers import in_workers

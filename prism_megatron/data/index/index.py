@@ -13,10 +13,8 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +22,8 @@ import numpy.typing as npt
 from prism_megatron.config.stages.data import OnBad
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.base import Corpus, Place
+from prism_megatron.data.index.build import build_columns
+from prism_megatron.data.index.columns import COLUMNS, BadRecord, Counting
 from prism_megatron.data.render_conversation import ConversationRenderer
 from prism_megatron.disk import writing
 from prism_megatron.errors import DataError
@@ -31,35 +31,6 @@ from prism_megatron.errors import DataError
 VERSION = 1
 ABOUT, BAD = "about.json", "bad.jsonl"
 NUM_SHOWN = 5
-
-COLUMNS: dict[str, type[np.generic]] = {
-    "shard": np.int32,
-    "offset": np.int64,
-    "size": np.int64,
-    "number": np.int64,
-    "text_tokens": np.int32,
-    "visual_tokens": np.int32,
-    "label_tokens": np.int32,
-    "source": np.int32,
-    "held_out": np.bool_,
-    "content": np.int64,
-}
-"""Of each record; ``content`` is a hash of its id and text, by which a checkpoint knows its data again."""
-
-
-class Counting(Protocol):
-    """Who is told how much of a long piece of work is done, such as an ``Activity``."""
-
-    def task(self, unit: str, *, total: int) -> AbstractContextManager[Any]:
-        """Count what the body does, in ``unit``: it is given a function to tell what was done."""
-
-
-@dataclass(frozen=True)
-class BadRecord:
-    """A record that cannot be used: ``file:number`` and what is wrong with it."""
-
-    where: str
-    reason: str
 
 
 class Index:
@@ -129,8 +100,6 @@ def open_index(
     Bad records are known at once, all of them. Raises DataError if there are any and they are to ``fail``, naming the
     first and the file that lists them, or if no record is usable; DiskError if it cannot be written.
     """
-    from prism_megatron.data.index.build import build_columns
-
     shards = corpus.shards()
     folder = root / key_of(corpus, shards, render, validation_share=validation_share)
     if not folder.exists():
