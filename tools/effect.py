@@ -30,7 +30,8 @@ def run(config: EffectConfig) -> None:
 
 
 def main() -> int:
-    from prism_megatron.experiments.effect.run import command_of, run_seeds, settle, write_result
+    from prism_megatron.evaluation.drift.embeddings import read_embeddings
+    from prism_megatron.experiments.effect.run import PARENT, command_of, run_seeds, settle, write_result
 
     try:
         config = parse_over(EffectConfig(), sys.argv[1:], description=__doc__ or "")
@@ -39,10 +40,12 @@ def main() -> int:
             raise ConfigError(f"--seed {config.seed} is none of the registration's: {registered.seeds}")
         settle(config.output, registered)
         if config.seed is not None:
-            die_with_parent(os.getppid())
+            if PARENT in os.environ:
+                die_with_parent(int(os.environ[PARENT]))
             return launch(run, config, model_parallel_size=1, world_size=1)
+        embed = read_embeddings(config.embeddings)
         run_seeds(config, registered, command_of(config, Path(__file__).resolve()))
-        print(write_result(config.output, registered, config.embeddings), flush=True)
+        print(write_result(config.output, registered, embed), flush=True)
     except PrismError as error:
         return report_error(error)
     return 0

@@ -27,8 +27,9 @@ from prism_megatron.pipeline.plan import Plan, check_all, plan_of
 from prism_megatron.pipeline.play import identities_of, play
 from prism_megatron.pipeline.process import Processes
 from prism_megatron.pipeline.report import write_pipeline_report
-from prism_megatron.pipeline.state import STATE, State, alone_in
+from prism_megatron.pipeline.state import STATE, State
 from prism_megatron.pipeline.tools import Kind, Tool, Way
+from prism_megatron.run.alone import alone_in
 from prism_megatron.run.folder import folder_of_new_run
 from prism_megatron.stages.select_prompts.choice import SELECTED
 
@@ -73,7 +74,7 @@ def _run(config: PipelineConfig) -> None:
         raise
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    with alone_in(output), Processes() as processes:
+    with alone_in(output, command="prism-pipeline"), Processes() as processes:
         state = State(output)
         identities_of(plan, state)  # what is read can be read
         _say(_opening(plan))

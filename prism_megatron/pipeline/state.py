@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from prism_megatron.config.json_file import read_object
 from prism_megatron.disk import write_atomically, writing
-from prism_megatron.errors import ConfigError, DataError
+from prism_megatron.errors import DataError
 from prism_megatron.pipeline.identity import Identity
 
 STATE = "pipeline.json"
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -63,20 +59,3 @@ class State:
         with writing(self._path):
             document = {name: asdict(one) for name, one in self.records.items()}
             write_atomically(self._path, f"{json.dumps(document, indent=1)}\n")
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other pipelines out of the folder; the kernel lets go of it when this process ends, however it does.
-
-    Raises ConfigError where another one is at work there.
-    """
-    with writing(folder):
-        file = (folder / _LOCK).open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another prism-pipeline is at work in {folder}; let it end, or give another --output") \
-                from error  # fmt: skip
-        yield

@@ -52,12 +52,12 @@ class Regime:
 
 @dataclass(frozen=True)
 class Primary:
-    """The one comparison that decides; all others are reported beside it."""
+    """What decides: one comparison for each algorithm, all of which have to come out; others are reported beside."""
 
     regime: RegimeName | None = "guessable"
     """null: the arms are compared as they are, before RLVR"""
     mode: Mode = "greedy"
-    measure: str = "answer right"
+    measure: Literal["answer right", "caption exact", "reasoning exact"] = "answer right"
     above: str = ALIGN
     """arm whose policy is expected to be better: after RLVR, by each algorithm"""
     than: str = SFT
@@ -86,6 +86,8 @@ class Registration:
     """learning rate of the policy in alignment and on its references"""
     scenes: Annotated[int, AT_LEAST_ONE] = 1024
     """held-out scenes, the same for every arm and seed"""
+    scenes_seed: Annotated[int, NOT_NEGATIVE] = 0
+    """which held-out scenes: others than those that were looked at before"""
     samples: Annotated[int, AT_LEAST_ONE] = 4
     """answers to each of them at temperature 1"""
     variants: tuple[Variant, ...] = ("segment",)
@@ -183,6 +185,12 @@ def _check_arms(registration: Registration) -> None:
     for arm in (*registration.reinforced, *registration.reinforced_once):
         if arm not in arms:
             raise ConfigError(f"{arm!r} is no arm of this registration; there are {', '.join(sorted(arms))}")
+    if doubled := set(registration.reinforced) & set(registration.reinforced_once):
+        raise ConfigError(f"reinforced_once: {min(doubled)!r} stands in reinforced too; leave it out of one of them")
+    if registration.reinforced_once and (primary.regime is None or ALIGN not in registration.reinforced):
+        raise ConfigError("reinforced_once is compared with 'align' in the primary regime; name both, or leave it out")
+    if primary.above == primary.than:
+        raise ConfigError(f"primary: {primary.above!r} is compared with itself; name another arm")
     known = sorted(arms) if primary.regime is None else registration.reinforced
     for arm in (primary.above, primary.than):
         if arm not in known:
@@ -192,5 +200,10 @@ def _check_arms(registration: Registration) -> None:
 def _check_regime(name: str, regime: Regime, seeds: int) -> None:
     if regime.seeds > seeds:
         raise ConfigError(f"{name}: seeds {regime.seeds} are more than the {seeds} that there are")
+    if regime.is_filtered and regime.comparisons is not None:
+        raise ConfigError(
+            f"{name}: comparisons {regime.comparisons:g} and keep_from or keep_to do not go together: what a filter "
+            "leaves of a mix is another one; leave one of them out"
+        )
     if regime.keep_from > regime.keep_to:
         raise ConfigError(f"{name}: keep_from {regime.keep_from:g} is more than keep_to {regime.keep_to:g}")

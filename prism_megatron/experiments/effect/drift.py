@@ -53,7 +53,7 @@ def _distances(own: Responses, other: Responses, embed: Embed | None) -> dict[st
 
 
 def lines_of(drift: Drift) -> list[str]:
-    """A table of Markdown: means over seeds."""
+    """A table of Markdown: means over those seeds of which enough answers are in the asked form."""
     heads = [f"{name}, {other}" for other in OTHERS for name in SHOWN]
     lines = [f"| arm | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for arm, by_other in drift.items():

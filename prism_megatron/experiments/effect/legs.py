@@ -14,6 +14,7 @@ import torch
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.experiments.effect import Registration, Variant
 from prism_megatron.config.experiments.effect_recipes import rlvr_of, warm_start_of
+from prism_megatron.config.experiments.mini import mini_align
 from prism_megatron.config.experiments.mini_world import SupervisedPhase, make_mini_recipe, mini_folder
 from prism_megatron.config.stages.arm import Arm
 from prism_megatron.conversion.open_source import open_weights
@@ -50,13 +51,16 @@ class Legs:
         supervised(phase, base, target, lesson, seed=self.seed, world=self.world, stored=torch.float32)
 
     def learn_references(self, policy: Path, target: Path, *, prompts: Path | None, prompts_per_step: int) -> None:
-        """Supervised, on the references that alignment sees, as often, in its order and at its rate."""
+        """Supervised, on the references that alignment sees, as often, in its order and at its rate; the same parts of
+        the policy learn.
+        """
         mini = self.registered.world
         scenes: SceneSet | None = None
         if prompts is not None:
             chosen = selected_scenes(read_selection(prompts), split="align", mini=mini)
             scenes = SceneSet(chosen, Renderer.from_folder(policy, system_prompt=None), seed=self.seed, batch_size=1)
-        lesson = Lesson(mini, "align", "faithful", vision=False)
+        frozen = mini_align(mini, records=False).model.freeze_policy_vision
+        lesson = Lesson(mini, "align", "faithful", vision=not frozen)
         phase = SupervisedPhase(
             steps=self.registered.align_steps,
             rows_per_step=prompts_per_step,

@@ -20,20 +20,21 @@ from prism_megatron.experiments.mini_figures import replica_of
 from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.sampling.shares import sample_groups
 
-_FIRST = 100_000
-"""Scenes before this one are those of alignment."""
+FIRST_OF_RLVR = 100_000
+"""Scenes before this one are alignment's."""
 _ASKED_AT_ONCE, _ASKED_AT_MOST = 64, 4096
 _ROLLOUTS = 16
 
 
 def write_prompts(
-    regime: Regime, policy: Path, target: Path, *, mini: MiniWorld, max_new_tokens: int, seed: int, world: World
-) -> None:
-    """Write the ids of the regime's scenes; ``policy`` is asked where a pass rate decides.
+    regime: Regime, policy: Path, target: Path, *, mini: MiniWorld, first: int, max_new_tokens: int, seed: int,
+    world: World,
+) -> None:  # fmt: skip
+    """Write the ids of the regime's scenes, from number ``first`` on; ``policy`` is asked where a pass rate decides.
 
     Raises PrismError where too few scenes have one that is asked for.
     """
-    scenes: Iterator[Scene] = (make_scene("align", seed=seed, index=i, world=mini) for i in count(_FIRST))
+    scenes: Iterator[Scene] = (make_scene("align", seed=seed, index=i, world=mini) for i in count(first))
     if regime.comparisons is not None:
         scenes = _mixed(scenes, regime)
     if regime.is_filtered:
@@ -45,7 +46,8 @@ def write_prompts(
     if len(chosen) < regime.prompts:
         raise PrismError(
             f"{len(chosen)} of {_ASKED_AT_MOST} scenes have a pass rate from {regime.keep_from:g} to "
-            f"{regime.keep_to:g}, and the regime asks for {regime.prompts}"
+            f"{regime.keep_to:g}, and the regime asks for {regime.prompts}; register fewer, or wider bounds, in "
+            "another --output"
         )
     write_atomically(target, "".join(f"{json.dumps({'id': scene.id})}\n" for scene in chosen))
 

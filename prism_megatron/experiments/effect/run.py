@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ from prism_megatron.config.json_file import read_object
 from prism_megatron.config.merge import to_plain
 from prism_megatron.disk import write_atomically, writing
 from prism_megatron.errors import ConfigError, PrismError
-from prism_megatron.evaluation.drift.embeddings import read_embeddings
+from prism_megatron.evaluation.drift.compare import Embed
 from prism_megatron.experiments.effect.answers import Answers, read_answers
 from prism_megatron.experiments.effect.drift import drift_of, lines_of
 from prism_megatron.experiments.effect.seed import arms_of, folder_of, is_done, read_done
 from prism_megatron.experiments.effect.table import document_of, text_of
 
+PARENT = "PRISM_EFFECT_PARENT"
+"""Set for the process of a seed: the command that it must not outlive."""
 _REGISTERED = "registered.json"
 RESULT, RESULT_TEXT = "effect.json", "effect.md"
 
@@ -40,7 +43,8 @@ def run_seeds(config: EffectConfig, registered: Registration, command: Sequence[
     """Run every seed by ``command --seed N``, so many at a time. Raises PrismError where one of them failed."""
 
     def run(seed: int) -> int:
-        return subprocess.run([*command, "--seed", str(seed)], check=False).returncode
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        return subprocess.run([*command, "--seed", str(seed)], check=False, env=environment).returncode
 
     with ThreadPoolExecutor(config.workers) as workers:
         statuses = dict(zip(registered.seeds, workers.map(run, registered.seeds), strict=True))
@@ -65,7 +69,7 @@ def commit_here() -> str:
         return "unknown"
 
 
-def write_result(output: Path, registered: Registration, embeddings: Path | None = None) -> str:
+def write_result(output: Path, registered: Registration, embed: Embed | None = None) -> str:
     """Write ``effect.json`` and ``effect.md`` of all seeds; the text. Raises PrismError where an arm is missing."""
     runs: dict[str, dict[int, Answers]] = {}
     done: dict[str, dict[int, Mapping[str, object]]] = {}
@@ -76,7 +80,7 @@ def write_result(output: Path, registered: Registration, embeddings: Path | None
                 raise PrismError(f"{folder} is not done; the same command without --seed runs it")
             runs.setdefault(arm, {})[seed] = read_answers(folder)
             done.setdefault(arm, {})[seed] = read_done(folder)
-    drift = drift_of(output, registered, read_embeddings(embeddings))
+    drift = drift_of(output, registered, embed)
     document = document_of(registered, runs, done) | {"drift": drift}
     text = "\n".join(
         [

@@ -32,7 +32,8 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.experiments.effect.answers import ask, write_responses
 from prism_megatron.experiments.effect.legs import Legs
-from prism_megatron.experiments.effect.prompts import write_prompts
+from prism_megatron.experiments.effect.prompts import FIRST_OF_RLVR, write_prompts
+from prism_megatron.run.alone import alone_in
 from prism_megatron.run.files import EXPORT, SUMMARY
 from prism_megatron.sampling.scene_answers import heldout_scenes
 
@@ -86,7 +87,14 @@ class Seed:
     """the code's, which is kept with every arm"""
 
     def run(self) -> None:
-        """Every arm that is not done yet. Raises PrismError as the stages."""
+        """Every arm that is not done yet.
+
+        Raises ConfigError where another process is at work on this seed, and PrismError as the stages.
+        """
+        with alone_in(self.output / f"seed-{self.seed}", command="make effect"):
+            self._run()
+
+    def _run(self) -> None:
         registered, legs = self.registered, Legs(self.registered, self.seed, self.world)
         recipe = mini_align(registered.world, records=False)
         base = mini_folder(registered.world) / "base"
@@ -113,6 +121,7 @@ class Seed:
                     sft,
                     prompts,
                     mini=registered.world,
+                    first=FIRST_OF_RLVR,
                     max_new_tokens=recipe.data.max_response_tokens,
                     seed=self.seed,
                     world=self.world,
@@ -132,7 +141,7 @@ class Seed:
         if not path.exists():
             few = Regime(prompts=self.registered.align_prompts)
             write_prompts(
-                few, sft, path, mini=self.registered.world, max_new_tokens=1, seed=self.seed, world=self.world
+                few, sft, path, mini=self.registered.world, first=0, max_new_tokens=1, seed=self.seed, world=self.world
             )
         return path
 
@@ -187,7 +196,9 @@ class Seed:
 
     def _scenes(self, renderer: Renderer) -> Sequence[Example]:
         """The same for every arm and seed."""
-        return heldout_scenes(renderer, count=self.registered.scenes, seed=0, world=self.registered.world)
+        return heldout_scenes(
+            renderer, count=self.registered.scenes, seed=self.registered.scenes_seed, world=self.registered.world
+        )
 
 
 def _reinforced(legs: Legs, source: Path, prompts: Path, target: Path, *, algo: str, steps: int) -> Figures:

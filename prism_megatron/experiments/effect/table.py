@@ -19,6 +19,7 @@ from prism_megatron.experiments.effect.statistics import crossed_interval, verdi
 SHOWN = ("answer right", "caption exact", "reasoning exact")
 """Measures of the tables of text; the document has all."""
 
+ONE_SEED = "one seed, no claim"
 RELIANCE = (CAPTION_RELIANCE, REASONING_RELIANCE)
 
 Runs = Mapping[str, Mapping[int, Answers]]
@@ -61,6 +62,8 @@ def _all_pairs(registered: Registration) -> Iterator[Pair]:
         if arm != ALIGN:
             yield Pair(ALIGN, arm, why="control" if control else "discriminator")
             yield Pair(arm, SFT, why="control alone" if control else "discriminator alone")
+    if {"length", "random"} <= set(registered.controls):
+        yield Pair(f"{ALIGN} random", f"{ALIGN} length", why="control beside control")
 
 
 def _after_rlvr(registered: Registration, regime: RegimeName) -> Iterator[Pair]:
@@ -88,8 +91,8 @@ def document_of(registered: Registration, runs: Runs, done: Mapping[str, Mapping
         "title": registered.title,
         "claims": len(registered.seeds) > 1,
         "commits": commits,
-        "core_hours": round(seconds / 3600, 2),
-        "differences": [_difference(registered, pair, runs) for pair in pairs_of(registered)],
+        "hours_of_arms": round(seconds / 3600, 2),
+        "differences": [_difference(pair, runs) for pair in pairs_of(registered)],
         "levels": levels,
         "by_seed": {
             arm: {str(seed): _means(answers) for seed, answers in by_seed.items()} for arm, by_seed in runs.items()
@@ -100,7 +103,7 @@ def document_of(registered: Registration, runs: Runs, done: Mapping[str, Mapping
     }
 
 
-def _difference(registered: Registration, pair: Pair, runs: Runs) -> dict[str, Any]:
+def _difference(pair: Pair, runs: Runs) -> dict[str, Any]:
     first, second = runs[pair.above], runs[pair.than]
     seeds = [seed for seed in first if seed in second]
     found: dict[str, Any] = {"above": pair.above, "than": pair.than, "why": pair.why, "seeds": seeds}
@@ -110,7 +113,7 @@ def _difference(registered: Registration, pair: Pair, runs: Runs) -> dict[str, A
             values = _stacked(first, mode, measure, seeds) - _stacked(second, mode, measure, seeds)
             interval, by_seed = crossed_interval(values), values.mean(axis=1)
             found[f"{mode}/{measure}"] = _plain(interval) | {
-                "verdict": verdict(interval) if len(registered.seeds) > 1 else "one seed, no claim",
+                "verdict": verdict(interval) if len(seeds) > 1 else ONE_SEED,
                 "by_seed": [round(float(value), 4) for value in by_seed],
                 "seed_std": round(float(by_seed.std(ddof=1)), 4) if len(seeds) > 1 else None,
             }
@@ -141,11 +144,12 @@ def text_of(registered: Registration, document: Mapping[str, Any]) -> str:
     lead = (
         f"Seeds {', '.join(map(str, registered.seeds))}; {registered.scenes} held-out scenes; {registered.samples} "
         "answers to each at temperature 1. Means with 95 % bootstrap intervals over seeds and scenes. "
-        f"{document['core_hours']:.1f} core hours; commit {', '.join(document['commits'])}."
+        f"{document['hours_of_arms']:.1f} hours of arms that ended; commit {', '.join(document['commits'])}."
     )
     lines = [f"# {registered.title}", "", lead]
     if not document["claims"]:
         lines += ["", "**One seed: no claim.** Intervals are over scenes alone; another seed may come out otherwise."]
+    lines += ["", *_primary(registered, document["differences"])]
     lines += ["", "## Comparisons", "", *_differences(registered, document["differences"]), ""]
     for mode in ("greedy", "T=1"):
         extra = [measure for measure in RELIANCE if mode == "greedy"]
@@ -158,6 +162,22 @@ def text_of(registered: Registration, document: Mapping[str, Any]) -> str:
             lines.append(f"| {arm} | {' | '.join(cells)} | {form}{reliance} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _primary(registered: Registration, differences: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was registered to decide, and whether all of it came out: then no correction for several is needed."""
+    primary = registered.primary
+    what = f"{primary.mode}/{primary.measure}"
+    decisive = [one for one in differences if one["why"] == "primary"]
+    lines = ["## Primary", "", f"{primary.measure[0].upper()}{primary.measure[1:]}, {primary.mode}.", ""]
+    for one in decisive:
+        found = one[what]
+        above = f"above in {sum(value > 0 for value in found['by_seed'])} of {len(found['by_seed'])} seeds"
+        difference = f"{figure_text(_interval(found))}, {found['verdict']}"
+        lines.append(f"* {one['above']} less {one['than']}: {difference}; {above}")
+    verdicts = {one[what]["verdict"] for one in decisive}
+    outcome = "no claim" if ONE_SEED in verdicts else "holds" if verdicts == {"above"} else "does not hold"
+    return [*lines, "", f"**What was registered: {outcome}.**"]
 
 
 def _differences(registered: Registration, differences: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -107,6 +107,8 @@ class ChatClient:
             raise ConfigError(f"{self.url} refuses the key ({problem}); set {API_KEY} to one that it takes")
         if status == 404:
             raise ConfigError(f"{self.url} has no such model, or no /chat/completions ({problem}); see --served-model")
+        if 300 <= status < 400:
+            raise ConfigError(f"{self.url} points elsewhere ({problem}); name the address that it points to")
         if status not in _COME_AGAIN:
             raise RefusedError(problem)
 
@@ -127,7 +129,8 @@ class ChatClient:
         return Reply(text, reason == "length", _count(usage, "completion_tokens"), _count(usage, "prompt_tokens"))
 
     def _complaint(self, response: httpx2.Response) -> str:
-        return self._hidden(" ".join(response.text[: 4 * _NUM_CHARACTERS_SHOWN].split())[:_NUM_CHARACTERS_SHOWN])
+        # Half of a key that is cut could not be found any more.
+        return " ".join(self._hidden(response.text)[: 4 * _NUM_CHARACTERS_SHOWN].split())[:_NUM_CHARACTERS_SHOWN]
 
     def _hidden(self, text: str) -> str:
         """What an endpoint says may hold the key that it was sent."""

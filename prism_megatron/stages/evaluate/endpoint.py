@@ -156,6 +156,14 @@ def _seed(seed: int, key: int, name: str, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % 2**31
 
 
+def key_of(told: str) -> str | None:
+    """The key as it is sent. Raises ConfigError, which does not say it, for one that no header can hold."""
+    key = told.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{API_KEY} holds what is no key: characters that are not printable ASCII; set it anew")
+    return key or None
+
+
 def build_endpoint_asker(config: EvaluateConfig, url: str) -> EndpointAsker:
     """For an endpoint, which is not asked yet. Raises PrismError where --served-files names no policy."""
     endpoint = config.endpoint
@@ -166,7 +174,7 @@ def build_endpoint_asker(config: EvaluateConfig, url: str) -> EndpointAsker:
     assert endpoint.served_model is not None, "the checks ask for --served-model"
     client = ChatClient(
         url,
-        api_key=os.environ.get(API_KEY) or None,
+        api_key=key_of(os.environ.get(API_KEY, "")),
         seconds=endpoint.request_seconds,
         attempts=endpoint.request_attempts,
     )

@@ -24,6 +24,7 @@ from prism_megatron.config.yaml_file import write_yaml
 from prism_megatron.data.scenes import make_scene
 from prism_megatron.errors import ConfigError, PrismError
 from prism_megatron.evaluation.bootstrap import Interval
+from prism_megatron.experiments.effect import legs
 from prism_megatron.experiments.effect.answers import (
     ALL_MEASURES,
     RESPONSES,
@@ -96,9 +97,13 @@ def test_an_experiment_may_end_before_verifiable_rewards() -> None:
         ({"seeds": (1, 1)}, "twice"),
         ({"algorithms": ("ppo",)}, "ppo"),
         ({"reinforced": ("sft", "align", "align dense")}, "'align dense' is no arm"),
-        ({"reinforced": ("sft",)}, "'align' is not among sft"),
+        ({"reinforced": ("sft",), "reinforced_once": ()}, "'align' is not among sft"),
         ({"policy_steps": 40}, "must be more than align_steps 40"),
         ({"guessable": Regime(seeds=3)}, "more than the 2 that there are"),
+        ({"guessable": Regime(seeds=2, comparisons=0.9, keep_from=0.2)}, "do not go together"),
+        ({"reinforced_once": ("align",)}, "stands in reinforced too"),
+        ({"reinforced": ("sft", "references"), "primary": Primary(above="references")}, "compared with 'align'"),
+        ({"primary": Primary(above="sft")}, "compared with itself"),
         ({"informative": Regime(keep_from=0.8, keep_to=0.2)}, "keep_from 0.8 is more"),
         ({"informative": Regime(), "primary": Primary(regime="informative")}, "no seed is run in the regime"),
     ],
@@ -204,10 +209,13 @@ def test_differences_are_of_the_same_scenes_and_seeds() -> None:
     assert better["T=1/answer right"]["seed_std"] == pytest.approx(np.std(by_seed, ddof=1), abs=1e-4)
     informative = next(one for one in document["differences"] if one["above"].endswith("informative"))
     assert informative["seeds"] == [7]
-    assert document["core_hours"] == sum(len(by_seed) for by_seed in runs.values())
+    assert informative["greedy/answer right"]["verdict"] == "one seed, no claim"
+    assert document["hours_of_arms"] == sum(len(by_seed) for by_seed in runs.values())
     text = text_of(REGISTERED, document)
     assert f"| primary | {grpo} | {sft} | 2 |" in text
-    assert "no claim" not in text
+    assert "**What was registered: does not hold.**" in text
+    primary = text[text.index("## Primary") : text.index("## Comparisons")]
+    assert f"* {grpo} less {sft}: " in primary and "above in 2 of 2 seeds" in primary and "above in 0 of 2" in primary
     json.dumps(document)
 
 
@@ -218,7 +226,8 @@ def test_one_seed_claims_nothing() -> None:
     document = document_of(one, runs, done)
     verdicts = {value["verdict"] for pair in document["differences"] for name, value in pair.items() if "/" in name}
     assert verdicts == {"one seed, no claim"}
-    assert "**One seed: no claim.**" in text_of(one, document)
+    text = text_of(one, document)
+    assert "**One seed: no claim.**" in text and "**What was registered: no claim.**" in text
 
 
 def test_no_result_is_written_of_arms_that_are_missing(tmp_path: Path) -> None:
@@ -299,3 +308,33 @@ def test_drift_is_from_the_right_texts(tmp_path: Path) -> None:
     lines = drift_lines(drift)
     assert len(lines) == 2 + len(arms_of(one, 0))
     assert lines[3].startswith("| sft | 1.000 | 0.000 | – | – | 3.000 |")
+
+
+def test_what_is_registered_holds_where_every_algorithm_is_above() -> None:
+    """Claim: one algorithm of two that is not above is enough for it not to hold."""
+    arms = {
+        (start, algo): arm_name(start, algo, "guessable") for start in ("align", "sft") for algo in ("grpo", "gspo")
+    }
+    better = {name: 0.95 if start == "align" else 0.05 for (start, _), name in arms.items()}
+    for levels, outcome in ((better, "holds"), (better | {arms["align", "gspo"]: 0.05}, "does not hold")):
+        runs = runs_of(levels)
+        done = {arm: {seed: {"commit": "abc", "train_seconds": 1.0, "ask_seconds": 1.0, "last_step": {}}
+                      for seed in by_seed} for arm, by_seed in runs.items()}  # fmt: skip
+        text = text_of(REGISTERED, document_of(REGISTERED, runs, done))
+        assert f"**What was registered: {outcome}.**" in text
+
+
+def test_references_teach_what_alignment_teaches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Claim: the same scenes, rows a step, rate and steps as alignment has, and the vision tower learns in both."""
+    taught: dict[str, Any] = {}
+    monkeypatch.setattr(legs, "supervised", lambda *args, **keywords: taught.update(keywords, args=args))
+    world: Any = None
+    legs.Legs(REGISTERED, 7, world).learn_references(tmp_path, tmp_path, prompts=None, prompts_per_step=8)
+    phase, _, _, lesson = taught["args"]
+    arm = alignment_of(REGISTERED, "segment", None, policy=Path("p"), discriminator=Path("d"), prompts=None, seed=7)
+    config = arm.config
+    assert (phase.steps, phase.rows_per_step) == (config.steps, config.rollout.prompts_per_step)
+    assert phase.optimizer == config.policy
+    assert (lesson.scenes, lesson.split, lesson.teacher) == ("drift", "align", "faithful")
+    assert lesson.vision and not config.model.freeze_policy_vision
+    assert taught["seed"] == config.seed

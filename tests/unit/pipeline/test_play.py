@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from prism_megatron.errors import ConfigError, DataError, RunStopped
 from prism_megatron.pipeline.play import StepFailed
-from prism_megatron.pipeline.state import STATE, State, alone_in
+from prism_megatron.pipeline.state import STATE, State
+from prism_megatron.run.alone import alone_in
 from tests.unit.pipeline.fakes import STEPS, FakeProcesses, Home
 
 ALL = [
@@ -188,7 +190,8 @@ def test_a_folder_without_its_state_is_moved_aside(tmp_path: Path) -> None:
 
 
 def test_two_pipelines_do_not_share_a_folder(tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(ConfigError, match="another prism-pipeline"), alone_in(tmp_path):
+    mine = partial(alone_in, command="prism-pipeline")
+    with mine(tmp_path), pytest.raises(ConfigError, match="another prism-pipeline"), mine(tmp_path):
         pass
-    with alone_in(tmp_path):
+    with mine(tmp_path):
         pass

@@ -20,7 +20,7 @@ from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.stages.evaluate import chat_http
 from prism_megatron.stages.evaluate.chat_http import ChatClient, RefusedError, UnansweredError
-from prism_megatron.stages.evaluate.endpoint import EndpointAsker, Served
+from prism_megatron.stages.evaluate.endpoint import EndpointAsker, Served, key_of
 from prism_megatron.stages.evaluate.policy import Settings
 from prism_megatron.stages.evaluate.questions import Batch, batches_of, read_questions
 from tests.unit.stages.fake_chat import FakeChat, always, answer, fake_chat, image_of, question_of
@@ -283,3 +283,27 @@ def test_the_environment_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with fake_chat(always(200, {}, answer(GOOD))) as chat:
         assert client_of(chat, attempts=1).ask({}).text == GOOD
+
+
+def test_an_endpoint_that_points_elsewhere_is_no_refusal_of_a_question() -> None:
+    moved = always(302, {"Location": "https://elsewhere/v1"}, "moved")
+    with fake_chat(moved) as chat, pytest.raises(ConfigError, match="points elsewhere"):
+        client_of(chat).ask({})
+    assert len(chat.bodies) == 1
+
+
+def test_a_key_is_hidden_before_a_complaint_is_cut() -> None:
+    """Claim: no part of the key is shown, wherever in a long complaint it stands."""
+    for place in range(150, 205):
+        with fake_chat(always(400, {}, "x" * place + KEY)) as chat, pytest.raises(RefusedError) as raised:
+            client_of(chat).ask({})
+        assert KEY[:4] not in str(raised.value)
+
+
+def test_what_no_header_can_hold_is_no_key() -> None:
+    assert key_of(f" {KEY}\r\n") == KEY
+    assert key_of("") is None
+    for bad in ("a\rb", "schlüssel"):
+        with pytest.raises(ConfigError, match="PRISM_EVALUATE_API_KEY") as raised:
+            key_of(bad)
+        assert bad not in str(raised.value)
