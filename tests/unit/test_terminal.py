@@ -157,7 +157,8 @@ def test_ctrl_c_is_heard_while_modules_load(module: str, tmp_path: Path) -> None
         assert process.stderr is not None
         assert any(line.split("|")[-1].strip() == module for line in process.stderr), "it was never loaded"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        errors = process.stderr.read()  # behind what was read: communicate would lose what is buffered
+        process.wait(timeout=120)
     finally:
         process.kill()
     assert [line for line in errors.splitlines() if not line.startswith("import time:")] == ["interrupted"]
