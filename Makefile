@@ -43,7 +43,7 @@ help:
 	@echo "make sft [ARGS=...]     fine-tune the mini world's policy: torchrun tools/run_sft.py --tp 2 --pp 2"
 	@echo "make align [ARGS=...]   align the mini world's policy: torchrun tools/run_align.py --tp 4 --pp 2"
 	@echo "make rlvr [ARGS=...]    reinforce its right answers: torchrun tools/run_rlvr.py --tp 2 --pp 2 --algo grpo"
-	@echo "make pipeline [ARGS=...]  all five stages on the mini world, evaluated, with one report (25 minutes)"
+	@echo "make pipeline [ARGS=...]  all five stages on the mini world, evaluated, with one report (a quarter of an hour)"
 	@echo "make test [ARGS=...]    all tests that this machine can run, two files at a time (JOBS=0: in one process)"
 	@echo "make test-long          the tests that take tens of seconds each (CI runs them too)"
 	@echo "make sglang             SGLang's own environment for rollout servers, on machines without CUDA (2.7 GB)"

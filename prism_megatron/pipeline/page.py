@@ -34,7 +34,7 @@ def _lead(results: Mapping[str, Any]) -> str:
     done, left = len(results["steps"]), len(results["left"])
     skipped = f" Skipped: {', '.join(results['skipped'])}." if results["skipped"] else ""
     return (
-        f"{done} of {done + left} steps are done.{skipped} Answers are greedy, to the same held-out questions after "
+        f"{done} of {done + left} steps are done.{skipped} Answers are greedy, to the same questions after "
         "every stage; intervals are bootstraps over questions."
     )
 
