@@ -24,8 +24,6 @@ from prism_megatron.data.scenes import ALL_KINDS, Kind, QuestionKind, Scene, eva
 Teacher = Literal["faithful", "mild", "sloppy", "misreading"]
 SLOPPY_TEACHER: dict[MiniWorld, Teacher] = {"habits": "sloppy", "drift": "misreading"}
 """Who supervised fine-tuning learns from in each mini world."""
-FAITHFUL_SHARE = 0.25
-"""Of the scenes that supervised fine-tuning learns from, those that are written about without a fault."""
 
 # Shares of slips of the mild teacher.
 MILD_ITEM_OMITTED, MILD_ITEM_COUNT, MILD_ITEM_KIND = 0.30, 0.15, 0.05

@@ -25,7 +25,7 @@ from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.upcycle import UpcycledSource
 from model_providers.moe_discriminator.variant import Variant
-from prism_megatron.config.architecture.model import ALL_VISION, MiniWorld
+from prism_megatron.config.architecture.model import ALL_VISION, FAITHFUL_SHARE, MiniWorld
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.experiments.mini_world import (
@@ -42,7 +42,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.data.scene_set import SceneSet
 from prism_megatron.data.scenes import Split
 from prism_megatron.data.stream.prefetch import Demonstration
-from prism_megatron.data.teachers import FAITHFUL_SHARE, SLOPPY_TEACHER, Teacher
+from prism_megatron.data.teachers import SLOPPY_TEACHER, Teacher
 from prism_megatron.data.tokenizer import CONTROL_TOKENS, MODEL_VOCAB_SIZE, save_mini_processing
 from prism_megatron.disk import write_atomically
 from prism_megatron.engine.engine import MegatronEngine
@@ -74,12 +74,16 @@ AUC_ROLLOUTS = 8
 
 @dataclass(frozen=True)
 class Lesson:
-    """Which scenes a phase is taught on, by whom, and whether vision tower and projector learn."""
+    """Which scenes a phase is taught on, by whom, and whether vision tower and projector learn.
+
+    ``faithful_share`` of what a teacher who errs writes is without a fault.
+    """
 
     scenes: MiniWorld
     split: Split
     teacher: Teacher
     vision: bool
+    faithful_share: float = FAITHFUL_SHARE
 
 
 BASE_LESSONS: dict[MiniWorld, Lesson] = {
@@ -196,7 +200,7 @@ def supervised(
     )
     share = phase.rows_per_step // world.dp_size
     source_of = scenes or SceneSource(renderer, split=lesson.split, seed=seed, batch_size=1, teacher=lesson.teacher,
-                                      faithful_share=FAITHFUL_SHARE, world=lesson.scenes)  # fmt: skip
+                                      faithful_share=lesson.faithful_share, world=lesson.scenes)  # fmt: skip
 
     def my_rows(step: int) -> Sequence[Demonstration]:
         first = step * phase.rows_per_step + world.dp_rank * share

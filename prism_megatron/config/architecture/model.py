@@ -14,6 +14,8 @@ ALL_VISION: tuple[FreezeGroup, ...] = ("vision", "projector")
 MiniWorld = Literal["habits", "drift"]
 """The built-in worlds: in ``habits`` the sloppy teacher's faults show in its text, in ``drift`` only the picture tells
 that its counts are wrong (docs/mini_world.md)."""
+FAITHFUL_SHARE = 0.25
+"""Of the scenes that supervised fine-tuning learns from, those that are written about without a fault."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from prism_megatron.config.architecture.model import MiniWorld
+from prism_megatron.config.architecture.model import FAITHFUL_SHARE, MiniWorld
 from prism_megatron.config.fields import (
     AT_LEAST_ONE,
     NOT_NEGATIVE,
@@ -80,8 +80,13 @@ class Registration:
     """policy steps of alignment, and of supervised training on its references"""
     policy_steps: Annotated[int, AT_LEAST_ONE] = 80
     """policy steps of an arm that ends in RLVR"""
+    faithful_share: Annotated[float, SHARE] = FAITHFUL_SHARE
+    """of the scenes that fine-tuning learns from, those that are written about without a fault"""
     align_prompts: Annotated[int, ZERO_IS_OFF] = 0
-    """scenes that alignment, and training on its references, sees again every epoch; 0: none is seen twice"""
+    """scenes that warm-start, alignment and training on its references see again every epoch; 0: none is seen twice,
+    and the warm-start has references of its own"""
+    align_comparisons: Annotated[float | None, SHARE] = None
+    """share of those scenes' questions that are answered by yes or no; by default as the world draws them"""
     align_lr: Annotated[float, POSITIVE] = 1e-4
     """learning rate of the policy in alignment and on its references"""
     scenes: Annotated[int, AT_LEAST_ONE] = 1024
@@ -160,6 +165,8 @@ def check_registration(registration: Registration) -> None:
     _check_arms(registration)
     for regime_name, regime in registration.regimes.items():
         _check_regime(regime_name, regime, len(registration.seeds))
+    if registration.align_comparisons is not None and not registration.align_prompts:
+        raise ConfigError("align_comparisons is a share of align_prompts; say how many there are")
     primary = registration.primary.regime
     if primary is not None and not registration.regimes[primary].seeds:
         raise ConfigError(f"primary: no seed is run in the regime {primary!r}")

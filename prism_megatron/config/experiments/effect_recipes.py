@@ -25,9 +25,11 @@ KINDS: dict[Variant, DiscriminatorConfig] = {
 
 
 def warm_start_of(
-    registered: Registration, variant: Variant, policy: Path, target: Path, *, seed: int
+    registered: Registration, variant: Variant, policy: Path, target: Path, *, prompts: Path | None, seed: int
 ) -> WarmStartConfig:
-    """A discriminator of this kind, written to the run folder ``target``, against the policy's answers."""
+    """A discriminator of this kind, written to the run folder ``target``, against the policy's answers to ``prompts``,
+    or without them to scenes of its own.
+    """
     recipe, kind = mini_warm_start(registered.world), KINDS[variant]
     return replace(
         recipe,
@@ -35,6 +37,7 @@ def warm_start_of(
         discriminator=replace(recipe.discriminator, routing=kind.routing, modality=kind.modality),
         checkpoint=replace(recipe.checkpoint, output=target, save_every=registered.warm_start_steps),
         gate=replace(recipe.gate, min_auc=0.0),
+        prompts=prompts,
         steps=registered.warm_start_steps,
         seed=seed,
     )

@@ -20,7 +20,7 @@ from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, OnRe
 from prism_megatron.config.run import RunConfig
 from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
-from prism_megatron.config.validate import check_shared, check_values
+from prism_megatron.config.validate import check_prompts, check_shared, check_values
 from prism_megatron.errors import ConfigError
 
 POOLED_LOAD_BALANCE = 0.01
@@ -80,6 +80,9 @@ class WarmStartConfig:
     )
     score_regulariser: Annotated[float, NOT_NEGATIVE] = 0.0
     """weight of the mean squared score in the loss"""
+    prompts: Path | None = None
+    """records to learn on, of those of --data, or scenes of the mini world, which then come again every epoch: lines of
+    JSON with ids, as prism-align takes them"""
     steps: Annotated[int | None, AT_LEAST_ONE, OnResume.LONGER] = None
     """optimizer steps; by default one epoch of the pairs or records"""
     seed: int = 42
@@ -159,6 +162,7 @@ def check_warm_start(
         _check_pairs(config, pairs.pairs)
     else:
         _check_new_file(config)
+    check_prompts(config.prompts)
     if pairs.pairs is None and config.steps is None and config.data.data is None:
         raise ConfigError("scenes have no end: say how many --steps to take, or name records with --data")
     check_values(config)
@@ -179,6 +183,10 @@ def _check_pairs(config: WarmStartConfig, path: Path) -> None:
         raise ConfigError(f"--pairs {path} is not a file; give one that exists, or leave --pairs out")
     if config.data.data is not None:
         raise ConfigError("--pairs brings its own questions and images; leave --data out")
+    if config.prompts is not None:
+        raise ConfigError(
+            "--prompts chooses among records or scenes, and --pairs brings its own; leave one of them out"
+        )
     if config.pairs.write_pairs is not None:
         raise ConfigError("--write-pairs writes what was sampled, and with --pairs nothing is; leave one of them out")
     default = WarmStartConfig().rollout

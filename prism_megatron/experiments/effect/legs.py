@@ -46,7 +46,7 @@ class Legs:
     def fine_tune(self, target: Path) -> None:
         """From the base, on what the world's sloppy teacher wrote of three scenes in four."""
         mini = self.registered.world
-        lesson = Lesson(mini, "sft", SLOPPY_TEACHER[mini], vision=False)
+        lesson = Lesson(mini, "sft", SLOPPY_TEACHER[mini], vision=False, faithful_share=self.registered.faithful_share)
         phase, base = make_mini_recipe(mini).sft, mini_folder(mini) / "base"
         supervised(phase, base, target, lesson, seed=self.seed, world=self.world, stored=torch.float32)
 
@@ -68,9 +68,10 @@ class Legs:
         )
         supervised(phase, policy, target, lesson, seed=self.seed, world=self.world, stored=torch.float32, scenes=scenes)
 
-    def warm_up(self, policy: Path, variant: Variant, target: Path) -> None:
-        """A discriminator of this kind against the policy's answers."""
-        warm_up_on(self.world, warm_start_of(self.registered, variant, policy, target, seed=self.seed))
+    def warm_up(self, policy: Path, variant: Variant, target: Path, *, prompts: Path | None) -> None:
+        """A discriminator of this kind against the policy's answers, to these prompts or to any."""
+        config = warm_start_of(self.registered, variant, policy, target, prompts=prompts, seed=self.seed)
+        warm_up_on(self.world, config)
 
     def align(self, arm: Arm, target: Path) -> Figures:
         """Play the game and write the policy; the figures of its last step."""

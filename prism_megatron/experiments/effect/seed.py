@@ -25,7 +25,7 @@ from prism_megatron.config.experiments.mini import mini_align
 from prism_megatron.config.experiments.mini_world import mini_folder
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
-from prism_megatron.data.teachers import FAITHFUL_SHARE, SLOPPY_TEACHER
+from prism_megatron.data.teachers import SLOPPY_TEACHER
 from prism_megatron.data.tokenizer import END_TOKEN
 from prism_megatron.disk import write_atomically
 from prism_megatron.engine.runtime import World
@@ -139,7 +139,7 @@ class Seed:
             return None
         path = self.output / f"seed-{self.seed}" / "align.jsonl"
         if not path.exists():
-            few = Regime(prompts=self.registered.align_prompts)
+            few = Regime(prompts=self.registered.align_prompts, comparisons=self.registered.align_comparisons)
             write_prompts(
                 few, sft, path, mini=self.registered.world, first=0, max_new_tokens=1, seed=self.seed, world=self.world
             )
@@ -151,7 +151,7 @@ class Seed:
         discriminator = self.output / f"seed-{self.seed}" / f"discriminator-{variant}"
         if not (discriminator / SUMMARY).exists() or not (discriminator / EXPORT).exists():
             _make_room(discriminator)
-            legs.warm_up(sft, variant, discriminator)
+            legs.warm_up(sft, variant, discriminator, prompts=prompts)
         arm = alignment_of(
             self.registered, variant, control, policy=sft, discriminator=discriminator / EXPORT, prompts=prompts,
             seed=self.seed,
@@ -186,7 +186,7 @@ class Seed:
         renderer, mini = Renderer.from_folder(base, system_prompt=None), self.registered.world
         taught = SceneSource(
             renderer, split="sft", seed=self.seed, batch_size=self.registered.scenes, teacher=SLOPPY_TEACHER[mini],
-            faithful_share=FAITHFUL_SHARE, world=mini,
+            faithful_share=self.registered.faithful_share, world=mini,
         )  # fmt: skip
         for name, examples in ((FAITHFUL, self._scenes(renderer)), (TAUGHT, taught.batch(0))):
             path = texts_of(self.output, self.seed, name)

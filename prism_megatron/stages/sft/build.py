@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from prism_megatron.config.architecture.model import FreezeGroup
+from prism_megatron.config.architecture.model import FAITHFUL_SHARE, FreezeGroup
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.demonstrations import DemonstrationsConfig
 from prism_megatron.config.stages.sft import SFTConfig, times_of, weights_of
@@ -25,7 +25,7 @@ from prism_megatron.data.scenes import Split
 from prism_megatron.data.stream.mixture import Mixture
 from prism_megatron.data.stream.plan import Cost, Packing, Plan
 from prism_megatron.data.stream.prefetch import Loader
-from prism_megatron.data.teachers import FAITHFUL_SHARE, SLOPPY_TEACHER
+from prism_megatron.data.teachers import SLOPPY_TEACHER
 from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.execution import execution_here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from prism_megatron.data.pairs import PairSource
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scene_set import SceneSet
-from prism_megatron.data.scenes import Split
+from prism_megatron.data.selection import read_selection
 from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
@@ -86,7 +87,7 @@ def build_sources(config: WarmStartConfig, look: Look = look_alone) -> Sources:
     if config.steps is not None:
         steps = config.steps
     else:
-        assert not isinstance(train, SceneSource), "scenes have no end"
+        assert not isinstance(train, SceneSource | SceneSet), "scenes have no end"
         steps = max(1, train.counts.kept // config.rollout.prompts_per_step)
     return Sources(renderer, train, held_out, steps)
 
@@ -104,13 +105,15 @@ def _source(config: WarmStartConfig, renderer: Renderer, part: Part, checks: Che
             max_response_tokens=data.max_response_tokens,
             checks=checks,
         )
-    scenes: Split = "sft" if part == "train" else "heldout"
-    prompts = build_prompts(
-        data, renderer, scenes=scenes, mini=config.model.mini, part=part, batch_size=batch_size, seed=config.seed,
+    build_part = partial(
+        build_prompts, data, renderer, mini=config.model.mini, part=part, batch_size=batch_size, seed=config.seed,
         checks=checks,
     )  # fmt: skip
-    assert not isinstance(prompts, SceneSet), "nothing is selected here"
-    return prompts
+    if part == "validation":
+        return build_part(scenes="heldout")
+    if config.prompts is None:
+        return build_part(scenes="sft")
+    return build_part(scenes="align", selection=read_selection(config.prompts))
 
 
 def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmStart:

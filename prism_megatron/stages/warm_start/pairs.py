@@ -9,6 +9,7 @@ from typing import Protocol
 from prism_megatron.data.loader import Example, RecordSource, SceneSource
 from prism_megatron.data.pairs import PairSource
 from prism_megatron.data.render import Renderer
+from prism_megatron.data.scene_set import SceneSet
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.figures import Rights, rights_of
 from prism_megatron.rollout.base import RolloutEngine, Sampling
@@ -16,7 +17,7 @@ from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.sampling.shares import sample_groups
 from prism_megatron.types import PreferenceGroup
 
-Source = PairSource | RecordSource | SceneSource
+Source = PairSource | RecordSource | SceneSource | SceneSet
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Sources:
         """What is trained on, in words."""
         if isinstance(self.train, SceneSource):
             return "scenes"
+        if isinstance(self.train, SceneSet):
+            return f"{len(self.train.scenes)} selected scenes"
         kept = self.train.counts.kept
         return f"{kept} lines of pairs" if isinstance(self.train, PairSource) else f"{kept} records"
 
@@ -96,7 +99,7 @@ class SampledPairs:
 
     rollout: RolloutEngine
     queue: RolloutQueue
-    apart: RecordSource | SceneSource | None
+    apart: RecordSource | SceneSource | SceneSet | None
     sampling: Sampling
     hand_over: Callable[[], None]
     """gives the rollout engine the policy's weights, which stay: version 0"""

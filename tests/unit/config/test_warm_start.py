@@ -93,6 +93,8 @@ def test_the_mini_recipes_pass_their_own_checks(tmp_path: Path) -> None:
         (["--format-sft", "3"], "--format-sft trains on records"),
         (["--pairs", "nowhere.jsonl"], "--pairs nowhere.jsonl is not a file"),
         (["--pairs", "FILE", "--data", "FOLDER"], "leave --data out"),
+        (["--pairs", "FILE", "--prompts", "FILE"], "--prompts chooses among records or scenes"),
+        (["--prompts", "nowhere.jsonl"], "--prompts nowhere.jsonl is no file"),
         (["--pairs", "FILE", "--write-pairs", "x"], "--write-pairs writes what was sampled"),
         (["--pairs", "FILE", "--min-auc", "0.8"], "--min-auc needs answers that are known to be right or wrong"),
     ],

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from prism_megatron.config.architecture.model import FAITHFUL_SHARE
 from prism_megatron.data.scenes import Kind, Question, Scene, make_scene
 from prism_megatron.data.segments import parse_response, response_text
-from prism_megatron.data.teachers import FAITHFUL_SHARE, SLOPPY_TEACHER, Teacher, equation, required_steps, write
+from prism_megatron.data.teachers import SLOPPY_TEACHER, Teacher, equation, required_steps, write
 from prism_megatron.evaluation.scenes import SceneJudgement, judge
 
 SCENES = [make_scene("sft", seed=0, index=index) for index in range(800)]

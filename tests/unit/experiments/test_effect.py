@@ -19,7 +19,7 @@ from prism_megatron.config.experiments.effect import (
     check_registration,
     read_registration,
 )
-from prism_megatron.config.experiments.effect_recipes import alignment_of
+from prism_megatron.config.experiments.effect_recipes import alignment_of, warm_start_of
 from prism_megatron.config.yaml_file import write_yaml
 from prism_megatron.data.scenes import make_scene
 from prism_megatron.errors import ConfigError, PrismError
@@ -98,6 +98,7 @@ def test_an_experiment_may_end_before_verifiable_rewards() -> None:
         ({"algorithms": ("ppo",)}, "ppo"),
         ({"reinforced": ("sft", "align", "align dense")}, "'align dense' is no arm"),
         ({"reinforced": ("sft",), "reinforced_once": ()}, "'align' is not among sft"),
+        ({"align_comparisons": 0.9}, "a share of align_prompts"),
         ({"policy_steps": 40}, "must be more than align_steps 40"),
         ({"guessable": Regime(seeds=3)}, "more than the 2 that there are"),
         ({"guessable": Regime(seeds=2, comparisons=0.9, keep_from=0.2)}, "do not go together"),
@@ -322,6 +323,14 @@ def test_what_is_registered_holds_where_every_algorithm_is_above() -> None:
                       for seed in by_seed} for arm, by_seed in runs.items()}  # fmt: skip
         text = text_of(REGISTERED, document_of(REGISTERED, runs, done))
         assert f"**What was registered: {outcome}.**" in text
+
+
+def test_few_references_are_all_that_a_discriminator_sees() -> None:
+    """Claim: with ``align_prompts`` warm-start and alignment are played on the same file."""
+    paths: Any = {"policy": Path("p"), "prompts": Path("few.jsonl")}
+    warm = warm_start_of(REGISTERED, "segment", target=Path("d"), seed=7, **paths)
+    arm = alignment_of(REGISTERED, "segment", None, discriminator=Path("d"), seed=7, **paths)
+    assert warm.prompts == arm.config.prompts == Path("few.jsonl")
 
 
 def test_references_teach_what_alignment_teaches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

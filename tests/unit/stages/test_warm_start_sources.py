@@ -134,6 +134,25 @@ def test_servers_on_the_trainers_gpus_sleep_while_a_step_trains() -> None:
     assert engine.calls == ["wake", "generate", "sleep", "train"] * 2
 
 
+def test_selected_prompts_are_all_that_is_learned_from(tmp_path: Path) -> None:
+    """Claim: of scenes and of records; what is held out is not chosen from them."""
+    path, ids = tmp_path / "selected.jsonl", [f"scene-drift-align-3-{index}" for index in range(16)]
+    path.write_text("".join(f'{{"id": "{one}"}}\n' for one in ids))
+    sources = build_sources(replace(mini_warm_start("drift"), prompts=path))
+    for step in range(2):
+        assert sorted(one.prompt.id for one in sources.train.batch(step)) == sorted(ids)
+    assert isinstance(sources.held_out, SceneSource)
+    assert sources.train_text == "16 selected scenes"
+    names = ids_of_train(9)
+    path.write_text("".join(f'{{"id": "{name}"}}\n' for name in names[:5]))
+    held_out = [f"r-{i}" for i in range(90) if f"r-{i}" not in names]
+    folder = make_set(tmp_path / "a", [*names, *held_out], solution="s")
+    sources = build_sources(replace(config(folder, GateConfig(min_accuracy=0.5)), prompts=path))
+    seen = {one.prompt.id for step in range(5) for one in sources.train.batch(step)}
+    assert {name.partition(":")[2] or name for name in seen} == set(names[:5])
+    assert sources.held_out is not None
+
+
 def test_a_mini_world_warms_up_on_its_own_scenes() -> None:
     """Claim: pairs to learn from and those held out are of the world that ``--mini`` names."""
     for mini in ("habits", "drift"):
