@@ -21,7 +21,7 @@ setup(
             "**/*.jinja",
             "**/*.txt",
             "**/*.yaml",
-            "rollout/sglang_cpu/**/*.py",  # on servers' own path, no package of ours
+            "rollout/sglang/cpu_stand_ins/**/*.py",  # on servers' own path, no package of ours
         ]
     },
     entry_points={

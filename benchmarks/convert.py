@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import psutil
 import torch
 
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.observability.transfer import format_bytes
 
 ROOT = Path(__file__).resolve().parent.parent

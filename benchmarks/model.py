@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
-from prism_megatron.engine.attention import SDPACoreAttention, Sequences
+from prism_megatron.engine.layers.attention import SDPACoreAttention, Sequences
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.testing import GlooWorld

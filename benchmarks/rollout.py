@@ -36,12 +36,12 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
-from prism_megatron.data.images import ImagePreprocessor
+from prism_megatron.data.pictures.images import ImagePreprocessor
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
-from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
-from prism_megatron.rollout.sglang_requests import Answer, RequestFormat
-from prism_megatron.rollout.sglang_server import SGLangServers
+from prism_megatron.rollout.sglang.arguments import PYTHON, ServerOptions
+from prism_megatron.rollout.sglang.requests import Answer, RequestFormat
+from prism_megatron.rollout.sglang.server import SGLangServers
 from prism_megatron.types import Prompt, Segments
 
 TEXT_TOKENS = 30

@@ -51,12 +51,12 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.presets import preset
-from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.hf.open_source import open_weights
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.batch import Batch, Extra, collate
-from prism_megatron.engine.images import SharedImages
 from prism_megatron.engine.runtime import World, start, stop
+from prism_megatron.engine.vision.images import SharedImages
 from prism_megatron.game.judged_rows import ScoreRow, discriminator_batch, segment_row
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.sampling.replicas import build_replica

@@ -137,8 +137,8 @@ def pictures(folder: Path | None, count: int) -> list[Any]:
     from PIL import Image
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from prism_megatron.data.image_files import open_image
-    from prism_megatron.data.images import ImagePreprocessor
+    from prism_megatron.data.pictures.files import open_image
+    from prism_megatron.data.pictures.images import ImagePreprocessor
 
     processor = Qwen2VLImageProcessorPil(patch_size=16, merge_size=2, temporal_patch_size=2,
                                          size={"shortest_edge": 4096, "longest_edge": PIXELS})  # fmt: skip

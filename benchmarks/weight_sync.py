@@ -39,10 +39,10 @@ from prism_megatron.engine.runtime import start, stop
 from prism_megatron.jobs.random_model import make_random
 from prism_megatron.observability.transfer import format_bytes
 from prism_megatron.rollout.replica import build_replica, copy_weights
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
-from prism_megatron.rollout.sglang_server import SGLangServers
-from prism_megatron.rollout.sglang_weights import Transport
+from prism_megatron.rollout.sglang.arguments import PYTHON, ServerOptions
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.server import SGLangServers
+from prism_megatron.rollout.sglang.weights import Transport
 from prism_megatron.rollout.weight_buckets import GATHERED_SHARE, pieces
 from prism_megatron.training.roles import load_weights
 from prism_megatron.types import Segments

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prism_megatron.conversion.block_fp8 import CONFIG_KEY, SCALE_SUFFIX, BlockSize
-from prism_megatron.conversion.hf_reader import SINGLE
+from prism_megatron.conversion.hf.block_fp8 import CONFIG_KEY, SCALE_SUFFIX, BlockSize
+from prism_megatron.conversion.hf.reader import SINGLE
 
 _BLOCK = BlockSize(16, 24)
 _QUANTISED = ("_proj.weight", "_proj")

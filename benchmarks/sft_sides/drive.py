@@ -15,7 +15,7 @@ from benchmarks.sft_sides.rounds import StepTaken
 
 ROOT = Path(__file__).resolve().parents[2]
 TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
-TORCHVISION_FIX = ROOT / "prism_megatron" / "rollout" / "sglang_cpu"
+TORCHVISION_FIX = ROOT / "prism_megatron" / "rollout" / "sglang" / "cpu_stand_ins"
 """A sitecustomize for torchvision's CUDA wheel beside a CPU build of torch."""
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),

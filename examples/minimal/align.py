@@ -42,7 +42,7 @@ def align(world: World, *, steps: int, output: Path) -> list[Figures]:
     # Not at the top: processes that libraries spawn import this file again and should not pay for torch.
     from prism_megatron.data.loader import SceneSource
     from prism_megatron.data.render import Renderer
-    from prism_megatron.engine.execution import PLAIN
+    from prism_megatron.engine.host.execution import PLAIN
     from prism_megatron.game.credit import credit_groups, experience_of
     from prism_megatron.game.discriminator import DiscriminatorOrigin
     from prism_megatron.game.figures import game_row, rights_of

@@ -18,8 +18,8 @@ from model_providers.qwen3_vl.model import Qwen3VLTrunk
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.discriminator import LoadBalanceScope
 from prism_megatron.engine.batch import Batch, Extra, token_sequences
-from prism_megatron.engine.norms import parameter_device
-from prism_megatron.engine.specs import mark_tensor_parallel
+from prism_megatron.engine.layers.norms import parameter_device
+from prism_megatron.engine.layers.specs import mark_tensor_parallel
 from prism_megatron.losses.load_balance import merge_towers
 
 

@@ -24,10 +24,10 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.stages.discriminator import LoadBalanceScope, Modality
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
-from prism_megatron.engine.execution import PLAIN, Execution
-from prism_megatron.engine.experts import expert_layer
-from prism_megatron.engine.mlp import dense_mlp
-from prism_megatron.engine.specs import decoder_layer_spec, layer_parts
+from prism_megatron.engine.host.execution import PLAIN, Execution
+from prism_megatron.engine.layers.experts import expert_layer
+from prism_megatron.engine.layers.mlp import dense_mlp
+from prism_megatron.engine.layers.specs import decoder_layer_spec, layer_parts
 from prism_megatron.errors import ConfigError, ConversionError
 
 

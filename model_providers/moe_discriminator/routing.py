@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.stages.discriminator import SEGMENTS
-from prism_megatron.engine.experts import AttachLoss, ExpertRouter, balance_of_sequences, spread
+from prism_megatron.engine.layers.experts import AttachLoss, ExpertRouter, balance_of_sequences, spread
 from prism_megatron.losses.load_balance import router_z_loss
 
 

@@ -12,10 +12,10 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor
 
 from model_providers.qwen3_vl.deepstack import VisualRows
-from prism_megatron.engine.attention import Sequences
-from prism_megatron.engine.fp8 import around_all_layers, around_layer
-from prism_megatron.engine.norms import RMSNorm
-from prism_megatron.engine.specs import NumberedModules
+from prism_megatron.engine.layers.attention import Sequences
+from prism_megatron.engine.layers.fp8 import around_all_layers, around_layer
+from prism_megatron.engine.layers.norms import RMSNorm
+from prism_megatron.engine.layers.specs import NumberedModules
 
 
 class Decoder(MegatronModule):

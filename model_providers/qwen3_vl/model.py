@@ -34,10 +34,10 @@ from model_providers.qwen3_vl.mrope import rotary_tables
 from model_providers.qwen3_vl.vision import VisionModel
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.ops import vocabulary
-from prism_megatron.engine.attention import Sequences
 from prism_megatron.engine.batch import Batch, Extra, token_sequences
+from prism_megatron.engine.layers.attention import Sequences
+from prism_megatron.engine.layers.specs import mark_tensor_parallel
 from prism_megatron.engine.logprobs import VocabularyOutput
-from prism_megatron.engine.specs import mark_tensor_parallel
 
 
 class Qwen3VLTrunk(LanguageModule):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prism_megatron.config.engine.experts import ExpertSizes, RouterLosses
-from prism_megatron.engine.experts import AttachLoss, ExpertRouter, balance_of_sequences, spread
+from prism_megatron.engine.layers.experts import AttachLoss, ExpertRouter, balance_of_sequences, spread
 from prism_megatron.losses.load_balance import router_z_loss
 
 LOSS_SUMS = ("load-balancing losses, weighed", "their weights", "z-losses, weighed", "their weights")

@@ -18,10 +18,10 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor, nn
 
 from prism_megatron.config.architecture.qwen3_vl import VisionShape
-from prism_megatron.engine.norms import LayerNorm, parameter_device
-from prism_megatron.engine.recompute import checkpointed
-from prism_megatron.engine.sdpa import scaled_dot_product_attention
-from prism_megatron.engine.specs import NumberedModules
+from prism_megatron.engine.layers.norms import LayerNorm, parameter_device
+from prism_megatron.engine.layers.recompute import checkpointed
+from prism_megatron.engine.layers.sdpa import scaled_dot_product_attention
+from prism_megatron.engine.layers.specs import NumberedModules
 
 EPS = 1e-6
 """LayerNorm epsilon, fixed in transformers and absent from the config file."""

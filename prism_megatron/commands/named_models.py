@@ -10,15 +10,15 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
-from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import (
+from prism_megatron.conversion.checkpoints.folder import files_folder
+from prism_megatron.conversion.checkpoints.model_names import (
     MiniPolicy,
     discriminator_folder,
     folder_of,
     policy_folder,
     upcycled_folder,
 )
-from prism_megatron.data.model_files import check_model_files
+from prism_megatron.data.reading.model_files import check_model_files
 
 
 def named_shapes(

@@ -18,7 +18,7 @@ from prism_megatron.config.stages.select_prompts import SelectPromptsConfig
 from prism_megatron.config.stages.sft import SFTConfig
 from prism_megatron.config.stages.warm_start import WarmStartConfig
 from prism_megatron.config.tools.evaluate import EvaluateConfig
-from prism_megatron.conversion.model_names import MiniPolicy, policy_folder
+from prism_megatron.conversion.checkpoints.model_names import MiniPolicy, policy_folder
 from prism_megatron.disk import writing
 from prism_megatron.engine.launch import report_error
 from prism_megatron.errors import ConfigError, PrismError

@@ -16,8 +16,8 @@ from prism_megatron.config.cli import parse_over
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.tools.verify import VerifyConfig, check_by_layer, check_verify, model_name
-from prism_megatron.conversion.checkpoint_folder import is_checkpoint
-from prism_megatron.conversion.model_names import folder_of
+from prism_megatron.conversion.checkpoints.folder import is_checkpoint
+from prism_megatron.conversion.checkpoints.model_names import folder_of
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import ConfigError, PrismError
 
@@ -70,7 +70,7 @@ def checked(config: VerifyConfig) -> VerifyConfig:
         experts_per_tower = 0 if towers is None else towers.experts_per_tower
     check_verify(config, shape, world_size=size, experts_per_tower=experts_per_tower)
     if config.image:
-        from prism_megatron.data.image_files import open_image
+        from prism_megatron.data.pictures.files import open_image
 
         for path in config.image:
             open_image(Path(path))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from prism_megatron.config.stages.data import CheckImages, DataConfig, OnBad
-from prism_megatron.data.image_files import Seen, look_at, open_image
-from prism_megatron.data.intake import LONG_PROMPT, ImageError, Sieve
+from prism_megatron.data.pictures.files import Seen, look_at, open_image
+from prism_megatron.data.reading.intake import LONG_PROMPT, ImageError, Sieve
 from prism_megatron.data.render import Renderer
 from prism_megatron.types import Prompt
 

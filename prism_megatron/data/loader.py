@@ -13,7 +13,7 @@ from typing import Protocol
 from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.data.admission import Checks, admitted, prompt_of
 from prism_megatron.data.identity import Identity, identity_of
-from prism_megatron.data.intake import HELD_OUT, LONG_RESPONSE, NO_CAPTION, NOT_SELECTED, Counts, Sieve
+from prism_megatron.data.reading.intake import HELD_OUT, LONG_RESPONSE, NO_CAPTION, NOT_SELECTED, Counts, Sieve
 from prism_megatron.data.records import Part, Record, in_part, read_records
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Scene, Split, keyed_generator, make_scene

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prism_megatron.data.admission import Checks, admitted, prompt_of
-from prism_megatron.data.fields import check_text, check_texts, image_path, lines_of, object_of
 from prism_megatron.data.identity import Identity, identity_of
-from prism_megatron.data.intake import HELD_OUT, LONG_RESPONSE, Sieve, TextError
+from prism_megatron.data.reading.fields import check_text, check_texts, image_path, lines_of, object_of
+from prism_megatron.data.reading.intake import HELD_OUT, LONG_RESPONSE, Sieve, TextError
 from prism_megatron.data.records import Part, in_part, refuse_evaluation_folder, refuse_evaluation_source
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import keyed_generator

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from prism_megatron.data.fields import check_text, check_texts, image_path, lines_of, object_of
-from prism_megatron.data.intake import EvaluationOnlyError, RepeatedIdError, Sieve
+from prism_megatron.data.reading.fields import check_text, check_texts, image_path, lines_of, object_of
+from prism_megatron.data.reading.intake import EvaluationOnlyError, RepeatedIdError, Sieve
 from prism_megatron.errors import DataError
 from prism_megatron.strict_json import parse_json
 

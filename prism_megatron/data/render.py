@@ -15,10 +15,10 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import AutoTokenizer
 
-from prism_megatron.data.images import ImagePreprocessor
-from prism_megatron.data.intake import ImageError, TextError
-from prism_megatron.data.model_files import TOKENIZER, TOKENIZER_CONFIG, chat_template
-from prism_megatron.data.pixel_limits import with_pixel_limits
+from prism_megatron.data.pictures.images import ImagePreprocessor
+from prism_megatron.data.pictures.pixel_limits import with_pixel_limits
+from prism_megatron.data.reading.intake import ImageError, TextError
+from prism_megatron.data.reading.model_files import TOKENIZER, TOKENIZER_CONFIG, chat_template
 from prism_megatron.data.segments import TAGS, THINK_ALIAS, SegmentFinder, response_text
 from prism_megatron.data.tokenizer import IMAGE_TOKEN
 from prism_megatron.errors import DataError

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, cast
 from jinja2 import TemplateError
 
 from prism_megatron.data.conversation import Conversation, Picture, Turn
-from prism_megatron.data.image_files import image_size, open_image
+from prism_megatron.data.pictures.files import image_size, open_image
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.segments import TAGS
 from prism_megatron.data.tokenizer import END_TOKEN

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from prism_megatron.data.fields import check_text, lines_of, object_of
-from prism_megatron.data.intake import RepeatedIdError
+from prism_megatron.data.reading.fields import check_text, lines_of, object_of
+from prism_megatron.data.reading.intake import RepeatedIdError
 from prism_megatron.data.records import Record
 from prism_megatron.data.scenes import Scene
 from prism_megatron.errors import DataError

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from prism_megatron.engine.images import SharedImages
 from prism_megatron.engine.runtime import World
+from prism_megatron.engine.vision.images import SharedImages
 from prism_megatron.parallel.layout import zigzag
 from prism_megatron.types import ImageInput, TokenSequence
 

@@ -1,6 +1,6 @@
 """Checkpoints: every role of a run in one folder, committed by one rename, readable in any other layout.
 
-See ``conversion/checkpoint_folder.py`` for what a folder is made of. Tensors are in the optimizer's fully reshardable
+See ``conversion/checkpoints/folder.py`` for what a folder is made of. Tensors are in the optimizer's fully reshardable
 form; nothing is pickled but their index, so 0.16.1 and 0.19.2 read each other's.
 """
 
@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from prism_megatron.conversion.checkpoint_folder import (
+from prism_megatron.conversion.checkpoints.folder import (
     COMPANIONS_FOLDER,
     OBJECTS_FILE,
     ModelFiles,
@@ -38,9 +38,9 @@ from prism_megatron.conversion.checkpoint_folder import (
     write_state,
 )
 from prism_megatron.disk import check_room, disk_error, writing
-from prism_megatron.engine.compat import quiet_checkpointing
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.export import WeightTable
+from prism_megatron.engine.host.compat import quiet_checkpointing
 from prism_megatron.errors import CheckpointError, DiskError
 from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object, on_main
 

@@ -29,10 +29,9 @@ from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch
-from prism_megatron.engine.compat import buffer_layout_arguments
 from prism_megatron.engine.export import WeightTable
 from prism_megatron.engine.gradients import gather_gradients, gradient_of
-from prism_megatron.engine.images import SharedImages
+from prism_megatron.engine.host.compat import buffer_layout_arguments
 from prism_megatron.engine.offload import Offload
 from prism_megatron.engine.optimizer import (
     adam_step,
@@ -46,7 +45,8 @@ from prism_megatron.engine.optimizer import (
 from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
 from prism_megatron.engine.token_values import ValuesFn, gather_token_values
-from prism_megatron.engine.vision_cache import VisionCache
+from prism_megatron.engine.vision.cache import VisionCache
+from prism_megatron.engine.vision.images import SharedImages
 from prism_megatron.observability.activity import Activity, Advance
 from prism_megatron.parallel.collectives import broadcast_object, max_numbers, sum_numbers
 

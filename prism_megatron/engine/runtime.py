@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from torch.distributed.distributed_c10d import Store
 
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.engine.cpu import open_cpu_door
+from prism_megatron.engine.host.cpu import open_cpu_door
 from prism_megatron.engine.launch import loopback_variables
 from prism_megatron.errors import ConfigError
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prism_megatron.config.experiments.image_use import ImageUseConfig, run_of
-from prism_megatron.data.images import blanked
+from prism_megatron.data.pictures.images import blanked
 from prism_megatron.data.tokenizer import MODEL_VOCAB_SIZE
 from prism_megatron.disk import write_atomically
 from prism_megatron.engine.runtime import start, stop

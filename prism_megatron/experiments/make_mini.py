@@ -36,7 +36,7 @@ from prism_megatron.config.experiments.mini_world import (
 )
 from prism_megatron.config.merge import to_plain
 from prism_megatron.config.stages.game import GameConfig
-from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.hf.open_source import open_weights
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scene_set import SceneSet

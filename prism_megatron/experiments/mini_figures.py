@@ -12,9 +12,9 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.config.stages.game import GameConfig
-from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.hf.open_source import open_weights
 from prism_megatron.data.render import Renderer
-from prism_megatron.engine.execution import PLAIN
+from prism_megatron.engine.host.execution import PLAIN
 from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures, correlation
 from prism_megatron.game.discriminator import DiscriminatorOrigin

@@ -19,11 +19,11 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.experiments.mini_world import mini_folder
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
-from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder, files_folder
-from prism_megatron.conversion.model_names import discriminator_folder, upcycled_folder
+from prism_megatron.conversion.checkpoints.folder import ModelFiles, companions_folder, files_folder
+from prism_megatron.conversion.checkpoints.model_names import discriminator_folder, upcycled_folder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.execution import PLAIN, Execution
+from prism_megatron.engine.host.execution import PLAIN, Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.same_inputs import check_same_inputs
 from prism_megatron.training.batches import BatchFormat

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
-from prism_megatron.data.model_files import image_settings, tokens
+from prism_megatron.data.reading.model_files import image_settings, tokens
 from prism_megatron.errors import ConfigError
 
 _COLOURS = ("image_mean", "image_std")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from prism_megatron.data.image_files import open_image
 from prism_megatron.data.loader import Example
+from prism_megatron.data.pictures.files import open_image
 from prism_megatron.data.render import Renderer
 from prism_megatron.evaluation.sample import MAX_SAMPLES, Sample, png_url
 from prism_megatron.game.judge import Judgement

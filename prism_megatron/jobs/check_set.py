@@ -10,13 +10,13 @@ from pathlib import Path
 from prism_megatron.config.formats import FormatConfig
 from prism_megatron.config.tools.data_tool import CheckSetConfig
 from prism_megatron.data.conversation import Conversation
-from prism_megatron.data.formats.base import Corpus
 from prism_megatron.data.formats.columns import found_names
 from prism_megatron.data.formats.detect import open_corpus, refuse_evaluation_set
+from prism_megatron.data.formats.files.base import Corpus
+from prism_megatron.data.formats.files.walk import walk
 from prism_megatron.data.formats.pictures import decoded, size_of
 from prism_megatron.data.formats.repeats import Repeats
 from prism_megatron.data.formats.rows import RowCorpus
-from prism_megatron.data.formats.walk import walk
 from prism_megatron.data.records import EVALUATION_ONLY_SOURCES, in_part
 from prism_megatron.data.segments import TAGS, THINK_ALIAS, parse_response
 from prism_megatron.errors import ConfigError, DataError

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.check import CheckConfig
-from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint
-from prism_megatron.conversion.checkpoint_source import CheckpointSource
+from prism_megatron.conversion.checkpoints.folder import companions_folder, is_checkpoint
+from prism_megatron.conversion.checkpoints.model_names import FORMS, folder_of
+from prism_megatron.conversion.checkpoints.source import CheckpointSource
+from prism_megatron.conversion.checkpoints.torch_dist import TorchDistFolder
 from prism_megatron.conversion.compare import TensorComparison, Tensors, compare, num_bytes
 from prism_megatron.conversion.expert_layout import detect_expert_layout
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.model_names import FORMS, folder_of
-from prism_megatron.conversion.torch_dist import TorchDistFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.errors import ConfigError
 from prism_megatron.jobs.convert import Role, role_of
 from prism_megatron.jobs.model_folder import mappings_of

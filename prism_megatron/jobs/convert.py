@@ -30,20 +30,20 @@ from prism_megatron.config.tools.convert import (
     check_to_hf,
     check_to_megatron,
 )
-from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint, write_state
-from prism_megatron.conversion.checkpoint_source import CheckpointSource
+from prism_megatron.conversion.checkpoints.folder import companions_folder, is_checkpoint, write_state
+from prism_megatron.conversion.checkpoints.model_names import folder_of
+from prism_megatron.conversion.checkpoints.source import CheckpointSource
+from prism_megatron.conversion.checkpoints.to_hf import plan_hf
+from prism_megatron.conversion.checkpoints.to_megatron import plan_megatron, record
+from prism_megatron.conversion.checkpoints.torch_dist import TorchDistFolder
+from prism_megatron.conversion.checkpoints.torch_dist_writer import write_index
 from prism_megatron.conversion.expert_layout import ExpertLayout
-from prism_megatron.conversion.hf_writer import CONFIG, read_companions, stating
+from prism_megatron.conversion.hf.stored_tensor import DTYPES
+from prism_megatron.conversion.hf.writer import CONFIG, read_companions, stating
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
-from prism_megatron.conversion.model_names import folder_of
 from prism_megatron.conversion.resumable import WorkFolder, check_target, fingerprint_of, run_units
-from prism_megatron.conversion.stored_tensor import DTYPES
-from prism_megatron.conversion.to_hf import plan_hf
-from prism_megatron.conversion.to_megatron import plan_megatron, record
-from prism_megatron.conversion.torch_dist import TorchDistFolder
-from prism_megatron.conversion.torch_dist_writer import write_index
 from prism_megatron.conversion.verify import check_names
-from prism_megatron.data.model_files import check_model_files
+from prism_megatron.data.reading.model_files import check_model_files
 from prism_megatron.errors import ConfigError, ConversionError
 from prism_megatron.jobs.model_folder import mappings_of, open_model_folder
 from prism_megatron.jobs.quantise import check_installed, check_records, quantise_from

@@ -17,15 +17,15 @@ from model_providers.moe_discriminator.variant import Variant
 from model_providers.qwen3_vl.mapping import EMBEDDING, LM_HEAD
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.check import InspectConfig
-from prism_megatron.conversion.block_fp8 import CONFIG_KEY
-from prism_megatron.conversion.checkpoint_folder import companions_folder, is_checkpoint
+from prism_megatron.conversion.checkpoints.folder import companions_folder, is_checkpoint
+from prism_megatron.conversion.checkpoints.model_names import FORMS, folder_of
+from prism_megatron.conversion.checkpoints.torch_dist import TorchDistFolder
 from prism_megatron.conversion.expert_layout import detect_expert_layout
-from prism_megatron.conversion.hf_files import member, read_object
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.model_names import FORMS, folder_of
-from prism_megatron.conversion.quantised import QUANT_CONFIG
-from prism_megatron.conversion.torch_dist import TorchDistFolder
-from prism_megatron.data.model_files import check_model_files
+from prism_megatron.conversion.hf.block_fp8 import CONFIG_KEY
+from prism_megatron.conversion.hf.files import member, read_object
+from prism_megatron.conversion.hf.quantised import QUANT_CONFIG
+from prism_megatron.conversion.hf.reader import HFFolder
+from prism_megatron.data.reading.model_files import check_model_files
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.jobs.model_folder import open_model_folder
 

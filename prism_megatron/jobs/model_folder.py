@@ -13,11 +13,11 @@ from model_providers.moe_discriminator.variant import Variant
 from model_providers.qwen3_vl.mapping import weight_mappings as policy_mappings
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
+from prism_megatron.conversion.hf.open_source import open_weights
+from prism_megatron.conversion.hf.transformers_config import transformers_config
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
-from prism_megatron.conversion.open_source import open_weights
-from prism_megatron.conversion.transformers_config import transformers_config
 from prism_megatron.conversion.verify import check_names
-from prism_megatron.data.model_files import check_model_files
+from prism_megatron.data.reading.model_files import check_model_files
 from prism_megatron.errors import ConfigError
 
 

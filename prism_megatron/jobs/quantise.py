@@ -26,9 +26,9 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.stages.data import DataConfig
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.hf_writer import write_hf_folder
-from prism_megatron.conversion.quantised import QUANT_CONFIG, DequantisedFolder
+from prism_megatron.conversion.hf.quantised import QUANT_CONFIG, DequantisedFolder
+from prism_megatron.conversion.hf.reader import HFFolder
+from prism_megatron.conversion.hf.writer import write_hf_folder
 from prism_megatron.conversion.resumable import check_space, flush
 from prism_megatron.data.model_inputs import transformers_inputs
 from prism_megatron.errors import ConfigError, ConversionError

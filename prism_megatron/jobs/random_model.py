@@ -17,10 +17,10 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.fields import check_fields
 from prism_megatron.config.presets import PRESETS, hf_config, preset
 from prism_megatron.config.tools.convert import MakeRandomConfig
-from prism_megatron.conversion.hf_writer import stated
+from prism_megatron.conversion.hf.shards import Spec, lay_out
+from prism_megatron.conversion.hf.stored_tensor import DTYPES, bytes_of
+from prism_megatron.conversion.hf.writer import stated
 from prism_megatron.conversion.resumable import check_space, flush
-from prism_megatron.conversion.shards import Spec, lay_out
-from prism_megatron.conversion.stored_tensor import DTYPES, bytes_of
 from prism_megatron.errors import ConfigError
 from prism_megatron.observability.transfer import TransferProgress
 

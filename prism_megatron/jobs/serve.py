@@ -19,18 +19,18 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape, max_positi
 from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.config.tools.convert import ToHFConfig
 from prism_megatron.config.tools.serve import ServeConfig, check_serve
-from prism_megatron.conversion.checkpoint_folder import is_checkpoint, read_state
+from prism_megatron.conversion.checkpoints.folder import is_checkpoint, read_state
+from prism_megatron.conversion.checkpoints.model_names import folder_of, short_name
 from prism_megatron.conversion.expert_layout import detect_expert_layout
-from prism_megatron.conversion.hf_files import member, read_object
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.model_names import folder_of, short_name
-from prism_megatron.conversion.quantised import QUANT_CONFIG
-from prism_megatron.data.model_files import check_model_files
+from prism_megatron.conversion.hf.files import member, read_object
+from prism_megatron.conversion.hf.quantised import QUANT_CONFIG
+from prism_megatron.conversion.hf.reader import HFFolder
+from prism_megatron.data.reading.model_files import check_model_files
 from prism_megatron.errors import ConfigError
 from prism_megatron.jobs.convert import to_hf
 from prism_megatron.jobs.model_folder import check_model_folder
-from prism_megatron.rollout.sglang_arguments import HOST, ServerOptions
-from prism_megatron.rollout.sglang_server import SGLangServers
+from prism_megatron.rollout.sglang.arguments import HOST, ServerOptions
+from prism_megatron.rollout.sglang.server import SGLangServers
 
 API_KEY = "PRISM_SERVE_API_KEY"
 """Variable with the endpoint's key; without it a random one is made and printed."""

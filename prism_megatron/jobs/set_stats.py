@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from prism_megatron.config.tools.data_tool import SetStatsConfig
-from prism_megatron.conversion.model_names import folder_of
+from prism_megatron.conversion.checkpoints.model_names import folder_of
 from prism_megatron.data.conversation import Conversation
+from prism_megatron.data.formats.files.walk import walk
 from prism_megatron.data.formats.pictures import size_of
-from prism_megatron.data.formats.walk import walk
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer, Lengths
 from prism_megatron.errors import ConfigError, DataError

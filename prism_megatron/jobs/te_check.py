@@ -20,13 +20,13 @@ from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.experiments.mini_world import mini_model_config
 from prism_megatron.engine.batch import Batch, collate
-from prism_megatron.engine.capabilities import MINIMUM_CAPABILITY, Installed, check_adam, choose, installed
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.host.capabilities import MINIMUM_CAPABILITY, Installed, check_adam, choose, installed
+from prism_megatron.engine.host.execution import Execution
+from prism_megatron.engine.layers.te_bindings import Ledger, call_context_parallel_attention, stand_ins
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World, start, stop
-from prism_megatron.engine.te_bindings import Ledger, call_context_parallel_attention, stand_ins
 from prism_megatron.types import TokenSequence
 
 TOKENS = ("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")

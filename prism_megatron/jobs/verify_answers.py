@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prism_megatron.config.tools.verify_answers import VerifyAnswersConfig
-from prism_megatron.data.fields import check_text, kind_of, lines_of, object_of
+from prism_megatron.data.reading.fields import check_text, kind_of, lines_of, object_of
 from prism_megatron.errors import DataError
 from prism_megatron.rewards.answers import plain
 from prism_megatron.rewards.checker import Checker

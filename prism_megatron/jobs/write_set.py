@@ -9,12 +9,12 @@ from prism_megatron.config.formats import FormatConfig
 from prism_megatron.config.tools.data_tool import ConvertSetConfig, OnBad, ShardSetConfig
 from prism_megatron.data.conversation import Conversation
 from prism_megatron.data.formats.detect import open_corpus
-from prism_megatron.data.formats.new_folder import new_folder
+from prism_megatron.data.formats.files.walk import walk
 from prism_megatron.data.formats.repeats import id_hash
-from prism_megatron.data.formats.walk import walk
-from prism_megatron.data.formats.write_energon import EnergonWriter
-from prism_megatron.data.formats.write_ours import OursWriter
-from prism_megatron.data.formats.write_shards import ShardWriter
+from prism_megatron.data.formats.write.energon import EnergonWriter
+from prism_megatron.data.formats.write.new_folder import new_folder
+from prism_megatron.data.formats.write.ours import OursWriter
+from prism_megatron.data.formats.write.shards import ShardWriter
 from prism_megatron.data.records import in_part
 from prism_megatron.errors import ConfigError, DataError
 

@@ -20,10 +20,10 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.conversion.hf.open_source import open_weights
 from prism_megatron.conversion.mapping import TensorSource
-from prism_megatron.conversion.open_source import open_weights
 from prism_megatron.engine.batch import collate
-from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.parity.compare import Difference, agreement, gradient_errors, largest_error, worst_first

@@ -18,8 +18,8 @@ from transformers.initialization import no_init_weights
 
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
-from prism_megatron.conversion.open_source import open_weights
-from prism_megatron.conversion.transformers_config import transformers_config
+from prism_megatron.conversion.hf.open_source import open_weights
+from prism_megatron.conversion.hf.transformers_config import transformers_config
 from prism_megatron.parity.compare import Outcome
 from prism_megatron.parity.oracle import model_inputs, train_padding
 from prism_megatron.parity.probe import Sample, random_weights

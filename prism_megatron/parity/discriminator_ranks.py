@@ -15,7 +15,7 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import all_gather_objects, gather_objects

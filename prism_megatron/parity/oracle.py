@@ -12,7 +12,7 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForCondition
 from transformers.utils import logging
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
-from prism_megatron.conversion.transformers_config import transformers_config, transformers_reads
+from prism_megatron.conversion.hf.transformers_config import transformers_config, transformers_reads
 from prism_megatron.data.model_inputs import transformers_inputs
 from prism_megatron.parity.compare import Outcome
 from prism_megatron.parity.probe import Sample, probe_weights

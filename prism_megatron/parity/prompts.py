@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from prism_megatron.data.image_files import open_image
+from prism_megatron.data.pictures.files import open_image
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import make_scene
 from prism_megatron.parity.probe import Sample

@@ -21,10 +21,10 @@ from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.conversion.expert_layout import ExpertLayout
-from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.hf.open_source import open_weights
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World

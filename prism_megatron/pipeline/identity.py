@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.config.fields import Field, OnResume, fields_of
-from prism_megatron.conversion.model_names import folder_of
+from prism_megatron.conversion.checkpoints.model_names import folder_of
 from prism_megatron.errors import ConfigError
 from prism_megatron.pipeline.plan import Step
 from prism_megatron.pipeline.tools import value_at

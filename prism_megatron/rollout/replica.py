@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from prism_megatron.conversion.transformers_config import transformers_config
+from prism_megatron.conversion.hf.transformers_config import transformers_config
 from prism_megatron.errors import WeightSyncError
 
 _MODEL_CLASSES: Mapping[str, Any] = {

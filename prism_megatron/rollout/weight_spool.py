@@ -16,9 +16,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from prism_megatron.conversion.hf_reader import INDEX, HFFolder
-from prism_megatron.conversion.hf_writer import read_companions
-from prism_megatron.conversion.stored_tensor import bytes_of, safetensors_header, safetensors_in
+from prism_megatron.conversion.hf.reader import INDEX, HFFolder
+from prism_megatron.conversion.hf.stored_tensor import bytes_of, safetensors_header, safetensors_in
+from prism_megatron.conversion.hf.writer import read_companions
 from prism_megatron.errors import WeightSyncError
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from prism_megatron.conversion.checkpoint_folder import latest
+from prism_megatron.conversion.checkpoints.folder import latest
 from prism_megatron.run.files import CHECKPOINTS
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.config.resume import changeable
-from prism_megatron.conversion.checkpoint_folder import STATE_FILE, latest, step_folder
+from prism_megatron.conversion.checkpoints.folder import STATE_FILE, latest, step_folder
 from prism_megatron.data.identity import what_differs
 from prism_megatron.disk import writing
 from prism_megatron.engine import checkpoint

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder
+from prism_megatron.conversion.checkpoints.folder import ModelFiles, companions_folder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.run.session import Session

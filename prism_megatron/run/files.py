@@ -1,6 +1,6 @@
 """What the files in a run's folder are called."""
 
-from prism_megatron.conversion import checkpoint_folder
+from prism_megatron.conversion.checkpoints import folder as checkpoint_folder
 
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 RECORD, SAMPLES, CONSOLE = "run.json", "samples.json", "console.log"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from prism_megatron.conversion.checkpoint_folder import STATE_FILE
+from prism_megatron.conversion.checkpoints.folder import STATE_FILE
 from prism_megatron.errors import PrismError
 from prism_megatron.evaluation.report import write_report
 from prism_megatron.evaluation.sample import Sample, read_samples, write_samples

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from prism_megatron.config.merge import merge
 from prism_megatron.config.yaml_file import read_yaml
-from prism_megatron.conversion.checkpoint_folder import read_state
+from prism_megatron.conversion.checkpoints.folder import read_state
 from prism_megatron.errors import CheckpointError, ConfigError
 from prism_megatron.run.files import CONFIG
 from prism_megatron.run.folder import run_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from prism_megatron.conversion.checkpoint_folder import ModelFiles
+from prism_megatron.conversion.checkpoints.folder import ModelFiles
 from prism_megatron.data.identity import Identity
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.evaluation.sample import Sample

@@ -19,7 +19,7 @@ from prism_megatron.config.merge import merge, save
 from prism_megatron.config.resume import check_changes, check_resume, differences
 from prism_megatron.config.run import RunConfig
 from prism_megatron.config.yaml_file import read_yaml
-from prism_megatron.conversion.checkpoint_folder import latest
+from prism_megatron.conversion.checkpoints.folder import latest
 from prism_megatron.errors import CheckpointError, ConfigError
 from prism_megatron.run.files import CHECKPOINTS, CONFIG, RECORD
 from prism_megatron.run.folder import holds_run, newest_config, run_of

@@ -11,7 +11,7 @@ import torch
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.stages.data import DataConfig
-from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.conversion.checkpoints.folder import files_folder
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine

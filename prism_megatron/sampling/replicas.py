@@ -18,7 +18,7 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.conversion.expert_layout import ExpertLayout
-from prism_megatron.conversion.hf_files import read_object
+from prism_megatron.conversion.hf.files import read_object
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, WeightSyncError

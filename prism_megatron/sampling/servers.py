@@ -15,23 +15,23 @@ from torch import Tensor
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape, max_positions
 from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.stages.data import DataConfig
-from prism_megatron.conversion.block_fp8 import CONFIG_KEY
-from prism_megatron.conversion.checkpoint_folder import files_folder, is_checkpoint
+from prism_megatron.conversion.checkpoints.folder import files_folder, is_checkpoint
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
-from prism_megatron.conversion.hf_files import member, read_object
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.hf_writer import write_hf_folder
-from prism_megatron.data.images import ImagePreprocessor
-from prism_megatron.data.pixel_limits import check_served_limits
+from prism_megatron.conversion.hf.block_fp8 import CONFIG_KEY
+from prism_megatron.conversion.hf.files import member, read_object
+from prism_megatron.conversion.hf.reader import HFFolder
+from prism_megatron.conversion.hf.writer import write_hf_folder
+from prism_megatron.data.pictures.images import ImagePreprocessor
+from prism_megatron.data.pictures.pixel_limits import check_served_limits
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError, WeightSyncError
 from prism_megatron.observability.activity import Activity
 from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object
 from prism_megatron.rollout.base import SampleRequest
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_arguments import ServerOptions
-from prism_megatron.rollout.sglang_server import SGLangServers
+from prism_megatron.rollout.sglang.arguments import ServerOptions
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.server import SGLangServers
 from prism_megatron.rollout.weight_spool import remove_leftovers
 from prism_megatron.sampling.replicas import end_token_ids
 from prism_megatron.training.roles import weights_in_layout

@@ -15,11 +15,11 @@ from prism_megatron.config.architecture.model import ALL_VISION
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.stages.data import DataConfig
-from prism_megatron.conversion.checkpoint_folder import files_folder
+from prism_megatron.conversion.checkpoints.folder import files_folder
 from prism_megatron.data.loader import Example, ExampleSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.stream.prefetch import Demonstration
-from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.observability.activity import Activity
 from prism_megatron.training.roles import batch_format, build_policy, export_folder

@@ -8,8 +8,8 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider, part_of
 from prism_megatron.config.architecture.model import ALL_VISION
 from prism_megatron.config.engine.vision_cache import VisionCacheConfig
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.feature_files import FeatureFiles
-from prism_megatron.engine.vision_cache import VisionCache
+from prism_megatron.engine.vision.cache import VisionCache
+from prism_megatron.engine.vision.feature_files import FeatureFiles
 from prism_megatron.parallel.collectives import on_main
 
 

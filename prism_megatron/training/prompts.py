@@ -8,9 +8,9 @@ from pathlib import Path
 from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.data.admission import Checks, Look
-from prism_megatron.data.image_files import Seen, look_at
-from prism_megatron.data.intake import Counts
 from prism_megatron.data.loader import RecordSource, SceneSource
+from prism_megatron.data.pictures.files import Seen, look_at
+from prism_megatron.data.reading.intake import Counts
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scene_set import SceneSet, selected_scenes

@@ -17,18 +17,18 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.experts import NO_ROUTER_LOSSES, RouterLosses
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.experiments.speed import SpeedConfig
-from prism_megatron.conversion.checkpoint_folder import ModelFiles, files_folder, is_checkpoint, read_state
-from prism_megatron.conversion.checkpoint_source import CheckpointSource
+from prism_megatron.conversion.checkpoints.folder import ModelFiles, files_folder, is_checkpoint, read_state
+from prism_megatron.conversion.checkpoints.source import CheckpointSource
+from prism_megatron.conversion.checkpoints.torch_dist import TorchDistFolder
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
 from prism_megatron.conversion.expert_relayout import relaid
-from prism_megatron.conversion.hf_writer import CONFIG, read_companions, stating, write_hf_folder
+from prism_megatron.conversion.hf.open_source import open_weights
+from prism_megatron.conversion.hf.writer import CONFIG, read_companions, stating, write_hf_folder
 from prism_megatron.conversion.mapping import TensorSource
-from prism_megatron.conversion.open_source import open_weights
-from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import PLAIN_SPEED, MegatronEngine
-from prism_megatron.engine.execution import PLAIN, Execution
+from prism_megatron.engine.host.execution import PLAIN, Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.training.batches import BatchFormat

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from prism_megatron.config.stages.objective import PolicyObjective
-from prism_megatron.data.images import blanked
+from prism_megatron.data.pictures.images import blanked
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.bootstrap import Interval, statistic_interval

@@ -18,7 +18,7 @@ from model_providers.moe_discriminator.variant import Variant
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
-from prism_megatron.conversion.checkpoint_folder import ModelFiles
+from prism_megatron.conversion.checkpoints.folder import ModelFiles
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine

@@ -11,7 +11,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.engine.attention import SDPACoreAttention, Sequences
+from prism_megatron.engine.layers.attention import SDPACoreAttention, Sequences
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.layout import zigzag
 from prism_megatron.testing import GlooWorld

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.conversion import checkpoint_folder
-from prism_megatron.conversion.checkpoint_folder import latest, step_folder
+from prism_megatron.conversion.checkpoints import folder as checkpoint_folder
+from prism_megatron.conversion.checkpoints.folder import latest, step_folder
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import CheckpointError

@@ -16,11 +16,11 @@ from prism_megatron.config.check import CheckConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.tools.convert import TargetLayout, ToHFConfig, ToMegatronConfig
-from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.checkpoint_source import CheckpointSource
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.checkpoints.folder import files_folder
+from prism_megatron.conversion.checkpoints.source import CheckpointSource
+from prism_megatron.conversion.checkpoints.torch_dist import TorchDistFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.conversion.ops import Column
-from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.provider import ModelProvider
 from prism_megatron.engine.runtime import World

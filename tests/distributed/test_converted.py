@@ -15,9 +15,9 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.tools.convert import MakeRandomConfig, TargetLayout, ToMegatronConfig
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.engine.compat import quiet_checkpointing
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.host.compat import quiet_checkpointing
 from prism_megatron.engine.runtime import World
 from prism_megatron.jobs.convert import to_megatron
 from prism_megatron.jobs.random_model import make_random

@@ -20,10 +20,10 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import Replicated
-from prism_megatron.engine import fp8
 from prism_megatron.engine.batch import collate
-from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.export import WeightTable
+from prism_megatron.engine.host.execution import Execution
+from prism_megatron.engine.layers import fp8
 from prism_megatron.engine.runtime import World
 from prism_megatron.testing import GlooWorld
 from prism_megatron.types import TokenSequence

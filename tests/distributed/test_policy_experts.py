@@ -16,7 +16,7 @@ from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.testing import GlooWorld
 from prism_megatron.training.batches import BatchFormat, supervised_batch

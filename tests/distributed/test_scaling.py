@@ -16,7 +16,7 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.memory import RankBytes, bytes_of_rank
+from prism_megatron.engine.host.memory import RankBytes, bytes_of_rank
 from prism_megatron.engine.offload import own_state
 from prism_megatron.engine.runtime import World
 from prism_megatron.testing import GlooWorld

@@ -24,17 +24,17 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.tools.convert import ToMegatronConfig
-from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.checkpoints.folder import files_folder
+from prism_megatron.conversion.hf.open_source import open_weights
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.data.loader import Example, SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError, WeightSyncError
 from prism_megatron.jobs.convert import to_megatron
 from prism_megatron.rollout.base import SampleRequest, Sampling
-from prism_megatron.rollout.sglang import SGLangRollout
-from prism_megatron.rollout.sglang_http import ServerClient
+from prism_megatron.rollout.sglang.engine import SGLangRollout
+from prism_megatron.rollout.sglang.http import ServerClient
 from prism_megatron.sampling.probe import ServingProbe
 from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.sampling.servers import API_KEY, SharedRollout, build_served_rollout

@@ -23,7 +23,7 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.vision_cache import VisionCacheConfig
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
-from prism_megatron.engine.vision_cache import CacheCounts
+from prism_megatron.engine.vision.cache import CacheCounts
 from prism_megatron.testing import GlooWorld
 from prism_megatron.training.frozen_vision import tower_identity, use_vision_cache
 from prism_megatron.types import ImageInput

@@ -16,7 +16,7 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.architecture.model import ALL_VISION
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
-from prism_megatron.conversion.checkpoint_folder import ModelFiles
+from prism_megatron.conversion.checkpoints.folder import ModelFiles
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, beside_logits, collate
 from prism_megatron.engine.engine import MegatronEngine

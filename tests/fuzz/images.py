@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from prism_megatron.data.colours import to_rgb
-from prism_megatron.data.image_files import image_size, open_image
+from prism_megatron.data.pictures.colours import to_rgb
+from prism_megatron.data.pictures.files import image_size, open_image
 from tests.fuzz.damage import damaged
 from tests.fuzz.harness import Case, Kind
 

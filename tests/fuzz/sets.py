@@ -18,8 +18,8 @@ import psutil
 
 from prism_megatron.config.formats import FormatConfig
 from prism_megatron.data.formats.detect import open_corpus
+from prism_megatron.data.formats.files.walk import walk
 from prism_megatron.data.formats.pictures import decoded, extension_of
-from prism_megatron.data.formats.walk import walk
 from prism_megatron.errors import DataError, PrismError
 from tests.fuzz.harness import MIB, SECONDS_A_CASE, WARM_UP_SHARE
 from tests.unit.data.formats.sets import WRITERS, records_of, synthetic

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from prism_megatron.config.stages.game import GameConfig
-from prism_megatron.conversion.checkpoint_folder import ModelFiles
+from prism_megatron.conversion.checkpoints.folder import ModelFiles
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.data.identity import Identity
 from prism_megatron.data.loader import Example, SceneSource

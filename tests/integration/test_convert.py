@@ -27,12 +27,12 @@ from prism_megatron.config.tools.convert import (
     ToMegatronConfig,
     UpcyclingConfig,
 )
-from prism_megatron.conversion import to_hf as hf_module
-from prism_megatron.conversion import to_megatron as megatron_module
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.to_hf import ShardPart
-from prism_megatron.conversion.to_megatron import DataFile
-from prism_megatron.conversion.torch_dist import TorchDistFolder
+from prism_megatron.conversion.checkpoints import to_hf as hf_module
+from prism_megatron.conversion.checkpoints import to_megatron as megatron_module
+from prism_megatron.conversion.checkpoints.to_hf import ShardPart
+from prism_megatron.conversion.checkpoints.to_megatron import DataFile
+from prism_megatron.conversion.checkpoints.torch_dist import TorchDistFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.errors import ConversionError, PrismError
 from prism_megatron.jobs.check_weights import check_weights
 from prism_megatron.jobs.convert import to_hf, to_megatron

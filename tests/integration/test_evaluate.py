@@ -19,7 +19,7 @@ import pytest
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.tools.convert import ToMegatronConfig
 from prism_megatron.config.tools.evaluate import API_KEY
-from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, step_folder
+from prism_megatron.conversion.checkpoints.folder import CHECKPOINTS, step_folder
 from prism_megatron.jobs.convert import to_megatron
 from tests.unit.stages.fake_chat import answer, fake_chat, image_of, question_of
 from tests.waiting import wait_for

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prism_megatron.conversion.checkpoint_folder import read_checkpoint
+from prism_megatron.conversion.checkpoints.folder import read_checkpoint
 from prism_megatron.observability.metrics import read_metrics
 from tests.integration.test_resume import assert_same
 

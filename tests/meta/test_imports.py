@@ -40,7 +40,7 @@ def imported_names(tree: ast.AST) -> Iterator[str]:
         "prism_megatron.config",
         "prism_megatron.config.cli",
         "prism_megatron.config.validate",
-        "prism_megatron.conversion.model_names",
+        "prism_megatron.conversion.checkpoints.model_names",
         "prism_megatron.engine.launch",
         *(f"prism_megatron.commands.{path.stem}" for path in COMMANDS),
     ],

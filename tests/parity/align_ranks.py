@@ -9,7 +9,7 @@ import torch
 
 from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World

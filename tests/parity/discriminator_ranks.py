@@ -18,11 +18,11 @@ from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.stages.discriminator import LoadBalanceScope
 from prism_megatron.conversion.mapping import TensorSource
-from prism_megatron.engine.attention import Sequences, gather_tokens
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.execution import Execution
-from prism_megatron.engine.experts import ExpertLayer
+from prism_megatron.engine.host.execution import Execution
+from prism_megatron.engine.layers.attention import Sequences, gather_tokens
+from prism_megatron.engine.layers.experts import ExpertLayer
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.losses.discriminator import discriminator_loss

@@ -26,7 +26,7 @@ from prism_megatron.config.architecture.qwen3_vl import TextShape
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
 from prism_megatron.conversion.ops import Op
-from prism_megatron.engine.cpu import open_cpu_door
+from prism_megatron.engine.host.cpu import open_cpu_door
 
 TP, PP = 8, 4
 

@@ -12,10 +12,10 @@ import torch
 from model_providers.qwen3_vl.vision import VisionBlock
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.recompute import RecomputeConfig
-from prism_megatron.engine.attention import SDPACoreAttention
+from prism_megatron.engine.layers.attention import SDPACoreAttention
+from prism_megatron.engine.layers.specs import DecoderLayer
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World
-from prism_megatron.engine.specs import DecoderLayer
 from prism_megatron.parity import ranks
 from prism_megatron.parity.compare import Outcome
 from prism_megatron.parity.probe import Sample

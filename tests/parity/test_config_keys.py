@@ -73,7 +73,7 @@ CHANGES_NOTHING: dict[str, tuple[str, ...]] = {
         "eos_token_id", "bos_token_id", "sep_token_id", "pad_token_id",
     ),
     "read by whoever starts a server, and for scaled positions": ("max_position_embeddings",),
-    "read with the weights (conversion/open_source.py)": ("quantization_config", "is_quantized", "hf_quantizer",
+    "read with the weights (conversion/hf/open_source.py)": ("quantization_config", "is_quantized", "hf_quantizer",
                                                          "quant_method"),
     "arguments of from_pretrained and methods of what is no config": (
         "__class__", "__dict__", "cache_dir", "commit_message", "config_class", "force_download", "gguf_file",

@@ -26,8 +26,8 @@ from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLForC
 from prism_megatron.config.architecture.quant import QuantConfig
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.quantised import DequantisedFolder
+from prism_megatron.conversion.hf.quantised import DequantisedFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.model_inputs import transformers_inputs
 from prism_megatron.data.render import Renderer

@@ -15,7 +15,7 @@ from prism_megatron.commands import verify as command
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.tools.convert import ToMegatronConfig
 from prism_megatron.config.tools.verify import VerifyConfig
-from prism_megatron.conversion.transformers_config import transformers_config
+from prism_megatron.conversion.hf.transformers_config import transformers_config
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
 from prism_megatron.jobs.convert import to_megatron

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from prism_megatron.data.image_files import open_image
+from prism_megatron.data.pictures.files import open_image
 from prism_megatron.data.records import read_records
 from prism_megatron.data.render import Renderer
 

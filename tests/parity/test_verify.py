@@ -17,7 +17,7 @@ from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.stages.discriminator import Modality, Routing
 from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig, UpcyclingConfig
 from prism_megatron.config.tools.verify import VerifyConfig
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.engine.runtime import World
 from prism_megatron.jobs.convert import to_hf, to_megatron
 from prism_megatron.parity import ranks

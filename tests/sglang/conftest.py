@@ -17,9 +17,9 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
-from prism_megatron.rollout.sglang_server import SGLangServer, SGLangServers
+from prism_megatron.rollout.sglang.arguments import PYTHON, ServerOptions
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.server import SGLangServer, SGLangServers
 from prism_megatron.types import Prompt, Rollout
 from tests.unit.rollout.oracle import forced_logprobs
 from tests.waiting import wait_for

@@ -17,8 +17,8 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.base import SampleRequest, Sampling
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_weights import Transport
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.weights import Transport
 from prism_megatron.sampling.servers import SharedRollout
 from prism_megatron.training.batches import policy_batch
 from prism_megatron.training.experience import ExperienceRow

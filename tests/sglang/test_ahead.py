@@ -16,7 +16,7 @@ import torch
 
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.rollout.base import SampleRequest, Sampling
-from prism_megatron.rollout.sglang_arguments import PYTHON
+from prism_megatron.rollout.sglang.arguments import PYTHON
 from prism_megatron.types import Prompt, Rollout
 from tests.sglang.conftest import REPOSITORY, World, steps_told, wait_until_sampling
 from tests.sglang.test_real_server import TOLERANCE, hand_over, moved

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.observability.metrics import read_metrics
-from prism_megatron.rollout.sglang_arguments import PYTHON
+from prism_megatron.rollout.sglang.arguments import PYTHON
 from tests.sglang.conftest import REPOSITORY
 
 FLAGS = "--tp 2 --pp 2 --dtype fp32 --steps 2 --prompts-per-step 4 --rollouts-per-prompt 4 --tokens-per-microbatch 512"

@@ -15,7 +15,7 @@ from prism_megatron.config.tools.evaluate import API_KEY as ASKED_WITH
 from prism_megatron.config.tools.serve import ServeConfig
 from prism_megatron.engine.runtime import World
 from prism_megatron.jobs.serve import API_KEY, serve
-from prism_megatron.rollout.sglang_arguments import PYTHON
+from prism_megatron.rollout.sglang.arguments import PYTHON
 from prism_megatron.stages.evaluate.build import evaluate_on
 from prism_megatron.testing import GlooWorld
 from tests.sglang.conftest import FOLDER, REPOSITORY

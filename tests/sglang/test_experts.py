@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.data.render import Renderer
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_http import ServerClient
-from prism_megatron.rollout.sglang_server import SGLangServers
-from prism_megatron.rollout.sglang_weights import Transport
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.http import ServerClient
+from prism_megatron.rollout.sglang.server import SGLangServers
+from prism_megatron.rollout.sglang.weights import Transport
 from prism_megatron.testing import GlooWorld
 from tests.mini_experts import write_mini_with_experts
 from tests.sglang.conftest import mini_options, some_prompts

@@ -13,7 +13,7 @@ import torch
 
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.rollout.base import SampleRequest, Sampling
-from prism_megatron.rollout.sglang_weights import Transport
+from prism_megatron.rollout.sglang.weights import Transport
 from prism_megatron.testing import GlooWorld
 from tests.distributed.objective_ranks import scores_of_the_mini
 from tests.sglang.conftest import FOLDER, World

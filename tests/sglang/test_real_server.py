@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from prism_megatron.conversion.announced_weights import AnnouncedWeights
-from prism_megatron.conversion.hf_writer import write_hf_folder
+from prism_megatron.conversion.hf.writer import write_hf_folder
 from prism_megatron.errors import RolloutError, WeightSyncError
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_http import ServerClient
-from prism_megatron.rollout.sglang_weights import Transport
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.http import ServerClient
+from prism_megatron.rollout.sglang.weights import Transport
 from prism_megatron.types import Rollout
 from tests.sglang.conftest import FOLDER, World, steps_told, wait_until_sampling
 from tests.unit.rollout.weights import mini_weights

@@ -18,9 +18,9 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.data.render import Renderer
 from prism_megatron.rollout.base import SampleRequest, Sampling
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_arguments import PYTHON, ServerOptions
-from prism_megatron.rollout.sglang_server import SGLangServers
+from prism_megatron.rollout.sglang.arguments import PYTHON, ServerOptions
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.server import SGLangServers
 from prism_megatron.testing import GlooWorld
 from prism_megatron.types import Rollout
 from tests.sglang.conftest import REPOSITORY, World

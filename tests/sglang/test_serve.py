@@ -14,8 +14,8 @@ from prism_megatron.config.tools.convert import ToMegatronConfig
 from prism_megatron.config.tools.serve import ServeConfig
 from prism_megatron.jobs.convert import to_megatron
 from prism_megatron.jobs.serve import API_KEY, serve
-from prism_megatron.rollout.sglang_arguments import PYTHON
-from prism_megatron.rollout.sglang_http import ServerClient
+from prism_megatron.rollout.sglang.arguments import PYTHON
+from prism_megatron.rollout.sglang.http import ServerClient
 from tests.sglang.conftest import FOLDER, REPOSITORY, picture
 from tests.unit.jobs.test_serve import free_port
 

@@ -17,7 +17,7 @@ import pytest
 
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.observability.metrics import read_metrics
-from prism_megatron.rollout.sglang_arguments import PYTHON
+from prism_megatron.rollout.sglang.arguments import PYTHON
 from tests.sglang.conftest import REPOSITORY
 from tests.waiting import wait_for
 

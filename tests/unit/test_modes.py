@@ -19,7 +19,7 @@ from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.merge import save
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
-from prism_megatron.conversion.hf_writer import write_hf_folder
+from prism_megatron.conversion.hf.writer import write_hf_folder
 from prism_megatron.disk import folder_beside, open_to_umask, write_atomically
 from prism_megatron.jobs.convert import to_hf, to_megatron
 from tests.conftest import REPOSITORY

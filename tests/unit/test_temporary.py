@@ -11,7 +11,7 @@ import pytest
 
 from prism_megatron import temporary
 from prism_megatron.errors import ConfigError
-from prism_megatron.rollout.sglang_arguments import server_environment
+from prism_megatron.rollout.sglang.arguments import server_environment
 from prism_megatron.temporary import LONGEST, folder_for_sockets, temporary_folder
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from prism_megatron.data.conversation import Conversation, Picture, Turn
+from prism_megatron.data.formats.files.reading import Reading, Row, demonstration, finished, names_of, text_in, texts_in
 from prism_megatron.data.formats.pictures import pictures_in
-from prism_megatron.data.formats.reading import Reading, Row, demonstration, finished, names_of, text_in, texts_in
 from prism_megatron.data.formats.turns import assistant_text, question_turn
 from prism_megatron.errors import DataError
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from prism_megatron.data.conversation import Conversation, Picture, Role, Turn
-from prism_megatron.data.fields import check_text, image_path, object_of
-from prism_megatron.data.formats.base import ByteReader, Place, line_places
+from prism_megatron.data.formats.files.base import ByteReader, Place, line_places
+from prism_megatron.data.reading.fields import check_text, image_path, object_of
 from prism_megatron.data.records import Purpose, refuse_evaluation_folder, refuse_evaluation_source
 from prism_megatron.errors import DataError
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from prism_megatron.config.formats import FORMAT_NAMES, FormatConfig, FormatName
 from prism_megatron.data.formats import columns, prism, sharegpt, verl
-from prism_megatron.data.formats.base import Corpus
 from prism_megatron.data.formats.energon import META
+from prism_megatron.data.formats.files.base import Corpus
+from prism_megatron.data.formats.files.reading import Reading, names_of
 from prism_megatron.data.formats.ours import FILE, OursCorpus
-from prism_megatron.data.formats.reading import Reading, names_of
 from prism_megatron.data.formats.rows import RowCorpus, RowParser, row_files, scan_of
 from prism_megatron.data.formats.webdataset import ShardCorpus
 from prism_megatron.data.records import Purpose, refuse_evaluation_folder

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from prism_megatron.data.conversation import Conversation, Picture, Turn
-from prism_megatron.data.formats.base import ByteReader, Place, line_places
-from prism_megatron.data.formats.reading import Reading, demonstration, finished
+from prism_megatron.data.formats.files.base import ByteReader, Place, line_places
+from prism_megatron.data.formats.files.reading import Reading, demonstration, finished
 from prism_megatron.data.records import Record, record_of
 from prism_megatron.errors import DataError
 

@@ -8,10 +8,10 @@ from typing import Any
 from PIL import Image
 
 from prism_megatron.data.conversation import Picture
-from prism_megatron.data.fields import check_text, image_path
-from prism_megatron.data.formats.reading import Reading
-from prism_megatron.data.image_files import image_kind, image_size, open_image
-from prism_megatron.data.intake import ImageError
+from prism_megatron.data.formats.files.reading import Reading
+from prism_megatron.data.pictures.files import image_kind, image_size, open_image
+from prism_megatron.data.reading.fields import check_text, image_path
+from prism_megatron.data.reading.intake import ImageError
 from prism_megatron.errors import DataError
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "pgm", "ppm")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 
 from prism_megatron.data.conversation import Conversation
-from prism_megatron.data.formats.reading import Reading, Row, demonstration, text_in
+from prism_megatron.data.formats.files.reading import Reading, Row, demonstration, text_in
 from prism_megatron.data.formats.turns import assistant_text
 from prism_megatron.data.formats.verl import answered, ground_truth
 from prism_megatron.data.segments import parse_response

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from prism_megatron.data.conversation import Conversation
-from prism_megatron.data.formats.reading import content_digest
+from prism_megatron.data.formats.files.reading import content_digest
 
 
 class Repeats:

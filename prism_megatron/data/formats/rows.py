@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prism_megatron.data.conversation import Conversation
-from prism_megatron.data.formats.base import ByteReader, Place, line_places
 from prism_megatron.data.formats.energon import ALL
-from prism_megatron.data.formats.json_array import array_places
-from prism_megatron.data.formats.parquet import ParquetReader, parquet_places
-from prism_megatron.data.formats.reading import Reading, Row, object_in, row_of
+from prism_megatron.data.formats.files.base import ByteReader, Place, line_places
+from prism_megatron.data.formats.files.json_array import array_places
+from prism_megatron.data.formats.files.parquet import ParquetReader, parquet_places
+from prism_megatron.data.formats.files.reading import Reading, Row, object_in, row_of
 from prism_megatron.errors import DataError
 
 SCANS: dict[str, Callable[[Path], Iterator[Place]]] = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from prism_megatron.data.conversation import Conversation, Picture
 from prism_megatron.data.formats.columns import column, images_of, texts_of
-from prism_megatron.data.formats.reading import Reading, Row, finished
+from prism_megatron.data.formats.files.reading import Reading, Row, finished
 from prism_megatron.data.formats.turns import turns_of
 from prism_megatron.errors import DataError
 

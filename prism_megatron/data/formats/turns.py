@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from prism_megatron.data.conversation import Picture, Role, Turn
-from prism_megatron.data.fields import check_text
 from prism_megatron.data.formats.pictures import shown
+from prism_megatron.data.reading.fields import check_text
 from prism_megatron.data.segments import TAGS, THINK_ALIAS, parse_response
 from prism_megatron.errors import DataError
 

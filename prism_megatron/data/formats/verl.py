@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from prism_megatron.data.conversation import Conversation, Turn
-from prism_megatron.data.fields import check_text
 from prism_megatron.data.formats.columns import FIELDS, column, images_of, texts_of
-from prism_megatron.data.formats.reading import Reading, Row, demonstration, finished, names_of, text_in
+from prism_megatron.data.formats.files.reading import Reading, Row, demonstration, finished, names_of, text_in
 from prism_megatron.data.formats.turns import question_turn, turns_of
+from prism_megatron.data.reading.fields import check_text
 from prism_megatron.errors import DataError
 
 

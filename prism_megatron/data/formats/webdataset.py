@@ -18,12 +18,12 @@ from typing import Any
 
 from prism_megatron.data.conversation import Conversation, Picture
 from prism_megatron.data.formats import columns, sharegpt
-from prism_megatron.data.formats.base import ByteReader, Place
 from prism_megatron.data.formats.energon import EnergonMeta
+from prism_megatron.data.formats.files.base import ByteReader, Place
+from prism_megatron.data.formats.files.reading import Reading, object_in, row_of
+from prism_megatron.data.formats.files.tar_members import Member, members_of
 from prism_megatron.data.formats.pictures import EXTENSIONS
-from prism_megatron.data.formats.reading import Reading, object_in, row_of
 from prism_megatron.data.formats.rows import inside
-from prism_megatron.data.formats.tar_members import Member, members_of
 from prism_megatron.errors import DataError
 
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prism_megatron.data.conversation import Conversation
-from prism_megatron.data.formats.base import Corpus, Place
+from prism_megatron.data.formats.files.base import Corpus, Place
 from prism_megatron.data.index.columns import COLUMNS, BadRecord, Counting
 from prism_megatron.data.records import in_part
 from prism_megatron.data.render_conversation import ConversationRenderer

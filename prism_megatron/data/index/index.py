@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from prism_megatron.config.stages.data import OnBad
 from prism_megatron.data.conversation import Conversation
-from prism_megatron.data.formats.base import Corpus, Place
+from prism_megatron.data.formats.files.base import Corpus, Place
 from prism_megatron.data.index.build import build_columns
 from prism_megatron.data.index.columns import COLUMNS, BadRecord, Counting
 from prism_megatron.data.render_conversation import ConversationRenderer

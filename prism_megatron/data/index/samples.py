@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prism_megatron.data.formats.base import Corpus
+from prism_megatron.data.formats.files.base import Corpus
 from prism_megatron.data.index.index import Index
 from prism_megatron.data.records import Part
 from prism_megatron.errors import DataError

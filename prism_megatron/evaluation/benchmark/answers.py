@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from prism_megatron.data.fields import object_of
+from prism_megatron.data.reading.fields import object_of
 from prism_megatron.disk import writing
 from prism_megatron.errors import DataError
 

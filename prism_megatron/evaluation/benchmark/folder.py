@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.config.json_file import read_object
-from prism_megatron.data.fields import lines_of
+from prism_megatron.data.reading.fields import lines_of
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.evaluation.benchmark.answers import ANSWERS, Answered, by_item, read_answer
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prism_megatron.data.fields import kind_of, lines_of
-from prism_megatron.data.intake import JsonError
+from prism_megatron.data.reading.fields import kind_of, lines_of
+from prism_megatron.data.reading.intake import JsonError
 from prism_megatron.data.segments import parse_response, response_text
 from prism_megatron.errors import DataError
 from prism_megatron.strict_json import parse_json

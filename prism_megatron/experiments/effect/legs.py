@@ -17,7 +17,7 @@ from prism_megatron.config.experiments.effect_recipes import rlvr_of, warm_start
 from prism_megatron.config.experiments.mini import mini_align
 from prism_megatron.config.experiments.mini_world import SupervisedPhase, make_mini_recipe, mini_folder
 from prism_megatron.config.stages.arm import Arm
-from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.hf.open_source import open_weights
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scene_set import SceneSet, selected_scenes
 from prism_megatron.data.selection import read_selection

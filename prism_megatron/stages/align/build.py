@@ -12,12 +12,12 @@ from prism_megatron.config.architecture.model import ALL_VISION
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.objective import PolicyObjective, recommended_correction
-from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import policy_folder, title_of
+from prism_megatron.conversion.checkpoints.folder import files_folder
+from prism_megatron.conversion.checkpoints.model_names import policy_folder, title_of
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.selection import read_selection
-from prism_megatron.engine.capabilities import check_adam
-from prism_megatron.engine.execution import Execution, execution_here
+from prism_megatron.engine.host.capabilities import check_adam
+from prism_megatron.engine.host.execution import Execution, execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.discriminator import DiscriminatorOrigin

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from prism_megatron.config.tools.evaluate import EvaluateConfig
-from prism_megatron.conversion.model_names import folder_of
+from prism_megatron.conversion.checkpoints.model_names import folder_of
 from prism_megatron.disk import writing
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError

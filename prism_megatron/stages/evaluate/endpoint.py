@@ -19,9 +19,9 @@ from typing import Any
 from PIL import Image
 
 from prism_megatron.config.tools.evaluate import API_KEY, EvaluateConfig
-from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import folder_of
-from prism_megatron.data.colours import to_rgb
+from prism_megatron.conversion.checkpoints.folder import files_folder
+from prism_megatron.conversion.checkpoints.model_names import folder_of
+from prism_megatron.data.pictures.colours import to_rgb
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import ConfigError
 from prism_megatron.stages.evaluate.chat_http import ChatClient, RefusedError, Reply, UnansweredError

@@ -9,10 +9,10 @@ from pathlib import Path
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape, max_positions
 from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.tools.evaluate import EvaluateConfig
-from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.hf_files import member, read_object
-from prism_megatron.data.intake import ImageError, TextError
+from prism_megatron.conversion.checkpoints.folder import files_folder
+from prism_megatron.conversion.hf.files import member, read_object
 from prism_megatron.data.loader import Example
+from prism_megatron.data.reading.intake import ImageError, TextError
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError

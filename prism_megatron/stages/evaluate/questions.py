@@ -12,7 +12,7 @@ from PIL import Image
 
 from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.config.tools.evaluate import SCENES, Which
-from prism_megatron.data.image_files import open_image
+from prism_megatron.data.pictures.files import open_image
 from prism_megatron.data.records import Record, in_part, read_records
 from prism_megatron.data.scenes import Scene, make_scene
 from prism_megatron.errors import DataError

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.select_prompts import SelectPromptsConfig
-from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import policy_folder
+from prism_megatron.conversion.checkpoints.folder import files_folder
+from prism_megatron.conversion.checkpoints.model_names import policy_folder
 from prism_megatron.data.loader import RecordSource
 from prism_megatron.data.records import Record
 from prism_megatron.data.render import Renderer

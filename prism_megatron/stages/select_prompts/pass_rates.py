@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from prism_megatron.data.fields import check_text, object_of
+from prism_megatron.data.reading.fields import check_text, object_of
 from prism_megatron.disk import writing
 from prism_megatron.errors import DataError
 from prism_megatron.rewards.rewarder import Rewarded

@@ -12,8 +12,8 @@ from prism_megatron.config.architecture.model import FAITHFUL_SHARE, FreezeGroup
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.demonstrations import DemonstrationsConfig
 from prism_megatron.config.stages.sft import SFTConfig, times_of, weights_of
-from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import policy_folder, title_of
+from prism_megatron.conversion.checkpoints.folder import files_folder
+from prism_megatron.conversion.checkpoints.model_names import policy_folder, title_of
 from prism_megatron.data.formats.detect import open_corpus
 from prism_megatron.data.index.index import Index, open_index
 from prism_megatron.data.index.samples import IndexedCorpus, Samples, repeats_by_weight, samples_of
@@ -26,9 +26,9 @@ from prism_megatron.data.stream.mixture import Mixture
 from prism_megatron.data.stream.plan import Cost, Packing, Plan
 from prism_megatron.data.stream.prefetch import Loader
 from prism_megatron.data.teachers import SLOPPY_TEACHER
-from prism_megatron.engine.capabilities import check_adam
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.execution import execution_here
+from prism_megatron.engine.host.capabilities import check_adam
+from prism_megatron.engine.host.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import DataError

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from prism_megatron.config.engine.vision_cache import VisionCacheConfig
 from prism_megatron.engine.batch import Batch, Extra
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.garbage import GarbageCollection
+from prism_megatron.engine.host.garbage import GarbageCollection
 from prism_megatron.stages.sft.demonstrations import Demonstrations, Row, only
 from prism_megatron.stages.sft.drift import Drift
 from prism_megatron.stages.sft.throughput import Throughput

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
-from prism_megatron.engine.vision_cache import VisionCache
+from prism_megatron.engine.vision.cache import VisionCache
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.sample import MAX_SAMPLES, Sample, png_url
 from prism_megatron.parallel.collectives import sum_numbers

@@ -11,9 +11,9 @@ from typing import NamedTuple, TypeVar
 from prism_megatron.config.tools.drift import file_of
 from prism_megatron.config.tools.visual_reliance import VisualRelianceConfig
 from prism_megatron.data.admission import Checks, prompt_of
-from prism_megatron.data.intake import TextError
 from prism_megatron.data.loader import SceneSource, reference_of
 from prism_megatron.data.pairs import VALIDATION_SHARE
+from prism_megatron.data.reading.intake import TextError
 from prism_megatron.data.records import in_part, read_records
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import DataError

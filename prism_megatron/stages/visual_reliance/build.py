@@ -10,8 +10,8 @@ from typing import Any
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.tools.visual_reliance import VisualRelianceConfig
-from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import policy_folder
+from prism_megatron.conversion.checkpoints.folder import files_folder
+from prism_megatron.conversion.checkpoints.model_names import policy_folder
 from prism_megatron.disk import write_atomically, writing
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import DataError

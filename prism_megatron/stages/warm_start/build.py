@@ -9,18 +9,18 @@ import torch
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.warm_start import WarmStartConfig
-from prism_megatron.conversion.checkpoint_folder import files_folder
-from prism_megatron.conversion.model_names import policy_folder
+from prism_megatron.conversion.checkpoints.folder import files_folder
+from prism_megatron.conversion.checkpoints.model_names import policy_folder
 from prism_megatron.data.admission import Checks, Look, look_alone
-from prism_megatron.data.intake import NothingLeftError
 from prism_megatron.data.loader import RecordSource, SceneSource
 from prism_megatron.data.pairs import PairSource
+from prism_megatron.data.reading.intake import NothingLeftError
 from prism_megatron.data.records import Part
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scene_set import SceneSet
 from prism_megatron.data.selection import read_selection
-from prism_megatron.engine.capabilities import check_adam
-from prism_megatron.engine.execution import execution_here
+from prism_megatron.engine.host.capabilities import check_adam
+from prism_megatron.engine.host.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from prism_megatron.conversion.checkpoint_folder import ModelFiles, companions_folder
+from prism_megatron.conversion.checkpoints.folder import ModelFiles, companions_folder
 from prism_megatron.data.identity import Identity
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.engine import MegatronEngine

@@ -19,8 +19,8 @@ from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.config.tools.serve import ServeConfig
 from prism_megatron.config.tools.verify import VerifyConfig
-from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, read_state, step_folder
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.checkpoints.folder import CHECKPOINTS, read_state, step_folder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError

@@ -18,7 +18,7 @@ from prism_megatron.config.experiments.mini_world import MINI_FOLDER, make_mini_
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.sft import MINI_SFT
 from prism_megatron.config.stages.warm_start import MINI_WARM_START
-from prism_megatron.conversion.model_names import policy_folder, title_of, upcycled_folder
+from prism_megatron.conversion.checkpoints.model_names import policy_folder, title_of, upcycled_folder
 from prism_megatron.errors import ConfigError
 
 Parse = Callable[[Sequence[str]], Any]

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prism_megatron.conversion.checkpoint_folder import write_state
-from prism_megatron.conversion.hf_writer import write_hf_folder
+from prism_megatron.conversion.checkpoints.folder import write_state
+from prism_megatron.conversion.checkpoints.torch_dist_writer import WrittenChunk, write_data_file, write_index
+from prism_megatron.conversion.hf.writer import write_hf_folder
 from prism_megatron.conversion.ops import Box
-from prism_megatron.conversion.torch_dist_writer import WrittenChunk, write_data_file, write_index
 
 
 def companions(folder: Path) -> Path:

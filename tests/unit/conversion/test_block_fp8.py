@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from prism_megatron.conversion.block_fp8 import BlockSize, DequantisedSource, dequantised_config, quantised_blocks
-from prism_megatron.conversion.hf_reader import SINGLE
-from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.hf.block_fp8 import BlockSize, DequantisedSource, dequantised_config, quantised_blocks
+from prism_megatron.conversion.hf.open_source import open_weights
+from prism_megatron.conversion.hf.reader import SINGLE
 from prism_megatron.errors import ConversionError
 from tests.unit.conversion.held import Held
 

@@ -33,11 +33,11 @@ from prism_megatron.config.merge import merge
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
 from prism_megatron.config.yaml_file import read_yaml
-from prism_megatron.conversion import pickles
-from prism_megatron.conversion.checkpoint_folder import files_folder, read_checkpoint
-from prism_megatron.conversion.pickles import check_objects
-from prism_megatron.conversion.quantised import DequantisedFolder
-from prism_megatron.conversion.torch_dist import TorchDistFolder
+from prism_megatron.conversion.checkpoints import pickles
+from prism_megatron.conversion.checkpoints.folder import files_folder, read_checkpoint
+from prism_megatron.conversion.checkpoints.pickles import check_objects
+from prism_megatron.conversion.checkpoints.torch_dist import TorchDistFolder
+from prism_megatron.conversion.hf.quantised import DequantisedFolder
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import CheckpointError, PrismError
 from prism_megatron.jobs.check_weights import check_weights

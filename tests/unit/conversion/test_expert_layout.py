@@ -20,7 +20,7 @@ from prism_megatron.config.engine.experts import ExpertSizes
 from prism_megatron.config.presets import preset
 from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout, per_expert_shapes
 from prism_megatron.conversion.expert_relayout import relaid
-from prism_megatron.conversion.hf_reader import SINGLE, HFFolder
+from prism_megatron.conversion.hf.reader import SINGLE, HFFolder
 from prism_megatron.errors import ConversionError
 from tests.unit.conversion.held import Held
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from prism_megatron.conversion.hf_reader import INDEX, HFFolder
-from prism_megatron.conversion.hf_writer import COMPANIONS, stating, write_hf_folder
+from prism_megatron.conversion.hf.reader import INDEX, HFFolder
+from prism_megatron.conversion.hf.writer import COMPANIONS, stating, write_hf_folder
 from prism_megatron.errors import ConversionError
 from tests.unit.conversion.disk import record_calls
 from tests.unit.conversion.folders import companions, sharded, weights

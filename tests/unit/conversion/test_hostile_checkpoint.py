@@ -26,10 +26,10 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
-from prism_megatron.conversion import checkpoint_folder
-from prism_megatron.conversion.checkpoint_folder import read_checkpoint
+from prism_megatron.conversion.checkpoints import folder as checkpoint_folder
+from prism_megatron.conversion.checkpoints.folder import read_checkpoint
+from prism_megatron.conversion.checkpoints.torch_dist import TorchDistFolder
 from prism_megatron.conversion.expert_layout import ExpertLayout
-from prism_megatron.conversion.torch_dist import TorchDistFolder
 from prism_megatron.errors import CheckpointError
 from prism_megatron.jobs.check_weights import check_weights
 from prism_megatron.jobs.convert import to_hf, to_megatron

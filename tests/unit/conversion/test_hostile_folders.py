@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prism_megatron.conversion.hf_reader import INDEX, SINGLE, HFFolder
-from prism_megatron.conversion.hf_writer import read_companions
-from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.hf.open_source import open_weights
+from prism_megatron.conversion.hf.reader import INDEX, SINGLE, HFFolder
+from prism_megatron.conversion.hf.writer import read_companions
 from prism_megatron.errors import ConversionError
 from tests.unit.conversion.folders import companions, sharded, weights
 

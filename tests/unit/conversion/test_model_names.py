@@ -15,8 +15,8 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
-from prism_megatron.conversion.checkpoint_folder import CHECKPOINTS, step_folder, write_state
-from prism_megatron.conversion.model_names import (
+from prism_megatron.conversion.checkpoints.folder import CHECKPOINTS, step_folder, write_state
+from prism_megatron.conversion.checkpoints.model_names import (
     Role,
     discriminator_folder,
     folder_of,

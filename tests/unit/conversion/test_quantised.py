@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prism_megatron.conversion.quantised import DequantisedFolder
+from prism_megatron.conversion.hf.quantised import DequantisedFolder
 from prism_megatron.errors import ConversionError
 
 CONFIG = {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head", "model.visual*"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from prism_megatron.conversion.checkpoints.row_order import origins_of, parameter_shape, runs_of, targets_of
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import (
     Column,
@@ -17,7 +18,6 @@ from prism_megatron.conversion.ops import (
     VisionQKV,
     vocabulary,
 )
-from prism_megatron.conversion.row_order import origins_of, parameter_shape, runs_of, targets_of
 
 CASES: list[tuple[Op, tuple[tuple[int, ...], ...]]] = [
     (Replicated(), ((7,),)),

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from prism_megatron.conversion.hf_reader import INDEX
-from prism_megatron.conversion.shards import Spec, lay_out
+from prism_megatron.conversion.hf.reader import INDEX
+from prism_megatron.conversion.hf.shards import Spec, lay_out
 
 SPECS = {
     "a": Spec((3,), torch.bfloat16),  # 6 bytes

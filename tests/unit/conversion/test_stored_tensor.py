@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prism_megatron.conversion.stored_tensor import StoredTensor, safetensors_header, safetensors_in
+from prism_megatron.conversion.hf.stored_tensor import StoredTensor, safetensors_header, safetensors_in
 from prism_megatron.errors import ConversionError
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.conversion import to_hf as module
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.to_hf import HFPlan, plan_hf
+from prism_megatron.conversion.checkpoints import to_hf as module
+from prism_megatron.conversion.checkpoints.to_hf import HFPlan, plan_hf
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.errors import ConversionError
 from tests.unit.conversion.disk import record_calls
 from tests.unit.conversion.held import Held

@@ -15,10 +15,15 @@ import torch
 from model_providers.qwen3_vl.mapping import weight_mappings
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.conversion import to_megatron as module
+from prism_megatron.conversion.checkpoints import to_megatron as module
+from prism_megatron.conversion.checkpoints.to_megatron import (
+    MegatronPlan,
+    checkpoint_tensors,
+    layer_stages,
+    plan_megatron,
+)
 from prism_megatron.conversion.mapping import WeightMapping
 from prism_megatron.conversion.ops import Box
-from prism_megatron.conversion.to_megatron import MegatronPlan, checkpoint_tensors, layer_stages, plan_megatron
 from prism_megatron.parity.tiny import MODELS, tiny_config
 from tests.unit.conversion.held import Held
 

@@ -16,11 +16,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from prism_megatron.conversion.checkpoint_folder import INDEX_FILE, write_state
+from prism_megatron.conversion.checkpoints.folder import INDEX_FILE, write_state
+from prism_megatron.conversion.checkpoints.pickles import read_index
+from prism_megatron.conversion.checkpoints.torch_dist import TorchDistFolder
+from prism_megatron.conversion.checkpoints.torch_dist_writer import WrittenChunk, write_data_file, write_index
 from prism_megatron.conversion.ops import Box
-from prism_megatron.conversion.pickles import read_index
-from prism_megatron.conversion.torch_dist import TorchDistFolder
-from prism_megatron.conversion.torch_dist_writer import WrittenChunk, write_data_file, write_index
 from prism_megatron.errors import CheckpointError
 from tests.unit.conversion.disk import record_calls
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from prism_megatron.data.admission import Checks
 from prism_megatron.data.identity import what_differs
-from prism_megatron.data.image_files import Seen, look_at
-from prism_megatron.data.intake import BAD, NothingLeftError
 from prism_megatron.data.loader import RecordSource
 from prism_megatron.data.pairs import PairSource
+from prism_megatron.data.pictures.files import Seen, look_at
+from prism_megatron.data.reading.intake import BAD, NothingLeftError
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.segments import response_text
 from prism_megatron.errors import DataError

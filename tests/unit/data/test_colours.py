@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prism_megatron.data.colours import to_rgb
-from prism_megatron.data.image_files import open_image
+from prism_megatron.data.pictures.colours import to_rgb
+from prism_megatron.data.pictures.files import open_image
 from prism_megatron.errors import DataError
 
 RAMP = np.linspace(0, 1, 256)[None, :].repeat(4, axis=0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.data.fields import check_text
 from prism_megatron.data.pairs import read_pairs
+from prism_megatron.data.reading.fields import check_text
 from prism_megatron.data.records import read_records
 from prism_megatron.errors import DataError
 from tests.unit.data.test_pairs import GOOD as PAIR

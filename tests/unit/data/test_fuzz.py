@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prism_megatron.data.image_files import PROGRAMS
+from prism_megatron.data.pictures.files import PROGRAMS
 from prism_megatron.errors import DataError
 from tests.conftest import SEED
 from tests.fuzz import images, lines

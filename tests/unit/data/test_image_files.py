@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import BmpImagePlugin, Image, ImageOps
 
-from prism_megatron.data import image_files
-from prism_megatron.data.image_files import image_size, look_at, open_image
-from prism_megatron.data.intake import ImageError
+from prism_megatron.data.pictures import files as image_files
+from prism_megatron.data.pictures.files import image_size, look_at, open_image
+from prism_megatron.data.reading.intake import ImageError
 
 SIZE = (40, 20)
 

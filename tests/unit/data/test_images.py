@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prism_megatron.data import image_files
-from prism_megatron.data.colours import to_rgb
-from prism_megatron.data.image_files import image_size, open_image
-from prism_megatron.data.images import ImagePreprocessor
+from prism_megatron.data.pictures import files as image_files
+from prism_megatron.data.pictures.colours import to_rgb
+from prism_megatron.data.pictures.files import image_size, open_image
+from prism_megatron.data.pictures.images import ImagePreprocessor
 from prism_megatron.errors import DataError
 from prism_megatron.types import ImageInput
 

@@ -15,9 +15,9 @@ from transformers import AutoImageProcessor
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
-from prism_megatron.conversion.hf_writer import read_companions
-from prism_megatron.data.images import ImagePreprocessor
-from prism_megatron.data.model_files import chat_template, check_model_files, image_settings, tokens
+from prism_megatron.conversion.hf.writer import read_companions
+from prism_megatron.data.pictures.images import ImagePreprocessor
+from prism_megatron.data.reading.model_files import chat_template, check_model_files, image_settings, tokens
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import DataError
 from prism_megatron.game.same_inputs import check_same_inputs

@@ -12,15 +12,15 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from prism_megatron.data.image_files import open_image
-from prism_megatron.data.images import ImagePreprocessor
-from prism_megatron.data.intake import LONG_PROMPT
 from prism_megatron.data.loader import RecordSource
-from prism_megatron.data.pixel_limits import check_served_limits, with_pixel_limits
+from prism_megatron.data.pictures.files import open_image
+from prism_megatron.data.pictures.images import ImagePreprocessor
+from prism_megatron.data.pictures.pixel_limits import check_served_limits, with_pixel_limits
+from prism_megatron.data.reading.intake import LONG_PROMPT
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import ConfigError
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.rollout.sglang_requests import RequestFormat
+from prism_megatron.rollout.sglang.requests import RequestFormat
 from prism_megatron.types import Prompt
 from tests.unit.data.transformers_oracle import Oracle
 

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from prism_megatron.data.conversation import Conversation, Picture
-from prism_megatron.data.image_files import open_image
+from prism_megatron.data.pictures.files import open_image
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.render_conversation import ConversationRenderer, Lengths
 

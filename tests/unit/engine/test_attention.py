@@ -10,7 +10,7 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
-from prism_megatron.engine.attention import SDPACoreAttention, Sequences
+from prism_megatron.engine.layers.attention import SDPACoreAttention, Sequences
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 

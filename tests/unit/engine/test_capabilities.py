@@ -12,7 +12,7 @@ import torch
 
 from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.config.experiments.speed import SpeedConfig
-from prism_megatron.engine.capabilities import Capabilities, Installed, check_adam, choose, installed
+from prism_megatron.engine.host.capabilities import Capabilities, Installed, check_adam, choose, installed
 from prism_megatron.errors import ConfigError
 
 CPU = Installed(torch="2.13.0")

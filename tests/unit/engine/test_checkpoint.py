@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from prism_megatron import disk
-from prism_megatron.conversion.checkpoint_folder import COMPANIONS_FOLDER, STATE_FILE, latest, step_folder
+from prism_megatron.conversion.checkpoints.folder import COMPANIONS_FOLDER, STATE_FILE, latest, step_folder
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.optimizer import inner_optimizers

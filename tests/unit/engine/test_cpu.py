@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 
-from prism_megatron.engine.cpu import PATCHES, Patch, open_cpu_door
+from prism_megatron.engine.host.cpu import PATCHES, Patch, open_cpu_door
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the door is for machines without CUDA")
 

@@ -7,7 +7,7 @@ import weakref
 
 import torch
 
-from prism_megatron.engine.experts import ExpertLayer
+from prism_megatron.engine.layers.experts import ExpertLayer
 from prism_megatron.engine.runtime import World
 from tests.distributed import checkpoint_ranks
 

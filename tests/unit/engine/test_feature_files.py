@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from prism_megatron.engine.feature_files import FeatureFiles
+from prism_megatron.engine.vision.feature_files import FeatureFiles
 from prism_megatron.errors import DiskError
 
 

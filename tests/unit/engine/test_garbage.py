@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from prism_megatron.engine.garbage import GarbageCollection
+from prism_megatron.engine.host.garbage import GarbageCollection
 
 
 def test_collections_happen_at_their_steps_and_never_between(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from prism_megatron.engine.attention import rotate
-from prism_megatron.engine.mlp import swiglu
-from prism_megatron.engine.norms import LayerNorm, RMSNorm
+from prism_megatron.engine.layers.attention import rotate
+from prism_megatron.engine.layers.mlp import swiglu
+from prism_megatron.engine.layers.norms import LayerNorm, RMSNorm
 
 EPS = 1e-6
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.engine.lone_rank import nothing_alone
+from prism_megatron.engine.host.lone_rank import nothing_alone
 
 
 class Group:

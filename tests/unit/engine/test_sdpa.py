@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prism_megatron.engine.sdpa import SHORT, scaled_dot_product_attention
+from prism_megatron.engine.layers.sdpa import SHORT, scaled_dot_product_attention
 
 SETTINGS = {"is_causal": True, "enable_gqa": True}
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig
-from prism_megatron.engine import te
-from prism_megatron.engine.attention import Sequences
-from prism_megatron.engine.execution import Execution
 from prism_megatron.engine.export import canonical_name
-from prism_megatron.engine.recompute import checkpointed
+from prism_megatron.engine.host.execution import Execution
+from prism_megatron.engine.layers import te
+from prism_megatron.engine.layers.attention import Sequences
+from prism_megatron.engine.layers.recompute import checkpointed
 from prism_megatron.errors import ConfigError
 from tests.distributed.tiny import provider
 

@@ -13,7 +13,7 @@ import torch
 
 from prism_megatron.advantages import ROUNDING
 from prism_megatron.data.render import Renderer
-from prism_megatron.engine import sdpa
+from prism_megatron.engine.layers import sdpa
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.judge import score
 from prism_megatron.training.roles import batch_format

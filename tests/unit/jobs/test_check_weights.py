@@ -18,7 +18,7 @@ from prism_megatron.config.check import CheckConfig, InspectConfig
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.tools.convert import TargetLayout, ToMegatronConfig
 from prism_megatron.conversion import compare
-from prism_megatron.conversion.hf_reader import SINGLE
+from prism_megatron.conversion.hf.reader import SINGLE
 from prism_megatron.errors import ConfigError
 from prism_megatron.jobs.check_weights import Check, check_weights
 from prism_megatron.jobs.convert import to_megatron

@@ -17,10 +17,10 @@ from torch import Tensor
 from model_providers.qwen3_vl.mapping import weight_mappings
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.tools.convert import ToHFConfig, ToMegatronConfig
-from prism_megatron.conversion.block_fp8 import CONFIG_KEY
 from prism_megatron.conversion.expert_layout import ExpertLayout
-from prism_megatron.conversion.hf_reader import HFFolder
-from prism_megatron.conversion.open_source import open_weights
+from prism_megatron.conversion.hf.block_fp8 import CONFIG_KEY
+from prism_megatron.conversion.hf.open_source import open_weights
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.jobs.convert import to_hf, to_megatron
 from prism_megatron.parity.tiny import MODELS, tiny_config
 from tests.block_fp8 import write_block_fp8

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prism_megatron.config.architecture.quant import QuantConfig
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import ConfigError, ConversionError
 from prism_megatron.jobs import quantise

@@ -15,7 +15,7 @@ import pytest
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.tools.convert import ToMegatronConfig
 from prism_megatron.config.tools.serve import ServeConfig
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.errors import ConfigError
 from prism_megatron.jobs.convert import to_megatron
 from prism_megatron.jobs.serve import API_KEY, serve

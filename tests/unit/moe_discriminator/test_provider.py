@@ -11,7 +11,7 @@ from model_providers.moe_discriminator.towers import Towers
 from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
-from prism_megatron.engine.execution import Execution
+from prism_megatron.engine.host.execution import Execution
 from tests.distributed import tiny
 
 

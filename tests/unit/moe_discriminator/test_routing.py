@@ -10,7 +10,7 @@ from torch import Tensor
 from model_providers.moe_discriminator.model import keyed_dropout
 from model_providers.moe_discriminator.routing import choose_experts, mask_other_towers
 from prism_megatron.engine.batch import collate, token_sequences
-from prism_megatron.engine.experts import AttachLoss
+from prism_megatron.engine.layers.experts import AttachLoss
 from prism_megatron.types import TokenSequence
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from model_providers.qwen3_vl.balance import assign, num_patches, visual_features
 from model_providers.qwen3_vl.vision import VisionModel
 from prism_megatron.engine.batch import collate
-from prism_megatron.engine.images import SharedImages
 from prism_megatron.engine.runtime import World
+from prism_megatron.engine.vision.images import SharedImages
 from prism_megatron.parity.samples import PAD, image, row
 from tests.distributed import tiny
 

@@ -8,7 +8,7 @@ import torch
 
 from model_providers.qwen3_vl.deepstack import locate
 from prism_megatron.engine.batch import Batch, collate
-from prism_megatron.engine.images import SharedImages
+from prism_megatron.engine.vision.images import SharedImages
 from prism_megatron.parity.samples import PAD, image, row
 from prism_megatron.types import TokenSequence
 from tests.parity.discriminator_oracle import tiny_shape

@@ -14,8 +14,8 @@ from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.execution import Execution
-from prism_megatron.engine.norms import RMSNorm
+from prism_megatron.engine.host.execution import Execution
+from prism_megatron.engine.layers.norms import RMSNorm
 from prism_megatron.engine.runtime import World
 from tests.distributed import tiny
 

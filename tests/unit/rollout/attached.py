@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.rollout.base import SampleRequest, Sampling, SegmentFinder
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_http import Patience
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.http import Patience
 from prism_megatron.types import Prompt, Rollout
 from tests.unit.rollout.fake_sglang import FOLDER, KEY, FakeSGLang
 from tests.unit.rollout.tiny_qwen import NoSegments

@@ -35,7 +35,7 @@ from torch.distributed.distributed_c10d import (
 from torch.distributed.rendezvous import rendezvous
 
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 
 FOLDER = MINI_FOLDER / "policy"
 KEY = "the right key"

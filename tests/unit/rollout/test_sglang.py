@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prism_megatron.data.images import ImagePreprocessor
+from prism_megatron.data.pictures.images import ImagePreprocessor
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import DataError, RolloutError, WeightSyncError
-from prism_megatron.rollout import sglang_requests
 from prism_megatron.rollout.base import SampleRequest, Sampling
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_http import Patience
+from prism_megatron.rollout.sglang import requests as sglang_requests
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.http import Patience
 from prism_megatron.types import ImageInput, Prompt
 from tests.counting import Counting
 from tests.unit.rollout.attached import IMPATIENT

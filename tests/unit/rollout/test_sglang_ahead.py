@@ -16,7 +16,7 @@ import pytest
 
 from prism_megatron.errors import RolloutError, WeightSyncError
 from prism_megatron.rollout.base import SampleRequest, Sampling
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
 from prism_megatron.types import Prompt, Rollout, VersionSpan
 from tests.unit.rollout.attached import IMPATIENT
 from tests.unit.rollout.fake_sglang import FOLDER, KEY, FakeSGLang, running

@@ -17,8 +17,8 @@ from torch import Tensor
 from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.errors import WeightSyncError
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_weights import Transport
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.weights import Transport
 from tests.mini_experts import write_mini_with_experts
 from tests.unit.rollout.attached import IMPATIENT
 from tests.unit.rollout.fake_sglang import KEY, UPDATES, FakeSGLang, running, unpack

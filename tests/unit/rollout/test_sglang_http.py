@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from prism_megatron.errors import RolloutError
-from prism_megatron.rollout.sglang_http import ServerClient, ServerLostError, ServerRefusedError
+from prism_megatron.rollout.sglang.http import ServerClient, ServerLostError, ServerRefusedError
 from tests.unit.rollout.attached import IMPATIENT
 from tests.unit.rollout.fake_sglang import KEY, FakeSGLang, running
 from tests.waiting import wait_for

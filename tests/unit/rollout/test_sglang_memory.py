@@ -15,7 +15,7 @@ import torch
 
 from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.errors import RolloutError, WeightSyncError
-from prism_megatron.rollout.sglang import SGLangRollout
+from prism_megatron.rollout.sglang.engine import SGLangRollout
 from tests.unit.rollout.attached import FakeSupervision, attached, draw
 from tests.unit.rollout.fake_sglang import FakeSGLang, running
 from tests.unit.rollout.weights import mini_weights

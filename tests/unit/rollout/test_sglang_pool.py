@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from prism_megatron.rollout.sglang_http import Patience, ServerClient
-from prism_megatron.rollout.sglang_pool import Pool
+from prism_megatron.rollout.sglang.http import Patience, ServerClient
+from prism_megatron.rollout.sglang.pool import Pool
 
 HOURS = 10_000.0
 

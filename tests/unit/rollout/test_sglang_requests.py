@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.data.images import ImagePreprocessor
+from prism_megatron.data.pictures.images import ImagePreprocessor
 from prism_megatron.errors import RolloutError
 from prism_megatron.rollout.base import Sampling
-from prism_megatron.rollout.sglang_requests import BARRED, RequestFormat
+from prism_megatron.rollout.sglang.requests import BARRED, RequestFormat
 from prism_megatron.types import Prompt, VersionSpan
 from tests.unit.rollout.fake_sglang import FOLDER, FakeSGLang
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.errors import ConfigError, RolloutError
-from prism_megatron.rollout import sglang_server
-from prism_megatron.rollout.sglang_arguments import ServerOptions, server_arguments, server_environment
-from prism_megatron.rollout.sglang_server import SGLangServer, SGLangServers
+from prism_megatron.rollout.sglang import server as sglang_server
+from prism_megatron.rollout.sglang.arguments import ServerOptions, server_arguments, server_environment
+from prism_megatron.rollout.sglang.server import SGLangServer, SGLangServers
 from tests.unit.rollout.stub_sglang import stub_python
 from tests.waiting import wait_for
 
@@ -172,8 +172,8 @@ def test_no_process_outlives_a_killed_parent(options: Callable[..., ServerOption
     script = f"""
 import time
 from pathlib import Path
-from prism_megatron.rollout.sglang_arguments import ServerOptions
-from prism_megatron.rollout.sglang_server import SGLangServers
+from prism_megatron.rollout.sglang.arguments import ServerOptions
+from prism_megatron.rollout.sglang.server import SGLangServers
 servers = SGLangServers(ServerOptions(Path({str(model)!r}), Path({str(logs)!r}), python=Path({str(python)!r})), count=1)
 servers.start()
 print(servers.servers[0].pid, flush=True)
@@ -224,7 +224,7 @@ def test_cpu_arguments_and_stand_ins_are_for_machines_without_cuda(tmp_path: Pat
     rank = {"RANK": "3", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x", "PYTHONPATH": "/ours", "HOME": "/home"}
     gpu_environment, cpu_environment = (server_environment(rank, tp=2, cuda=cuda) for cuda in (True, False))
     assert rank.keys() & gpu_environment.keys() == {"HOME"}
-    assert cpu_environment["PYTHONPATH"].endswith("sglang_cpu") and cpu_environment["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert cpu_environment["PYTHONPATH"].endswith("cpu_stand_ins") and cpu_environment["SGLANG_USE_CPU_ENGINE"] == "1"
     assert cpu_environment["SGLANG_CPU_OMP_THREADS_BIND"].count("|") == 1, "SGLang wants cores for every rank"
     for environment in (gpu_environment, cpu_environment):
         assert environment["SGLANG_VLM_CACHE_SIZE_MB"] == "0", "image features of old weights would be used again"

@@ -16,7 +16,7 @@ import pytest
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.segments import GOES_ON, SegmentFinder
 from prism_megatron.errors import RolloutError
-from prism_megatron.rollout.sglang import SGLangRollout
+from prism_megatron.rollout.sglang.engine import SGLangRollout
 from tests.unit.data.test_segments import ByteTokenizer
 from tests.unit.rollout.attached import END, attached, draw
 from tests.unit.rollout.fake_sglang import FOLDER, FakeSGLang, running

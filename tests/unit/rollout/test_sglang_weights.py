@@ -18,11 +18,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # offered,
 
 from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.errors import RolloutError, WeightSyncError
-from prism_megatron.rollout import weight_group
-from prism_megatron.rollout.sglang import SGLangOptions, SGLangRollout
-from prism_megatron.rollout.sglang_http import ServerClient
-from prism_megatron.rollout.sglang_weights import Transport
-from prism_megatron.rollout.weight_group import WeightGroups
+from prism_megatron.rollout.sglang import weight_group
+from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.http import ServerClient
+from prism_megatron.rollout.sglang.weight_group import WeightGroups
+from prism_megatron.rollout.sglang.weights import Transport
 from tests.unit.rollout.attached import IMPATIENT, FakeSupervision
 from tests.unit.rollout.fake_sglang import FOLDER, KEY, UPDATES, FakeSGLang, running, unpack
 from tests.unit.rollout.tiny_qwen import NoSegments

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.errors import WeightSyncError
 from prism_megatron.rollout.weight_spool import Spool, remove_leftovers, spool_folder
 from tests.unit.rollout.fake_sglang import FOLDER

@@ -18,7 +18,7 @@ from prism_megatron.config.run import RunConfig
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.warm_start import WarmStartConfig
 from prism_megatron.config.yaml_file import read_yaml
-from prism_megatron.conversion.checkpoint_folder import FORMAT
+from prism_megatron.conversion.checkpoints.folder import FORMAT
 from prism_megatron.errors import CheckpointError, ConfigError, DataError, PrismError
 from prism_megatron.run.start import Start, defaults_of, find_start, settle
 

@@ -20,8 +20,8 @@ from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.commands.align import parse
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER, mini_folder
-from prism_megatron.engine import execution
-from prism_megatron.engine.capabilities import Installed
+from prism_megatron.engine.host import execution
+from prism_megatron.engine.host.capabilities import Installed
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.game import discriminator
 from prism_megatron.game.judged_rows import segment_row

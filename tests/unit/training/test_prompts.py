@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from prism_megatron.data.image_files import look_at
-from prism_megatron.data.intake import Counts
+from prism_megatron.data.pictures.files import look_at
+from prism_megatron.data.reading.intake import Counts
 from prism_megatron.observability.activity import Activity
 from prism_megatron.training import prompts
 from prism_megatron.training.prompts import look_together, say_counts

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
-from prism_megatron.conversion.hf_reader import HFFolder
+from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.engine.runtime import World
 from prism_megatron.training.roles import export_folder
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from prism_megatron.config.formats import FormatConfig
 from prism_megatron.data.conversation import Conversation, Picture
-from prism_megatron.data.formats.base import Corpus
 from prism_megatron.data.formats.detect import open_corpus
+from prism_megatron.data.formats.files.base import Corpus
 from prism_megatron.data.records import Purpose, Record, read_records
 
 Seen = tuple[str, str, str | None, list[tuple[str, list[str]]]]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prism_megatron.data.conversation import Conversation, Picture, Turn
-from prism_megatron.data.formats.base import Corpus
 from prism_megatron.data.formats.conversations import ConversationLines
+from prism_megatron.data.formats.files.base import Corpus
 from prism_megatron.errors import DataError
 
 USER = {"role": "user", "parts": [{"text": "Look: "}, {"image": "images/7.png"}]}

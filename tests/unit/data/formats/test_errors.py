@@ -14,7 +14,7 @@ import pytest
 
 from prism_megatron.config.formats import FormatConfig
 from prism_megatron.data.formats.detect import format_of, open_corpus
-from prism_megatron.data.formats.walk import walk
+from prism_megatron.data.formats.files.walk import walk
 from prism_megatron.errors import ConfigError, DataError, PrismError
 from tests.unit.data.formats.sets import (
     WRITERS,

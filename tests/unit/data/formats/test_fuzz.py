@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prism_megatron.data.formats.walk import walk
+from prism_megatron.data.formats.files.walk import walk
 from prism_megatron.errors import DataError
 from tests.conftest import SEED
 from tests.fuzz import sets

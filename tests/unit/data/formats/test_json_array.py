@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.data.formats import json_array
-from prism_megatron.data.formats.json_array import array_places
+from prism_megatron.data.formats.files import json_array
+from prism_megatron.data.formats.files.json_array import array_places
 from prism_megatron.errors import DataError
 from tests.conftest import SEED
 

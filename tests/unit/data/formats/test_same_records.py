@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.config.formats import FormatConfig
-from prism_megatron.data.formats.base import Corpus
 from prism_megatron.data.formats.detect import format_of, open_corpus
+from prism_megatron.data.formats.files.base import Corpus
 from tests.unit.data.formats.sets import WRITERS, read_set, real, records_of, seen, synthetic
 
 TAGGED = [name for name in WRITERS if name != "verl"]

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from prism_megatron.data.formats.tar_members import Member, members_of
+from prism_megatron.data.formats.files.tar_members import Member, members_of
 from prism_megatron.errors import DataError
 from tests.unit.data.formats.sets import add
 

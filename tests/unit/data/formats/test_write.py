@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from prism_megatron.config.tools.data_tool import ConvertSetConfig, ShardSetConfig
-from prism_megatron.data.formats import new_folder
+from prism_megatron.data.formats.write import new_folder
 from prism_megatron.data.records import in_part
 from prism_megatron.errors import ConfigError, DataError, DiskError
 from prism_megatron.jobs.write_set import convert_set, shard_set

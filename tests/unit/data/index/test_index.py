@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prism_megatron.data.formats.base import Place, line_places
 from prism_megatron.data.formats.conversations import ConversationLines
+from prism_megatron.data.formats.files.base import Place, line_places
 from prism_megatron.data.index.index import ABOUT, BAD, Index, open_index
 from prism_megatron.data.records import in_part
 from prism_megatron.data.render import Renderer
@@ -200,7 +200,7 @@ def test_a_folder_that_takes_no_index_is_named(opening: Opening, tmp_path: Path)
 @pytest.mark.parametrize("end", ["", "\n", "\n\n", "\n  \n"])
 def test_lines_are_placed_by_their_bytes(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Claim: blank lines count and are no records; lines that cross the blocks of a scan are whole."""
-    monkeypatch.setattr("prism_megatron.data.formats.base._SCAN_BYTES", 7)
+    monkeypatch.setattr("prism_megatron.data.formats.files.base._SCAN_BYTES", 7)
     lines = [b"a" * 20, b"", b" \t", b"\xc3\xa9" * 5, b"x\r"]
     path = tmp_path / "lines"
     path.write_bytes(b"\n".join(lines) + end.encode())
@@ -215,7 +215,7 @@ def test_lines_are_placed_by_their_bytes(end: str, tmp_path: Path, monkeypatch: 
 
 def test_a_very_long_line_is_placed_in_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Claim: 16 MB in a line of 16,000 blocks; putting the line together anew for each would copy 128 GB."""
-    monkeypatch.setattr("prism_megatron.data.formats.base._SCAN_BYTES", 1000)
+    monkeypatch.setattr("prism_megatron.data.formats.files.base._SCAN_BYTES", 1000)
     path = tmp_path / "lines"
     path.write_bytes(b"a" * 16_000_000 + b"\nb\n" + b" " * 100_000 + b"\nc")
     began = time.process_time()
@@ -224,7 +224,7 @@ def test_a_very_long_line_is_placed_in_linear_time(tmp_path: Path, monkeypatch: 
 
 
 def test_a_line_that_ends_in_white_space_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prism_megatron.data.formats.base._SCAN_BYTES", 7)
+    monkeypatch.setattr("prism_megatron.data.formats.files.base._SCAN_BYTES", 7)
     path = tmp_path / "lines"
     path.write_bytes(b"ab" + b" " * 30 + b"\n" + b" " * 30 + b"\ncd" + b" " * 30)
     assert list(line_places(path)) == [Place(0, 32, 1), Place(64, 32, 3)]

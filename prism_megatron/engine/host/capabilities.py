@@ -1,0 +1,222 @@
+"""Which implementation each part of a model uses on this machine, and why.
+
+megatron-core falls back silently where a library is missing, and ignores ``fp8`` without Transformer Engine. Here the
+choice is made once, from what is installed and what was asked for; it is printed at the start of a run and handed to
+the layer specs, and what Megatron chooses by itself (Adam) is compared with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import torch
+
+from prism_megatron.config.engine.precision import Fp8Recipe, PrecisionConfig
+from prism_megatron.config.experiments.speed import SpeedConfig
+from prism_megatron.errors import ConfigError
+
+Library = Literal["te", "apex", "torch"]
+
+MINIMUM_CAPABILITY: dict[Fp8Recipe, tuple[int, int]] = {
+    "delayed": (8, 9),
+    "tensorwise": (8, 9),
+    "blockwise": (9, 0),
+    "mxfp8": (10, 0),
+}
+"""CUDA compute capability that an FP8 recipe needs (Transformer Engine 2.20, ``pytorch/quantization.py``)."""
+
+_ADAM_MODULES: dict[str, Library] = {"transformer_engine": "te", "apex": "apex", "torch": "torch"}
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What a machine has. Versions are None for what is absent or does not load."""
+
+    torch: str
+    compute_capability: tuple[int, int] | None = None
+    """of the CUDA device; None where there is none"""
+    transformer_engine: str | None = None
+    apex: bool = False
+    """NVIDIA's; the PyPI package of that name is another one"""
+    flash_attn: str | None = None
+    fused_weight_gradients: bool = False
+    """NVIDIA apex's CUDA extension of that name, which megatron-core's linear layers use"""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one part of a model uses: a line of the table."""
+
+    part: str
+    uses: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """The choices of a run. ``layers`` are the modules decoder layers are built of, experts and attention included."""
+
+    layers: Literal["te", "torch"]
+    adam: Library
+    choices: tuple[Choice, ...]
+
+    def lines(self) -> list[str]:
+        """The table as text."""
+        widths = [max(len(getattr(choice, name)) for choice in self.choices) for name in ("part", "uses")]
+        return [f"{c.part:<{widths[0]}}  {c.uses:<{widths[1]}}  {c.why}" for c in self.choices]
+
+
+def installed() -> Installed:
+    """Look at this machine. Imports Megatron's door to Transformer Engine, for only what it can load counts."""
+    from megatron.core.extensions.transformer_engine import HAVE_TE
+
+    return Installed(
+        torch=torch.__version__,
+        compute_capability=torch.cuda.get_device_capability() if torch.cuda.is_available() else None,
+        transformer_engine=_version("transformer-engine") if HAVE_TE else None,
+        apex=_has("apex.optimizers", "FusedAdam"),
+        flash_attn=_version("flash-attn") if _has("flash_attn", "flash_attn_func") else None,
+        fused_weight_gradients=_has("fused_weight_gradient_mlp_cuda", "wgrad_gemm_accum_fp32"),
+    )
+
+
+def choose(machine: Installed, precision: PrecisionConfig, speed: SpeedConfig | None = None) -> Capabilities:
+    """The implementations of a run with ``precision`` on ``machine``; of one that has a ``speed``, with its lines.
+
+    Raises ConfigError where Transformer Engine, FP8 or fused weight gradients are asked for and cannot be had.
+    """
+    cuda = machine.compute_capability is not None
+    missing = [
+        *(
+            []
+            if machine.transformer_engine
+            else ["Transformer Engine is not installed, or megatron-core cannot load it"]
+        ),
+        *([] if cuda else ["there is no CUDA device"]),
+    ]
+    wanted = precision.transformer_engine
+    if missing and (wanted == "on" or precision.fp8 != "none"):
+        flag = f"--fp8 {precision.fp8}" if precision.fp8 != "none" else "--transformer-engine on"
+        raise ConfigError(
+            f"{flag} needs Transformer Engine and a CUDA device: {' and '.join(missing)}; "
+            "use --fp8 none --transformer-engine auto, or run where both are"
+        )
+    _check_fp8_device(machine, precision)
+    layers: Literal["te", "torch"] = "te" if not missing and wanted != "off" else "torch"
+    adam: Library = "te" if machine.transformer_engine else "apex" if machine.apex else "torch"
+    why = f"torch {machine.torch}: " + ("--transformer-engine off" if wanted == "off" else "; ".join(missing))
+    in_te = f"Transformer Engine {machine.transformer_engine}"
+    rows = _te_rows(machine, precision, in_te) if layers == "te" else _torch_rows(why)
+    head = Choice("output layer", "torch matmul", "logits in fp32" if precision.fp32_head else "logits in the dtype")
+    return Capabilities(
+        layers=layers, adam=adam, choices=(*rows, head, _adam_row(machine, adam, in_te), *_speed_rows(machine, speed))
+    )
+
+
+def check_adam(capabilities: Capabilities, optimizers: Iterable[Any]) -> None:
+    """Raise RuntimeError where Megatron built another Adam than the table says."""
+    for optimizer in optimizers:
+        package = type(optimizer).__module__.split(".")[0]
+        if _ADAM_MODULES.get(package) != capabilities.adam:
+            raise RuntimeError(
+                f"megatron-core built {type(optimizer).__module__}.{type(optimizer).__qualname__} where the table of "
+                f"capabilities says {capabilities.adam!r}; correct engine/host/capabilities.py"
+            )
+
+
+def _check_fp8_device(machine: Installed, precision: PrecisionConfig) -> None:
+    if precision.fp8 == "none" or machine.compute_capability is None:
+        return
+    needed = MINIMUM_CAPABILITY[precision.fp8_recipe]
+    if machine.compute_capability < needed:
+        fitting = [recipe for recipe, least in MINIMUM_CAPABILITY.items() if machine.compute_capability >= least]
+        raise ConfigError(
+            f"--fp8-recipe {precision.fp8_recipe} needs compute capability {_dotted(needed)}, this device has "
+            f"{_dotted(machine.compute_capability)}; use "
+            + (f"--fp8-recipe {' or '.join(fitting)}" if fitting else "--fp8 none")
+        )
+
+
+def _te_rows(machine: Installed, precision: PrecisionConfig, in_te: str) -> list[Choice]:
+    flash = f"flash-attn {machine.flash_attn}" if machine.flash_attn else "no flash-attn, so not that"
+    if precision.fp8 == "none":
+        fp8 = Choice("fp8", "off", "--fp8 none")
+    else:
+        fp8 = Choice("fp8", f"{precision.fp8}, {precision.fp8_recipe} scales", "decoder layers only")
+    return [
+        Choice("linear layers", in_te, "decoder layers; torch in the vision tower and the output layer"),
+        Choice("norms", f"{in_te}, fused", "decoder layers; torch in the vision tower and at the end"),
+        Choice("core attention", in_te, f"it picks a kernel for each shape: its cuDNN ones or {flash}"),
+        Choice("experts", f"{in_te}, grouped GEMM", "all experts of a rank in one call"),
+        fp8,
+    ]
+
+
+def _torch_rows(why: str) -> list[Choice]:
+    return [
+        Choice("linear layers", "torch matmul in megatron-core's layers", why),
+        Choice("norms", "torch, not fused", why),
+        Choice("core attention", "torch scaled_dot_product_attention", "with torch's own flash kernels"),
+        Choice("experts", "torch, one expert after another", why),
+        Choice("fp8", "off", "--fp8 none"),
+    ]
+
+
+def _adam_row(machine: Installed, adam: Library, in_te: str) -> Choice:
+    if adam == "te":
+        return Choice("Adam", f"{in_te} FusedAdam", "megatron-core's first choice")
+    if adam == "apex":
+        return Choice("Adam", "NVIDIA apex FusedAdam", "Transformer Engine is missing")
+    return Choice("Adam", "torch AdamW", f"torch {machine.torch}: Transformer Engine and NVIDIA apex are missing")
+
+
+def _speed_rows(machine: Installed, speed: SpeedConfig | None) -> list[Choice]:
+    """What steps are made faster by, for a stage that has the flags."""
+    if speed is None:
+        return []
+    if speed.fuse_weight_gradients and (not machine.fused_weight_gradients or machine.compute_capability is None):
+        raise ConfigError(
+            "--fuse-weight-gradients needs a CUDA device and fused_weight_gradient_mlp_cuda, an extension of NVIDIA "
+            "apex (built with --cuda_ext), and this machine lacks one of them; leave it out"
+        )
+
+    def row(part: str, on: bool, *, yes: str, flag: str) -> Choice:
+        return Choice(part, yes if on else "after the pass", flag if on else f"{flag} is not asked for")
+
+    fused, extension = speed.fuse_weight_gradients, machine.fused_weight_gradients
+    return [
+        row("gradient sums", speed.overlap_grad_reduce, yes="during backward", flag="--overlap-grad-reduce"),
+        row("weight gathers", speed.overlap_param_gather, yes="during forward", flag="--overlap-param-gather"),
+        Choice(
+            "weight gradients",
+            "summed in the product" if fused else "summed after the product",
+            "NVIDIA apex's extension is here" if extension else "NVIDIA apex's extension is missing",
+        ),
+        Choice(
+            "garbage", f"every {speed.manual_gc} steps" if speed.manual_gc else "when Python likes",
+            f"--manual-gc {speed.manual_gc}",
+        ),
+    ]  # fmt: skip
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _has(module: str, name: str) -> bool:
+    """Whether a module that may be another package's namesake has what we would use of it."""
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ImportError:
+        return False
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

@@ -1,0 +1,203 @@
+"""The weights that a set of SGLang servers samples with: which version, where its files are, and how it changes.
+
+All servers have the same version or none is in use. Its files stay on disk: servers that cannot take a newer version
+go back to them, and one that was started again is given them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+from torch import Tensor
+
+from prism_megatron.conversion.announced_weights import AnnouncedWeights, left_out_of
+from prism_megatron.errors import PrismError, RolloutError, WeightSyncError
+from prism_megatron.rollout.sglang import memory as sglang_memory
+from prism_megatron.rollout.sglang.http import CONNECT_SECONDS, ServerClient
+from prism_megatron.rollout.sglang.weights import LostVersionError, Transport, WeightSync
+from prism_megatron.rollout.weight_buckets import Piece, pieces
+from prism_megatron.rollout.weight_checks import WeightCheck
+from prism_megatron.rollout.weight_spool import Spool, spool_folder
+
+
+class ServedWeights:
+    """Takes versions of a model's weights to its servers, one at a time; threads may call it beside each other."""
+
+    def __init__(
+        self,
+        clients: Sequence[ServerClient],
+        model: WeightCheck,
+        *,
+        model_folder: Path,
+        spool: Path,
+        transport: Transport,
+        bucket_bytes: int,
+        master_address: str,
+        colocated: bool,
+        replace: Callable[[str], bool],
+    ) -> None:
+        """``model`` is what the servers' model holds, ``model_folder`` that model's. See ``SGLangOptions``.
+
+        ``spool`` is a folder for the newest weights, and for a moment those before them. ``replace`` as in
+        ``WeightSync``.
+        """
+        self._clients = tuple(clients)
+        self._model = model
+        self._model_folder = model_folder
+        self._spool = spool
+        self._transport = transport
+        self._bucket_bytes = bucket_bytes
+        self._colocated = colocated
+        self._replace = replace
+        self._sync = WeightSync(
+            self._clients,
+            transport=transport,
+            bucket_bytes=bucket_bytes,
+            master_address=master_address,
+            replace=replace,
+        )
+        self.version: int | None = None
+        """Version of the weights in use; None while there are none."""
+        self.newest_version: int | None = None
+        """Version that tokens may come with: the one in use, or the one that is being handed over."""
+        self.asleep = False
+        """Whether the servers have released their memory."""
+        self._held: tuple[Path, int] | None = None
+        self._num_updates = 0
+        self._lock = threading.Lock()
+
+    def update(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """As of ``SGLangRollout.update_weights``. Raises WeightSyncError, as that does."""
+        with self._lock:
+            left_out = left_out_of(tensors)
+            if left_out and self._held is None:
+                raise WeightSyncError(f"{len(left_out)} weights are left out and the servers have none; send all first")
+            spool = Spool(spool_folder(self._spool, self._num_updates), like=self._model_folder)
+            self._num_updates += 1
+            self.expect(version)
+            try:
+                self._take(tensors, version, spool)
+            except PrismError as error:
+                spool.remove()
+                if isinstance(error, LostVersionError):
+                    self._hold(None)
+                self.newest_version = self.version
+                raise
+            self._hold((spool.folder, version))
+
+    def expect(self, version: int) -> None:
+        """Take note that the servers are about to be given ``version``: answers may come with it from now on."""
+        self.newest_version = version
+
+    def follow(self, version: int | None) -> None:
+        """Take note that another process has given the servers ``version`` (or that they have none in common)."""
+        self.version = self.newest_version = version
+
+    def sleep(self) -> None:
+        """As of ``SGLangRollout.sleep``."""
+        with self._lock:
+            if self._colocated and not self.asleep:
+                self.asleep = True
+                sglang_memory.release(self._clients, replace=self._replace)
+
+    def wake(self) -> None:
+        """As of ``SGLangRollout.wake``."""
+        with self._lock:
+            if self.asleep and self._held is not None:
+                try:
+                    self._push(*self._held)
+                except WeightSyncError:
+                    self._hold(None)
+                    raise
+
+    def restore(self, url: str) -> None:
+        """Give a restarted server the weights in use; it waits for an update that is under way."""
+        with self._lock:
+            if self.asleep:
+                sglang_memory.release([client for client in self._clients if client.url == url], replace=self._replace)
+            elif self._held is not None:
+                self._sync.push_to(url, *self._held)
+
+    def close(self) -> None:
+        """Leave the servers' groups and end the threads. ``remove`` follows once no server can ask for weights."""
+        self._sync.close()
+
+    def remove(self) -> None:
+        """Remove the files; no version is in use any more."""
+        self._hold(None)
+
+    def _take(self, tensors: Iterable[tuple[str, Tensor]], version: int, spool: Spool) -> None:
+        left_out = left_out_of(tensors)
+        count = None
+        if isinstance(tensors, AnnouncedWeights):
+            self._model.check_names(tensors.shapes, left_out=left_out)
+            count = len(tensors.shapes)
+        checked = self._model.passed(tensors, left_out=left_out)
+        passing = self._spooled(pieces(checked, self._bucket_bytes, count=count), spool, left_out)
+        refilling = bool(left_out) and not self._hold_the_rest()
+        if count is None or refilling or self._transport == "disk":
+            deque(passing, maxlen=0)
+            self._push(spool.folder, version)
+        else:
+            self._push(spool.folder, version, passing)
+
+    def _hold_the_rest(self) -> bool:
+        """Whether all servers have what an update leaves out: not if they slept, or were started again unnoticed."""
+        if self.asleep:
+            return False
+        try:
+            held = [client.get("/model_info", seconds=CONNECT_SECONDS)["weight_version"] for client in self._clients]
+        except RolloutError:
+            return False
+        return held == [str(self.version)] * len(held)
+
+    def _spooled(self, passing: Iterator[Piece], spool: Spool, left_out: AbstractSet[str]) -> Iterator[Piece]:
+        """The same pieces, each written on its way; the spool is a whole model folder once all have passed."""
+        if left_out and self._held is not None:
+            spool.carry_over(self._held[0], left_out)
+        for piece in passing:
+            spool.add(piece.tensors)
+            yield piece
+        spool.finish()
+
+    def _hold(self, held: tuple[Path, int] | None) -> None:
+        """Keep the folder of the weights in use, and no other."""
+        older, self._held = self._held, held
+        self.version = None if held is None else held[1]
+        if older is not None:
+            shutil.rmtree(older[0])
+
+    def _push(self, folder: Path, version: int, passing: Iterator[Piece] | None = None) -> None:
+        """Hand a folder's weights over, to servers asleep as to others. Arguments and errors of ``WeightSync.push``.
+
+        Memory that was released holds nothing when it is back: until a whole update, or one of the weights before, has
+        gone through, the servers would sample with garbage under the old version's name.
+        """
+        waking, self.asleep = self.asleep, False
+        if waking:
+            try:
+                sglang_memory.resume(self._clients, replace=self._replace)
+            except RolloutError as error:
+                raise LostVersionError(f"version {version} was not handed over: {error}") from error
+        try:
+            self._sync.push(folder, version, previous=self._held, passing=passing)
+        except LostVersionError:
+            raise
+        except WeightSyncError as error:
+            if waking:
+                self._refill(error)
+            raise
+
+    def _refill(self, problem: WeightSyncError) -> None:
+        """Give the servers the weights they had before they slept. Raises LostVersionError."""
+        if self._held is None:
+            raise LostVersionError(f"the servers woke without weights: {problem}") from problem
+        try:
+            self._sync.push(*self._held, previous=None)
+        except WeightSyncError as error:
+            raise LostVersionError(f"the servers woke without weights: {error} (after: {problem})") from error
