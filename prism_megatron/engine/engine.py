@@ -15,12 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
-from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer import MegatronModule, TransformerConfig
+from megatron.core.transformer import MegatronModule
 from torch import Tensor
 
 from prism_megatron.config.engine.optimizer import OptimizerConfig
@@ -29,9 +27,9 @@ from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch
+from prism_megatron.engine.building import build_chunks, data_parallel, sum_gradients
 from prism_megatron.engine.export import WeightTable
 from prism_megatron.engine.gradients import gather_gradients, gradient_of
-from prism_megatron.engine.host.compat import buffer_layout_arguments
 from prism_megatron.engine.offload import Offload
 from prism_megatron.engine.optimizer import (
     adam_step,
@@ -87,8 +85,8 @@ class MegatronEngine:
         """where features of images are kept from pass to pass; for a vision tower that is frozen"""
         self.provider = provider
         self.config = provider.transformer_config(world.parallel, dtype)
-        self.config.finalize_model_grads_func = _sum_gradients
-        self.modules = _build_chunks(provider, self.config, world, dtype)
+        self.config.finalize_model_grads_func = sum_gradients
+        self.modules = build_chunks(provider, self.config, world, dtype)
         self.weights = WeightTable(
             self.modules,
             provider.weight_mappings,
@@ -104,7 +102,7 @@ class MegatronEngine:
         self._chunks: list[Any] = self.modules
         if optimizer is not None:
             distributed = world.parallel.distributed_optimizer
-            self._chunks = [_data_parallel(module, self.config, world, distributed, speed) for module in self.modules]
+            self._chunks = [data_parallel(module, self.config, world, distributed, speed) for module in self.modules]
             if speed.overlap_grad_reduce:
                 functions = [chunk.no_sync for chunk in self._chunks]
                 self.config.no_sync_func = functions if len(functions) > 1 else functions[0]
@@ -438,59 +436,3 @@ def _forward_step(
     output = chunk(batch)
     advance(1)
     return output, reduce
-
-
-def _sum_gradients(
-    chunks: list[DistributedDataParallel],
-    _num_tokens: Tensor | None,
-    pg_collection: ProcessGroupCollection | None = None,
-    force_all_reduce: bool = False,
-) -> None:
-    """Megatron's ``finalize_model_grads`` without its division: losses come divided by their global counts."""
-    finalize_model_grads(chunks, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)
-
-
-def _build_chunks(
-    provider: ModelProvider, config: TransformerConfig, world: World, dtype: torch.dtype
-) -> list[MegatronModule]:
-    """This rank's pipeline chunks (one per virtual stage), parameters in ``dtype``.
-
-    Only parameters are cast: buffers such as rotary frequencies stay in fp32, which Megatron's Float16Module would
-    round, and its output is not blown up to fp32 either.
-    """
-    num_chunks = world.parallel.vpp
-    modules = []
-    for index in range(num_chunks):
-        module = provider.build_chunk(
-            config,
-            world.groups,
-            pre_process=world.is_first_stage and index == 0,
-            post_process=world.is_last_stage and index == num_chunks - 1,
-            vp_stage=index if num_chunks > 1 else None,
-        )
-        module.to(world.device)
-        for parameter in module.parameters():
-            parameter.data = parameter.data.to(dtype)
-        modules.append(module)
-    return modules
-
-
-def _data_parallel(
-    module: MegatronModule, config: TransformerConfig, world: World, distributed: bool, speed: SpeedConfig
-) -> DistributedDataParallel:
-    """Megatron's DDP: gradients accumulate in fp32 and are *summed* over data-parallel ranks, never averaged."""
-    assert config.calculate_per_token_loss, "providers set calculate_per_token_loss, or DDP would average gradients"
-    ddp_config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        use_distributed_optimizer=distributed,
-        overlap_grad_reduce=speed.overlap_grad_reduce,
-        overlap_param_gather=speed.overlap_param_gather,
-        bucket_size=speed.bucket_parameters,
-    )
-    return DistributedDataParallel(
-        config=config,
-        ddp_config=ddp_config,
-        module=module,
-        pg_collection=world.groups,
-        **buffer_layout_arguments(list(module.parameters()), ddp_config, world.groups),
-    )

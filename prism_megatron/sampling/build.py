@@ -21,7 +21,8 @@ from prism_megatron.rollout.weight_buckets import GATHERED_SHARE
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.probe import ServingProbe
 from prism_megatron.sampling.replicas import build_replicas
-from prism_megatron.sampling.servers import SharedRollout, build_served_rollout
+from prism_megatron.sampling.servers import build_served_rollout
+from prism_megatron.sampling.shared_rollout import SharedRollout
 from prism_megatron.training.batches import BatchFormat
 
 

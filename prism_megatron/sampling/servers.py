@@ -1,22 +1,18 @@
-"""SGLang servers for a whole world of ranks: the main rank starts them and hands weights over, all ranks sample."""
+"""SGLang servers for a whole world of ranks: the main rank starts them, or they are given by URL."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape, max_positions
 from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.conversion.checkpoints.folder import files_folder, is_checkpoint
-from prism_megatron.conversion.expert_layout import ExpertLayout, detect_expert_layout
+from prism_megatron.conversion.expert_layout import detect_expert_layout
 from prism_megatron.conversion.hf.block_fp8 import CONFIG_KEY
 from prism_megatron.conversion.hf.files import member, read_object
 from prism_megatron.conversion.hf.reader import HFFolder
@@ -25,121 +21,21 @@ from prism_megatron.data.pictures.images import ImagePreprocessor
 from prism_megatron.data.pictures.pixel_limits import check_served_limits
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.runtime import World
-from prism_megatron.errors import ConfigError, PrismError, RolloutError, WeightSyncError
-from prism_megatron.observability.activity import Activity
-from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object
-from prism_megatron.rollout.base import SampleRequest
+from prism_megatron.errors import ConfigError, PrismError, RolloutError
+from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.sglang.arguments import ServerOptions
 from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang.server import SGLangServers
 from prism_megatron.rollout.weight_spool import remove_leftovers
 from prism_megatron.sampling.replicas import end_token_ids
+from prism_megatron.sampling.shared_rollout import SharedRollout
 from prism_megatron.training.roles import weights_in_layout
-from prism_megatron.types import Prompt, Rollout
 
 API_KEY = "PRISM_ROLLOUT_API_KEY"
 """Variable with the key of servers given by URL."""
 
 _FOLDER, _MODEL = "rollout", "model"
 _SPARE_TOKENS = 16  # SGLang keeps a few of a context to itself
-
-
-class SharedRollout:
-    """A RolloutEngine on every rank of a world, all on the same servers."""
-
-    def __init__(self, engine: SGLangRollout, world: World, *, exported: Path | None = None) -> None:
-        """``exported`` is a folder that was made for the servers and goes with them."""
-        self._engine = engine
-        self._world = world
-        self._exported = exported
-
-    @property
-    def activity(self) -> Activity:
-        """What is told of answers that have come."""
-        return self._engine.activity
-
-    @activity.setter
-    def activity(self, activity: Activity) -> None:
-        self._engine.activity = activity
-
-    @property
-    def expert_layout(self) -> ExpertLayout:
-        """As of ``SGLangRollout``."""
-        return self._engine.expert_layout
-
-    @property
-    def policy_version(self) -> int | None:
-        """As of ``SGLangRollout``; the same on every rank."""
-        return self._engine.policy_version
-
-    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """The main rank hands the weights over; the others take part in gathering them and wait.
-
-        All ranks call it together. Raises WeightSyncError on every rank if the main rank could not.
-        """
-        self._engine.expect(version)
-        all_gather_objects(None)  # a rank still unaware of the version would refuse answers that come with it
-        remaining = iter(tensors)
-        problem: str | None = None
-        if self._world.is_main:
-            try:
-                self._engine.update_weights(remaining, version)
-            except PrismError as error:
-                problem = str(error)
-        deque(remaining, maxlen=0)  # the other ranks would wait for ever in a gather that one left early
-        problem, held = broadcast_object((problem, self._engine.policy_version), source=0)
-        if not self._world.is_main:
-            self._engine.follow(held)
-        if problem is not None:
-            raise WeightSyncError(problem)
-
-    def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
-        """As of ``SGLangRollout``; every rank asks for its own samples."""
-        return self._engine.generate(request)
-
-    def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
-        """As of ``SGLangRollout``, asked by the main rank and known to all, which call it together.
-
-        Raises RolloutError on every rank.
-        """
-        scores: dict[str, tuple[float, ...]] = {}
-        problem: str | None = None
-        if self._world.is_main:
-            try:
-                scores = self._engine.score(prompt, response)
-            except PrismError as error:
-                problem = str(error)
-        scores, problem = broadcast_object((scores, problem), source=0)
-        if problem is not None:
-            raise RolloutError(problem)
-        return scores
-
-    def sleep(self) -> None:
-        """As of ``SGLangRollout``, by the main rank; all ranks have their samples when they call it together."""
-        self._on_main(self._engine.sleep)
-
-    def wake(self) -> None:
-        """As of ``SGLangRollout``, by the main rank; all ranks call it together and leave it together."""
-        self._on_main(self._engine.wake)
-
-    def _on_main(self, call: Callable[[], None]) -> None:
-        """Raises WeightSyncError on every rank where ``call`` fails on the main one."""
-        problem: str | None = None
-        if self._world.is_main:
-            try:
-                call()
-            except PrismError as error:
-                problem = str(error)
-        problem = broadcast_object(problem, source=0)
-        if problem is not None:
-            raise WeightSyncError(problem)
-
-    def close(self) -> None:
-        """Close this rank's connections; the main rank also stops the servers that it started. May be called again."""
-        self._engine.close()
-        exported, self._exported = self._exported, None
-        if exported is not None and self._world.is_main:
-            shutil.rmtree(exported)
 
 
 def build_served_rollout(

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from model_providers.moe_discriminator.provider import DiscriminatorProvider
+from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.architecture.model import ALL_VISION, FreezeGroup
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
@@ -18,6 +20,7 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.host.memory import RankBytes, bytes_of_rank
 from prism_megatron.engine.offload import own_state
+from prism_megatron.engine.provider import ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.testing import GlooWorld
 from prism_megatron.training.batches import BatchFormat, supervised_batch
@@ -37,6 +40,15 @@ WIDE_EXPERTS = {
     "vision_config": {**EXPERTS["vision_config"], "out_hidden_size": 128},
 }
 MODELS = {"dense": WIDE, "experts": WIDE_EXPERTS}
+
+
+def provider_of(model: str, freeze: tuple[FreezeGroup, ...]) -> ModelProvider:
+    """A policy of ``MODELS``, or the discriminator that is upcycled from the dense one."""
+    if model == "discriminator":
+        return DiscriminatorProvider(Qwen3VLShape.from_dict(WIDE), Towers(), freeze_vision=bool(freeze))
+    return Qwen3VLProvider(Qwen3VLShape.from_dict(MODELS[model]), freeze=freeze)
+
+
 CASES = {
     "TP2-DP2": ("dense", ParallelConfig(tp=2), (), torch.bfloat16),
     "TP1-DP4": ("dense", ParallelConfig(), (), torch.bfloat16),
@@ -46,6 +58,7 @@ CASES = {
     "CP2-DP2": ("dense", ParallelConfig(cp=2), (), torch.bfloat16),
     "EP2-DP4": ("experts", ParallelConfig(ep=2), (), torch.bfloat16),
     "TP2-DP2-EP2": ("experts", ParallelConfig(tp=2, ep=2, etp=1), (), torch.bfloat16),
+    "discriminator EP2-DP4": ("discriminator", ParallelConfig(ep=2), ALL_VISION, torch.bfloat16),
 }
 
 
@@ -56,7 +69,7 @@ def gloo() -> Iterator[GlooWorld]:
 
 
 def engine_of(world: World, model: str, freeze: tuple[FreezeGroup, ...], dtype: torch.dtype) -> MegatronEngine:
-    provider = Qwen3VLProvider(Qwen3VLShape.from_dict(MODELS[model]), freeze=freeze)
+    provider = provider_of(model, freeze)
     return MegatronEngine(
         name="policy", provider=provider, world=world, dtype=dtype, optimizer=OptimizerConfig(), total_steps=4
     )
@@ -79,7 +92,7 @@ def held(world: World, model: str, freeze: tuple[FreezeGroup, ...], dtype: torch
 def test_a_rank_holds_the_bytes_of_the_formula(gloo: GlooWorld, case: str) -> None:
     """Claim: parameters, gradients and optimizer state of every rank within 1 %; ``pytest -rP`` prints them."""
     model, parallel, freeze, dtype = CASES[case]
-    provider = Qwen3VLProvider(Qwen3VLShape.from_dict(MODELS[model]), freeze=freeze)
+    provider = provider_of(model, freeze)
     wanted = bytes_of_rank(
         provider.weight_mappings(), parallel, world_size=4, dtype=dtype, is_frozen=provider.is_frozen
     )

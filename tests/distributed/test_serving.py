@@ -37,7 +37,8 @@ from prism_megatron.rollout.sglang.engine import SGLangRollout
 from prism_megatron.rollout.sglang.http import ServerClient
 from prism_megatron.sampling.probe import ServingProbe
 from prism_megatron.sampling.queue import RolloutQueue
-from prism_megatron.sampling.servers import API_KEY, SharedRollout, build_served_rollout
+from prism_megatron.sampling.servers import API_KEY, build_served_rollout
+from prism_megatron.sampling.shared_rollout import SharedRollout
 from prism_megatron.testing import GlooWorld
 from prism_megatron.training.roles import batch_format, build_policy
 from prism_megatron.types import Prompt, Response, Rollout, Segments, VersionSpan

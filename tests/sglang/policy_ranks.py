@@ -19,7 +19,7 @@ from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang.weights import Transport
-from prism_megatron.sampling.servers import SharedRollout
+from prism_megatron.sampling.shared_rollout import SharedRollout
 from prism_megatron.training.batches import policy_batch
 from prism_megatron.training.experience import ExperienceRow
 from prism_megatron.training.policy_loss import Denominators, policy_loss

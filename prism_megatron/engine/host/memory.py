@@ -24,6 +24,8 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.conversion.mapping import TensorSource, WeightMapping
 
 _GRADIENT, _MOMENTS, _MASTER = 4, 8, 4
+_EXPERT = ".local_experts."
+"""In the global name of an expert's parameter, however the folder stores experts."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def bytes_of_rank(
     parameters = gradients = 0.0
     optimizer = 0.0
     for mapping in mappings:
-        is_expert = mapping.expert is not None
+        is_expert = _EXPERT in mapping.parameter
         shard = mapping.op.split(mapping.read(_Shapes(mapping)), parallel.expert_tp if is_expert else parallel.tp)[0]
         numel = shard.numel() / (parallel.ep if is_expert else 1)
         parameters += numel * dtype.itemsize

@@ -18,7 +18,8 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.errors import ConfigError, RolloutError, WeightSyncError
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.sampling import servers
-from prism_megatron.sampling.servers import API_KEY, SharedRollout, build_served_rollout, first_server_gpu
+from prism_megatron.sampling.servers import API_KEY, build_served_rollout, first_server_gpu
+from prism_megatron.sampling.shared_rollout import SharedRollout
 from prism_megatron.training.prompts import renderer_of
 from prism_megatron.types import Prompt
 from tests.unit.rollout.fake_sglang import KEY, running
