@@ -17,7 +17,7 @@ from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.data.render import Renderer
 from prism_megatron.errors import ConfigError, RolloutError, WeightSyncError
 from prism_megatron.rollout.base import SampleRequest, Sampling
-from prism_megatron.sampling import servers
+from prism_megatron.sampling import servers, shared_rollout
 from prism_megatron.sampling.servers import API_KEY, build_served_rollout, first_server_gpu
 from prism_megatron.sampling.shared_rollout import SharedRollout
 from prism_megatron.training.prompts import renderer_of
@@ -108,7 +108,8 @@ def test_ranks_with_one_request_each_ask_different_servers(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(API_KEY, KEY)
-    monkeypatch.setattr(servers, "broadcast_object", lambda value, source: value)  # noqa: ARG005
+    for module in (servers, shared_rollout):
+        monkeypatch.setattr(module, "broadcast_object", lambda value, source: value)  # noqa: ARG005
     world: Any = SimpleNamespace(rank=rank, world_size=3, is_main=False)
     with running(image_token_id=498) as one, running(image_token_id=498) as two:
         config = parse(["--rollout", "sglang", "--rollout-urls", one.url, two.url, "--output", str(tmp_path)])
@@ -141,8 +142,8 @@ def test_after_a_failed_hand_over_every_rank_knows_what_the_servers_hold(monkeyp
     followed: list[int | None] = []
     engine: Any = SimpleNamespace(policy_version=None, expect=lambda _version: None, follow=followed.append)
     world: Any = SimpleNamespace(is_main=False)
-    monkeypatch.setattr(servers, "all_gather_objects", lambda _value: None)
-    monkeypatch.setattr(servers, "broadcast_object", lambda _value, source: ("a server died", 4))  # noqa: ARG005
+    monkeypatch.setattr(shared_rollout, "all_gather_objects", lambda _value: None)
+    monkeypatch.setattr(shared_rollout, "broadcast_object", lambda _value, source: ("a server died", 4))  # noqa: ARG005
     tensors = iter([("a", torch.zeros(1)), ("b", torch.zeros(1))])
     with pytest.raises(WeightSyncError, match="a server died"):
         SharedRollout(engine, world).update_weights(tensors, 5)
