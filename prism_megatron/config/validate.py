@@ -22,6 +22,7 @@ from prism_megatron.config.stages.discriminator import (
     check_router_losses,
     check_upcycling,
 )
+from prism_megatron.config.stages.exam import check_exam
 from prism_megatron.config.stages.objective import check_correction
 from prism_megatron.config.stages.validate_game import check_game
 from prism_megatron.errors import ConfigError, listed
@@ -56,6 +57,7 @@ def check_align_values(config: AlignConfig) -> None:
     check_game(config.game)
     check_prompts(config.prompts)
     check_correction(config.correction, top_p=config.rollout.top_p)
+    check_exam(config.exam, config.rewards)
 
 
 def check_values(config: TrainsDiscriminator) -> None:

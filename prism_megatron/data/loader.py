@@ -6,6 +6,7 @@ saved loader state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,15 @@ from typing import Protocol
 from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.data.admission import Checks, admitted, prompt_of
 from prism_megatron.data.identity import Identity, identity_of
-from prism_megatron.data.reading.intake import HELD_OUT, LONG_RESPONSE, NO_CAPTION, NOT_SELECTED, Counts, Sieve
+from prism_megatron.data.reading.intake import (
+    HELD_OUT,
+    LONG_RESPONSE,
+    NO_CAPTION,
+    NOT_CHECKABLE,
+    NOT_SELECTED,
+    Counts,
+    Sieve,
+)
 from prism_megatron.data.records import Part, Record, in_part, read_records
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import Scene, Split, keyed_generator, make_scene
@@ -107,13 +116,14 @@ class RecordSource:
         max_response_tokens: int,
         validation_share: float = 0.1,
         answers_alone: bool = False,
+        checkable: Callable[[Record], bool] | None = None,
         selection: Selection | None = None,
         checks: Checks = Checks(),  # noqa: B008  # frozen
     ) -> None:
         """Checks every record, and measures every prompt and reference.
 
-        ``answers_alone``: a record need not have a caption, and its reference is its answer, whatever else it has.
-        With a ``selection`` its records alone are used.
+        ``answers_alone``: a record need not have a caption, and its reference is its answer, whatever else it has; of
+        these only ``checkable`` ones are used, where that is asked for. With a ``selection`` its records alone are.
 
         Raises DataError, naming the first of them, for bad records unless ``checks`` skip them, if none is left, and
         for a selection of other records.
@@ -139,6 +149,8 @@ class RecordSource:
                 of_part.append(record)
                 if selection is not None and record not in selection:
                     sieve.leave_out(NOT_SELECTED)
+                elif checkable is not None and not checkable(record):
+                    sieve.leave_out(NOT_CHECKABLE)
                 elif answers_alone:
                     references[record.id] = answer_alone(record, renderer)
                     asked.append(record)

@@ -29,6 +29,8 @@ Algebra = Callable[[str, str], bool]
 """Whether two plain expressions, both past the guards, are equal."""
 
 _MAX_DEPTH = 3
+MOST_WORDS = 10
+"""A text of more words is right in other words too, which no rule sees."""
 
 
 def no_algebra(answer: str, gold: str) -> bool:
@@ -61,6 +63,15 @@ def judge(ask: Ask, algebra: Algebra) -> Verdict:
     except GuardedError as error:
         return Verdict(False, kind, time.perf_counter() - began, f"{GUARDED}{error}")
     return Verdict(right, kind, time.perf_counter() - began)
+
+
+def is_checkable(gold: str, answer_type: str | None = None) -> bool:
+    """Whether a right answer would be found right: not one to a gold of a sentence or more, or that guards refuse.
+
+    Example: ``is_checkable("13 cm")``; a gold that takes algebra is right by its own text, which needs none.
+    """
+    verdict = settle(Ask(gold, gold, answer_type))
+    return verdict is not None and verdict.right and (verdict.kind != "text" or len(gold.split()) <= MOST_WORDS)
 
 
 def kind_of(gold: str, answer_type: str | None = None) -> str:

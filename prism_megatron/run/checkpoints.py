@@ -39,11 +39,13 @@ class Checkpoints:
     config: Mapping[str, Any] | None = None
     """how it is configured, as plain values"""
     keep_last: int | None = None
-    """how many of the newest to keep beside the newest good one; all where it is None"""
+    """how many of the newest to keep beside the newest good one and the best one; all where it is None"""
     loaded: Path | None = None
     """the checkpoint that the run goes on from"""
     good_step: int | None = None
     """the newest checkpoint that was saved of a good step: what :meth:`go_back` goes back to"""
+    best_step: int | None = None
+    """the checkpoint that does best on what is held out"""
 
     @property
     def newest(self) -> Path:
@@ -52,10 +54,20 @@ class Checkpoints:
         assert folder is not None, "a run at its end has saved, or goes on from one that had"
         return folder
 
-    def save(self, stage: Stage, step: int, *, seed: int, good: bool, idle: Mapping[str, Any] | None = None) -> Path:
+    def save(
+        self,
+        stage: Stage,
+        step: int,
+        *,
+        seed: int,
+        good: bool,
+        best: bool = False,
+        idle: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Everything that going on after ``step`` steps needs; all ranks together. Returns the checkpoint's folder.
 
-        ``idle`` are the run's counts of steps that taught nothing. Raises DiskError where there is no room for it.
+        ``good`` and ``best`` are those of the step's outcome, ``idle`` the run's counts of steps that taught nothing.
+        Raises DiskError where there is no room for it.
         """
         folder = step_folder(self.output / CHECKPOINTS, step)
         state = {
@@ -63,6 +75,7 @@ class Checkpoints:
             "seed": seed,
             "stage": stage.name,
             "good_step": step if good else self.good_step,
+            "best_step": step if best else self.best_step,
             "kept": stage.state(),
             "run": self.run,
             "config": self.config,
@@ -72,6 +85,8 @@ class Checkpoints:
         checkpoint.save(folder, stage.engines(), state, models=stage.models)
         if good:
             self.good_step = step
+        if best:
+            self.best_step = step
         if self.keep_last is not None:
             on_main(self._remove_older)
         return folder
@@ -104,7 +119,7 @@ class Checkpoints:
         checkpoint.load(folder, stage.engines())
         try:
             stage.restore(state["kept"])
-            self.good_step = state["good_step"]
+            self.good_step, self.best_step = state["good_step"], state["best_step"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"what {folder} keeps of the run is damaged, or of another version ({error!r}); load another step"
@@ -130,13 +145,12 @@ class Checkpoints:
         return folder
 
     def _remove_older(self) -> None:
-        """Keep the newest and the good one. A kill in between leaves more than that, never fewer."""
+        """Keep the newest, the good one and the best one. A kill in between leaves more than that, never fewer."""
         assert self.keep_last is not None
         root = self.output / CHECKPOINTS
         complete = sorted(path.parent for path in root.glob(f"step_*/{STATE_FILE}"))
         spared = {*complete[-self.keep_last :]}
-        if self.good_step is not None:
-            spared.add(step_folder(root, self.good_step))
+        spared |= {step_folder(root, step) for step in (self.good_step, self.best_step) if step is not None}
         with writing(root):
             for left_by_a_kill in root.glob(f".*{_REMOVED}"):
                 shutil.rmtree(left_by_a_kill)

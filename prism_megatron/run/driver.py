@@ -112,7 +112,7 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
             if (verdict := idleness.verdict) is not None:
                 return NothingTrainsError(f"stopped after step {done}: {verdict}")
             if done % config.checkpoint.save_every == 0 or done == steps.stop or stops:
-                _save(session, stage, done, seed=config.seed, good=good)
+                _save(session, stage, done, seed=config.seed, good=good, best=outcome.best)
                 saved = done
             if stops:
                 break
@@ -198,10 +198,10 @@ def _stopped(session: Session, wish: str, step: int) -> RunStopped:
     return RunStopped(f"stopped by {wish} {played}; {how_to_go_on(session.output)}")
 
 
-def _save(session: Session, stage: Stage, step: int, *, seed: int, good: bool) -> None:
-    started = time.perf_counter()
+def _save(session: Session, stage: Stage, step: int, *, seed: int, good: bool, best: bool = False) -> None:
+    started, idle = time.perf_counter(), session.idleness.to_plain()
     with session.phase("checkpoint"):
-        folder = session.checkpoints.save(stage, step, seed=seed, good=good, idle=session.idleness.to_plain())
+        folder = session.checkpoints.save(stage, step, seed=seed, good=good, best=best, idle=idle)
     session.say(f"saved {folder} in {time.perf_counter() - started:.1f} s")
     advise(how_to_go_on(session.output))
 

@@ -17,11 +17,14 @@ from prism_megatron.run.folder import run_of
 
 ConfigT = TypeVar("ConfigT")
 
-_TODAY = {"step", "seed", "stage", "good_step", "kept", "run", "config", "data", "idle"}
-_BEFORE_RUNS_HAD_NAMES: Mapping[str, Any] = {"run": None, "config": None, "data": None, "idle": {}}
+_TODAY = {"step", "seed", "stage", "good_step", "best_step", "kept", "run", "config", "data", "idle"}
+_BEFORE_RUNS_HAD_NAMES: Mapping[str, Any] = {
+    "best_step": None, "run": None, "config": None, "data": None, "idle": {},
+}  # fmt: skip
+_NEVER_GO_BACK = ("sft", "rlvr")
 _TYPES: Mapping[str, type | UnionType] = {
-    "step": int, "seed": int, "stage": str, "good_step": int | None, "kept": dict, "run": str | None,
-    "config": dict | None, "data": dict | None, "idle": dict,
+    "step": int, "seed": int, "stage": str, "good_step": int | None, "best_step": int | None, "kept": dict,
+    "run": str | None, "config": dict | None, "data": dict | None, "idle": dict,
 }  # fmt: skip
 
 
@@ -81,6 +84,8 @@ def as_written_today(state: Mapping[str, Any], folder: Path) -> Mapping[str, Any
     """
     if state.keys() >= _TODAY:
         return state
+    if state.keys() >= _TODAY - {"best_step"}:  # its good step was the best one, where nothing goes back to a good one
+        return {**state, "best_step": state["good_step"] if state["stage"] in _NEVER_GO_BACK else None}
     if state.keys() >= _TODAY - _BEFORE_RUNS_HAD_NAMES.keys():
         return {**state, **_BEFORE_RUNS_HAD_NAMES}
     if {"step", "seed", "game"} <= state.keys():  # an alignment of 0.1.0

@@ -27,6 +27,8 @@ class Outcome:
     verdict: Verdict = "go on"
     good: bool = True
     """whether a checkpoint of this step is one to go back to"""
+    best: bool = False
+    """whether it is the best so far on what is held out, so that ``--keep-last`` leaves it until a better one"""
     learned: Collection[str] = ()
     """roles that an update changed"""
     idle: Mapping[str, str] = field(default_factory=dict)

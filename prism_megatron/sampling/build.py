@@ -1,4 +1,4 @@
-"""Who samples for a run: replicas in its own processes, or servers."""
+"""Who samples for a run: replicas in its own processes, or servers; and who asks held-out prompts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.stages.data import DataConfig
+from prism_megatron.config.stages.exam import ExamConfig
 from prism_megatron.conversion.checkpoints.folder import files_folder
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
@@ -18,11 +19,13 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.rollout.weight_buckets import GATHERED_SHARE
+from prism_megatron.sampling.exam import Exam, ExamTimes
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.probe import ServingProbe
 from prism_megatron.sampling.replicas import build_replicas
 from prism_megatron.sampling.servers import build_served_rollout
 from prism_megatron.sampling.shared_rollout import SharedRollout
+from prism_megatron.sampling.shares import RewardGroup
 from prism_megatron.training.batches import BatchFormat
 
 
@@ -50,6 +53,28 @@ def build_rollout(
 def sampling_of(rollout: RolloutConfig, data: DataConfig) -> Sampling:
     """How tokens are drawn."""
     return Sampling(temperature=rollout.temperature, top_p=rollout.top_p, max_new_tokens=data.max_response_tokens)
+
+
+def build_exam(
+    config: ExamConfig,
+    examples: Sequence[Example],
+    rollout: RolloutEngine,
+    sampling: Sampling,
+    reward: RewardGroup,
+    *,
+    seed: int,
+    steps: int,
+    save_every: int,
+    world: World,
+) -> Exam | None:
+    """Who asks held-out ``examples`` in a run of so many ``steps`` with this ``seed``; None where there are none."""
+    if not examples:
+        return None
+    times = ExamTimes(steps, config.eval_every, save_every)
+    # Draws of the steps have the seed itself.
+    return Exam(
+        examples, rollout, sampling, reward, num_samples=config.eval_rollouts, seed=seed + 1, times=times, world=world
+    )
 
 
 def build_handover(

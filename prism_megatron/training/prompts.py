@@ -7,11 +7,13 @@ from pathlib import Path
 
 from prism_megatron.config.architecture.model import MiniWorld
 from prism_megatron.config.stages.data import DataConfig
+from prism_megatron.config.stages.exam import ExamConfig
+from prism_megatron.config.stages.rewards import RewardsConfig
 from prism_megatron.data.admission import Checks, Look
-from prism_megatron.data.loader import RecordSource, SceneSource
+from prism_megatron.data.loader import Example, RecordSource, SceneSource
 from prism_megatron.data.pictures.files import Seen, look_at
-from prism_megatron.data.reading.intake import Counts
-from prism_megatron.data.records import Part
+from prism_megatron.data.reading.intake import NOT_CHECKABLE, Counts
+from prism_megatron.data.records import Part, Record
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scene_set import SceneSet, selected_scenes
 from prism_megatron.data.scenes import Split
@@ -19,6 +21,7 @@ from prism_megatron.data.selection import Selection
 from prism_megatron.engine.runtime import World
 from prism_megatron.observability.activity import Activity
 from prism_megatron.parallel.collectives import all_gather_objects
+from prism_megatron.rewards.check import is_checkable
 
 
 def renderer_of(folder: Path, data: DataConfig) -> Renderer:
@@ -76,12 +79,13 @@ def build_prompts(
     seed: int,
     checks: Checks,
     answers_alone: bool = False,
+    checkable: Callable[[Record], bool] | None = None,
     selection: Selection | None = None,
 ) -> SceneSource | SceneSet | RecordSource:
     """Records of ``--data`` of their ``part``, or without it the ``scenes`` of that split of a mini world.
 
-    ``answers_alone``: records are asked for their answer, and need no caption. With a ``selection`` its prompts alone
-    are used, and scenes come again every epoch.
+    ``answers_alone``: records are asked for their answer, and need no caption; of these ``checkable`` ones alone. With
+    a ``selection`` its prompts alone are used, and scenes come again every epoch.
 
     Raises DataError as ``RecordSource`` and ``selected_scenes``.
     """
@@ -99,6 +103,42 @@ def build_prompts(
         max_prompt_tokens=data.max_prompt_tokens,
         max_response_tokens=data.max_response_tokens,
         answers_alone=answers_alone,
+        checkable=checkable,
         selection=selection,
         checks=checks,
     )
+
+
+def build_held_out(
+    exam: ExamConfig,
+    rewards: RewardsConfig,
+    data: DataConfig,
+    renderer: Renderer,
+    *,
+    mini: MiniWorld,
+    seed: int,
+    checks: Checks,
+    say: Callable[[str], None],
+) -> list[Example]:
+    """Prompts that no step asks, as many as the ``exam`` wants or as there are; ``say`` is told how many those are.
+
+    Records are asked for their answer alone, and only where it can be checked, by rules or by a ``--reward``.
+    Raises DataError as ``build_prompts``: NothingLeftError where no such record is held out.
+    """
+    if not exam.eval_prompts:
+        return []
+    source = build_prompts(
+        data, renderer, scenes="heldout", part="validation", mini=mini, batch_size=exam.eval_prompts, seed=seed,
+        checks=checks, answers_alone=True, checkable=None if rewards.reward else _is_checkable,
+    )  # fmt: skip
+    asked, counts = exam.eval_prompts, source.counts
+    if counts is not None:
+        asked = min(asked, counts.kept)
+        say_counts(None, counts, say)
+        share = counts.kept / (counts.kept + counts.left_out.get(NOT_CHECKABLE, 0))
+        say(f"held-out prompts: {asked} are asked; {share:.1%} of the records held out have an answer to check")
+    return [source.example(number) for number in range(asked)]
+
+
+def _is_checkable(record: Record) -> bool:
+    return is_checkable(record.answer, record.answer_type)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from prism_megatron.config.stages.exam import ExamConfig
 from prism_megatron.config.stages.game import GameConfig
+from prism_megatron.config.stages.rewards import RewardsConfig
 from prism_megatron.conversion.checkpoints.folder import ModelFiles
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.data.identity import Identity
@@ -20,12 +23,15 @@ from prism_megatron.data.teachers import write
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.game.judge import JudgePlan
+from prism_megatron.rewards.rewarder import Rewarder
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.run.checkpoints import Checkpoints
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
+from prism_megatron.sampling.build import build_exam
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.queue import RolloutQueue
+from prism_megatron.sampling.rewarding import reward
 from prism_megatron.stages.align.plan import AlignPlan, Players, Prompts
 from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.roles import batch_format
@@ -58,10 +64,14 @@ class Script:
         """Nothing was released."""
 
     def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
-        return [
+        found = [
             tuple(self._answer(request.step, request.prompt_offset + p, sample) for sample in numbers)
             for p, numbers in enumerate(request.wanted)
         ]
+        if request.finished is not None:
+            for place, answers in enumerate(found):
+                request.finished(place, answers)
+        return found
 
     def _answer(self, step: int, prompt: int, sample: int) -> Rollout:
         assert self.policy_version is not None
@@ -90,8 +100,13 @@ def digest(engine: MegatronEngine) -> str:
     return found.hexdigest()
 
 
-def build(world: World, game: GameConfig, valid_steps: str, captions_only: Mapping[int, Sequence[int]]) -> Alignment:
-    """The stage with an engine that answers from a script; ``valid_steps`` has a letter for each step."""
+def build(
+    world: World, game: GameConfig, valid_steps: str, captions_only: Mapping[int, Sequence[int]], exam_prompts: int = 0
+) -> Alignment:
+    """The stage with an engine that answers from a script; ``valid_steps`` has a letter for each step.
+
+    Held-out scenes are asked in every second step, if any are: the engine answers them as those of step 0.
+    """
     renderer, steps = Renderer.from_folder(FOLDER), len(valid_steps)
     policy, discriminator = mini_policy(world, steps=9), mini_discriminator(world)
     rollout = Script(renderer, [step for step, letter in enumerate(valid_steps) if letter == "v"])
@@ -108,10 +123,22 @@ def build(world: World, game: GameConfig, valid_steps: str, captions_only: Mappi
         load_balance=0.005,
         updates_per_step=game.discriminator_updates_per_step,
     )
+    rewarder, held_out = Rewarder(RewardsConfig()), SceneSource(renderer, split="heldout", seed=SEED, batch_size=1)
+    exam = build_exam(
+        ExamConfig(eval_every=2, eval_rollouts=ROLLOUTS),
+        [held_out.example(number) for number in range(exam_prompts)],
+        rollout,
+        Sampling(),
+        partial(reward, rewarder, renderer),
+        seed=SEED,
+        steps=steps,
+        save_every=100,
+        world=world,
+    )
     return Alignment(
-        Players(policy, discriminator, rollout, queue, Handover(policy, rollout)),
+        Players(policy, discriminator, rollout, queue, Handover(policy, rollout), rewarder),
         AlignPlan(game, judging, update_plan(form, tokens=4096), seed=SEED, steps=steps),
-        Prompts(prompts),
+        Prompts(prompts, exam=exam),
         Exports({"policy": ModelFiles({})}, title="", trained="", renderer=renderer),
         Session(world, Path(), quiet=True),
     )
@@ -145,13 +172,15 @@ def play(
     valid_steps: str,
     captions_only: Mapping[int, Sequence[int]],
     saved: Path,
+    *,
+    exam_prompts: int = 0,
 ) -> tuple[list[Row], list[tuple[str, str]]]:
     """Rows of all steps as they would stand in ``metrics.jsonl``, and both players' digests: before, after each step.
 
     ``valid_steps`` has a letter for each step, v where rollouts are valid. ``saved`` is where both players are kept
     after the first step, for rollbacks.
     """
-    stage = build(world, game, valid_steps, captions_only)
+    stage = build(world, game, valid_steps, captions_only, exam_prompts)
     players, checkpoints, rows = stage.players, Checkpoints(saved), list[Row]()
     stage.session.checkpoints = checkpoints
     stage.prepare(0)
@@ -164,4 +193,5 @@ def play(
             checkpoints.save(stage, 1, seed=SEED, good=True)
         if outcome.verdict == "stop":
             break
+    stage.close()
     return rows, digests

@@ -35,6 +35,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "run_align.py"
 SMALL = ("--prompts-per-step", "2", "--rollouts-per-prompt", "4", "--tokens-per-microbatch", "512", "--save-every", "2",
          "--temperature", "0.8")  # fmt: skip  # at 1, nobody would notice who left it out of the log-probs
 STEPS = 4
+EXAM = ("--eval-prompts", "4", "--eval-rollouts", "2", "--eval-every", "3")
 # What must not depend on how often a run was interrupted, or on its layout.
 LOSSES = ("discriminator_loss", "policy_loss", "discriminator_grad_norm", "policy_grad_norm", "response_tokens")
 
@@ -49,9 +50,9 @@ def run(output: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One uninterrupted run at TP2·PP2."""
+    """One uninterrupted run at TP2·PP2, with held-out prompts."""
     output = tmp_path_factory.mktemp("align") / "run"
-    result = run(output, "--tp", "2", "--pp", "2")
+    result = run(output, "--tp", "2", "--pp", "2", *EXAM)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return output
@@ -108,6 +109,22 @@ def test_report_is_one_page_with_three_samples(finished: Path) -> None:
     assert "https://" not in page
 
 
+def test_held_out_prompts_are_asked_and_shown(finished: Path) -> None:
+    """Claim: after the third step, at every checkpoint and at the end; how answers moved is in all three places."""
+    rows, summary = rows_of(finished), json.loads((finished / "summary.json").read_text())
+    assert [row.get("eval/prompts") for row in rows] == [None, 4, 4, 4]
+    for name, found in summary["held_out"].items():
+        assert found["after"][0] == pytest.approx(rows[-1][f"eval/{name}"], abs=1e-12)
+        assert found["change"][0] == pytest.approx(found["after"][0] - found["before"][0], abs=1e-12)
+    best = max(row["eval/sampled/accuracy"] for row in rows[1:])
+    assert (
+        summary["best_held_out_accuracy"] == best == rows[int(summary["best_held_out_step"])]["eval/sampled/accuracy"]
+    )
+    page, console = (finished / "report.html").read_text(), (finished / "console.log").read_text()
+    assert page.count("<figcaption>Held-out prompts") == 3 and page.count("<td>greedy/accuracy</td>") == 1
+    assert console.count("4 held-out prompts after step ") == 3 and console.count("greedy/accuracy ") == 1
+
+
 def test_export_loads_cleanly_and_has_moved(finished: Path) -> None:
     """transformers finds every tensor it wants and none it does not, and every part of the model has learnt."""
     _, info = Qwen3VLForConditionalGeneration.from_pretrained(finished / "hf", output_loading_info=True)
@@ -151,13 +168,23 @@ def test_exported_policy_is_the_trained_one(finished: Path) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_losses(finished: Path, tmp_path: Path) -> None:
-    """SIGKILL after the first checkpoint; the same command with --load ends in the uninterrupted run's losses."""
+    """SIGKILL after the first checkpoint; the same command with --load ends in the uninterrupted run's losses.
+
+    Answers to held-out prompts are the same to the last bit, and none is asked for twice.
+    """
     output = tmp_path / "run"
-    kill_when(command(output, "--tp", "2", "--pp", "2"), (output / "checkpoints" / "step_000002").exists)
+    kill_when(command(output, "--tp", "2", "--pp", "2", *EXAM), (output / "checkpoints" / "step_000002").exists)
     assert len(rows_of(output)) < STEPS
     result = run(output, "--tp", "2", "--pp", "2", "--load", str(output))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert_same_losses(rows_of(output), rows_of(finished), relative=1e-6)
+    rows, whole = rows_of(output), rows_of(finished)
+    assert_same_losses(rows, whole, relative=1e-6)
+    assert [{name: row[name] for name in row if name.startswith("eval/")} for row in rows] == [
+        {name: row[name] for name in row if name.startswith("eval/")} for row in whole
+    ]
+    moved, wanted = (json.loads((one / "summary.json").read_text())["held_out"] for one in (output, finished))
+    assert moved == wanted, "the first policy's answers, and what moved since"
+    assert "asking 4 held-out prompts" not in result.stdout, "the first policy has answered"
 
 
 @pytest.mark.long
@@ -165,7 +192,7 @@ def test_a_kill_inside_a_save_loses_nothing(finished: Path, tmp_path: Path) -> N
     """SIGKILL while the second checkpoint is being written: the first one is what the run goes on from."""
     output = tmp_path / "run"
     checkpoints = output / "checkpoints"
-    kill_when(command(output, "--tp", "2", "--pp", "2"), lambda: any(checkpoints.glob(".step_000004*")))
+    kill_when(command(output, "--tp", "2", "--pp", "2", *EXAM), lambda: any(checkpoints.glob(".step_000004*")))
     assert not (checkpoints / "step_000004").exists()
     result = run(output, "--tp", "2", "--pp", "2", "--load", str(output))
     assert result.returncode == 0, result.stdout + result.stderr

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import pytest
@@ -26,12 +28,16 @@ from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.config.validate import check_align
+from prism_megatron.data.loader import SceneSource
+from prism_megatron.data.render import Renderer
+from prism_megatron.data.teachers import write
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.stages.align.build import align_on
 from prism_megatron.testing import GlooWorld
-from tests.integration.game_ranks import PROMPTS, ROLLOUTS, Row, play
+from tests.integration.game_ranks import PROMPTS, ROLLOUTS, SEED, Row, play
 from tests.mini_experts import write_mini_with_experts
 
+EXAM_PROMPTS = 5
 TOWER_FIGURES = (
     "accuracy",
     "reward_gap",
@@ -61,9 +67,14 @@ def gloo() -> Iterator[GlooWorld]:
 def game(gloo: GlooWorld, tmp_path: Path) -> Callable[..., Played]:
     """Plays on both ranks, which must report the same rows; gives rank 0's."""
 
-    def run(rules: GameConfig, valid_steps: str, captions_only: Mapping[int, Sequence[int]] | None = None) -> Played:
+    def run(
+        rules: GameConfig,
+        valid_steps: str,
+        captions_only: Mapping[int, Sequence[int]] | None = None,
+        exam_prompts: int = 0,
+    ) -> Played:
         (rows, digests), (others, other_digests) = gloo.run(
-            play, rules, valid_steps, captions_only or {}, tmp_path / "saved"
+            partial(play, exam_prompts=exam_prompts), rules, valid_steps, captions_only or {}, tmp_path / "saved"
         )
         assert others == rows, "ranks disagree"
         moved = [
@@ -152,6 +163,48 @@ def test_a_collapse_goes_back_to_the_saved_pair(game: Callable[..., Played]) -> 
     assert digests[4] == digests[1]
     assert rows[3]["policy_version"] == 4 == rows[4]["sampled_version"] == rows[4]["discriminator_version"]
     assert rows[4]["policy_updated"] == 1
+
+
+def test_held_out_prompts_are_asked_and_change_nothing(game: Callable[..., Played]) -> None:
+    """Claim: in every second step, of a rollback too, and after the last; both ranks have the same figures.
+
+    They are those of the answers that the script has, of which some are right by chance. Weights, moments and all other
+    figures are, to the bit, those of a game without.
+    """
+    rules = GameConfig(rollbacks=1, collapse_steps=2, collapse_valid_share=0.5)
+    plain, asked = game(rules, "vvxxv"), game(rules, "vvxxv", exam_prompts=EXAM_PROMPTS)
+    own = [{name: value for name, value in row.items() if name.startswith("eval/")} for row in asked.rows]
+    assert [bool(figures) for figures in own] == [False, True, False, True, True] and asked.rows[3]["rolled_back"] == 1
+    right = scripted_rights(EXAM_PROMPTS)
+    greedy, sampled = [of_prompt[0] for of_prompt in right], [one for of_prompt in right for one in of_prompt]
+    assert 0 < sum(sampled) < len(sampled) == EXAM_PROMPTS * ROLLOUTS
+    for figures in (figures for figures in own if figures):
+        assert figures["eval/prompts"] == EXAM_PROMPTS and figures["eval/sampled/format"] == 1.0
+        assert figures["eval/greedy/accuracy"] == pytest.approx(fmean(greedy), abs=1e-12)
+        assert figures["eval/sampled/accuracy"] == pytest.approx(fmean(sampled), abs=1e-12)
+        assert figures["eval/sampled/pass"] == pytest.approx(fmean(map(any, right)), abs=1e-12)
+    assert asked.digests == plain.digests
+    rest = [{name: value for name, value in row.items() if not name.startswith("eval/")} for row in asked.rows]
+    assert rest == plain.rows
+
+
+def scripted_rights(prompts: int) -> list[list[bool]]:
+    """Which answers of the script to step 0 are right, were they answers to held-out scenes."""
+    renderer = Renderer.from_folder(MINI_FOLDER / "policy")
+    scenes = [one.scene for one in SceneSource(renderer, split="heldout", seed=SEED, batch_size=prompts).batch(0)]
+    answering = SceneSource(renderer, split="sft", seed=SEED, batch_size=prompts * ROLLOUTS).batch(0)
+    said = [write(one.scene, "sloppy", seed=SEED)[-1] for one in answering if one.scene is not None]
+    return [
+        [one == scene.answer for one in said[number * ROLLOUTS : (number + 1) * ROLLOUTS]]
+        for number, scene in enumerate(scenes)
+        if scene is not None
+    ]
+
+
+def test_a_game_that_settles_is_asked_at_its_end(game: Callable[..., Played]) -> None:
+    """Claim: the third of six steps ends it, in which nothing is due."""
+    rows = game(GameConfig(stop_gap_band=100.0, stop_gap_steps=3), "vvvvvv", exam_prompts=2).rows
+    assert [("eval/prompts" in row, row["settled"]) for row in rows] == [(False, 0), (True, 0), (True, 1)]
 
 
 def test_a_policy_with_experts_plays_against_a_dense_models_discriminator(gloo: GlooWorld, tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from prism_megatron.config.fields import AT_LEAST_ONE, OnResume
 from prism_megatron.config.run import RunConfig
 from prism_megatron.config.stages.data import DataConfig
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
+from prism_megatron.config.stages.exam import NO_EXAM, ExamConfig
 from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.config.stages.objective import CorrectionConfig
+from prism_megatron.config.stages.rewards import RewardsConfig
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class AlignConfig:
     discriminator: tyro.conf.OmitArgPrefixes[DiscriminatorConfig] = field(default_factory=DiscriminatorConfig)
     game: tyro.conf.OmitArgPrefixes[GameConfig] = field(default_factory=GameConfig)
     correction: tyro.conf.OmitArgPrefixes[CorrectionConfig] = field(default_factory=CorrectionConfig)
+    exam: tyro.conf.OmitArgPrefixes[ExamConfig] = NO_EXAM
+    rewards: tyro.conf.OmitArgPrefixes[RewardsConfig] = field(default_factory=RewardsConfig)
+    """how answers to held-out prompts are checked; what the policy is rewarded by is the discriminator's score alone"""
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     policy: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -61,7 +61,7 @@ BAD: Mapping[str, str] = {
     "bad_text": "with text that makes no valid prompt or response",
 }
 HELD_OUT, NO_CAPTION, LONG_PROMPT, LONG_RESPONSE = "held_out", "no_caption", "long_prompt", "long_response"
-NOT_SELECTED = "not_selected"
+NOT_SELECTED, NOT_CHECKABLE = "not_selected", "not_checkable"
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class Sieve:
             HELD_OUT: "held out for validation" if part == "train" else "of the training part",
             NOT_SELECTED: "not in --prompts",
             NO_CAPTION: "without a caption",
+            NOT_CHECKABLE: "with an answer that no rule can check (docs/rewards.md)",
             LONG_PROMPT: f"with a prompt of more than {max_prompt_tokens} tokens (--max-prompt-tokens)",
             LONG_RESPONSE: f"with a reference of more than {max_response_tokens} tokens (--max-response-tokens)",
         }

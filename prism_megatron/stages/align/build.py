@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,27 +15,39 @@ from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.objective import PolicyObjective, recommended_correction
 from prism_megatron.conversion.checkpoints.folder import files_folder
 from prism_megatron.conversion.checkpoints.model_names import policy_folder, title_of
+from prism_megatron.data.loader import Example
+from prism_megatron.data.reading.intake import NothingLeftError
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.selection import read_selection
 from prism_megatron.engine.host.capabilities import check_adam
 from prism_megatron.engine.host.execution import Execution, execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
+from prism_megatron.errors import DataError
 from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.game.judge import JudgePlan
 from prism_megatron.parallel.collectives import broadcast_object
+from prism_megatron.rewards.rewarder import Rewarder
 from prism_megatron.rollout.base import RolloutEngine
 from prism_megatron.run.driver import drive
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
-from prism_megatron.sampling.build import build_handover, build_rollout, sampling_of
+from prism_megatron.sampling.build import build_exam, build_handover, build_rollout, sampling_of
 from prism_megatron.sampling.queue import RolloutQueue
+from prism_megatron.sampling.rewarding import reward
 from prism_megatron.stages.align.plan import AlignPlan, Players, Prompts
 from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
 from prism_megatron.training.policy_update import UpdatePlan
-from prism_megatron.training.prompts import build_prompts, checks_of, look_together, renderer_of, say_counts
+from prism_megatron.training.prompts import (
+    build_held_out,
+    build_prompts,
+    checks_of,
+    look_together,
+    renderer_of,
+    say_counts,
+)
 from prism_megatron.training.roles import build_policy, model_files, resolve_dtype
 
 
@@ -73,6 +86,8 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     renderer = renderer_of(folder, config.data)
     prompts = _prompts(config, renderer, session)
     say_counts(prompts.steps.counts, None if prompts.probe is None else prompts.probe.counts, session.say)
+    held_out = _held_out(config, renderer, session)
+    rewarder = Rewarder(config.rewards, strict_format=config.data.strict_format, say=session.say) if held_out else None
     # The policy, and who samples for it.
     if config.data.format_sft and session.restored is None:
         source = _taught(config, source, shape, renderer, prompts, session=session, dtype=dtype, execution=execution)
@@ -112,7 +127,15 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         rollout,
         _queue(config, rollout, prompts, world),
         build_handover(config.rollout, policy, rollout, examples=prompts.steps.batch(0), form=form),
+        rewarder,
     )
+    if rewarder is not None:
+        exam = build_exam(
+            config.exam, held_out, rollout, sampling_of(config.rollout, config.data),
+            partial(reward, rewarder, renderer), seed=config.seed, steps=config.steps,
+            save_every=config.checkpoint.save_every, world=world,
+        )  # fmt: skip
+        prompts = replace(prompts, exam=exam)
     files = model_files(source, "policy", dtype=dtype)
     exports = Exports(
         {"policy": files, "discriminator": origin.files(files, dtype)},
@@ -164,6 +187,21 @@ def _prompts(config: AlignConfig, renderer: Renderer, session: Session) -> Promp
     if not config.game.probe_every:
         return Prompts(steps)
     return Prompts(steps, build_from(scenes="heldout", part="validation"))
+
+
+def _held_out(config: AlignConfig, renderer: Renderer, session: Session) -> list[Example]:
+    """Prompts that ``--eval-prompts`` asks for. Raises DataError where no record is held out that can be checked."""
+    checks = checks_of(config.data, look_together(session.world, session.activity))
+    try:
+        return build_held_out(
+            config.exam, config.rewards, config.data, renderer, mini=config.model.mini, seed=config.seed, checks=checks,
+            say=session.say,
+        )  # fmt: skip
+    except NothingLeftError as error:
+        raise DataError(
+            f"--eval-prompts {config.exam.eval_prompts}: {error}; leave --eval-prompts out, or check answers by a "
+            "--reward of your own"
+        ) from error
 
 
 def _queue(config: AlignConfig, rollout: RolloutEngine, prompts: Prompts, world: World) -> RolloutQueue:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.data.loader import Example
@@ -22,6 +23,7 @@ from prism_megatron.game.unlearned import ALL_LEFT_OUT, SCORES_NOT_FINITE, why_n
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.run.stage import Outcome
 from prism_megatron.sampling.queue import SampledStep
+from prism_megatron.stages.align.held_out import Seen
 from prism_megatron.stages.align.plan import AlignPlan
 from prism_megatron.training.figures import (
     NOT_FINITE,
@@ -159,14 +161,13 @@ def observation_of(
     return broadcast_object(seen, source=0)
 
 
-def outcome_of(step: AlignStep, probed: Figures, plan: AlignPlan, renderer: Renderer, *, good: bool) -> Outcome:
-    """What the driver learns of a step; ``probed`` are the probe set's figures, where it was scored."""
-    row = step_row(step, renderer) | probed
-    lines = [*gap_alarms(row, plan.logprob_gap_alarm), *verdict_lines(step, plan.game)]
+def outcome_of(step: AlignStep, seen: Seen, plan: AlignPlan, renderer: Renderer, *, good: bool) -> Outcome:
+    """What the driver learns of a step, and of what was ``seen`` of held-out prompts after it."""
+    row = step_row(step, renderer) | seen.row
+    lines = [*gap_alarms(row, plan.logprob_gap_alarm), *verdict_lines(step, plan.game), *seen.lines]
+    verdict: Literal["go on", "stop"] = "stop" if step.verdict == "stop" else "go on"
     learned, idle = who_learned(step, renderer)
-    return Outcome(
-        row, "stop" if step.verdict == "stop" else "go on", good=good, lines=lines, learned=learned, idle=idle
-    )
+    return Outcome(row, verdict, good=good, best=seen.best, lines=lines, learned=learned, idle=idle)
 
 
 def who_learned(step: AlignStep, renderer: Renderer) -> tuple[Sequence[str], dict[str, str]]:

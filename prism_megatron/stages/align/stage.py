@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.sample import Sample
 from prism_megatron.game.credit import credit_groups, experience_of
 from prism_megatron.game.judge import train
 from prism_megatron.game.memory import GameMemory
-from prism_megatron.game.probe_set import ProbeSet
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.files import EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
+from prism_megatron.stages.align.held_out import HeldOut
 from prism_megatron.stages.align.plan import AlignPlan, Players, Prompts
 from prism_megatron.stages.align.rows import AlignStep, observation_of, outcome_of
 from prism_megatron.stages.align.view import VIEW
@@ -36,21 +35,19 @@ class Alignment:
         self.title, self.identity, self.data_counts = exports.title, prompts.identity, prompts.counts
         self.total_steps, self.may_go_back = plan.steps, plan.game.rollbacks > 0
         self.memory = GameMemory.fresh(plan.game, seed=plan.seed)
-        self.state = self.memory.to_plain
+        self.held_out = HeldOut(prompts, players, plan, self.memory)
         self.last: AlignStep | None = None
 
     def prepare(self, first_step: int) -> None:
-        """Hand the weights over and sample the probe set."""
+        """Hand the weights over, and see how held-out prompts are answered before anybody learns."""
         with self.session.phase("weight_sync", "handing the policy's weights to the rollout engine"):
             self.players.handover(first_step, changed_only=False)
-        if self.prompts.probe is not None and self.memory.probe is None:
-            with self.session.phase("probe", "sampling the probe set"):
-                self.memory.probe = ProbeSet.draw(self.prompts.probe, self.players.queue, step=self.total_steps)
+        self.held_out.begin(self.session)
 
     def play(self, step: int) -> Outcome:
         """One round. Raises GameError as ``Controls.observe``."""
         players, plan, memory, controls = self.players, self.plan, self.memory, self.memory.controls
-        world, phase = self.session.world, self.session.timers.phase
+        world, phase, renderer = self.session.world, self.session.timers.phase, self.exports.renderer
         decision = controls.decide(step)
         # The policy answers; engines that sample on the trainer's devices then make room for the players.
         with phase("rollout"):
@@ -80,21 +77,24 @@ class Alignment:
         players.rollout.wake()
         memory.replay.add(step, groups)
         self.last = AlignStep(step, sampled, replayed, decision, judgement, credited, update, verdict)
-        probed: Figures = {}
-        if memory.probe is not None and step % plan.game.probe_every == 0:
-            with phase("probe"):
-                probed = memory.probe.score(players.discriminator, plan.judging, self.exports.renderer, world=world)
-        return outcome_of(self.last, probed, plan, self.exports.renderer, good=controls.state.weak_steps == 0)
+        # Now and then both are looked at on prompts that they never learn from.
+        seen = self.held_out.look(step, self.session, renderer, ends=verdict == "stop")
+        return outcome_of(self.last, seen, plan, renderer, good=controls.state.weak_steps == 0)
 
     def finished(self) -> str | None:
         return "the reward gaps have settled: no step is left" if self.memory.controls.finished else None
 
+    def state(self) -> Plain:
+        return {**self.memory.to_plain(), "exam": self.held_out.to_plain()}
+
     def restore(self, state: Plain) -> None:
         self.memory.restore(state, self.prompts.steps.batch, self.prompts.probe)
+        self.held_out.restore(state.get("exam"))
 
     def samples(self) -> list[Sample]:
         return [] if self.last is None else self.last.samples(self.exports.renderer)
 
     def finish(self, output: Path) -> Artefacts:
+        figures = self.held_out.end(self.session)
         self.close()
-        return self.exports.write(self.players.policy, output / EXPORT, self.session)
+        return self.exports.write(self.players.policy, output / EXPORT, self.session, figures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,19 +29,25 @@ from prism_megatron.rollout.base import RolloutEngine
 from prism_megatron.run.driver import drive
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
-from prism_megatron.sampling.build import build_handover, build_rollout, sampling_of
+from prism_megatron.sampling.build import build_exam, build_handover, build_rollout, sampling_of
 from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.sampling.rewarding import reward
 from prism_megatron.sampling.shares import RewardGroup
 from prism_megatron.stages.rlvr.credit import Crediting
-from prism_megatron.stages.rlvr.exam import Exam
 from prism_megatron.stages.rlvr.plan import Learner, Prompts, RLVRPlan
 from prism_megatron.stages.rlvr.prospect import Prospector
 from prism_megatron.stages.rlvr.stage import RLVR
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.format_sft import FORMAT_SFT, teach_format
 from prism_megatron.training.policy_update import UpdatePlan
-from prism_megatron.training.prompts import build_prompts, checks_of, look_together, renderer_of, say_counts
+from prism_megatron.training.prompts import (
+    build_held_out,
+    build_prompts,
+    checks_of,
+    look_together,
+    renderer_of,
+    say_counts,
+)
 from prism_megatron.training.roles import batch_format, build_policy, model_files, resolve_dtype
 
 
@@ -100,6 +105,10 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
     prospector = _prospector(config, rollout, prompts, rewards, world)
     handover = build_handover(config.rollout, policy, rollout, examples=prompts.batch(0), form=form)
     learner = Learner(policy, reference, rollout, prospector, rewarder, handover)
+    exam = build_exam(
+        config.exam, held_out, rollout, sampling_of(config.rollout, config.data), rewards, seed=config.seed,
+        steps=config.steps, save_every=config.checkpoint.save_every, world=world,
+    )  # fmt: skip
     exports = Exports(
         {"policy": model_files(source, "policy", dtype=dtype)},
         title=f"Verifiable rewards for {title_of(config.model)} ({config.algo})",
@@ -109,7 +118,7 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
     return RLVR(
         learner,
         _plan(config, form, world),
-        Prompts(prompts, _exam(config, held_out, rollout, rewards, world)),
+        Prompts(prompts, exam),
         exports,
         session,
     )
@@ -119,23 +128,22 @@ def _prompts(
     config: RLVRConfig, renderer: Renderer, session: Session, selection: Selection | None
 ) -> tuple[SceneSource | SceneSet | RecordSource, list[Example]]:
     """Those of the steps, of the ``selection`` if there is one, and those that no step asks."""
-    exam, data = config.exam, config.data
+    data, mini, seed, say = config.data, config.model.mini, config.seed, session.say
     checks = checks_of(data, look_together(session.world, session.activity))
-    build_from = partial(
-        build_prompts, data, renderer, mini=config.model.mini, seed=config.seed, checks=checks, answers_alone=True
-    )
-    steps = build_from(scenes="align", batch_size=config.dynamic.batch_size(config.rollout), selection=selection)
-    held_out = None
-    if exam.eval_prompts:
-        try:
-            held_out = build_from(scenes="heldout", part="validation", batch_size=exam.eval_prompts)
-        except NothingLeftError as error:
-            session.say(f"nothing is held out: {error}")
-    say_counts(steps.counts, None if held_out is None else held_out.counts, session.say)
-    if held_out is None:
-        return steps, []
-    there = exam.eval_prompts if held_out.counts is None else min(exam.eval_prompts, held_out.counts.kept)
-    return steps, held_out.batch(0)[:there]
+    size = config.dynamic.batch_size(config.rollout)
+    steps = build_prompts(
+        data, renderer, scenes="align", mini=mini, batch_size=size, seed=seed, checks=checks, answers_alone=True,
+        selection=selection,
+    )  # fmt: skip
+    say_counts(steps.counts, None, say)
+    try:
+        held_out = build_held_out(
+            config.exam, config.rewards, data, renderer, mini=mini, seed=seed, checks=checks, say=say
+        )
+    except NothingLeftError as error:
+        say(f"nothing is held out: {error}")
+        held_out = []
+    return steps, held_out
 
 
 def _taught_before(session: Session) -> Path | None:
@@ -230,18 +238,6 @@ def _prospector(
     return Prospector(queue, config.rollout.prompts_per_step, batches, selective)
 
 
-def _exam(
-    config: RLVRConfig, examples: Sequence[Example], rollout: RolloutEngine, rewards: RewardGroup, world: World
-) -> Exam | None:
-    if not examples:
-        return None
-    sampling = sampling_of(config.rollout, config.data)
-    # Draws of the steps have the seed itself.
-    return Exam(
-        examples, rollout, sampling, rewards, num_samples=config.exam.eval_rollouts, seed=config.seed + 1, world=world
-    )
-
-
 def _plan(config: RLVRConfig, form: BatchFormat, world: World) -> RLVRPlan:
     """What the loop keeps fixed."""
     longest = config.data.max_response_tokens
@@ -252,7 +248,5 @@ def _plan(config: RLVRConfig, form: BatchFormat, world: World) -> RLVRPlan:
         prompts_per_step=config.rollout.prompts_per_step,
         rounds_of=world.microbatch_rounds,
         rollouts_per_prompt=config.rollout.rollouts_per_prompt,
-        eval_every=config.exam.eval_every,
-        save_every=config.checkpoint.save_every,
         logprob_gap_alarm=config.rollout.logprob_gap_alarm,
     )

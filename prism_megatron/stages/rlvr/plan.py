@@ -11,9 +11,9 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.rewards.rewarder import Rewarder
 from prism_megatron.rollout.base import RolloutEngine
 from prism_megatron.run.session import Session
+from prism_megatron.sampling.exam import Exam
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.stages.rlvr.credit import Crediting
-from prism_megatron.stages.rlvr.exam import Exam
 from prism_megatron.stages.rlvr.prospect import Prospector
 from prism_megatron.training.experience import Experience
 from prism_megatron.training.policy_update import PolicyUpdate, UpdatePlan, beside_reference, update_policy
@@ -72,8 +72,6 @@ class RLVRPlan:
     rounds_of: int
     """micro-batches of a pass are a multiple of so many, and so are the answers of a mini-batch"""
     rollouts_per_prompt: int
-    eval_every: int
-    save_every: int
     logprob_gap_alarm: float
 
     @property
@@ -88,13 +86,3 @@ class RLVRPlan:
         return replace(
             self.learning, objective=replace(objective, mini_batches=max(1, min(objective.mini_batches, most)))
         )
-
-    def asks_after(self, step: int) -> bool:
-        """Whether held-out prompts are asked after this step; always after the last."""
-        done = step + 1
-        saves = done % self.save_every == 0
-        return done == self.steps or (self.eval_every > 0 and (done % self.eval_every == 0 or saves))
-
-    def may_be_best(self, step: int) -> bool:
-        """Whether there will be a checkpoint of this step."""
-        return step + 1 == self.steps or (step + 1) % self.save_every == 0

@@ -11,6 +11,7 @@ from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.sample import MAX_SAMPLES, Sample, png_url
 from prism_megatron.rewards.rewarder import Rewarded
 from prism_megatron.run.stage import Outcome
+from prism_megatron.sampling.exam import Sitting
 from prism_megatron.sampling.rewarding import gold_of
 from prism_megatron.stages.rlvr.plan import RLVRPlan
 from prism_megatron.stages.rlvr.prospect import Found, RewardedGroup
@@ -39,11 +40,10 @@ class RLVRStep:
     """of the answers that were learned from, by group"""
     update: PolicyUpdate | None
     """None where there was nothing to learn from"""
-    held_out: Figures
-    """figures of held-out prompts; none in a step after which none was asked"""
+    held_out: Sitting
 
 
-def outcome_of(step: RLVRStep, plan: RLVRPlan, *, good: bool) -> Outcome:
+def outcome_of(step: RLVRStep, plan: RLVRPlan) -> Outcome:
     """What the driver learns of a step."""
     row = step_row(step)
     idle = {}
@@ -52,9 +52,8 @@ def outcome_of(step: RLVRStep, plan: RLVRPlan, *, good: bool) -> Outcome:
     elif not step.update.updated:
         idle["policy"] = NOT_FINITE
     lines = [] if step.update is None else gap_alarms(row, plan.logprob_gap_alarm)
-    return Outcome(
-        row, good=good, learned=() if idle else ("policy",), idle=idle, lines=[*lines, *scarcity_lines(step, plan)]
-    )
+    lines += scarcity_lines(step, plan)
+    return Outcome(row, best=step.held_out.best, learned=() if idle else ("policy",), idle=idle, lines=lines)
 
 
 def scarcity_lines(step: RLVRStep, plan: RLVRPlan) -> list[str]:
@@ -94,7 +93,7 @@ def step_row(step: RLVRStep) -> Figures:
         row |= {name: value for name, value in sums.items() if not name.startswith(_OF_ROLLOUTS)}
         row |= gap_row(sums) | importance_row(sums) | correction_row(sums) | update_figures(step.update)
     row |= update_row("policy", None if step.update is None else step.update.result)
-    return row | step.held_out
+    return row | step.held_out.row
 
 
 def found_row(found: Found) -> Figures:

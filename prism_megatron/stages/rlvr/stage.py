@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.evaluation.health import Figures
+from prism_megatron.evaluation.held_out import lines_of
 from prism_megatron.evaluation.sample import Sample
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.files import EXPORT
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome, Plain
-from prism_megatron.stages.rlvr.exam import best_of, lines_of
+from prism_megatron.sampling.exam import NOT_ASKED
 from prism_megatron.stages.rlvr.plan import Learner, Prompts, RLVRPlan
 from prism_megatron.stages.rlvr.rows import RLVRStep, outcome_of, shown
 from prism_megatron.stages.rlvr.view import VIEW
@@ -32,7 +32,6 @@ class RLVR:
         self.identity, self.data_counts = prompts.steps.identity, prompts.counts
         self.models, self.title, self.total_steps = exports.models, exports.title, plan.steps
         self.close = learner.close
-        self.best: float | None = None
         self.last: RLVRStep | None = None
 
     def engines(self) -> Mapping[str, MegatronEngine]:
@@ -63,24 +62,23 @@ class RLVR:
                 learner.handover(step + 1)
         learner.rollout.wake()
         # Now and then it is asked what it never learns from.
-        held_out: Figures = {}
-        if self.exam is not None and plan.asks_after(step):
+        held_out = NOT_ASKED
+        if self.exam is not None and self.exam.times.asks_after(step):
             with phase("evaluation"):
-                held_out = self.exam.row(self.exam.ask())
-        self.best, is_best = best_of(self.best, held_out) if plan.may_be_best(step) else (self.best, False)
+                held_out = self.exam.sit(step)
         self.last = RLVRStep(step, found, rewards, update, held_out)
-        return outcome_of(self.last, plan, good=is_best)
+        return outcome_of(self.last, plan)
 
     def finished(self) -> str | None:
         return None
 
     def state(self) -> Plain:
-        return {"cursor": self.learner.prospector.cursor, "best": self.best, "before": self.exam and self.exam.before}
+        return {"cursor": self.learner.prospector.cursor, **({} if self.exam is None else self.exam.to_plain())}
 
     def restore(self, state: Plain) -> None:
-        self.learner.prospector.cursor, self.best = state["cursor"], state["best"]
+        self.learner.prospector.cursor = state["cursor"]
         if self.exam is not None:
-            self.exam.before = state["before"]
+            self.exam.restore(state)
 
     def samples(self) -> list[Sample]:
         return [] if self.last is None else shown(self.last.found, self.exports.renderer)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from prism_megatron.evaluation.charts import line_chart
-from prism_megatron.evaluation.page import figure_of, text_of
+from prism_megatron.evaluation.held_out import GREEDY, SAMPLED, held_out_summary, held_out_table, points_of
+from prism_megatron.evaluation.page import figure_of
 from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import Row
 from prism_megatron.observability.progress import Columns
 from prism_megatron.observability.summary import largest, number, pooled, total, window
 
-ACCURACY, GREEDY, SAMPLED = "reward/accuracy", "eval/greedy/accuracy", "eval/sampled/accuracy"
+ACCURACY = "reward/accuracy"
 
 
 def _cells(row: Row) -> str:
@@ -37,15 +39,12 @@ COLUMNS = Columns(
 
 def _summarise(rows: Sequence[Row]) -> Mapping[str, Any]:
     last = window(rows)
-    asked = [row for row in rows if number(row, SAMPLED) is not None]
-    best = max(asked, key=lambda row: number(row, SAMPLED) or 0.0, default=None)
     return {
         "policy_version": rows[-1].get("policy_version") if rows else None,
         "accuracy": pooled(last, ACCURACY),
         "valid_share": pooled(last, "valid_share"),
         "rollouts": total(last, "rollouts"),
-        "best_held_out_accuracy": None if best is None else number(best, SAMPLED),
-        "best_held_out_step": None if best is None else number(best, "step"),
+        **held_out_summary(rows),
         "totals": {
             name: total(rows, name)
             for name in ("rollouts", "response_tokens", "groups", "groups/learned", "groups/batches",
@@ -66,31 +65,11 @@ def _tables(summary: Mapping[str, Any]) -> Sequence[str]:
         "Checks that were ended": f"{totals['reward/killed']:,}",
     }
     body = "".join(f"<tr><td>{name}</td><td class='n'>{value}</td></tr>" for name, value in rows.items())
-    return [f"<table>{body}</table>", *_held_out_table(summary)]
-
-
-def _held_out_table(summary: Mapping[str, Any]) -> list[str]:
-    rows = "".join(
-        f"<tr><td>{text_of(name)}</td>{''.join(f'<td class=n>{_interval(found[when])}</td>' for when in _WHEN)}</tr>"
-        for name, found in summary.get("held_out", {}).items()
-    )
-    head = (
-        "<tr><th>Held-out prompts</th><th class='n'>before</th><th class='n'>after</th><th class='n'>change</th></tr>"
-    )
-    return [f"<table>{head}{rows}</table>"] if rows else []
-
-
-_WHEN = ("before", "after", "change")
-
-
-def _interval(found: Sequence[float]) -> str:
-    mean, low, high = (figure_of(value, ".3f") for value in found)
-    return f"{mean} [{low}, {high}]"
+    return [f"<table>{body}</table>", *held_out_table(summary)]
 
 
 def _charts(rows: Sequence[Row]) -> Sequence[str]:
-    def points(name: str) -> list[tuple[float, float | None]]:
-        return [(number(row, "step") or 0.0, number(row, name)) for row in rows if name in row]
+    points = partial(points_of, rows)
 
     return [
         line_chart("Right answers", {"rollouts": points(ACCURACY), "held out, greedy": points(GREEDY),

@@ -68,7 +68,7 @@ class SFT:
         if self.learner.may_be_best(step, self.total_steps):
             self.best, is_best = best_of(self.best, row, digest=self.digest)
         idle = why_idle(update)
-        return Outcome(row, learned=() if idle else ("policy",), idle=idle, good=is_best,
+        return Outcome(row, learned=() if idle else ("policy",), idle=idle, best=is_best,
                        lines=[f"left out at its step: {reason}" for reason in rows.skipped])  # fmt: skip
 
     def finished(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 
 from prism_megatron.data.identity import identity_of
 from prism_megatron.data.loader import Example, RecordSource, SceneSource
-from prism_megatron.data.records import Part
+from prism_megatron.data.reading.intake import NothingLeftError
+from prism_megatron.data.records import Part, Record
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.teachers import write
 from prism_megatron.errors import DataError
@@ -47,6 +49,7 @@ def record_source(
     prompt_tokens: int = 60,
     response_tokens: int = 60,
     answers_alone: bool = False,
+    checkable: Callable[[Record], bool] | None = None,
 ) -> RecordSource:
     return RecordSource(
         folder,
@@ -58,6 +61,7 @@ def record_source(
         max_response_tokens=response_tokens,
         validation_share=0.0,
         answers_alone=answers_alone,
+        checkable=checkable,
     )
 
 
@@ -133,6 +137,14 @@ def test_records_that_are_asked_for_their_answer_need_no_caption(folder: Path, r
     assert example.record is not None and example.record.answer_type == "integer"
     assert renderer.decode(example.reference.token_ids[:-1]) == str(NUM_RECORDS)
     assert example.reference.token_ids[-1] == renderer.end_token_id and not example.reference.segments.valid
+
+
+def test_records_whose_answer_cannot_be_checked_are_counted(folder: Path, renderer: Renderer) -> None:
+    source = record_source(folder, renderer, answers_alone=True, checkable=lambda record: record.answer != "3")
+    assert "r-3" not in [record.id for record in source.records] and source.counts.left_out["not_checkable"] == 1
+    assert "1 with an answer that no rule can check" in source.counts.text()
+    with pytest.raises(NothingLeftError, match="24 of 24 are with an answer that no rule can check"):
+        record_source(folder, renderer, answers_alone=True, checkable=lambda _: False)
 
 
 def test_what_is_as_long_as_the_bound_is_used(folder: Path, renderer: Renderer) -> None:

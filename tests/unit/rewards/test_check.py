@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.rewards.check import judge, no_algebra, settle
+from prism_megatron.rewards.check import is_checkable, judge, no_algebra, settle
 from prism_megatron.rewards.kinds.latex import same_expression
 from prism_megatron.rewards.verdict import Ask, NeedsAlgebraError, Verdict
 
@@ -34,6 +34,29 @@ def test_cases_of_a_kind(kind: str) -> None:
         if (verdict.right, verdict.kind) != (case["right"], kind):
             wrong.append((case["answer"], case["gold"], verdict))
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer_type", "checkable"),
+    [
+        ("B", "choice", True),
+        ("true", "bool", True),
+        ("13 cm", None, True),
+        (r"\int_0^1 x dx", None, True),
+        ("The Netherlands", "text", True),
+        ("one two three four five six seven eight nine ten", "text", True),
+        ("one two three four five six seven eight nine ten eleven", "text", False),
+        ("x" * 1024, "text", False),
+        ("a\x07", "text", False),
+    ],
+)
+def test_what_no_rule_can_check(gold: str, answer_type: str | None, checkable: bool) -> None:
+    """Claim: short texts and every other kind can be; sentences, and what guards refuse even of a gold, cannot."""
+    assert is_checkable(gold, answer_type) is checkable
+
+
+def test_every_gold_of_the_file_is_checkable() -> None:
+    assert all(is_checkable(case["gold"], case.get("answer_type")) for case in CASES)
 
 
 def test_the_file_has_enough_of_every_kind() -> None:

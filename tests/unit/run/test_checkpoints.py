@@ -18,9 +18,9 @@ from prism_megatron.run.saved import SavedRun, as_written_today
 
 LOAD = "prism_megatron.run.checkpoints.checkpoint.load"
 DATA = {"flag": "data", "count": 3, "digest": "d", "batch_size": 2}
-TODAY = {"step": 4, "seed": 7, "stage": "align", "good_step": 2, "kept": {"controls": {}, "replay": [], "probe": ["p"]},
-         "run": "r1", "config": {"seed": 7}, "data": DATA, "idle": {}}  # fmt: skip
-NAMELESS: dict[str, Any] = {"run": None, "config": None, "data": None, "idle": {}}
+TODAY = {"step": 4, "seed": 7, "stage": "align", "good_step": 2, "best_step": None, "run": "r1", "idle": {},
+         "kept": {"controls": {}, "replay": [], "probe": ["p"]}, "config": {"seed": 7}, "data": DATA}  # fmt: skip
+NAMELESS: dict[str, Any] = {"best_step": None, "run": None, "config": None, "data": None, "idle": {}}
 
 
 def test_states_of_version_0_1_0_are_read_as_if_written_today() -> None:
@@ -32,6 +32,9 @@ def test_states_of_version_0_1_0_are_read_as_if_written_today() -> None:
     assert (warm["stage"], warm["good_step"], warm["kept"]) == ("warm-start", None, {})
     assert {name: warm[name] for name in NAMELESS} == NAMELESS
     assert as_written_today(TODAY, Path("x")) == TODAY
+    for stage, best in (("align", None), ("sft", 2), ("rlvr", 2), ("warm-start", None)):
+        without = {name: value for name, value in (TODAY | {"stage": stage}).items() if name != "best_step"}
+        assert as_written_today(without, Path("x")) == TODAY | {"stage": stage, "best_step": best}
     unnamed = {name: value for name, value in TODAY.items() if name not in NAMELESS}
     assert as_written_today(unnamed, Path("x")) == TODAY | NAMELESS
 
@@ -74,7 +77,8 @@ def restore(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_run_goes_on_with_what_was_kept(restore: Any) -> None:
     step, own, stage, loaded = restore(TODAY)
-    assert (step, own.good_step, stage.kept, loaded) == (4, 2, [{}], [Path("ckpt")])
+    assert (step, own.good_step, own.best_step, stage.kept, loaded) == (4, 2, None, [{}], [Path("ckpt")])
+    assert restore({**TODAY, "best_step": 3})[1].best_step == 3
     assert restore({**TODAY, "step": 5})[0] == 5, "a run at its end may be exported again"
 
 
@@ -122,19 +126,35 @@ def test_only_a_good_step_is_gone_back_to(monkeypatch: pytest.MonkeyPatch, tmp_p
     stage: Any = SimpleNamespace(name="align", engines=dict, models={}, state=lambda: {"kept": 1}, identity=DATA)
     own = Checkpoints(tmp_path, None, "r1", {"seed": 7})
     for step, good in ((2, True), (4, False), (5, False), (6, True), (8, False)):
-        assert own.save(stage, step, seed=7, good=good) == tmp_path / "checkpoints" / f"step_00000{step}"
+        folder = own.save(stage, step, seed=7, good=good, best=step == 4)
+        assert folder == tmp_path / "checkpoints" / f"step_00000{step}"
     assert [state["good_step"] for state in states] == [2, 2, 2, 6, 6]
-    assert own.good_step == 6
-    assert states[-1] == {"step": 8, "seed": 7, "stage": "align", "good_step": 6, "kept": {"kept": 1}, "run": "r1",
-                          "config": {"seed": 7}, "data": DATA, "idle": {}}  # fmt: skip
+    assert [state["best_step"] for state in states] == [None, 4, 4, 4, 4]
+    assert (own.good_step, own.best_step) == (6, 4)
+    assert states[-1] == {"step": 8, "seed": 7, "stage": "align", "good_step": 6, "best_step": 4, "kept": {"kept": 1},
+                          "run": "r1", "config": {"seed": 7}, "data": DATA, "idle": {}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("keep_last", "bad", "left"),
-    [(1, (), [10]), (2, (), [8, 10]), (3, (), [6, 8, 10]), (2, (6, 8, 10), [4, 8, 10]), (1, (2, 4, 6, 8, 10), [10])],
+    ("keep_last", "bad", "best", "left"),
+    [
+        (1, (), (), [10]),
+        (2, (), (), [8, 10]),
+        (3, (), (), [6, 8, 10]),
+        (2, (6, 8, 10), (), [4, 8, 10]),
+        (1, (2, 4, 6, 8, 10), (), [10]),
+        (1, (), (4, 6), [6, 10]),
+        (1, (8, 10), (2,), [2, 6, 10]),
+    ],
 )
-def test_the_newest_are_kept_and_the_good_one(
-    keep_last: int, bad: tuple[int, ...], left: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_newest_are_kept_the_good_one_and_the_best_one(
+    *,
+    keep_last: int,
+    bad: tuple[int, ...],
+    best: tuple[int, ...],
+    left: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Claim: a kill while older ones are removed leaves more, and what it leaves is cleared by the next save."""
     monkeypatch.setattr(checkpoints, "on_main", lambda work: work())
@@ -151,7 +171,7 @@ def test_the_newest_are_kept_and_the_good_one(
     (root / ".step_000001.removed" / "x").mkdir(parents=True)
     (root / "step_000003").mkdir()  # no checkpoint: without its state it does not count, and is nobody's to remove
     for step in (2, 4, 6, 8, 10):
-        own.save(stage, step, seed=7, good=step not in bad)
+        own.save(stage, step, seed=7, good=step not in bad, best=step in best)
         assert (root / f"step_{step:06d}").is_dir()
     assert sorted(path.name for path in root.iterdir()) == sorted([*(f"step_{n:06d}" for n in left), "step_000003"])
 

@@ -52,6 +52,7 @@ class Counting:
     session: Session
     stops_at: int | None = None
     bad_steps: tuple[int, ...] = ()
+    best_steps: tuple[int, ...] = ()
     ended: str | None = None
     idle_steps: Collection[int] = ()
     wish_in: int | None = None
@@ -74,6 +75,7 @@ class Counting:
             row,
             "stop" if step == self.stops_at else "go on",
             good=step not in self.bad_steps,
+            best=step in self.best_steps,
             lines=[f"saw {step}"],
             learned=() if rests else ("policy",),
             idle={"policy": "it rained"} if rests else {},
@@ -91,11 +93,13 @@ class Saves:
     """Stands where checkpoints are written."""
 
     saved: list[tuple[int, int, bool]] = field(default_factory=list)
+    best: list[int] = field(default_factory=list)
     run: str = "r1"
 
-    def save(self, _stage: Any, step: int, *, seed: int, good: bool, idle: Any) -> Path:
+    def save(self, _stage: Any, step: int, *, seed: int, good: bool, best: bool, idle: Any) -> Path:
         assert idle.keys() == {"on_end", "ever", "reasons"}
         self.saved.append((step, seed, good))
+        self.best += [step] if best else []
         return Path(f"step_{step}")
 
 
@@ -175,6 +179,16 @@ def test_a_wish_is_granted_after_the_whole_step(tmp_path: Path) -> None:
 
 def test_a_stopped_bad_step_is_no_step_to_go_back_to(tmp_path: Path) -> None:
     assert ended(tmp_path, range(9), wish_in=2, bad_steps=(2,))[2][-1] == (3, 3, False)
+
+
+def test_the_best_step_is_saved_as_such(tmp_path: Path) -> None:
+    session, saves = Session(WORLD, tmp_path), Saves()
+    session.checkpoints = saves  # type: ignore[assignment]  # as far as the driver needs it
+    session.idleness = Idleness(20)
+    stage: Any = Counting(session, best_steps=(3, 4))
+    with session.stopping:
+        play(session, stage, range(7), Config(), Reporter(session, stage, every=100))
+    assert [step for step, _, _ in saves.saved] == [2, 4, 6, 7] and saves.best == [4]
 
 
 def test_time_that_is_up_ends_a_run(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def write_checkpoint(
     folder = run / "checkpoints" / f"step_{step:06d}"
     folder.mkdir(parents=True)
     plain = None if config is None else to_plain(config)
-    state = {"step": step, "seed": 5, "stage": stage, "good_step": None, "kept": {}, "run": name, "config": plain,
-             "data": None, "idle": {}, **changes}  # fmt: skip
+    state = {"step": step, "seed": 5, "stage": stage, "good_step": None, "best_step": None,
+             "kept": {}, "run": name, "config": plain, "data": None, "idle": {}, **changes}  # fmt: skip
     document = {"format": FORMAT, "megatron_core": "0", "torch": "0", "engines": {}, "models": {}, "state": state}
     (folder / "state.json").write_text(json.dumps(document))
     return folder

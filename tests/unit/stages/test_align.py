@@ -263,7 +263,7 @@ class Table:
     def play(self, steps: range, world: World) -> None:
         rollout_engine: Any = Answers(self.calls)
         queue: Any = Rounds(self.calls, self.groups)
-        prompts: Any = SimpleNamespace(identity={}, counts={})
+        prompts: Any = SimpleNamespace(identity={}, counts={}, probe=None, exam=None)
         handover = Handover(self.policy, rollout_engine, 77, lambda version: self.calls.append(f"check {version}"))
         session: Any = Session(world, Path(), quiet=True)
         session.go_back = lambda _engines: self.calls.append("roll back")

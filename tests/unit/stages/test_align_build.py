@@ -20,15 +20,18 @@ from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.commands.align import parse
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER, mini_folder
+from prism_megatron.data.records import in_part, read_records
 from prism_megatron.engine.host import execution
 from prism_megatron.engine.host.capabilities import Installed
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.game import discriminator
 from prism_megatron.game.judged_rows import segment_row
 from prism_megatron.run.session import Session
+from prism_megatron.sampling.exam import ExamTimes
 from prism_megatron.stages.align import build
-from prism_megatron.training import roles
+from prism_megatron.training import prompts, roles
 from prism_megatron.types import PERCEPTION, ImageInput, Prompt, Response, RolloutGroup, Segments, Span
+from tests.integration.test_align_records import write_records
 
 FLAGS = "--dtype bf16 --fp8 e4m3 --fp8-recipe blockwise --recompute full --recompute-vision"
 
@@ -51,7 +54,8 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(build, "build_rollout", lambda *_args, **_keywords: None)
     monkeypatch.setattr(build, "broadcast_object", lambda value, **_keywords: value)
     monkeypatch.setattr(build, "inner_optimizers", lambda _optimizer: [])
-    sizes = {"parallel": ParallelConfig(), "layout": {}, "world_size": 1, "is_main": True}
+    monkeypatch.setattr(prompts, "all_gather_objects", lambda value: [value])
+    sizes = {"parallel": ParallelConfig(), "layout": {}, "rank": 0, "world_size": 1, "is_main": True}
     world: Any = SimpleNamespace(device=torch.device("cpu"), **sizes)
 
     def run(machine: Installed, flags: str) -> tuple[Any, list[str]]:
@@ -150,6 +154,60 @@ def test_the_second_mini_world_plays_its_own_scenes_and_models(run_on: Any) -> N
     assert any(f"upcycled from {shipped / 'base'}" in line for line in said)
     run, _ = run_on(Installed("2.13.0"), "")
     assert {one.scene.world for one in run.prompts.steps.batch(0)} == {"habits"}
+
+
+def test_held_out_scenes_are_asked_where_that_is_asked_for(run_on: Any) -> None:
+    """Claim: of the world that is played, with draws of their own, at the run's steps; nobody is asked without."""
+    flags = "--eval-prompts 6 --eval-every 7 --eval-rollouts 3 --steps 9 --save-every 4 --temperature 0.7 --seed 5"
+    run, _ = run_on(Installed("2.13.0"), f"--mini drift {flags}")
+    exam = run.prompts.exam
+    assert {(one.scene.world, one.scene.split) for one in exam.examples} == {("drift", "heldout")}
+    assert (len(exam.examples), exam.num_samples, exam.seed, exam.sampling.temperature) == (6, 3, 6, 0.7)
+    assert exam.times == ExamTimes(steps=9, every=7, save_every=4)
+    run, _ = run_on(Installed("2.13.0"), "")
+    assert run.prompts.exam is run.players.rewarder is None
+
+
+def sentences(folder: Path, *, but: int = 0) -> Path:
+    """Forty records whose answers are sentences, all ``but`` every so many of them."""
+    write_records(folder, 40)
+    lines = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        if not but or number % but:
+            line["answer"] = "There are two small circles to the left of a third one that is large."
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_held_out_records_are_those_that_can_be_checked(run_on: Any, tmp_path: Path) -> None:
+    """Claim: their share is said, and no step asks them; a reward of one's own checks all."""
+    data = sentences(tmp_path / "set", but=2)
+    run, said = run_on(Installed("2.13.0"), f"--data {data} --format-sft 0 --eval-prompts 99 --prompts-per-step 4")
+    asked = {one.record.id for one in run.prompts.exam.examples}
+    held_out = [one for one in read_records(data, purpose="train") if in_part(one, "validation", validation_share=0.1)]
+    can_be = {one.id for one in held_out if len(one.answer) < 9}
+    assert 0 < len(can_be) < len(held_out) and asked == can_be
+    share = len(can_be) / len(held_out)
+    assert (
+        f"held-out prompts: {len(can_be)} are asked; {share:.1%} of the records held out have an answer to check"
+        in said
+    )
+    assert not asked & {one.record.id for one in run.prompts.steps.batch(0)}
+    flags = f"--data {data} --format-sft 0 --eval-prompts 99 --reward tests.integration.rewards_for_rlvr:by_length"
+    run, _ = run_on(Installed("2.13.0"), flags)
+    assert {one.record.id for one in run.prompts.exam.examples} == {one.id for one in held_out}
+    run.players.rewarder.close()
+
+
+def test_records_that_cannot_be_checked_are_refused_before_a_weight_is_loaded(
+    run_on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = sentences(tmp_path / "set")
+    monkeypatch.setattr(roles, "MegatronEngine", None)
+    with pytest.raises(
+        DataError, match=r"--eval-prompts 8: .*data\.jsonl: no line is left .* no rule can check .*; leave"
+    ):
+        run_on(Installed("2.13.0"), f"--data {data} --format-sft 0 --eval-prompts 8")
 
 
 def test_selected_scenes_come_again_every_epoch(run_on: Any, tmp_path: Path) -> None:
