@@ -22,4 +22,4 @@ class CheckpointConfig:
     save_every: Annotated[int, AT_LEAST_ONE] = 100
     """steps between checkpoints"""
     keep_last: Annotated[int | None, AT_LEAST_ONE] = None
-    """how many of the newest checkpoints to keep, beside the newest good one; by default all"""
+    """how many of the newest checkpoints to keep, beside the newest good one and the best one; by default all"""

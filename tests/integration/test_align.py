@@ -120,6 +120,9 @@ def test_held_out_prompts_are_asked_and_shown(finished: Path) -> None:
     assert (
         summary["best_held_out_accuracy"] == best == rows[int(summary["best_held_out_step"])]["eval/sampled/accuracy"]
     )
+    state = json.loads((finished / "checkpoints" / f"step_{STEPS:06d}" / "state.json").read_text())["state"]
+    saved = {step + 1: rows[step]["eval/sampled/accuracy"] for step in (1, 3)}
+    assert state["best_step"] == max(saved, key=lambda step: saved[step])
     page, console = (finished / "report.html").read_text(), (finished / "console.log").read_text()
     assert page.count("<figcaption>Held-out prompts") == 3 and page.count("<td>greedy/accuracy</td>") == 1
     assert console.count("4 held-out prompts after step ") == 3 and console.count("greedy/accuracy ") == 1

@@ -13,6 +13,7 @@ from prism_megatron.config.experiments.mini_rlvr import mini_rlvr
 from prism_megatron.config.pipeline.file import EVALUATE, read_pipeline
 from prism_megatron.config.pipeline.flags import BUILT_IN, PipelineConfig
 from prism_megatron.config.stages.align import AlignConfig
+from prism_megatron.config.stages.exam import ExamConfig
 from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.config.stages.rlvr import RLVRConfig
 from prism_megatron.errors import ConfigError
@@ -61,6 +62,20 @@ def test_the_baseline_takes_over_the_steps_of_alignment(tmp_path: Path) -> None:
     assert plan.skipped == ["warm_start", "align"]
     assert steps["stages/rlvr"].steps == whole["stages/rlvr"].steps + whole["stages/align"].steps
     assert steps["stages/rlvr"].model.model == str(tmp_path / "stages" / "sft")
+
+
+def test_alignment_may_ask_held_out_prompts_in_its_section(tmp_path: Path) -> None:
+    """Claim: like any flag of it; what nothing would use is refused by the stage's name before anything is played."""
+    path = tmp_path / "own.yaml"
+    stage = "stages:\n  a: {tool: align, model: {mini: drift}, exam: {EXAM}}\nevaluate: {scenes: 4, mini: drift}\n"
+    path.write_text(stage.replace("EXAM", "eval_prompts: 8, eval_every: 5"))
+    plan = planned(path, tmp_path / "run")
+    check_all(plan)
+    (align,) = [step.config for step in plan.steps if step.key == "stages/a"]
+    assert align.exam == ExamConfig(eval_every=5, eval_prompts=8)
+    path.write_text(stage.replace("EXAM", "eval_every: 5"))
+    with pytest.raises(ConfigError, match="stage a: --eval-every is about answers to held-out prompts"):
+        planned(path, tmp_path / "run")
 
 
 def test_steps_of_an_alignment_are_those_that_update_its_policy() -> None:

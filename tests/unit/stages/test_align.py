@@ -25,12 +25,15 @@ from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.provider import StepResult
 from prism_megatron.engine.runtime import World
+from prism_megatron.evaluation.health import Figures
+from prism_megatron.evaluation.held_out import GREEDY, SAMPLED
 from prism_megatron.game.credit import GroupCredit, credit_groups, experience_of
 from prism_megatron.game.judge import Judgement, JudgePlan, TrunkCost
 from prism_megatron.game.judged_rows import ScoreRow, dropout_key
 from prism_megatron.game.replay import ReplayBuffer
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
+from prism_megatron.sampling.exam import ExamTimes, Sitting
 from prism_megatron.sampling.handover import Handover
 from prism_megatron.sampling.queue import SampledStep, Staleness
 from prism_megatron.stages.align.build import _plan
@@ -248,6 +251,7 @@ class Table:
     load_balance: float = 0.0
     objective: PolicyObjective | None = None
     groups: Sequence[RolloutGroup] = tuple(GROUPS)
+    exam: Any = None
     calls: list[str] = field(default_factory=list)
     told: list[AlignStep] = field(default_factory=list)
 
@@ -263,7 +267,7 @@ class Table:
     def play(self, steps: range, world: World) -> None:
         rollout_engine: Any = Answers(self.calls)
         queue: Any = Rounds(self.calls, self.groups)
-        prompts: Any = SimpleNamespace(identity={}, counts={}, probe=None, exam=None)
+        prompts: Any = SimpleNamespace(identity={}, counts={}, probe=None, exam=self.exam)
         handover = Handover(self.policy, rollout_engine, 77, lambda version: self.calls.append(f"check {version}"))
         session: Any = Session(world, Path(), quiet=True)
         session.go_back = lambda _engines: self.calls.append("roll back")
@@ -299,6 +303,23 @@ def test_a_step_goes_in_its_order(world: World) -> None:
     assert not table.policy_is_as_before
     assert table.told[0].verdict == "go on"
     assert table.told[0].policy.sums["gap/image/tokens"] == 8, "tokens of version 4, which the queue says is trained"
+
+
+@pytest.mark.parametrize("game", [GameConfig(), GameConfig(freeze_policy=True)], ids=["learns", "rests"])
+def test_held_out_prompts_are_asked_of_an_engine_that_is_awake(world: World, game: GameConfig) -> None:
+    """Claim: it has the weights of after the step then, whether they have changed in it or not."""
+    calls: list[str] = []
+
+    def sit(step: int, *, ends: bool) -> Sitting:
+        calls.append(f"asked {step}{' at the end' if ends else ''}")
+        row: Figures = dict.fromkeys(("eval/prompts", GREEDY, SAMPLED, "eval/sampled/format"), 0.5)
+        return Sitting(row, best=True)
+
+    table = Table(game, exam=SimpleNamespace(times=ExamTimes(steps=9, every=2, save_every=9), sit=sit), calls=calls)
+    table.play(range(2), world)
+    step = [call for call in calls[calls.index("take 1") :] if call.startswith(("update", "sleep", "wake", "asked"))]
+    assert step == ["sleep", *([] if game.freeze_policy else ["update 2"]), "wake", "asked 1"]
+    assert "asked 0" not in calls
 
 
 def test_all_that_is_drawn_in_a_step_is_keyed_by_the_runs_seed_and_the_step(world: World) -> None:
