@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,28 @@ def test_an_endpoint_that_comes_back_is_gone_on_with(tmp_path: Path) -> None:
         assert whole.returncode == 0 and read(tmp_path / "whole") == read(tmp_path / "out")
     for path in (tmp_path / "out").iterdir():
         assert b"the key" not in path.read_bytes(), path
+
+
+def test_a_folder_is_one_evaluations_from_its_start(tmp_path: Path) -> None:
+    """Claim: while one is at work another is told so, also before a first answer; after SIGKILL there the folder is
+    still that model's, and the same command goes on."""
+    output, release = tmp_path / "out", threading.Event()
+
+    def respond(body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+        release.wait(300.0)
+        return 200, {}, answer("<answer>3</answer>")
+
+    flags = ("--scenes", "2", "--served-model", "fake")
+    with fake_chat(respond) as chat:
+        process = subprocess.Popen(command(chat.url, output, *flags), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+        wait_for(lambda: bool(chat.bodies) or process.poll() is not None, seconds=300.0)
+        second = run(chat.url, output, *flags)
+        assert second.returncode == 2 and "another prism-evaluate is at work" in second.stderr, second.stderr
+        process.kill()
+        process.wait()
+        assert not (output / "answers.jsonl").exists()
+        release.set()
+        other = run(chat.url, output, *flags, "--served-model", "another")
+        assert other.returncode == 2 and "--served-model was fake and is another" in other.stderr, other.stderr
+        ran(chat.url, output, *flags)
+    assert len(rows(output)) == 2

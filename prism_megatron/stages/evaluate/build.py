@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from prism_megatron.config.tools.evaluate import EvaluateConfig
 from prism_megatron.conversion.checkpoints.model_names import folder_of
-from prism_megatron.disk import writing
 from prism_megatron.engine.runtime import World
-from prism_megatron.errors import PrismError
 from prism_megatron.evaluation.benchmark.answers import ANSWERS, Answered, AnswerFile, places_of
 from prism_megatron.evaluation.benchmark.folder import PAGE, read_evaluation
 from prism_megatron.parallel.collectives import broadcast_object, on_main
 from prism_megatron.rewards.rewarder import Rewarder
-from prism_megatron.run.folder import folder_of_new_run
+from prism_megatron.run.result_folder import result_folder, session_in
 from prism_megatron.run.session import Session
 from prism_megatron.stages.evaluate.ask import ask_all
 from prism_megatron.stages.evaluate.endpoint import build_endpoint_asker
-from prism_megatron.stages.evaluate.identity import check_same_asked, identity_of, settle
+from prism_megatron.stages.evaluate.identity import begun_unless_refused, check_same_asked, identity_of, settle
 from prism_megatron.stages.evaluate.policy import build_policy_asker
 from prism_megatron.stages.evaluate.questions import Batch, batches_of, digest_of, read_questions
 from prism_megatron.stages.evaluate.result import write_result
@@ -32,28 +30,9 @@ def evaluate_on(world: World, config: EvaluateConfig) -> None:
 
     Raises PrismError for bad input before anything is asked; RunStopped as ``ask_all``.
     """
-    output, is_new = on_main(partial(_claim, config))
-    session = Session(world, output)
-    session.begin()
-    with session.stopping, closing(session):
-        try:
-            _evaluate(config, session)
-        except PrismError:
-            if world.is_main and is_new:
-                with suppress(OSError):
-                    output.rmdir()  # one that holds anything stays
-            raise
-
-
-def _claim(config: EvaluateConfig) -> tuple[Path, bool]:
-    """The folder of the result, which is there afterwards, and whether it was not before."""
-    check_same_asked(config)
-    with writing(config.output or Path("runs")):
-        if config.output is None:
-            return folder_of_new_run("evaluate"), True
-        is_new = not config.output.exists()
-        config.output.mkdir(parents=True, exist_ok=True)
-        return config.output, is_new
+    check = partial(check_same_asked, config)
+    with result_folder(world, config.output, kind="evaluate", check=check) as folder, session_in(world, folder) as own:
+        _evaluate(config, own)
 
 
 def _evaluate(config: EvaluateConfig, session: Session) -> None:
@@ -81,7 +60,8 @@ def _evaluate(config: EvaluateConfig, session: Session) -> None:
     answers, done = on_main(file.reopen)
     session.say(f"folder {session.output}; {len(answers) // per_question} of {len(questions)} questions are answered")
     if done < len(batches):
-        answers += _asked(config, policy, batches, session, file=file, done=done)
+        with begun_unless_refused(session.output):
+            answers += _asked(config, policy, batches, session, file=file, done=done)
     # What that says.
     result = on_main(partial(write_result, session.output, questions, answers, config, base))
     for line in result.lines:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from prism_megatron.config.merge import merge, to_plain
 from prism_megatron.config.resume import differences
 from prism_megatron.config.tools.evaluate import EvaluateConfig
 from prism_megatron.disk import write_atomically, writing
-from prism_megatron.errors import ConfigError
+from prism_megatron.errors import ConfigError, PrismError, RunStopped
 from prism_megatron.evaluation.benchmark.answers import ANSWERS
 from prism_megatron.evaluation.benchmark.folder import BEGUN, read_begun
 from prism_megatron.run.folder import holds_run
@@ -32,7 +34,7 @@ def check_same_asked(config: EvaluateConfig) -> None:
         return
     if not output.is_dir() or holds_run(output):
         raise ConfigError(f"--output {output} is a run's folder, or none at all; {_ELSEWHERE}")
-    if (begun := _begun(output)) is None:
+    if (begun := read_begun(output, _KEYS)) is None:
         return
     changed = differences(merge(EvaluateConfig(), begun["config"]), config)
     if refused := [one for one in changed if one.on_resume is OnResume.FIXED]:
@@ -49,8 +51,10 @@ def settle(output: Path, config: EvaluateConfig, *, model: dict[str, str], quest
     Raises ConfigError where it is another.
     """
     now: dict[str, Any] = {"config": to_plain(config), "model": model, "questions": questions}
-    begun = _begun(output)
+    begun = read_begun(output, _KEYS)
     if begun is None:
+        if _is_answered(output):
+            raise ConfigError(f"{output} holds answers and no {BEGUN}: nobody knows whose they are; {_ELSEWHERE}")
         with writing(output / BEGUN):
             write_atomically(output / BEGUN, f"{json.dumps(now, indent=1)}\n")
         return
@@ -63,10 +67,23 @@ def settle(output: Path, config: EvaluateConfig, *, model: dict[str, str], quest
         raise ConfigError(f"{output} was begun with other questions, answers or images in --data; {_ELSEWHERE}")
 
 
-def _begun(output: Path) -> dict[str, Any] | None:
-    """What the answers in a folder are of; None where there is none yet, so that flags may be mended."""
+@contextmanager
+def begun_unless_refused(output: Path) -> Iterator[None]:
+    """Inside of it questions are asked. What is refused before anything was answered was not begun, so that it may be
+    asked otherwise in the same folder; a kill, and a wish to stop, leave what was begun."""
+    try:
+        yield
+    except RunStopped:
+        raise
+    except PrismError:
+        if not _is_answered(output):
+            (output / BEGUN).unlink(missing_ok=True)
+        raise
+
+
+def _is_answered(output: Path) -> bool:
     answers = output / ANSWERS
-    return read_begun(output, _KEYS) if answers.is_file() and answers.stat().st_size else None
+    return answers.is_file() and answers.stat().st_size > 0
 
 
 def identity_of(folder: Path) -> dict[str, str]:

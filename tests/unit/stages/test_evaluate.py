@@ -19,11 +19,11 @@ from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.stages.rewards import RewardsConfig
 from prism_megatron.config.tools.evaluate import EvaluateConfig
 from prism_megatron.data.records import in_part, read_records
-from prism_megatron.errors import ConfigError, DataError
+from prism_megatron.errors import ConfigError, DataError, PrismError, RunStopped
 from prism_megatron.evaluation.benchmark.answers import Answered, Item
 from prism_megatron.evaluation.benchmark.folder import BEGUN, SUMMARY
 from prism_megatron.rewards.rewarder import Rewarder
-from prism_megatron.stages.evaluate.identity import check_same_asked, identity_of, settle
+from prism_megatron.stages.evaluate.identity import begun_unless_refused, check_same_asked, identity_of, settle
 from prism_megatron.stages.evaluate.policy import check_room
 from prism_megatron.stages.evaluate.questions import Batch, Question, batches_of, digest_of, read_questions
 from prism_megatron.stages.evaluate.result import write_result
@@ -172,11 +172,7 @@ def test_a_folder_is_gone_on_with_as_it_was_begun(tmp_path: Path, folder: Path) 
     (tmp_path / "out").mkdir()
     begun = {"model": identity_of(POLICY), "questions": "d"}
     settle(tmp_path / "out", config, **begun)  # type: ignore[arg-type]
-    # Nothing is answered yet: flags may be mended.
-    check_same_asked(command(tmp_path, folder, "--limit", "9"))
-    settle(tmp_path / "out", command(tmp_path, folder, "--limit", "9"), **begun)  # type: ignore[arg-type]
-    settle(tmp_path / "out", config, **begun)  # type: ignore[arg-type]
-    (tmp_path / "out" / "answers.jsonl").write_text("{}")
+    # Nothing is answered yet, and it is what it is all the same.
     for flags in (("--ranks", "2", "--shown", "3"), ("--against", str(tmp_path)), ("--requests-at-once", "2")):
         check_same_asked(command(tmp_path, folder, *flags))
         settle(tmp_path / "out", command(tmp_path, folder, *flags), **begun)  # type: ignore[arg-type]
@@ -206,6 +202,36 @@ def test_a_folder_is_gone_on_with_as_it_was_begun(tmp_path: Path, folder: Path) 
     (tmp_path / "out" / BEGUN).write_text("{}")
     with pytest.raises(ConfigError, match=r"begun.json: config is missing"):
         check_same_asked(config)
+
+
+def test_what_was_refused_before_an_answer_may_be_asked_otherwise(tmp_path: Path, folder: Path) -> None:
+    """Claim: in the same folder; after an answer, or where it was stopped, it may not. Blind to a kill, which runs
+    nothing here (``tests/integration/test_evaluate.py``)."""
+    out, other = tmp_path / "out", command(tmp_path, folder, "--limit", "9")
+    out.mkdir()
+
+    def ended_by(error: PrismError) -> None:
+        settle(out, command(tmp_path, folder), model={"name": "m"}, questions="d")
+        with pytest.raises(type(error)), begun_unless_refused(out):
+            raise error
+
+    ended_by(ConfigError("refused"))
+    check_same_asked(other)
+    ended_by(RunStopped("stopped"))
+    with pytest.raises(ConfigError, match="--limit was None and is 9"):
+        check_same_asked(other)
+    (out / "answers.jsonl").write_text("{}\n")
+    ended_by(ConfigError("refused"))
+    with pytest.raises(ConfigError, match="--limit was None and is 9"):
+        check_same_asked(other)
+
+
+def test_answers_of_nobody_are_not_gone_on_with(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "answers.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"holds answers and no begun.json: .* begin in another --output"):
+        settle(out, command(tmp_path, folder), model={"name": "m"}, questions="d")
 
 
 def test_replaced_weights_are_another_model(tmp_path: Path) -> None:
