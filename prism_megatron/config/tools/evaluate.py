@@ -45,8 +45,8 @@ class EndpointConfig:
     """tries of one request that gets no answer, or is told to come again; a Retry-After of up to --request-seconds is
     heeded"""
     on_unanswered: Literal["stop", "count"] = "stop"
-    """what is done about a request that no try got answered: stop, so that the same command goes on with it, or count
-    it as a failure, which is wrong"""
+    """what is done about a request that no try got answered, and about an endpoint that refuses all that it is asked at
+    the start: stop, so that the same command goes on, or count such as failures, which are wrong"""
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _evaluate(config: EvaluateConfig, session: Session) -> None:
     session.say(f"folder {session.output}; {len(answers) // per_question} of {len(questions)} questions are answered")
     if done < len(batches):
         with begun_unless_refused(session.output):
-            answers += _asked(config, policy, batches, session, file=file, done=done)
+            answers += _asked(config, policy, batches, session, file=file, before=answers, done=done)
     # What that says.
     result = on_main(partial(write_result, session.output, questions, answers, config, base))
     for line in result.lines:
@@ -76,14 +76,16 @@ def _asked(
     session: Session,
     *,
     file: AnswerFile,
+    before: Sequence[Answered],
     done: int,
 ) -> list[Answered]:
-    """The answers of all batches but the first ``done``."""
+    """The answers of all batches but the first ``done``, which have those ``before``."""
     with Rewarder(config.rewards, strict_format=config.strict_format, say=session.say) as rewarder:
         asker: Asker
         if policy is None:
             assert config.url is not None
-            asker = build_endpoint_asker(config, config.url)
+            has_answered = any(not one.failure for one in before)
+            asker = build_endpoint_asker(config, config.url, has_answered=has_answered)
         else:
             asker = build_policy_asker(config, policy, session)
         with closing(asker):

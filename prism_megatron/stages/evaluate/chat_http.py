@@ -29,7 +29,15 @@ class UnansweredError(RolloutError):
 
 
 class RefusedError(RolloutError):
-    """The endpoint answered that it cannot answer this request, or with something that is no answer."""
+    """The endpoint answered that it cannot answer this request, or with something that is no answer.
+
+    ``http_status`` is what it refused with; None where it answered.
+    """
+
+    def __init__(self, message: str, http_status: int | None = None) -> None:
+        """``message`` is what it said."""
+        super().__init__(message)
+        self.http_status = http_status
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class ChatClient:
         if 300 <= status < 400:
             raise ConfigError(f"{self.url} points elsewhere ({problem}); name the address that it points to")
         if status not in _COME_AGAIN:
-            raise RefusedError(problem)
+            raise RefusedError(problem, status)
 
     def _reply(self, response: httpx2.Response) -> Reply:
         try:

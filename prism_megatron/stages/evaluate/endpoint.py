@@ -10,7 +10,7 @@ import base64
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,10 @@ from prism_megatron.stages.evaluate.questions import Batch, Question
 from prism_megatron.stages.evaluate.said import Said, until_it_goes_on
 from prism_megatron.training.prompts import renderer_of
 
+_REMEDY = "--request-fields adds a field or takes one away, --max-response-tokens asks for less"
+_REMEDIES = {413: "--max-pixels beside --served-files sends smaller images"}
+"""What may mend requests that are refused as such, for all statuses and for some."""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -40,6 +44,7 @@ class Served:
     fields: Mapping[str, Any]
     """over those that are sent anyway; one that is None is not sent"""
     counts_unanswered: bool
+    """as failures; else they end the evaluation, and so does an endpoint that refuses whatever it is asked"""
 
 
 @dataclass(frozen=True)
@@ -54,33 +59,61 @@ class EndpointAsker:
     """An ``Asker``. Without a ``renderer``, images are sent as they are, and prompts are not measured."""
 
     def __init__(
-        self, client: ChatClient, served: Served, settings: Settings, *, renderer: Renderer | None, at_once: int
+        self,
+        client: ChatClient,
+        served: Served,
+        settings: Settings,
+        *,
+        renderer: Renderer | None,
+        at_once: int,
+        has_answered: bool,
     ) -> None:
+        """``has_answered``: an earlier part of the evaluation has answers from it."""
+        self._has_answered = has_answered
         self._client, self._served, self._settings, self._renderer = client, served, settings, renderer
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="requests")
 
     def ask(self, batch: Batch) -> list[list[Said]]:
         """Raises UnansweredError where a request got no answer, unless such count as failures; ConfigError where the
         endpoint takes none of ours, or reads another prompt; ImageError for an image that cannot be read."""
-        work: list[list[Callable[[], Said]]] = [
+        work: list[list[Callable[[], Said | RefusedError]]] = [
             self._work_of(question, batch.key("sampled")) for question in batch.questions
         ]
         under_way = [[self._threads.submit(one) for one in own] for own in work]
         try:
-            return [[future.result() for future in own] for own in under_way]
+            said = [[future.result() for future in own] for own in under_way]
         except BaseException:
             self._client.give_up()
             for own in under_way:
                 for future in own:
                     future.cancel()
             raise
+        self._check_taken([one for own in said for one in own])
+        return [[Said(failure=str(one)) if isinstance(one, RefusedError) else one for one in own] for own in said]
 
     def close(self) -> None:
         """End what is under way."""
         self._client.close()
         self._threads.shutdown(cancel_futures=True)
 
-    def _work_of(self, question: Question, key: int) -> list[Callable[[], Said]]:
+    def _check_taken(self, said: Sequence[Said | RefusedError]) -> None:
+        """Raise ConfigError where the endpoint has never answered, and refuses all of these with the same 4xx.
+
+        It dislikes the form of the requests then, and not a question. Earlier answers are on the disk, so that an
+        evaluation that goes on decides as one that nothing interrupted.
+        """
+        self._has_answered |= any(isinstance(one, Said) and not one.failure for one in said)
+        refused = [one for one in said if isinstance(one, RefusedError)]
+        statuses = {one.http_status for one in refused}
+        if self._has_answered or self._served.counts_unanswered or len(statuses) != 1:
+            return
+        if (status := statuses.pop()) is not None and 400 <= status < 500:
+            raise ConfigError(
+                f"{self._client.url} has answered nothing yet, and refuses each of these {len(refused)} requests: "
+                f"{refused[0]}; {_REMEDIES.get(status, _REMEDY)}, and --on-unanswered count takes such for failures"
+            )
+
+    def _work_of(self, question: Question, key: int) -> list[Callable[[], Said | RefusedError]]:
         asked, settings = self._asked(question), self._settings
         if asked.tokens is not None and asked.tokens > settings.max_prompt_tokens:
             failure = Said(failure=too_long(asked.tokens, settings.max_prompt_tokens))
@@ -117,11 +150,11 @@ class EndpointAsker:
         body = {"model": self._served.model, "messages": messages, **length, **drawing, **self._served.fields}
         return {name: value for name, value in body.items() if value is not None}
 
-    def _say(self, body: Mapping[str, Any], asked: Asked, question: Question) -> Said:
+    def _say(self, body: Mapping[str, Any], asked: Asked, question: Question) -> Said | RefusedError:
         try:
             reply = self._client.ask(body)
         except RefusedError as error:
-            return Said(failure=str(error))
+            return error
         except UnansweredError as error:
             if not self._served.counts_unanswered:
                 raise UnansweredError(
@@ -164,8 +197,11 @@ def key_of(told: str) -> str | None:
     return key or None
 
 
-def build_endpoint_asker(config: EvaluateConfig, url: str) -> EndpointAsker:
-    """For an endpoint, which is not asked yet. Raises PrismError where --served-files names no policy."""
+def build_endpoint_asker(config: EvaluateConfig, url: str, *, has_answered: bool) -> EndpointAsker:
+    """For an endpoint, which is not asked yet; ``has_answered`` as there.
+
+    Raises PrismError where --served-files names no policy.
+    """
     endpoint = config.endpoint
     renderer = None
     if endpoint.served_files is not None:
@@ -179,4 +215,11 @@ def build_endpoint_asker(config: EvaluateConfig, url: str) -> EndpointAsker:
         attempts=endpoint.request_attempts,
     )
     served = Served(endpoint.served_model, config.system_prompt, endpoint.fields, endpoint.on_unanswered == "count")
-    return EndpointAsker(client, served, settings_of(config), renderer=renderer, at_once=endpoint.requests_at_once)
+    return EndpointAsker(
+        client,
+        served,
+        settings_of(config),
+        renderer=renderer,
+        at_once=endpoint.requests_at_once,
+        has_answered=has_answered,
+    )

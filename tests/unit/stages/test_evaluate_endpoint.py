@@ -43,8 +43,10 @@ def client_of(chat: FakeChat, *, attempts: int = 3, seconds: float = 20.0) -> Ch
 
 
 def asker_of(chat: FakeChat, served: Served = SERVED, settings: Settings = SETTINGS, *, at_once: int = 4,
-             renderer: Renderer | None = None) -> EndpointAsker:  # fmt: skip
-    return EndpointAsker(client_of(chat), served, settings, renderer=renderer, at_once=at_once)
+             renderer: Renderer | None = None, has_answered: bool = False) -> EndpointAsker:  # fmt: skip
+    return EndpointAsker(
+        client_of(chat), served, settings, renderer=renderer, at_once=at_once, has_answered=has_answered
+    )
 
 
 def batch(count: int = 3) -> Batch:
@@ -185,7 +187,7 @@ def test_what_is_no_answer_is_a_failure_of_that_question(sent: tuple[int, dict[s
         with pytest.raises(RefusedError, match=words) as caught:
             client_of(chat).ask({})
         assert KEY not in str(caught.value) and len(chat.bodies) == 1
-        asker = asker_of(chat, settings=replace(SETTINGS, samples=0))
+        asker = asker_of(chat, settings=replace(SETTINGS, samples=0), has_answered=True)
         (((said),),) = asker.ask(batch(1))
         asker.close()
     assert said.failure == str(caught.value) and said.text == "" and not said.ended
