@@ -41,13 +41,12 @@ def play(plan: Plan, state: State, processes: Processes, *, report: Callable[[],
     """
     wanted = identities_of(plan, state)
     for step in plan.steps:
-        record = state.records.get(step.key)
-        if _is_done(record, wanted[step.key]) and (plan.output / step.key).is_dir():
+        if _is_done(state.records.get(step.key), wanted[step.key], plan.output / step.key):
             say(f"{step.name}: done before")
             continue
         if step.stage in plan.earlier:
             raise ConfigError(f"--from: {step.name} is not done, and comes before it; begin there, or earlier")
-        _make_room(plan.output / step.key, record, wanted[step.key], step, say)
+        _make_room(plan.output / step.key, state, wanted[step.key], step, say)
         state.begin(step.key, wanted[step.key])
         _play_one(step, plan.output, state, processes, say)
         report()
@@ -86,6 +85,8 @@ def _play_one(step: Step, output: Path, state: State, processes: Processes, say:
     say(f"{step.name} ({step.tool.name}): {' '.join(words)}")
     with writing(output):
         (output / step.key).parent.mkdir(parents=True, exist_ok=True)
+        # An old one would say that this try has come to its end.
+        (output / step.key / SUMMARY).unlink(missing_ok=True)
         save(step.config, config_path(step, output))
     began = time.monotonic()
     try:
@@ -107,8 +108,8 @@ def _play_one(step: Step, output: Path, state: State, processes: Processes, say:
     say(f"{step.name}: done after {seconds / 60:.1f} minutes")
 
 
-def _is_done(record: Record | None, identity: Identity) -> bool:
-    return record is not None and record.done and record.identity == identity
+def _is_done(record: Record | None, identity: Identity, folder: Path) -> bool:
+    return record is not None and record.done and record.identity == identity and _is_finished(folder)
 
 
 def _is_finished(folder: Path) -> bool:
@@ -122,10 +123,13 @@ def _is_finished(folder: Path) -> bool:
     return bool(summary.get("ended", "done") == "done")
 
 
-def _make_room(folder: Path, record: Record | None, identity: Identity, step: Step, say: Say) -> None:
+def _make_room(folder: Path, state: State, identity: Identity, step: Step, say: Say) -> None:
     """What other settings or inputs have made is moved aside, and never gone on with."""
+    record = state.records.get(step.key)
     if record is not None and record.work == identity.work:
         return
+    # What a kill in between leaves is half of something, whatever the file asks for then.
+    state.forget(step.key)
     if folder.is_dir() and left_in(folder):
         with writing(folder):
             aside = move_aside(folder)

@@ -54,8 +54,16 @@ class State:
         before = self.records[key]
         self._put(key, replace(before, done=done, seconds=before.seconds + seconds))
 
+    def forget(self, key: str) -> None:
+        """Note that nobody knows what the step's folder holds. Raises DiskError."""
+        if self.records.pop(key, None) is not None:
+            self._write()
+
     def _put(self, key: str, record: Record) -> None:
         self.records[key] = record
+        self._write()
+
+    def _write(self) -> None:
         with writing(self._path):
             document = {name: asdict(one) for name, one in self.records.items()}
             write_atomically(self._path, f"{json.dumps(document, indent=1)}\n")

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.errors import ConfigError, DataError, RunStopped
+from prism_megatron.pipeline import play
 from prism_megatron.pipeline.play import StepFailed
 from prism_megatron.pipeline.state import STATE, State
 from prism_megatron.run.alone import alone_in
+from prism_megatron.run.folder import left_in, move_aside
 from tests.unit.pipeline.fakes import STEPS, FakeProcesses, Home
 
 ALL = [
@@ -83,6 +85,56 @@ def test_what_is_replayed_starts_in_an_empty_folder(tmp_path: Path) -> None:
     home.text = home.text.replace("tool: choose", "tool: choose\n    keep: 0.25")
     home.play()
     assert [path.name for path in (home.output / "stages" / "choose").glob("earlier-*")] == ["earlier-1"]
+
+
+@pytest.mark.parametrize("name", ["stages/play", "evaluations/play"])
+@pytest.mark.parametrize("moved", [1, None])
+def test_a_step_that_a_kill_left_half_moved_aside_is_not_done(
+    moved: int | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: also where the file is again what it was; what is left of it is never gone on with."""
+    home = Home(tmp_path)
+    home.play()
+    before, result = home.text, home.report()
+    made = (home.output / name / "summary.json").read_text()
+
+    def killed(folder: Path) -> Path:
+        if f"{folder.parent.name}/{folder.name}" == name:
+            (folder / "earlier-1").mkdir()
+            for path in sorted(left_in(folder), key=lambda one: one.name)[:moved]:
+                path.rename(folder / "earlier-1" / path.name)
+            raise KeyboardInterrupt
+        return move_aside(folder)
+
+    home.text = changed("steps: 5", "steps: 6")
+    with monkeypatch.context() as patched:
+        patched.setattr(play, "move_aside", killed)
+        with pytest.raises(KeyboardInterrupt):
+            home.play()
+    home.text = before
+    again = home.play()
+    assert name in again
+    left = home.output / name / ("earlier-2" if moved else "earlier-1")
+    assert left.is_dir() and (home.output / name / "summary.json").read_text() == made
+    assert home.report() == result
+
+
+def test_what_is_made_again_in_the_same_folder_is_not_done_by_an_old_summary(tmp_path: Path) -> None:
+    """Claim: a command that ends with status 0 because others have stopped it, as under torchrun, left the old one."""
+    home = Home(tmp_path)
+    home.play()
+    home.text = changed("tool: choose", "tool: choose\n    keep: 0.25")
+    processes = FakeProcesses(ends={"stages/choose": 0})
+    with pytest.raises(StepFailed, match="stage choose was stopped before its end"):
+        home.play(processes)
+    assert home.play() == ALL[6:]
+
+
+def test_a_step_without_its_result_is_made_anew(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.play()
+    (home.output / "stages" / "judge" / "summary.json").unlink()
+    assert home.play() == ["stages/judge"]
 
 
 def test_a_replayed_pipeline_is_that_of_a_fresh_folder(tmp_path: Path) -> None:
