@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from prism_megatron.commands.named_models import shape_of
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.tools.evaluate import EvaluateConfig, check_evaluate
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
-from prism_megatron.errors import PrismError
-from prism_megatron.evaluation.benchmark.folder import read_evaluation
+from prism_megatron.errors import ConfigError, PrismError
+from prism_megatron.evaluation.benchmark.folder import holds_evaluation, read_evaluation
 from prism_megatron.stages.evaluate.identity import check_same_asked
 
 
@@ -25,11 +26,21 @@ def check(config: EvaluateConfig) -> None:
     """Raise PrismError for what cannot work; what a hub id stands for is downloaded."""
     check_same_asked(config)
     if config.against is not None:
-        read_evaluation(config.against)
+        _check_base(config.against)
     if config.url is None:
         shape_of(config.model, flag="MODEL")
     elif config.endpoint.served_files is not None:
         shape_of(config.endpoint.served_files, flag="--served-files")
+
+
+def _check_base(against: str) -> None:
+    if holds_evaluation(Path(against)):
+        read_evaluation(Path(against))
+        return
+    try:
+        shape_of(against, flag="--against")
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or the --output of a finished evaluation") from error
 
 
 def run(config: EvaluateConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ API_KEY = "PRISM_EVALUATE_API_KEY"
 SCENES = "scenes"
 """What the mini world's scenes are called where others have the name of their folder."""
 Which = Literal["all", "validation"]
+_URL = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ class EvaluateConfig:
     """answers are cut off here"""
     rewards: tyro.conf.OmitArgPrefixes[RewardsConfig] = field(default_factory=RewardsConfig)
     endpoint: tyro.conf.OmitArgPrefixes[EndpointConfig] = field(default_factory=EndpointConfig)
-    against: Annotated[Path | None, OnResume.FREE] = None
-    """the --output of another evaluation, of the same questions, to compare with"""
+    against: Annotated[str | None, OnResume.FREE] = None
+    """what to compare with: the --output of another evaluation, of the same questions, or a model in any form of MODEL
+    but a URL, which is asked the same first (in OUTPUT/against)"""
     output: Annotated[Path | None, OnResume.COMMAND] = None
     """folder of the result; one that was begun is gone on with. Without it a new one under runs/"""
     shown: Annotated[int, NOT_NEGATIVE, OnResume.FREE] = 12
@@ -123,7 +125,11 @@ class EvaluateConfig:
     @property
     def url(self) -> str | None:
         """The endpoint that is asked; None for a model that is loaded."""
-        return self.model.rstrip("/") if self.model.startswith(("http://", "https://")) else None
+        return self.model.rstrip("/") if self.model.startswith(_URL) else None
+
+    def of_base(self, output: Path) -> EvaluateConfig:
+        """That of the model that --against names, which is asked the same and writes to ``output``."""
+        return replace(self, model=self.against or "", endpoint=EndpointConfig(), against=None, output=output)
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -152,6 +158,8 @@ def check_evaluate(config: EvaluateConfig) -> None:
         )
     if not config.data and not config.scenes:
         raise ConfigError("name what to ask: --data FOLDER..., or --scenes N for the mini world's")
+    if config.against is not None and config.against.startswith(_URL):
+        raise ConfigError(f"--against {config.against}: evaluate an endpoint by itself, and name the --output of that")
     _check_sets(config)
     if config.url is not None:
         _check_endpoint(config, config.url)

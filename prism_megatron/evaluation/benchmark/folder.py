@@ -40,6 +40,14 @@ def read_begun(folder: Path, keys: Sequence[str]) -> dict[str, Any] | None:
     return found
 
 
+def holds_evaluation(folder: Path) -> bool:
+    """Whether one was begun in ``folder``, which may be any text."""
+    try:
+        return (folder / BEGUN).is_file()
+    except OSError:  # such as a name that is too long
+        return False
+
+
 def read_evaluation(folder: Path) -> Evaluated:
     """Raises ConfigError for a folder of no finished evaluation, DataError for damaged lines."""
     begun = read_begun(folder, ("config",))

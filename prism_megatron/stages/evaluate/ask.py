@@ -26,10 +26,7 @@ def ask_all(
     asked = sum(len(batch.questions) for batch in batches[:done])
     for batch in batches[done:]:
         if (wish := session.stopping.agreed()) is not None:
-            raise RunStopped(
-                f"stopped by {wish} after {asked} of {total} questions; the same command with --output "
-                f"{session.output} goes on"
-            )
+            raise RunStopped(f"stopped by {wish} after {asked} of {total} questions")
         with session.activity.phase("rollout"):
             said = asker.ask(batch)
         new = on_main(partial(_kept, batch, said, rewarder, file))

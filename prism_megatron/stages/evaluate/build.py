@@ -10,8 +10,9 @@ from pathlib import Path
 from prism_megatron.config.tools.evaluate import EvaluateConfig
 from prism_megatron.conversion.checkpoints.model_names import folder_of
 from prism_megatron.engine.runtime import World
+from prism_megatron.errors import PrismError, RunStopped
 from prism_megatron.evaluation.benchmark.answers import ANSWERS, Answered, AnswerFile, places_of
-from prism_megatron.evaluation.benchmark.folder import PAGE, read_evaluation
+from prism_megatron.evaluation.benchmark.folder import PAGE, Evaluated, holds_evaluation, read_evaluation
 from prism_megatron.parallel.collectives import broadcast_object, on_main
 from prism_megatron.rewards.rewarder import Rewarder
 from prism_megatron.run.result_folder import result_folder, session_in
@@ -24,6 +25,9 @@ from prism_megatron.stages.evaluate.questions import Batch, batches_of, digest_o
 from prism_megatron.stages.evaluate.result import write_result
 from prism_megatron.stages.evaluate.said import Asker
 
+AGAINST = "against"
+"""The folder, in an evaluation's own, of that of the model which it is compared with."""
+
 
 def evaluate_on(world: World, config: EvaluateConfig) -> None:
     """A whole evaluation on a world that is there.
@@ -31,13 +35,41 @@ def evaluate_on(world: World, config: EvaluateConfig) -> None:
     Raises PrismError for bad input before anything is asked; RunStopped as ``ask_all``.
     """
     check = partial(check_same_asked, config)
-    with result_folder(world, config.output, kind="evaluate", check=check) as folder, session_in(world, folder) as own:
-        _evaluate(config, own)
+    with result_folder(world, config.output, kind="evaluate", check=check) as folder:
+        try:
+            base = _base(world, config, folder)
+            with session_in(world, folder) as session:
+                _evaluate(config, session, base)
+        except RunStopped as stopped:
+            raise RunStopped(f"{stopped}; the same command with --output {folder} goes on") from stopped
 
 
-def _evaluate(config: EvaluateConfig, session: Session) -> None:
+def _base(world: World, config: EvaluateConfig, folder: Path) -> Evaluated | None:
+    """What is compared with. A model is asked the same first, by an evaluation of its own inside ``folder``.
+
+    Raises as ``evaluate_on``, naming the flag, and RunStopped also where its end was asked for too late to stop it.
+    """
+    if config.against is None:
+        return None
+    if on_main(partial(holds_evaluation, Path(config.against))):
+        return on_main(partial(read_evaluation, Path(config.against)))
+    own = config.of_base(folder / AGAINST)
+    try:
+        check = partial(check_same_asked, own)
+        with (
+            result_folder(world, own.output, kind="evaluate", check=check) as place,
+            session_in(world, place) as session,
+        ):
+            _evaluate(own, session, None)
+            if (wish := session.stopping.agreed()) is not None:
+                raise RunStopped(f"stopped by {wish} after the last question")
+    except PrismError as error:
+        raise type(error)(f"--against {config.against}: {error}") from error
+    return on_main(partial(read_evaluation, place))
+
+
+def _evaluate(config: EvaluateConfig, session: Session, base: Evaluated | None) -> None:
     # What is asked of whom.
-    base = None if config.against is None else on_main(partial(read_evaluation, config.against))
     read = partial(
         read_questions,
         config.data,

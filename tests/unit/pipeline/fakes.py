@@ -213,7 +213,7 @@ def _evaluate(values: Any, folder: Path) -> None:
     items = [one.item for one in _questions(config)]
     summary = summary_of(items, [[one] for one in answers])
     if config.against is not None:
-        base = [Answered(**json.loads(line)) for line in (config.against / "answers.jsonl").read_text().splitlines()]
+        base = [Answered(**json.loads(line)) for line in Path(config.against, "answers.jsonl").read_text().splitlines()]
         summary["against"] = {"folder": str(config.against), "measures": [one.to_plain() for one in
                                                                           compare_all(answers, base)]}  # fmt: skip
     (folder / "begun.json").write_text(json.dumps({"config": {}}))

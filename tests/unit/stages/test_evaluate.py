@@ -269,6 +269,7 @@ URL = "http://127.0.0.1:9/v1"
         ([URL, "--scenes", "2", "--served-model", "x", "--request-fields", "[1]"], "must be an object"),
         ([URL, "--scenes", "2", "--served-model", "x", "--request-fields", "{"], "is no JSON"),
         ([URL, "--scenes", "2", "--served-model", "x", "--request-fields", '{"n": 2}'], "n is not for it to say"),
+        ([str(POLICY), "--scenes", "2", "--against", URL], "evaluate an endpoint by itself"),
         (["http://me:key@host/v1", "--scenes", "2", "--served-model", "x"], "a key stands in PRISM_EVALUATE_API_KEY"),
         (["http://host/v1?key=x", "--scenes", "2", "--served-model", "x"], "must be a host and a path alone"),
         (["http://host:x/v1", "--scenes", "2", "--served-model", "x"], "is no URL"),
@@ -292,7 +293,10 @@ def test_two_sets_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_models_that_are_none_are_told_before_anything_starts(tmp_path: Path) -> None:
     assert evaluate.main(["no/such/model", "--scenes", "2"]) == 2
-    assert evaluate.main([str(POLICY), "--scenes", "2", "--against", str(tmp_path)]) == 2
+    for other in (str(tmp_path), "no/such/model", "x" * 999):
+        with pytest.raises(ConfigError, match=r"--against .*, or the --output of a finished evaluation"):
+            evaluate.check(parse([str(POLICY), "--scenes", "2", "--against", other]))
+    evaluate.check(parse([str(POLICY), "--scenes", "2", "--against", str(MINI_FOLDER / "base")]))
     with pytest.raises(ConfigError, match="--served-files no/such is not a folder"):
         evaluate.check(parse([URL, "--scenes", "2", "--served-model", "x", "--served-files", "no/such"]))
 
