@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from prism_megatron.commands.named_models import shape_of
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.tools.evaluate import EvaluateConfig, check_evaluate
-from prism_megatron.engine.launch import PRELOAD, launch, report_error
-from prism_megatron.errors import ConfigError, PrismError
+from prism_megatron.errors import ConfigError
 from prism_megatron.evaluation.benchmark.folder import holds_evaluation, read_evaluation
 from prism_megatron.stages.evaluate.identity import check_same_asked
 
@@ -45,25 +44,18 @@ def _check_base(against: str) -> None:
 
 def run(config: EvaluateConfig) -> None:
     """One rank's work."""
-    from prism_megatron.engine.runtime import start, stop
     from prism_megatron.stages.evaluate.build import evaluate_on
 
-    world = start(config.parallel, seed=config.seed)
-    evaluate_on(world, config)
-    stop(world)
+    in_world(config, evaluate_on)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    try:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        check(config)
-    except PrismError as error:
-        return report_error(error)
-    return launch(
-        run,
-        config,
-        model_parallel_size=1,
-        world_size=config.ranks,
-        preload=(*PRELOAD, "prism_megatron.stages.evaluate.build"),
+    return main_on_ranks(
+        argv,
+        parse=parse,
+        check=check,
+        run=run,
+        preload="prism_megatron.stages.evaluate.build",
+        processes=lambda config: config.ranks,
     )

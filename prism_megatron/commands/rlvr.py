@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import policy_shape, world_size
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, named_value, parse_over
-from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.experiments.mini_rlvr import mini_rlvr
 from prism_megatron.config.stages.rlvr import RLVRConfig, check_rlvr, check_rlvr_values
-from prism_megatron.engine.launch import PRELOAD, launch, report_error
-from prism_megatron.errors import PrismError
 from prism_megatron.run.start import defaults_of, find_start
 
 STAGE = "rlvr"
@@ -48,25 +45,11 @@ def check(config: RLVRConfig) -> None:
 
 def run(config: RLVRConfig) -> None:
     """One rank's work."""
-    from prism_megatron.engine.runtime import start, stop
     from prism_megatron.stages.rlvr.build import reinforce_on
 
-    world = start(config.parallel, seed=config.seed)
-    reinforce_on(world, config)
-    stop(world)
+    in_world(config, reinforce_on)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    try:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        check(config)
-    except PrismError as error:
-        return report_error(error)
-    return launch(
-        run,
-        config,
-        model_parallel_size=config.parallel.model_parallel_size,
-        world_size=smallest_world(config.parallel),
-        preload=(*PRELOAD, "prism_megatron.stages.rlvr.build"),
-    )
+    return main_on_ranks(argv, parse=parse, check=check, run=run, preload="prism_megatron.stages.rlvr.build")

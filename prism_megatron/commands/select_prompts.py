@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import policy_shape
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, parse_over
 from prism_megatron.config.stages.select_prompts import SelectPromptsConfig, check_select_prompts, mini_select
-from prism_megatron.engine.launch import PRELOAD, launch, report_error
-from prism_megatron.errors import PrismError
 from prism_megatron.stages.select_prompts.identity import check_same_asked
 
 
@@ -35,25 +33,18 @@ def check(config: SelectPromptsConfig) -> None:
 
 def run(config: SelectPromptsConfig) -> None:
     """One rank's work."""
-    from prism_megatron.engine.runtime import start, stop
     from prism_megatron.stages.select_prompts.build import select_on
 
-    world = start(config.parallel, seed=config.seed)
-    select_on(world, config)
-    stop(world)
+    in_world(config, select_on)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    try:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        check(config)
-    except PrismError as error:
-        return report_error(error)
-    return launch(
-        run,
-        config,
-        model_parallel_size=1,
-        world_size=config.ranks,
-        preload=(*PRELOAD, "prism_megatron.stages.select_prompts.build"),
+    return main_on_ranks(
+        argv,
+        parse=parse,
+        check=check,
+        run=run,
+        preload="prism_megatron.stages.select_prompts.build",
+        processes=lambda config: config.ranks,
     )

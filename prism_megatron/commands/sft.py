@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import policy_shape, world_size
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, parse_over
-from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.stages.sft import SFTConfig, check_sft, check_sft_values, mini_sft
-from prism_megatron.engine.launch import PRELOAD, launch, report_error
-from prism_megatron.errors import PrismError
 from prism_megatron.run.start import defaults_of, find_start
 
 STAGE = "sft"
@@ -43,25 +40,11 @@ def check(config: SFTConfig) -> None:
 
 def run(config: SFTConfig) -> None:
     """One rank's work."""
-    from prism_megatron.engine.runtime import start, stop
     from prism_megatron.stages.sft.build import fine_tune_on
 
-    world = start(config.parallel, seed=config.seed)
-    fine_tune_on(world, config)
-    stop(world)
+    in_world(config, fine_tune_on)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    try:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        check(config)
-    except PrismError as error:
-        return report_error(error)
-    return launch(
-        run,
-        config,
-        model_parallel_size=config.parallel.model_parallel_size,
-        world_size=smallest_world(config.parallel),
-        preload=(*PRELOAD, "prism_megatron.stages.sft.build"),
-    )
+    return main_on_ranks(argv, parse=parse, check=check, run=run, preload="prism_megatron.stages.sft.build")

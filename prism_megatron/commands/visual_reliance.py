@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from prism_megatron.commands.named_models import policy_shape, world_size
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import named_value, parse_over
-from prism_megatron.config.engine.validate_layout import check_layout, check_world, smallest_world
+from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.config.tools.visual_reliance import VisualRelianceConfig, check_visual_reliance
-from prism_megatron.engine.launch import PRELOAD, launch, report_error
-from prism_megatron.errors import PrismError
 
 
 def parse(argv: Sequence[str]) -> VisualRelianceConfig:
@@ -37,25 +35,11 @@ def check(config: VisualRelianceConfig) -> None:
 
 def run(config: VisualRelianceConfig) -> None:
     """One rank's work."""
-    from prism_megatron.engine.runtime import start, stop
     from prism_megatron.stages.visual_reliance.build import measure_on
 
-    world = start(config.parallel, seed=config.seed)
-    measure_on(world, config)
-    stop(world)
+    in_world(config, measure_on)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    try:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        check(config)
-    except PrismError as error:
-        return report_error(error)
-    return launch(
-        run,
-        config,
-        model_parallel_size=config.parallel.model_parallel_size,
-        world_size=smallest_world(config.parallel),
-        preload=(*PRELOAD, "prism_megatron.stages.visual_reliance.build"),
-    )
+    return main_on_ranks(argv, parse=parse, check=check, run=run, preload="prism_megatron.stages.visual_reliance.build")

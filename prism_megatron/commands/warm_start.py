@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import named_shapes, world_size
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, parse_over
-from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.stages.warm_start import WarmStartConfig, check_warm_start, mini_warm_start
 from prism_megatron.config.validate import check_values
-from prism_megatron.engine.launch import PRELOAD, launch, report_error
-from prism_megatron.errors import PrismError
 from prism_megatron.run.start import defaults_of, find_start
 
 STAGE = "warm-start"
@@ -48,25 +45,11 @@ def check(config: WarmStartConfig) -> None:
 
 def run(config: WarmStartConfig) -> None:
     """One rank's work."""
-    from prism_megatron.engine.runtime import start, stop
     from prism_megatron.stages.warm_start.build import warm_up_on
 
-    world = start(config.parallel, seed=config.seed)
-    warm_up_on(world, config)
-    stop(world)
+    in_world(config, warm_up_on)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    try:
-        config = parse(sys.argv[1:] if argv is None else argv)
-        check(config)
-    except PrismError as error:
-        return report_error(error)
-    return launch(
-        run,
-        config,
-        model_parallel_size=config.parallel.model_parallel_size,
-        world_size=smallest_world(config.parallel),
-        preload=(*PRELOAD, "prism_megatron.stages.warm_start.build"),
-    )
+    return main_on_ranks(argv, parse=parse, check=check, run=run, preload="prism_megatron.stages.warm_start.build")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +16,11 @@ from prism_megatron.data.records import Record
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scene_set import SceneSet
 from prism_megatron.data.scenes import Scene, make_scene
-from prism_megatron.disk import writing
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError
 from prism_megatron.parallel.collectives import broadcast_object, on_main
 from prism_megatron.rewards.rewarder import Rewarder
-from prism_megatron.run.folder import folder_of_new_run
+from prism_megatron.run.result_folder import result_folder, session_in
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.build import build_rollout, sampling_of
 from prism_megatron.sampling.queue import RolloutQueue
@@ -40,28 +39,12 @@ def select_on(world: World, config: SelectPromptsConfig) -> None:
     Raises PrismError for bad input before anything is asked, and at its very end where no prompt is kept; RunStopped as
     ``ask_all``.
     """
-    output, is_new = on_main(partial(_claim, config))
-    session = Session(world, output)
-    session.begin()
-    with session.stopping, closing(session):
-        try:
-            _select(config, session)
-        except PrismError:
-            if world.is_main and is_new:
-                with suppress(OSError):
-                    output.rmdir()  # one that holds anything stays
-            raise
-
-
-def _claim(config: SelectPromptsConfig) -> tuple[Path, bool]:
-    """The folder of the result, which is there afterwards, and whether it was not before."""
-    check_same_asked(config)
-    with writing(config.output or Path("runs")):
-        if config.output is None:
-            return folder_of_new_run("select-prompts"), True
-        is_new = not config.output.exists()
-        config.output.mkdir(parents=True, exist_ok=True)
-        return config.output, is_new
+    check = partial(check_same_asked, config)
+    with (
+        result_folder(world, config.output, kind="select-prompts", check=check) as folder,
+        session_in(world, folder) as session,
+    ):
+        _select(config, session)
 
 
 def _select(config: SelectPromptsConfig, session: Session) -> None:

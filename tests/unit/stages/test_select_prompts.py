@@ -15,8 +15,11 @@ import pytest
 from prism_megatron.commands.select_prompts import parse
 from prism_megatron.config.stages.select_prompts import SelectPromptsConfig
 from prism_megatron.data.selection import digest_of, read_selection
+from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, DataError
+from prism_megatron.run.alone import alone_in
 from prism_megatron.stages.select_prompts.ask import Batches
+from prism_megatron.stages.select_prompts.build import select_on
 from prism_megatron.stages.select_prompts.choice import Keep, histogram_of, summary_of, table_of, write_choice
 from prism_megatron.stages.select_prompts.identity import check_same_asked, settle
 from prism_megatron.stages.select_prompts.pass_rates import PassRate, PassRateFile, pass_rate_of
@@ -169,6 +172,19 @@ def test_the_folder_of_a_run_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "out" / "metrics.jsonl").touch()
     with pytest.raises(ConfigError, match=r"--output .*out is a run's folder"):
         check_same_asked(asked(tmp_path))
+
+
+def test_a_selection_is_alone_in_its_folder(world: World, tmp_path: Path) -> None:
+    """Claim: and looks at what another one has begun there once that has ended."""
+    config = asked(tmp_path)
+    with (
+        alone_in(tmp_path / "out", command="another"),
+        pytest.raises(ConfigError, match="another prism-select-prompts"),
+    ):
+        select_on(world, config)
+    settle(tmp_path / "out", asked(tmp_path, "--seed", "3"), policy=Path("policy"), data=DATA)
+    with pytest.raises(ConfigError, match="--seed was 3 and is 42"):
+        select_on(world, config)
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
