@@ -38,13 +38,13 @@ def run(order: Order) -> None:
     if order.action == "config-error":
         raise ConfigError("--tp 3 must divide\nthe model's 4 KV heads")
     if order.action == "hang":
-        time.sleep(300)
+        time.sleep(300)  # until it is ended
     if order.action == "crash" and rank == dist.get_world_size() - 1:
         raise ValueError("the last rank trips")
     if order.action == "die" and rank == dist.get_world_size() - 1:
         os._exit(7)
     if order.action in ("crash", "die"):
-        time.sleep(300)
+        time.sleep(300)  # until it is ended, because another rank was
     dist.destroy_process_group()
 
 

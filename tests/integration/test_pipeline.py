@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,7 @@ evaluate: {scenes: 4, samples: 1, system_prompt: null, max_response_tokens: 96, 
 """
 STEPS = ("evaluations/base", "stages/sft", "evaluations/sft", "stages/select", "stages/rlvr", "evaluations/rlvr")
 KILLS = 3
+FOUND = ("metrics.jsonl", "pass_rates.jsonl", "answers.jsonl")
 
 
 def command(folder: Path, text: str = FILE) -> list[str]:
@@ -82,16 +82,20 @@ def rows(folder: Path, stage: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.startswith(CLOCKS)} for row in found]
 
 
-def kill(folder: Path, key: str, delay: float) -> None:
-    """End a command by SIGKILL so many seconds after it began that step, or when it has ended; nothing outlives it."""
+def kill(folder: Path, key: str, lines: int) -> None:
+    """End a command by SIGKILL once it has begun that step and written so many lines of what it finds out there, or has
+    ended; nothing outlives it."""
     process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def begun() -> bool:
+    def is_there() -> bool:
         path = folder / "run" / STATE
-        return process.poll() is not None or (path.exists() and key in json.loads(path.read_text()))
+        if not path.exists() or key not in json.loads(path.read_text()):
+            return False
+        return (
+            sum(one.read_bytes().count(b"\n") for name in FOUND for one in (folder / "run" / key).glob(name)) >= lines
+        )
 
-    wait_for(begun, seconds=600, poll_seconds=0.05)
-    time.sleep(delay)
+    wait_for(lambda: process.poll() is not None or is_there(), seconds=600, poll_seconds=0.05)
     family = []
     with suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
@@ -110,7 +114,7 @@ def test_killed_and_left_alone_come_to_the_same(tmp_path: Path) -> None:
     assert played(whole) == list(STEPS)
     moments = random.Random(SEED)
     for key in sorted(moments.sample(STEPS, KILLS), key=STEPS.index):
-        kill(killed, key, moments.uniform(0, 12))
+        kill(killed, key, moments.randrange(3))
     played(killed)
     assert report(killed) == report(whole)
     for stage in ("sft", "rlvr"):

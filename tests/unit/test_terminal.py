@@ -71,7 +71,7 @@ TROUBLES = {
             sum(range(9))
     Last()
     import time
-    time.sleep(60)""",
+    time.sleep(60)  # until the signal comes again""",
 }
 
 

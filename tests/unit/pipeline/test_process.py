@@ -8,13 +8,14 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from prism_megatron.errors import RunStopped
+from prism_megatron.pipeline import process
 from prism_megatron.pipeline.process import Processes
 from tests.conftest import REPOSITORY
 from tests.waiting import wait_for
@@ -26,14 +27,13 @@ def script(tmp_path: Path, body: str) -> list[str]:
     return [sys.executable, str(path)]
 
 
-def later(ready: Path, *numbers: int) -> threading.Thread:
-    """Signals to this process once ``ready`` is there, more than an echo's time apart."""
+def later(heard: Path, *numbers: int) -> threading.Thread:
+    """Signals to this process, each once the command has ``heard`` those before."""
 
     def send() -> None:
-        wait_for(ready.exists)
-        for number in numbers:
+        for count, number in enumerate(numbers):
+            wait_for(lambda: heard.exists() and heard.read_text() == "." * count)  # noqa: B023  # called at once
             os.kill(os.getpid(), number)
-            time.sleep(1.2)
 
     thread = threading.Thread(target=send)
     thread.start()
@@ -41,11 +41,14 @@ def later(ready: Path, *numbers: int) -> threading.Thread:
 
 
 LISTENS = """
-    import pathlib, signal, sys, time
+    import signal, sys, time
     heard = []
-    signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    def hear(*_):
+        heard.append(1)
+        print(end=".", file=file, flush=True)
+    signal.signal(signal.SIGTERM, hear)
     signal.signal(signal.SIGINT, lambda *_: None)
-    pathlib.Path({ready!r}).touch()
+    file = open({heard!r}, "w")
     end = time.monotonic() + 60
     while len(heard) < {wanted} and time.monotonic() < end:
         time.sleep(0.02)
@@ -54,15 +57,32 @@ LISTENS = """
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)])
-def test_signals_are_passed_on(numbers: tuple[int, ...], tmp_path: Path) -> None:
-    ready = tmp_path / "ready"
+def test_signals_are_passed_on(numbers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: the first and a later one. Here any later one is: what an echo is, the next test says."""
+    monkeypatch.setattr(process, "_ECHO_SECONDS", 0.0)
+    heard = tmp_path / "heard"
     with Processes() as processes:
-        thread = later(ready, *numbers)
-        status = processes.run(script(tmp_path, LISTENS.format(ready=str(ready), wanted=len(numbers))))
+        thread = later(heard, *numbers)
+        status = processes.run(script(tmp_path, LISTENS.format(heard=str(heard), wanted=len(numbers))))
         thread.join()
         assert status == 3 and processes.heard == numbers[0]
         with pytest.raises(RunStopped, match="before it began"):
             processes.run([sys.executable, "-c", "raise SystemExit(5)"])
+
+
+@pytest.mark.parametrize(("seconds", "sent"), [(3600.0, 1), (0.0, 2)])
+def test_a_signal_that_comes_twice_at_once_came_once(
+    seconds: float, sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: a terminal and a launcher both send a Ctrl-C; one that comes later is another one."""
+    monkeypatch.setattr(process, "_ECHO_SECONDS", seconds)
+    passed_on: list[int] = []
+    with Processes() as processes:
+        processes._process = SimpleNamespace(send_signal=passed_on.append)  # type: ignore[assignment]
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        processes._process = None
+    assert passed_on == [signal.SIGTERM] * sent
 
 
 def test_statuses_come_back(tmp_path: Path) -> None:
@@ -102,7 +122,7 @@ def test_a_command_does_not_outlive_a_killed_pipeline(tmp_path: Path) -> None:
     words = script(tmp_path, f"""
         import os, pathlib, time
         pathlib.Path({str(ready)!r}).write_text(str(os.getpid()))
-        time.sleep(60)
+        time.sleep(60)  # until it is ended
         """)  # fmt: skip
     code = f"from prism_megatron.pipeline.process import Processes\nwith Processes() as one: one.run({words!r})"
     above = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)

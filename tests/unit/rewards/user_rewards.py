@@ -37,7 +37,7 @@ def huge(sample: RewardInput) -> Any:
 
 def sleeps(sample: RewardInput) -> float:
     if sample.answer == "hang":
-        time.sleep(600)
+        time.sleep(600)  # until it is ended, for its limit has passed
     return 1.0
 
 

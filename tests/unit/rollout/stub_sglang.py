@@ -14,7 +14,7 @@ print("the stub has started", flush=True)
 if arguments["model-path"].endswith("broken"):
     sys.exit("this model cannot be served")
 if arguments["model-path"].endswith("slow"):
-    time.sleep(600)
+    time.sleep(600)  # until it is ended: one that is never ready
 worker = subprocess.Popen(["sleep", "600"])
 print("worker", worker.pid, flush=True)
 

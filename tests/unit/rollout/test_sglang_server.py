@@ -177,7 +177,7 @@ from prism_megatron.rollout.sglang.server import SGLangServers
 servers = SGLangServers(ServerOptions(Path({str(model)!r}), Path({str(logs)!r}), python=Path({str(python)!r})), count=1)
 servers.start()
 print(servers.servers[0].pid, flush=True)
-time.sleep(600)
+time.sleep(600)  # until it is killed
 """
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)

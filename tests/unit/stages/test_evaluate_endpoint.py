@@ -107,7 +107,7 @@ def test_seeds_are_those_of_the_question() -> None:
 
 def test_no_more_at_once_than_asked_for() -> None:
     def slow(body: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
-        time.sleep(0.02)
+        time.sleep(0.02)  # slow on purpose: requests that come meanwhile are under way at once
         return 200, {}, answer(GOOD)
 
     with fake_chat(slow) as chat:
