@@ -1,4 +1,4 @@
-"""Steps of the game with players of one tensor each: who moves, in which order, and the policy's loss by hand.
+"""Steps of the game with players of one tensor each: who moves, in which order, and what controls see.
 
 Blind to several ranks and to the models; ``tests/integration/test_game.py`` plays with those.
 """
@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.advantages import GroupAdvantages
 from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.stages.game import GameConfig
@@ -27,7 +26,7 @@ from prism_megatron.engine.provider import StepResult
 from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.held_out import GREEDY, SAMPLED
-from prism_megatron.game.credit import GroupCredit, credit_groups, experience_of
+from prism_megatron.game.credit import GroupCredit, credit_groups
 from prism_megatron.game.judge import Judgement, JudgePlan, TrunkCost
 from prism_megatron.game.judged_rows import ScoreRow, dropout_key
 from prism_megatron.game.replay import ReplayBuffer
@@ -40,48 +39,11 @@ from prism_megatron.stages.align.build import _plan
 from prism_megatron.stages.align.plan import AlignPlan, Players
 from prism_megatron.stages.align.rows import AlignStep, observation_of
 from prism_megatron.stages.align.stage import Alignment
-from prism_megatron.training.batches import BatchFormat
-from prism_megatron.training.experience import Experience
-from prism_megatron.training.policy_update import (
-    UpdatePlan,
-    measure_policy,
-    policy_batches,
-    update_policy,
-)
-from prism_megatron.types import RolloutGroup, VersionSpan
-from tests.unit.game.tiny_game import (
-    Bigram,
-    Scorer,
-    form,
-    group,
-    image,
-    invalid,
-    response,
-    rollout,
-    world_of_one,
-)
+from prism_megatron.types import RolloutGroup
+from tests.unit.game.tiny_game import Bigram, Scorer, form, group, invalid, response, world_of_one
+from tests.unit.stages.align_given import GROUPS, NUM_TOKENS, TEMPERATURE, given_credits, learning, responses
 
-MIXED = [VersionSpan(3, 0, 2), VersionSpan(4, 2, 4)]
-GROUPS = [
-    group(
-        response([8, 9], [10]),
-        rollout([11, 12, 13], [14, 15], versions=[VersionSpan(4, 0, 6)], logprobs=[-2.0, -3.0, -1.5, -4.0, -2.5, -3.5]),
-        rollout([16], [17, 18], versions=MIXED, logprobs=[-3.0, -3.1, -3.2, -3.3]),
-        prompt=(5, 6),
-        images=[image()],
-    ),
-    group(
-        response([19], [20]),
-        invalid(21, 22),
-        rollout([23], [24], versions=[VersionSpan(4, 0, 3)], logprobs=[-4.0, -30.0, -2.0]),
-        prompt=(7, 4, 7, 4),
-    ),
-]
-ADVANTAGES = [[0.5, -1.25], [-2.0, 0.75]]
-NUM_TOKENS = 6 + 4 + 2 + 3
-TEMPERATURE = 0.5
 SEED = 3
-GAME = GameConfig()
 
 
 @pytest.fixture(scope="module")
@@ -90,119 +52,11 @@ def world() -> Iterator[World]:
         yield one
 
 
-def learning(
-    *, budget: int = 10, own: BatchFormat | None = None, objective: PolicyObjective | None = None
-) -> UpdatePlan:
-    return UpdatePlan(objective or PolicyObjective(), own or form(), budget, TEMPERATURE)
-
-
-def credits_of(advantages: Sequence[GroupAdvantages]) -> list[GroupCredit]:
-    return [GroupCredit(own, 0, ()) for own in advantages]
-
-
-def given_credits() -> list[GroupCredit]:
-    return credits_of([GroupAdvantages(torch.tensor(own), None, None, 2, 0, 0) for own in ADVANTAGES])
-
-
-def given(game: GameConfig = GAME) -> Experience:
-    return experience_of(GROUPS, given_credits(), game, version=4)
-
-
-def responses() -> Iterator[tuple[int, int, int, int, int]]:
-    """Group, rollout, place, token and the token before it, of every token of every answer."""
-    for g, own in enumerate(GROUPS):
-        for r, answer in enumerate(own.rollouts):
-            tokens = (*own.prompt.token_ids, *answer.token_ids)
-            start = len(own.prompt.token_ids)
-            for place in range(len(answer.token_ids)):
-                yield g, r, place, tokens[start + place], tokens[start + place - 1]
-
-
-@pytest.mark.parametrize("budget", [10, 1000])
-def test_the_policy_gradient_is_that_of_every_response_token(world: World, budget: int) -> None:
-    """Claim: the gradient is that of a loop over all answers, invalid ones too, at the sampling temperature.
-
-    Each answer has its own advantage though answers are packed by their length; a mean over all tokens of the step.
-    """
-    policy: Any = Bigram()
-    table = policy.weight.detach().clone().requires_grad_(True)
-    logprobs = torch.log_softmax(table / TEMPERATURE, dim=-1)
-    terms = [ADVANTAGES[g][r] * logprobs[before, token] for g, r, _, token, before in responses()]
-    (-torch.stack(terms).sum() / NUM_TOKENS).backward()
-    mean_advantage = sum(ADVANTAGES[g][r] for g, r, *_ in responses()) / NUM_TOKENS
-    update = update_policy(policy, given(), learning(budget=budget), world=world)
-    assert (len(policy.passes[0]) > 1) == (budget == 10)
-    assert update.updated
-    assert update.sums["policy_loss"] == pytest.approx(-mean_advantage, abs=1e-6), "ratios are 1"
-    torch.testing.assert_close(policy.weight.grad, table.grad, rtol=0, atol=1e-6)
-
-
-def test_figures_beside_the_loss_are_those_of_their_tokens(world: World) -> None:
-    """Entropy and importance weights of all response tokens; the gap of those drawn by version 4, by kind of prompt."""
-    policy: Any = Bigram()
-    distribution = torch.log_softmax(policy.weight.detach().double() / TEMPERATURE, dim=-1)
-    entropy = -(distribution.exp() * distribution).sum(-1)
-    found = update_policy(policy, given(), learning(), world=world).sums
-    gaps: dict[str, list[float]] = {"image": [], "text": []}
-    weights, entropies, clamped = [], [], 0
-    for g, r, place, token, before in responses():
-        answer = GROUPS[g].rollouts[r]
-        gap = float(distribution[before, token]) - answer.logprobs[place]
-        weights.append(math.exp(min(max(gap, -20.0), 20.0)))
-        clamped += abs(gap) > 20.0
-        entropies.append(float(entropy[before]))
-        if answer.token_versions()[place] == 4:
-            gaps["image" if g == 0 else "text"].append(gap)
-    assert found["entropy"] == pytest.approx(sum(entropies) / NUM_TOKENS, rel=1e-5)
-    assert found["importance/tokens"] == NUM_TOKENS
-    assert found["importance/sum"] == pytest.approx(sum(weights), rel=1e-5)
-    assert found["importance/max"] == pytest.approx(max(weights), rel=1e-5)
-    assert found["importance/clamped"] == clamped > 0
-    assert found["importance/truncated"] == sum(weight > 2.0 for weight in weights) > 0
-    for kind, num_tokens in (("image", 8), ("text", 3)):
-        assert found[f"gap/{kind}/tokens"] == num_tokens == len(gaps[kind])
-        assert found[f"gap/{kind}/sum"] == pytest.approx(sum(map(abs, gaps[kind])), rel=1e-5)
-        assert found[f"gap/{kind}/max"] == pytest.approx(max(map(abs, gaps[kind])), rel=1e-5)
-
-
-def test_without_an_update_nothing_is_left_behind(world: World) -> None:
-    policy: Any = Bigram()
-    update = measure_policy(policy, given(), learning(), world=world)
-    assert update.result is None
-    assert not update.updated
-    assert policy.calls == ["policy looks"]
-    assert policy.weight.grad is None
-    assert update.sums["importance/tokens"] == NUM_TOKENS
-
-
 @pytest.mark.parametrize(("rule", "moves"), [("zero", False), ("release", True)])
 def test_a_step_without_a_valid_rollout_moves_the_policy_only_as_released(world: World, rule: Any, moves: bool) -> None:
     table = Table(GameConfig(all_invalid_group=rule), groups=[group(response([8], [9]), invalid(10), invalid(11, 12))])
     table.play(range(1), world)
     assert table.policy_is_as_before != moves == ("policy steps" in table.calls)
-
-
-def test_credit_by_segment_reaches_the_tokens(world: World) -> None:
-    """The batch's advantages, row by row, are each rollout's own: perception's up to the caption's end."""
-    perception, reasoning = ([torch.tensor(own) * scale for own in ADVANTAGES] for scale in (1, 100))
-    advantages = [GroupAdvantages(p + 7, p, r, 2, 0, 0) for p, r in zip(perception, reasoning, strict=True)]
-    experience = experience_of(GROUPS, credits_of(advantages), GameConfig(credit="segment"), version=4)
-    (batch,) = policy_batches(experience, learning(budget=1000), world=world)
-    label, found = batch.extras["label_mask"].bool(), batch.extras["advantages"]
-    by_token: dict[int, float] = {}
-    for g, r, place, token, _ in responses():
-        span = GROUPS[g].rollouts[r].segments.perception
-        own = ADVANTAGES[g][r]
-        by_token[token] = own + 7 if span is None else own if place < span.end else 100 * own
-    for token, value in zip(batch.input_ids_B_S[label].tolist(), found[label].tolist(), strict=True):
-        if token != 2:  # the end token stands in several answers
-            assert value == pytest.approx(by_token[token])
-
-
-def test_a_micro_batch_stays_within_its_budget_with_padding(world: World) -> None:
-    """Answers of 8, 7, 6 and 6 tokens in slots of 10: three would fit into 21 by their tokens, two do."""
-    batches = policy_batches(given(), learning(budget=21, own=form(5)), world=world)
-    assert [batch.input_ids_B_S.numel() for batch in batches] == [20, 20]
 
 
 @dataclass

@@ -20,6 +20,9 @@ from prism_megatron.data.formats.detect import open_corpus
 from prism_megatron.data.formats.files.base import Corpus
 from prism_megatron.data.records import Purpose, Record, read_records
 
+USER: dict[str, Any] = {"role": "user", "content": "<image>Why?"}
+ANSWER: dict[str, Any] = {"role": "assistant", "content": "So."}
+CHAT: dict[str, Any] = {"messages": [USER, ANSWER], "images": ["images/1.png"]}
 Seen = tuple[str, str, str | None, list[tuple[str, list[str]]]]
 
 
