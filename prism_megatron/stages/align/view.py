@@ -23,8 +23,8 @@ def _tables(summary: Mapping[str, Any]) -> Sequence[str]:
         "Towers agree": figure_of(summary["tower_agreement"], "+.2f"),
         "Rollbacks": f"{summary['rollbacks']:,}",
     }
-    if summary["best_held_out_accuracy"] is not None:
-        others["Best held-out accuracy, sampled"] = figure_of(summary["best_held_out_accuracy"], ".3f")
+    if (best := summary.get("best_held_out_accuracy")) is not None:
+        others["Best held-out accuracy, sampled"] = figure_of(best, ".3f")
     return [game_table(summary, others), *held_out_table(summary)]
 
 
