@@ -29,6 +29,7 @@ from prism_megatron.data.reading.model_files import check_model_files
 from prism_megatron.errors import ConfigError
 from prism_megatron.jobs.convert import to_hf
 from prism_megatron.jobs.model_folder import check_model_folder
+from prism_megatron.jobs.served_prompt import with_system_prompt
 from prism_megatron.rollout.sglang.arguments import HOST, ServerOptions
 from prism_megatron.rollout.sglang.server import SGLangServers
 
@@ -46,11 +47,12 @@ def serve(config: ServeConfig, *, say: Say, stop: threading.Event) -> None:
 
     A server that dies is started again, a few times. Raises ConfigError for a port that is taken, a name that stands
     for no policy, or where SGLang is missing; ConversionError or CheckpointError for a damaged folder; RolloutError
-    when the server fails.
+    when the server fails; DataError where --system-prompt finds no chat template.
     """
     load = check_serve(config)
     _check_port(config.port)
-    with _model_folder(folder_of(load, "policy", flag="--load", fetch=True), config.logs, say) as folder:
+    named = folder_of(load, "policy", flag="--load", fetch=True)
+    with _model_folder(named, config.logs, say) as folder, _prompting(folder, config) as served:
         shape = Qwen3VLShape.from_folder(folder)
         # Weights that ModelOpt quantised are read by the server alone.
         if (folder / QUANT_CONFIG).exists():
@@ -67,7 +69,7 @@ def serve(config: ServeConfig, *, say: Say, stop: threading.Event) -> None:
         if total is None and not torch.cuda.is_available():
             total = _CONTEXTS_WITHOUT_CUDA * context_length
         options = ServerOptions(
-            model=folder,
+            model=served,
             logs=config.logs,
             python=config.sglang_python,
             dtype=shape.dtype,
@@ -118,6 +120,22 @@ def _model_folder(load: Path, logs: Path, say: Say) -> Iterator[Path]:
         layout: Literal["as-it-came", "per_expert"] = "as-it-came" if held is None else "per_expert"
         to_hf(ToHFConfig(load=str(load), save=str(folder), role="policy", expert_layout=layout), say=say)
         yield folder
+    finally:
+        shutil.rmtree(aside)
+
+
+@contextmanager
+def _prompting(folder: Path, config: ServeConfig) -> Iterator[Path]:
+    """``folder`` itself, or one beside it in the logs whose chat template brings --system-prompt."""
+    prompt = config.default_message
+    if prompt is None:
+        yield folder
+        return
+    config.logs.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix="prompting-", dir=config.logs))
+    try:
+        with_system_prompt(folder, aside / folder.resolve().name, prompt)
+        yield aside / folder.resolve().name
     finally:
         shutil.rmtree(aside)
 

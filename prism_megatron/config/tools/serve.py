@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from prism_megatron.config.fields import AT_LEAST_ONE, Range, check_fields
+from prism_megatron.config.stages.data import STRUCTURED_SYSTEM_PROMPT
 from prism_megatron.errors import ConfigError
 
 
@@ -20,6 +21,9 @@ class ServeConfig:
     """the model's name in requests; by default the last part of --load"""
     port: Annotated[int, Range(at_least=1, at_most=65535)] = 30000
     """port on 127.0.0.1"""
+    system_prompt: str | None = None
+    """system message for requests that bring none, from clients that cannot send one; the word training stands for that
+    which training asks with by default"""
     tp: Annotated[int, AT_LEAST_ONE] = 1
     """GPUs that share the model"""
     context_length: Annotated[int | None, AT_LEAST_ONE] = None
@@ -32,10 +36,17 @@ class ServeConfig:
     logs: Path = Path("runs/serve")
     """folder for the server's log, and for the Hugging Face folder that a checkpoint becomes while it is served"""
 
+    @property
+    def default_message(self) -> str | None:
+        """What --system-prompt stands for."""
+        return STRUCTURED_SYSTEM_PROMPT if self.system_prompt == "training" else self.system_prompt
+
 
 def check_serve(config: ServeConfig) -> str:
     """The name of what to serve. Raises ConfigError, naming the flag, for what no model could make work."""
     if config.load is None:
         raise ConfigError("name what to serve: --load MODEL, a run folder, a checkpoint, a model folder or a hub id")
     check_fields(config)
+    if config.system_prompt is not None and not config.system_prompt.strip():
+        raise ConfigError("--system-prompt is empty; name a text, or leave it out for none")
     return config.load

@@ -71,6 +71,30 @@ def test_a_checkpoint_is_served_and_nothing_is_left(
         probe.bind(("127.0.0.1", port))
 
 
+def test_a_system_prompt_is_served_and_nothing_is_left(tmp_path: Path) -> None:
+    """Claim: with --system-prompt the server reads a folder whose template brings it, under the model's own name; the
+    folder goes with the server, and the model's own files stay as they are."""
+    logs, stop, served = tmp_path / "logs", threading.Event(), {}
+
+    def say(text: str) -> None:
+        if text.startswith("serving"):
+            served.update(json.loads((logs / "server-0.yaml").read_text()))
+            served["template"] = (Path(served["model-path"]) / "chat_template.jinja").read_text()
+            served["weights"] = (Path(served["model-path"]) / "model.safetensors").resolve()
+            stop.set()
+
+    policy = MINI_FOLDER / "policy"
+    before = (policy / "chat_template.jinja").read_text()
+    config = ServeConfig(load=str(policy), port=free_port(), sglang_python=stub_python(tmp_path), logs=logs,
+                         system_prompt="Answer.")  # fmt: skip
+    serve(config, say=say, stop=stop)
+    assert served["template"] != before and served["template"].endswith(before) and "'Answer.'" in served["template"]
+    assert served["weights"] == (policy / "model.safetensors").resolve()
+    assert served["served-model-name"] == "policy"
+    assert not Path(served["model-path"]).exists() and not list(logs.glob("prompting-*"))
+    assert (policy / "chat_template.jinja").read_text() == before and (policy / "model.safetensors").is_file()
+
+
 def test_what_cannot_be_served_is_told_first(tmp_path: Path) -> None:
     """Claim: a taken port, a discriminator, experts that SGLang would misread, no folder and a missing SGLang are each
     one clear error."""

@@ -6,10 +6,6 @@ Blind spot: several ranks, kills and other forms of a model (``tests/integration
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,6 @@ import pytest
 
 from prism_megatron.commands.evaluate import parse
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
-from prism_megatron.config.stages.data import STRUCTURED_SYSTEM_PROMPT
 from prism_megatron.data.render import Renderer
 from prism_megatron.data.scenes import make_scene
 from prism_megatron.engine.runtime import World
@@ -25,7 +20,6 @@ from prism_megatron.errors import ConfigError
 from prism_megatron.stages.evaluate.build import evaluate_on
 from tests.integration.test_align_records import write_records
 
-ROOT = Path(__file__).resolve().parents[3]
 BATCH = 4
 
 
@@ -85,35 +79,6 @@ def test_what_is_too_long_is_a_failure(world: World, answers: list[dict[str, Any
     assert summary["failures"] == sum(length > limit for length in lengths) > 0
     none = evaluated(world, tmp_path / "none", "--scenes", "4", "--max-prompt-tokens", "9")
     assert all(one["failure"] for one in none)
-
-
-def test_a_template_may_bring_the_system_prompt_to_clients_that_send_none(tmp_path: Path) -> None:
-    """Claim: what docs/evaluation.md writes into a folder makes the prompt of training, and leaves one that is sent.
-
-    The snippet is run as it stands there, from the folder that it names.
-    """
-    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    snippet = text.partition("```python\n")[2].partition("```")[0]
-    assert "chat_template.jinja" in snippet
-    shutil.copytree(MINI_FOLDER / "policy", tmp_path / "runs" / "rlvr" / "hf")
-    subprocess.run(
-        [sys.executable, "-c", snippet],
-        cwd=tmp_path,
-        check=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    ids = [
-        Renderer.from_folder(folder, system_prompt=system).prompt("q", "How many?", []).token_ids
-        for folder, system in (
-            (MINI_FOLDER / "policy", STRUCTURED_SYSTEM_PROMPT),
-            (tmp_path / "served", None),
-            (tmp_path / "served", STRUCTURED_SYSTEM_PROMPT),
-            (tmp_path / "served", "Another one."),
-            (MINI_FOLDER / "policy", "Another one."),
-        )
-    ]
-    assert ids[0] == ids[1] == ids[2] and ids[3] == ids[4] != ids[0]
 
 
 def test_what_cannot_fit_leaves_no_answers(world: World, tmp_path: Path) -> None:
