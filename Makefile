@@ -31,12 +31,18 @@ SGLANG_NEEDS := aiohttp apache-tvm-ffi compressed-tensors dill distro einops fas
     msgspec numpy nvidia-ml-py openai orjson partial_json_parser pillow prometheus-client psutil py-spy pybase64 pydantic \
     python-multipart pyzmq requests scipy sentencepiece setproctitle soundfile tiktoken tokenizers tqdm transformers \
     uvicorn uvloop watchfiles xgrammar xxhash zstandard
+LMMS_VENV := .venv-lmms
+LMMS_PIP := $(LMMS_VENV)/bin/python -m pip --disable-pip-version-check
+# What lmms-eval's client for endpoints imports, and its benchmarks of examples/evaluation/lmms_eval.
+LMMS_NEEDS := accelerate aiohttp datasets evaluate filelock httpx jinja2 levenshtein loguru nltk numexpr numpy openai packaging \
+    pandas pillow protobuf pydantic pytablewriter python-dotenv pyyaml regex requests sacrebleu scikit-learn scipy sentencepiece \
+    sympy tenacity tqdm transformers zstandard
 # Files of tests that run at a time; 0 runs all in one process, whose output can be seen as it comes.
 JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
+.PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lmms-eval test-lmms-eval lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
     bench-data bench-weight-sync bench-vision-cache bench-rewards bench-sft bench-grpo trl te-check effect image-use variants mini clean
 
 help:
@@ -48,6 +54,8 @@ help:
 	@echo "make test-long          the tests that take tens of seconds each (CI runs them too)"
 	@echo "make sglang             SGLang's own environment for rollout servers, on machines without CUDA (2.7 GB)"
 	@echo "make test-sglang        rollouts, log-probs and weight updates against real SGLang servers"
+	@echo "make lmms-eval          lmms-eval's own environment, on machines without CUDA (1.9 GB)"
+	@echo "make test-lmms-eval     lmms-eval asks a policy that SGLang serves: does prism-evaluate find the same? (4 minutes)"
 	@echo "make lint               ruff and import-linter"
 	@echo "make types              mypy --strict"
 	@echo "make defects            put known wrong edits into a copy of the code: do the tests notice? (ARGS=losses narrows)"
@@ -93,6 +101,11 @@ sglang: $(SGLANG_VENV)/.installed
 
 test-sglang: $(VENV)/.installed-dev $(SGLANG_VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest tests/sglang $(ARGS)
+
+lmms-eval: $(LMMS_VENV)/.installed
+
+test-lmms-eval: $(VENV)/.installed-dev $(SGLANG_VENV)/.installed $(LMMS_VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest tests/lmms_eval --slow -s $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(RUN) ruff check .
@@ -204,5 +217,16 @@ $(SGLANG_VENV)/.installed: constraints/sglang-cpu.txt
 	$(SGLANG_PIP) install --quiet --constraint constraints/sglang-cpu.txt --no-deps sglang torchvision
 	@touch $@
 
+# With CUDA, install it as its authors mean it instead, into the same place, then what they leave out and these two need:
+# python3 -m venv .venv-lmms && .venv-lmms/bin/pip install 'lmms-eval==0.7.3' 'filelock<3.20' levenshtein, and the last
+# line but one below.
+$(LMMS_VENV)/.installed: constraints/lmms-eval.txt
+	$(INTERPRETER) -m venv $(LMMS_VENV)
+	$(LMMS_PIP) install --quiet --constraint constraints/lmms-eval.txt torch
+	$(LMMS_PIP) install --quiet --constraint constraints/lmms-eval.txt $(LMMS_NEEDS)
+	$(LMMS_PIP) install --quiet --constraint constraints/lmms-eval.txt --no-deps lmms-eval \
+	    math-verify latex2sympy2 latex2sympy2_extended antlr4-python3-runtime
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-py* .venv-te .venv-trl .venv-sglang runs build .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-py* .venv-te .venv-trl .venv-sglang .venv-lmms runs build .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
