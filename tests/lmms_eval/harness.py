@@ -19,8 +19,9 @@ _SECONDS = 420.0
 
 
 def said(line: Mapping[str, Any]) -> str:
-    """The answer of a logged sample as it came. It is logged once where nothing was taken out of it."""
-    text = line.get("resps", line["filtered_resps"])
+    """The answer of a logged sample as it came, which is logged once where nothing was taken out of it."""
+    came = line.get("resps", line["filtered_resps"])
+    (text,) = came if isinstance(came, list) else [came]
     assert isinstance(text, str)
     return text
 
@@ -54,11 +55,12 @@ class Harness:
                 command, cwd=cwd, env=self._environment(), stdin=subprocess.DEVNULL, stdout=out,
                 stderr=subprocess.STDOUT, timeout=_SECONDS, check=False,
             )  # fmt: skip
-        assert done.returncode == 0, log.read_text(encoding="utf-8", errors="replace")[-4000:]
         found = {}
         for path in output.rglob("*_samples_*.jsonl"):
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             found[path.stem.partition("_samples_")[2]] = sorted(lines, key=lambda line: int(line["doc_id"]))
+        # It ends in 0 after an error too, and has then logged nothing.
+        assert done.returncode == 0 and found, log.read_text(encoding="utf-8", errors="replace")[-4000:]
         return found
 
     def results(self, task: str) -> dict[str, dict[str, Any]]:

@@ -101,7 +101,7 @@ def _row(name: str, at: int, say: str) -> dict[str, Any]:
 def _picture() -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), "orange").save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": buffer.getvalue(), "path": "made.png"}
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

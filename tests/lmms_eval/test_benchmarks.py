@@ -74,7 +74,7 @@ def test_each_benchmark_judges_what_stands_in_the_tags(chat: FakeChat, tmp_path:
     found = harness.run("made", include=made(tmp_path, judged_by_path=False), flags=["--gen_kwargs", "seed=7"])
     verdicts = {task: [verdict(task, line) for line in lines] for task, lines in found.items()}
     print(f"\nverdicts of lmms-eval's tasks: {verdicts}")
-    assert len(found) == 8, "three of MathVista, two of MMMU-Pro, one of each other"
+    assert len(found) == 9, "three of MathVista, two of MMMU-Pro, one of each other"
     for task, own in verdicts.items():
         assert own == ([True, True, True, False] if "wemath" in task else [True, False]), task
     asked = [body for body in chat.bodies if isinstance(body["messages"][-1]["content"], list)]

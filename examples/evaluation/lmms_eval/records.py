@@ -1,30 +1,26 @@
 """What ``records.yaml`` asks of lmms-eval: the question as training puts it, and verdicts on what stands in the tags.
 
 It runs in lmms-eval's environment and needs nothing of ours. Its verdicts are simpler than those of ``prism-evaluate``:
-the answer must be the right one but for case and white space, or, of a choice, its letter.
+the answer must be the right one but for case and white space, of a choice its letter.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 FAILED = "[LMMS_EVAL_REQUEST_FAILED"
 """How the answer begins that lmms-eval puts in where a request got none."""
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_WHOLE = re.compile(
-    r"\s*<caption>(?=.*?\S.*?</caption>).*?</caption>\s*<think>(?=.*?\S.*?</think>).*?</think>\s*<answer>.*?</answer>\s*",
-    re.DOTALL,
-)
+TAGS = ("caption", "think", "answer")
 
 
 def pictures(doc: Mapping[str, Any]) -> list[Image.Image]:
-    """The record's image, white where it is transparent; lmms-eval sends it as a PNG, which loses nothing."""
-    with Image.open(Path(doc["image"])) as image:
+    """The record's image, upright and white where it is transparent; it is sent as a PNG, which loses nothing."""
+    with Image.open(Path(doc["image"])) as file:
+        image = ImageOps.exif_transpose(file)
         if not image.has_transparency_data:
             return [image.convert("RGB")]
         seen = image.convert("RGBA")
@@ -41,21 +37,30 @@ def question(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Mapping[str, Any
 def verdicts(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Of the one answer: right in the asked form, right in any form, and whether the request failed."""
     (said,) = results
-    found = _ANSWER.findall(said)
-    right = bool(found) and _is_right(found[-1], doc)
-    # One of each tag: a body that holds another tag would match the pattern of the whole.
-    in_form = _WHOLE.fullmatch(said) is not None and all(
-        said.count(tag) == 1 for tag in ("<caption>", "</caption>", "<think>", "</think>", "<answer>", "</answer>")
-    )
+    right = _plain(_answer(said)) == _plain(doc["answer"])
     return {
-        "right": float(right and in_form),
+        "right": float(right and _is_in_form(said)),
         "right_in_any_form": float(right),
         "failed": float(said.startswith(FAILED)),
     }
 
 
-def _is_right(said: str, doc: Mapping[str, Any]) -> bool:
-    return _plain(said) == _plain(doc["answer"])
+def _answer(said: str) -> str:
+    """What the first answer's tags hold; nothing where they close before they open."""
+    before, _, after = said.partition("<answer>")
+    return "" if "</answer>" in before else after.partition("</answer>")[0]
+
+
+def _is_in_form(said: str) -> bool:
+    """One of each tag, in order, none empty, nothing outside."""
+    if any(said.count(tag) != 1 for name in TAGS for tag in (f"<{name}>", f"</{name}>")):
+        return False
+    for name in TAGS:
+        before, _, after = said.partition(f"<{name}>")
+        body, closes, said = after.partition(f"</{name}>")
+        if before.strip() or not body.strip() or not closes:
+            return False
+    return not said.strip()
 
 
 def _plain(text: str) -> str:
