@@ -54,7 +54,7 @@ help:
 	@echo "make test-long          the tests that take tens of seconds each (CI runs them too)"
 	@echo "make sglang             SGLang's own environment for rollout servers, on machines without CUDA (2.7 GB)"
 	@echo "make test-sglang        rollouts, log-probs and weight updates against real SGLang servers"
-	@echo "make lmms-eval          lmms-eval's own environment, on machines without CUDA (1.9 GB)"
+	@echo "make lmms-eval          lmms-eval's own environment, to ask endpoints with (1.9 GB with a CPU build of torch)"
 	@echo "make test-lmms-eval     lmms-eval asks a policy that SGLang serves: does prism-evaluate find the same? (4 minutes)"
 	@echo "make lint               ruff and import-linter"
 	@echo "make types              mypy --strict"
@@ -217,9 +217,7 @@ $(SGLANG_VENV)/.installed: constraints/sglang-cpu.txt
 	$(SGLANG_PIP) install --quiet --constraint constraints/sglang-cpu.txt --no-deps sglang torchvision
 	@touch $@
 
-# With CUDA, install it as its authors mean it instead, into the same place, then what they leave out and these two need:
-# python3 -m venv .venv-lmms && .venv-lmms/bin/pip install 'lmms-eval==0.7.3' 'filelock<3.20' levenshtein, and the last
-# line but one below.
+# It asks endpoints and loads no model, so that it is the same with CUDA, but for the size of torch.
 $(LMMS_VENV)/.installed: constraints/lmms-eval.txt
 	$(INTERPRETER) -m venv $(LMMS_VENV)
 	$(LMMS_PIP) install --quiet --constraint constraints/lmms-eval.txt torch
