@@ -55,7 +55,7 @@ help:
 	@echo "make sglang             SGLang's own environment for rollout servers, on machines without CUDA (2.7 GB)"
 	@echo "make test-sglang        rollouts, log-probs and weight updates against real SGLang servers"
 	@echo "make lmms-eval          lmms-eval's own environment, to ask endpoints with (1.9 GB with a CPU build of torch)"
-	@echo "make test-lmms-eval     lmms-eval asks a policy that SGLang serves: does prism-evaluate find the same? (4 minutes)"
+	@echo "make test-lmms-eval     lmms-eval asks a policy that SGLang serves: does prism-evaluate find the same? (5 minutes)"
 	@echo "make lint               ruff and import-linter"
 	@echo "make types              mypy --strict"
 	@echo "make defects            put known wrong edits into a copy of the code: do the tests notice? (ARGS=losses narrows)"
