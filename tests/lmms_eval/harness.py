@@ -55,12 +55,14 @@ class Harness:
                 command, cwd=cwd, env=self._environment(), stdin=subprocess.DEVNULL, stdout=out,
                 stderr=subprocess.STDOUT, timeout=_SECONDS, check=False,
             )  # fmt: skip
+        told = log.read_text(encoding="utf-8", errors="replace")
+        print("\n".join(["", *(line for line in told.splitlines() if line.startswith("|"))]))  # its tables
         found = {}
         for path in output.rglob("*_samples_*.jsonl"):
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             found[path.stem.partition("_samples_")[2]] = sorted(lines, key=lambda line: int(line["doc_id"]))
         # It ends in 0 after an error too, and has then logged nothing.
-        assert done.returncode == 0 and found, log.read_text(encoding="utf-8", errors="replace")[-4000:]
+        assert done.returncode == 0 and found, told[-4000:]
         return found
 
     def results(self, task: str) -> dict[str, dict[str, Any]]:
