@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,10 @@ from prism_megatron.run.driver import drive
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.build import build_exam, build_handover, build_rollout, sampling_of
+from prism_megatron.sampling.exam import Exam
 from prism_megatron.sampling.queue import RolloutQueue
 from prism_megatron.sampling.rewarding import reward
+from prism_megatron.sampling.shares import RewardGroup
 from prism_megatron.stages.align.plan import AlignPlan, Players, Prompts
 from prism_megatron.stages.align.stage import Alignment
 from prism_megatron.training.batches import BatchFormat
@@ -130,12 +133,7 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
         rewarder,
     )
     if rewarder is not None:
-        exam = build_exam(
-            config.exam, held_out, rollout, sampling_of(config.rollout, config.data),
-            partial(reward, rewarder, renderer), seed=config.seed, steps=config.steps,
-            save_every=config.checkpoint.save_every, world=world,
-        )  # fmt: skip
-        prompts = replace(prompts, exam=exam)
+        prompts = replace(prompts, exam=_exam(config, held_out, rollout, partial(reward, rewarder, renderer), world))
     files = model_files(source, "policy", dtype=dtype)
     exports = Exports(
         {"policy": files, "discriminator": origin.files(files, dtype)},
@@ -202,6 +200,22 @@ def _held_out(config: AlignConfig, renderer: Renderer, session: Session) -> list
             f"--eval-prompts {config.exam.eval_prompts}: {error}; leave --eval-prompts out, or check answers by a "
             "--reward of your own"
         ) from error
+
+
+def _exam(
+    config: AlignConfig, held_out: Sequence[Example], rollout: RolloutEngine, rewards: RewardGroup, world: World
+) -> Exam | None:
+    return build_exam(
+        config.exam,
+        held_out,
+        rollout,
+        sampling_of(config.rollout, config.data),
+        rewards,
+        seed=config.seed,
+        steps=config.steps,
+        save_every=config.checkpoint.save_every,
+        world=world,
+    )
 
 
 def _queue(config: AlignConfig, rollout: RolloutEngine, prompts: Prompts, world: World) -> RolloutQueue:
