@@ -141,11 +141,11 @@ def test_a_killed_conversion_leaves_no_folder_and_can_be_run_again(tmp_path: Pat
     """Claim: killed between two records, the target is not there; the next run does not mind what was left aside."""
     source, target = synthetic(tmp_path / "ours", count=4), tmp_path / "out"
     code = (
-        "import os, signal, sys\nfrom prism_megatron.data.formats import write_shards\n"
-        "from prism_megatron.commands.data import main\nadd, seen = write_shards.ShardWriter.add, []\n"
+        "import os, signal, sys\nfrom prism_megatron.data.formats.write import shards\n"
+        "from prism_megatron.commands.data import main\nadd, seen = shards.ShardWriter.add, []\n"
         "def killing(self, *a, **k):\n    seen.append(1)\n"
         "    if len(seen) == 3: os.kill(os.getpid(), signal.SIGKILL)\n    return add(self, *a, **k)\n"
-        "write_shards.ShardWriter.add = killing\nsys.exit(main(sys.argv[1:]))\n"
+        "shards.ShardWriter.add = killing\nsys.exit(main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", code, "shard", str(source), str(target)]
     done = subprocess.run(command, cwd=REPOSITORY, check=False, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
