@@ -28,6 +28,8 @@ from prism_megatron.sampling.shares import sample_groups
 from prism_megatron.types import TOWER_NAMES, TOWERS
 
 MAX_RESPONSE_TOKENS = 96
+_ROWS_PER_BATCH = 512
+"""A third faster than a run's own for a model so small, with a thousand scenes to ask."""
 TOKENS_PER_MICROBATCH = 4096
 OVER_ALL = "score_length_correlation"
 
@@ -87,6 +89,7 @@ def scores_of(
 
 def replica_of(folder: Path, renderer: Renderer, world: World) -> EmbeddedRollout:
     """A rollout engine with the policy's weights, on every rank."""
-    weights, replica = open_weights(folder), build_replica(folder, renderer, world=world, dtype=torch.float32)
+    weights = open_weights(folder)
+    replica = build_replica(folder, renderer, world=world, dtype=torch.float32, rows_per_batch=_ROWS_PER_BATCH)
     replica.update_weights(((name, weights.get(name)) for name in weights.names()), version=0)
     return replica

@@ -151,12 +151,15 @@ def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 10**9:.3g} GB"
 
 
-def build_replica(folder: Path, renderer: Renderer, *, world: World, dtype: torch.dtype) -> EmbeddedRollout:
+def build_replica(
+    folder: Path, renderer: Renderer, *, world: World, dtype: torch.dtype, rows_per_batch: int = ROWS_PER_BATCH
+) -> EmbeddedRollout:
     """A replica on every rank; it has no weights until the policy's first hand-over."""
     return EmbeddedRollout(
         folder,
         renderer.segment_finder,
         end_token_ids=end_token_ids(folder, renderer),
+        rows_per_batch=rows_per_batch,
         device=world.device,
         dtype=dtype,
     )

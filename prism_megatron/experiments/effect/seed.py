@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from prism_megatron.config.experiments.effect import (
@@ -99,7 +99,7 @@ class Seed:
         recipe = mini_align(registered.world, records=False)
         base = mini_folder(registered.world) / "base"
         self._arm(BASE, lambda target: _copy(base, target / POLICY))
-        self._write_texts(base)
+        self._write_texts()
         sft = self._arm(SFT, lambda target: legs.fine_tune(target / POLICY)) / POLICY
         seen = self._align_prompts(sft)
         self._arm(
@@ -168,9 +168,8 @@ class Seed:
         began = time.monotonic()
         last = train(target) or {}
         trained = time.monotonic()
-        renderer = Renderer.from_folder(target / POLICY, system_prompt=None)
         ask(
-            target / POLICY, self._scenes(renderer), renderer, target, samples=self.registered.samples,
+            target / POLICY, self._scenes, self._renderer, target, samples=self.registered.samples,
             max_new_tokens=mini_align(self.registered.world, records=False).data.max_response_tokens, seed=self.seed,
             world=self.world,
         )  # fmt: skip
@@ -181,23 +180,29 @@ class Seed:
         print(f"seed {self.seed}, {arm}: {trained - began:.0f} s, asked {asked - trained:.0f} s", flush=True)
         return target
 
-    def _write_texts(self, base: Path) -> None:
+    def _write_texts(self) -> None:
         """What answers are compared with: references of the same scenes, and what fine-tuning was taught."""
-        renderer, mini = Renderer.from_folder(base, system_prompt=None), self.registered.world
+        renderer, mini = self._renderer, self.registered.world
         taught = SceneSource(
             renderer, split="sft", seed=self.seed, batch_size=self.registered.scenes, teacher=SLOPPY_TEACHER[mini],
             faithful_share=self.registered.faithful_share, world=mini,
         )  # fmt: skip
-        for name, examples in ((FAITHFUL, self._scenes(renderer)), (TAUGHT, taught.batch(0))):
+        for name, examples in ((FAITHFUL, self._scenes), (TAUGHT, taught.batch(0))):
             path = texts_of(self.output, self.seed, name)
             if not path.exists():
                 texts = [renderer.decode(one.reference.token_ids).removesuffix(END_TOKEN) for one in examples]
                 write_responses(path, [one.prompt.id for one in examples], texts)
 
-    def _scenes(self, renderer: Renderer) -> Sequence[Example]:
+    @cached_property
+    def _renderer(self) -> Renderer:
+        """Every policy of the seed has the base's tokenizer."""
+        return Renderer.from_folder(mini_folder(self.registered.world) / "base", system_prompt=None)
+
+    @cached_property
+    def _scenes(self) -> Sequence[Example]:
         """The same for every arm and seed."""
         return heldout_scenes(
-            renderer, count=self.registered.scenes, seed=self.registered.scenes_seed, world=self.registered.world
+            self._renderer, count=self.registered.scenes, seed=self.registered.scenes_seed, world=self.registered.world
         )
 
 

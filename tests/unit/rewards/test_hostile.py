@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -64,7 +65,7 @@ def test_what_is_done_in_the_run_itself_is_quick() -> None:
     """
     slowest = 0.0
     for ask in hostile_asks(600, seed=5):
-        slowest = max(slowest, processor_seconds(lambda ask=ask: settle(ask), enough=0.05))
+        slowest = max(slowest, processor_seconds(partial(settle, ask), enough=0.05))
     assert slowest < 0.05
 
 
