@@ -20,6 +20,7 @@ from prism_megatron.conversion.hf.writer import write_hf_folder
 from prism_megatron.data.pictures.images import ImagePreprocessor
 from prism_megatron.data.pictures.pixel_limits import check_served_limits
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.host.cached_memory import give_back
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError
 from prism_megatron.parallel.collectives import broadcast_object
@@ -99,7 +100,7 @@ def build_served_rollout(
             colocated=wanted.rollout_colocated,
         ),
     )
-    shared = SharedRollout(engine, world, exported=exported)
+    shared = SharedRollout(engine, world, exported=exported, let_go=give_back if wanted.rollout_colocated else None)
     shared.sleep()  # colocated servers make room for the players until the first weights
     return shared
 
