@@ -104,8 +104,8 @@ class FirstCollectives:
         def lazily(*args: Any, **kwargs: Any) -> Any:
             if not self._in_batch:
                 other = args[1] if len(args) > 1 else kwargs.get("dst", kwargs.get("src"))
-                group = (args[2] if len(args) > 2 else kwargs.get("group")) or dist.group.WORLD
-                pair = sorted((dist.get_rank(), other))
+                group: Any = (args[2] if len(args) > 2 else kwargs.get("group")) or dist.group.WORLD
+                pair = sorted((dist.get_rank(), int(other)))  # type: ignore[arg-type]  # one of them is there
                 self._meet(f"{group.group_name}, {pair[0]} and {pair[1]}", pair)
             return call(*args, **kwargs)
 
