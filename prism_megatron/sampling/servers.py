@@ -26,6 +26,7 @@ from prism_megatron.errors import ConfigError, PrismError, RolloutError
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.sglang.arguments import ServerOptions
 from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.restarts import Restarts
 from prism_megatron.rollout.sglang.server import SGLangServers
 from prism_megatron.rollout.weight_spool import remove_leftovers
 from prism_megatron.sampling.replicas import end_token_ids
@@ -143,8 +144,10 @@ def _start(
         # With CUDA, SGLang fills what the memory holds; without, it would take most of the machine's.
         max_total_tokens=None if cuda else requests * context,
         max_running_requests=requests,
+        start_seconds=60.0 * wanted.rollout_start_minutes,
     )
-    servers = SGLangServers(options, count=wanted.rollout_servers)
+    restarts = Restarts(wanted.rollout_restarts_per_hour)
+    servers = SGLangServers(options, count=wanted.rollout_servers, restarts=restarts)
     servers.start()
     return servers
 
