@@ -41,6 +41,7 @@ from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.embedded import EmbeddedRollout
 from prism_megatron.rollout.sglang.arguments import PYTHON, ServerOptions
 from prism_megatron.rollout.sglang.requests import Answer, RequestFormat
+from prism_megatron.rollout.sglang.restarts import Restarts
 from prism_megatron.rollout.sglang.server import SGLangServers
 from prism_megatron.types import Prompt, Segments
 
@@ -126,7 +127,7 @@ class Served:
             max_total_tokens=2**16,
             max_running_requests=256,
         )
-        self._servers = SGLangServers(options, count=1, max_restarts=0)
+        self._servers = SGLangServers(options, count=1, restarts=Restarts(0))
         self._format = RequestFormat(
             preprocessor,
             image_token_id=config.image_token_id,

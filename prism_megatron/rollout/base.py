@@ -108,11 +108,12 @@ class RolloutEngine(Protocol):
     def sleep(self) -> None:
         """Release memory that the trainer could use, where the engine takes it from the trainer's devices.
 
-        All samples must have been drawn. Every rank calls it; ``wake`` or ``update_weights`` precedes the next draw.
+        All samples must have been drawn. Every rank calls it; ``wake`` precedes the next draw, and follows an
+        ``update_weights`` where there is one.
         """
 
     def wake(self) -> None:
-        """Make sure that samples can be drawn again, with the weights there were. Every rank calls it."""
+        """Make sure that samples can be drawn again, with the newest weights. Every rank calls it."""
 
     def close(self) -> None:
         """Release the engine's memory; it cannot be used afterwards. May be called again."""

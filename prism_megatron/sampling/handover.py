@@ -25,7 +25,11 @@ class Handover:
     """asked on all ranks with each new version; raises if the rollout engine does not have it"""
 
     def __call__(self, version: int, *, changed_only: bool = True) -> None:
-        """Hand ``version`` over: what training changes of it, or all of it. Raises WeightSyncError on every rank."""
+        """Hand ``version`` over, what training changes of it or all of it, to an engine that can then be asked.
+
+        Raises WeightSyncError on every rank.
+        """
         weights = self.policy.export_hf(self.gather_bytes, layout=self.rollout.expert_layout, changed_only=changed_only)
         self.rollout.update_weights(weights, version)
+        self.rollout.wake()
         self.check_served(version)

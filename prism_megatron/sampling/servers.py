@@ -20,11 +20,13 @@ from prism_megatron.conversion.hf.writer import write_hf_folder
 from prism_megatron.data.pictures.images import ImagePreprocessor
 from prism_megatron.data.pictures.pixel_limits import check_served_limits
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.host.cached_memory import give_back
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError
 from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.sglang.arguments import ServerOptions
 from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.restarts import Restarts
 from prism_megatron.rollout.sglang.server import SGLangServers
 from prism_megatron.rollout.weight_spool import remove_leftovers
 from prism_megatron.sampling.replicas import end_token_ids
@@ -99,7 +101,7 @@ def build_served_rollout(
             colocated=wanted.rollout_colocated,
         ),
     )
-    shared = SharedRollout(engine, world, exported=exported)
+    shared = SharedRollout(engine, world, exported=exported, let_go=give_back if wanted.rollout_colocated else None)
     shared.sleep()  # colocated servers make room for the players until the first weights
     return shared
 
@@ -142,8 +144,10 @@ def _start(
         # With CUDA, SGLang fills what the memory holds; without, it would take most of the machine's.
         max_total_tokens=None if cuda else requests * context,
         max_running_requests=requests,
+        start_seconds=60.0 * wanted.rollout_start_minutes,
     )
-    servers = SGLangServers(options, count=wanted.rollout_servers)
+    restarts = Restarts(wanted.rollout_restarts_per_hour)
+    servers = SGLangServers(options, count=wanted.rollout_servers, restarts=restarts)
     servers.start()
     return servers
 

@@ -22,11 +22,20 @@ from prism_megatron.types import Prompt, Rollout
 class SharedRollout:
     """A RolloutEngine on every rank of a world, all on the same servers."""
 
-    def __init__(self, engine: SGLangRollout, world: World, *, exported: Path | None = None) -> None:
-        """``exported`` is a folder that was made for the servers and goes with them."""
+    def __init__(
+        self,
+        engine: SGLangRollout,
+        world: World,
+        *,
+        exported: Path | None = None,
+        let_go: Callable[[], None] | None = None,
+    ) -> None:
+        """``exported`` is a folder that was made for the servers and goes with them. ``let_go`` gives the devices back
+        what this process keeps of freed memory: it is for servers that share them."""
         self._engine = engine
         self._world = world
         self._exported = exported
+        self._let_go = let_go
 
     @property
     def activity(self) -> Activity:
@@ -53,7 +62,11 @@ class SharedRollout:
         All ranks call it together. Raises WeightSyncError on every rank if the main rank could not.
         """
         self._engine.expect(version)
-        all_gather_objects(None)  # a rank still unaware of the version would refuse answers that come with it
+        if self._let_go is not None:
+            self._let_go()
+        # A rank still unaware of the version would refuse answers that come with it; and servers that share the devices
+        # take memory for weights now, which all ranks must have left.
+        all_gather_objects(None)
         remaining = iter(tensors)
         problem: str | None = None
         if self._world.is_main:
@@ -94,7 +107,13 @@ class SharedRollout:
         self._on_main(self._engine.sleep)
 
     def wake(self) -> None:
-        """As of ``SGLangRollout``, by the main rank; all ranks call it together and leave it together."""
+        """As of ``SGLangRollout``, by the main rank; all ranks call it together and leave it together.
+
+        The servers take memory for keys and values, so all ranks let go of what they gathered first.
+        """
+        if self._let_go is not None:
+            self._let_go()
+            all_gather_objects(None)
         self._on_main(self._engine.wake)
 
     def _on_main(self, call: Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.render import Renderer
 from prism_megatron.rollout.sglang.arguments import PYTHON, ServerOptions
 from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
+from prism_megatron.rollout.sglang.restarts import Restarts
 from prism_megatron.rollout.sglang.server import SGLangServer, SGLangServers
 from prism_megatron.types import Prompt, Rollout
 from tests.unit.rollout.oracle import forced_logprobs
@@ -119,7 +120,7 @@ def installed() -> None:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServers]:
-    servers = SGLangServers(mini_options(tmp_path_factory.mktemp("logs")), count=2, max_restarts=4)
+    servers = SGLangServers(mini_options(tmp_path_factory.mktemp("logs")), count=2, restarts=Restarts(4))
     servers.start()
     yield servers
     servers.stop()

@@ -59,6 +59,10 @@ class RolloutConfig:
     """by how much the probe's log-probs may differ, on average a token"""
     rollout_timeout_minutes: Annotated[int, AT_LEAST_ONE] = 10
     """how long servers may take for one step's samples of a rank, restarts included, before the run ends"""
+    rollout_start_minutes: Annotated[float, POSITIVE] = 20.0
+    """how long a server that is started may take until it answers; a model of 235B parameters takes longest to load"""
+    rollout_restarts_per_hour: Annotated[int, NOT_NEGATIVE] = 12
+    """servers that die are started again, so often in any hour, all of them together; then the run ends"""
     rollout_python: Path = Path(".venv-sglang/bin/python")
     """interpreter that has sglang; make sglang sets this one up"""
     rollout_embedded_ranks: Annotated[int | None, AT_LEAST_ONE] = None

@@ -140,6 +140,8 @@ class EffectConfig:
     """YAML file of what is measured; by default one seed, which claims nothing (12 minutes)"""
     output: Path = Path("runs/effect")
     """folder for every arm's figures, effect.json and effect.md; the same command goes on where it was stopped"""
+    archive: Path | None = None
+    """folder with a file for each whole seed: those found there are not run again, and those that end are put there"""
     embeddings: Annotated[Path | None, ExistingFolder()] = None
     """folder of static embeddings for distances of words, as prism-drift takes it; by default those of the installed
     wordllama, if it is there"""

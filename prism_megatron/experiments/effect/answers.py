@@ -39,7 +39,7 @@ CAPTION_RELIANCE, REASONING_RELIANCE = "caption reliance", "reasoning reliance"
 """Of greedy answers alone, and of the first scenes: what they owe to the image."""
 RELIANCE_SCENES = 256
 RESPONSES = "responses.jsonl"
-_ANSWERS = "answers.json"
+ANSWERS = "answers.json"
 _DECIMALS = 4
 
 
@@ -75,7 +75,7 @@ def ask(
     looked = list(zip(examples, said, strict=True))[:RELIANCE_SCENES]
     document["greedy"] |= reliance_of(policy, looked, renderer, world)
     write_responses(target / RESPONSES, [example.prompt.id for example in examples], texts)
-    write_atomically(target / _ANSWERS, json.dumps(document) + "\n")
+    write_atomically(target / ANSWERS, json.dumps(document) + "\n")
 
 
 def write_responses(path: Path, ids: Sequence[str], texts: Sequence[str]) -> None:
@@ -120,7 +120,7 @@ def _figures(example: Example, answer: Rollout, renderer: Renderer) -> dict[str,
 
 def read_answers(folder: Path) -> Answers:
     """What :func:`ask` wrote."""
-    document = json.loads((folder / _ANSWERS).read_text(encoding="utf-8"))
+    document = json.loads((folder / ANSWERS).read_text(encoding="utf-8"))
     return {
         mode: {measure: np.array(values, dtype=np.float64) for measure, values in measures.items()}
         for mode, measures in document.items()

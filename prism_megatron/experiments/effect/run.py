@@ -17,6 +17,7 @@ from prism_megatron.disk import write_atomically, writing
 from prism_megatron.errors import ConfigError, PrismError
 from prism_megatron.evaluation.drift.compare import Embed
 from prism_megatron.experiments.effect.answers import Answers, read_answers
+from prism_megatron.experiments.effect.archive import archive_of, is_whole, pack, unpack
 from prism_megatron.experiments.effect.drift import drift_of, lines_of
 from prism_megatron.experiments.effect.seed import arms_of, folder_of, is_done, read_done
 from prism_megatron.experiments.effect.table import document_of, text_of
@@ -40,11 +41,24 @@ def settle(output: Path, registered: Registration) -> None:
 
 
 def run_seeds(config: EffectConfig, registered: Registration, command: Sequence[str]) -> None:
-    """Run every seed by ``command --seed N``, so many at a time. Raises PrismError where one of them failed."""
+    """Run every seed by ``command --seed N``, so many at a time, but for those that are in the archive.
+
+    Raises PrismError where one of them failed.
+    """
+    if config.archive is not None:
+        for seed in registered.seeds:
+            kept = archive_of(config.archive, seed)
+            if kept.exists() and not is_whole(config.output, registered, seed):
+                unpack(kept, config.output, registered, seed)
 
     def run(seed: int) -> int:
-        environment = {**os.environ, PARENT: str(os.getpid())}
-        return subprocess.run([*command, "--seed", str(seed)], check=False, env=environment).returncode
+        status = 0
+        if not is_whole(config.output, registered, seed):
+            environment = {**os.environ, PARENT: str(os.getpid())}
+            status = subprocess.run([*command, "--seed", str(seed)], check=False, env=environment).returncode
+        if config.archive is not None and not status and not archive_of(config.archive, seed).exists():
+            pack(config.output, registered, seed, archive_of(config.archive, seed))
+        return status
 
     with ThreadPoolExecutor(config.workers) as workers:
         statuses = dict(zip(registered.seeds, workers.map(run, registered.seeds), strict=True))

@@ -40,7 +40,7 @@ from prism_megatron.sampling.scene_answers import heldout_scenes
 POLICY = "policy"
 FAITHFUL, TAUGHT = "faithful", "taught"
 """Texts that answers are compared with: of the same scenes without a fault, and what fine-tuning learned from."""
-_DONE = "done.json"
+DONE = "done.json"
 
 
 def arm_name(start: str, algo: str, regime: RegimeName) -> str:
@@ -72,7 +72,7 @@ def texts_of(output: Path, seed: int, name: str) -> Path:
 
 def is_done(folder: Path) -> bool:
     """Whether everything of an arm is there."""
-    return (folder / _DONE).is_file()
+    return (folder / DONE).is_file()
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Seed:
         asked = time.monotonic()
         done = {"commit": self.commit, "train_seconds": round(trained - began, 1),
                 "ask_seconds": round(asked - trained, 1), "last_step": last}  # fmt: skip
-        write_atomically(target / _DONE, json.dumps(done, indent=1) + "\n")
+        write_atomically(target / DONE, json.dumps(done, indent=1) + "\n")
         print(f"seed {self.seed}, {arm}: {trained - began:.0f} s, asked {asked - trained:.0f} s", flush=True)
         return target
 
@@ -222,5 +222,5 @@ def _make_room(folder: Path) -> None:
 
 def read_done(folder: Path) -> dict[str, object]:
     """Commit, seconds and last figures of an arm that is done."""
-    found: dict[str, object] = json.loads((folder / _DONE).read_text(encoding="utf-8"))
+    found: dict[str, object] = json.loads((folder / DONE).read_text(encoding="utf-8"))
     return found

@@ -60,7 +60,7 @@ class ServerOptions:
     """tokens that the key/value store holds; None lets SGLang fill the memory"""
     max_running_requests: int | None = None
     """sequences decoded at once; None lets SGLang choose"""
-    start_seconds: float = 300.0
+    start_seconds: float = 1200.0
     """how long a server may take to become healthy"""
     poll_seconds: float = 0.2
     """how often a server is looked at, while it starts and afterwards"""

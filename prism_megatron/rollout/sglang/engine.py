@@ -161,7 +161,10 @@ class SGLangRollout:
         self._weights.sleep()
 
     def wake(self) -> None:
-        """End what ``sleep`` began, with the weights there were. Raises WeightSyncError; none are in use then."""
+        """End what ``sleep`` began: the newest weights and room for keys and values.
+
+        Raises WeightSyncError; none are in use then.
+        """
         self._weights.wake()
 
     def expect(self, version: int) -> None:
@@ -181,10 +184,10 @@ class SGLangRollout:
         call it beside each other and beside ``update_weights``; earlier calls are served first.
         """
         version, prompts, sampling = self.policy_version, request.prompts, request.sampling
-        if self._weights.asleep:
-            raise WeightSyncError("the rollout servers have released their memory; call wake or update_weights first")
         if version is None:
             raise WeightSyncError("the rollout servers have no complete set of weights; call update_weights first")
+        if self._weights.asleep:
+            raise WeightSyncError("the rollout servers have released their memory; call wake first")
         for prompt in prompts:
             # SGLang refuses a prompt that fills its context, and keeps a few tokens to itself.
             if len(prompt.token_ids) + sampling.max_new_tokens > self._context_length:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -65,11 +66,16 @@ class ServedWeights:
         """Version of the weights in use; None while there are none."""
         self.newest_version: int | None = None
         """Version that tokens may come with: the one in use, or the one that is being handed over."""
-        self.asleep = False
-        """Whether the servers have released their memory."""
+        self._memory: Literal["whole", "released", "of weights"] = "whole"
+        self._without_keys: set[str] = set()  # addresses of servers that have no memory for keys and values
         self._held: tuple[Path, int] | None = None
         self._num_updates = 0
         self._lock = threading.Lock()
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the servers have released memory and cannot answer."""
+        return self._memory != "whole"
 
     def update(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """As of ``SGLangRollout.update_weights``. Raises WeightSyncError, as that does."""
@@ -102,25 +108,30 @@ class ServedWeights:
         """As of ``SGLangRollout.sleep``."""
         with self._lock:
             if self._colocated and not self.asleep:
-                self.asleep = True
+                self._memory = "released"
+                self._without_keys = {client.url for client in self._clients}
                 sglang_memory.release(self._clients, replace=self._replace)
 
     def wake(self) -> None:
         """As of ``SGLangRollout.wake``."""
         with self._lock:
-            if self.asleep and self._held is not None:
-                try:
+            if not self.asleep or self._held is None:
+                return
+            try:
+                if self._memory == "released":
                     self._push(*self._held)
-                except WeightSyncError:
-                    self._hold(None)
-                    raise
+                self._make_whole(self._held[1])
+            except WeightSyncError:
+                self._hold(None)
+                raise
 
     def restore(self, url: str) -> None:
         """Give a restarted server the weights in use; it waits for an update that is under way."""
         with self._lock:
-            if self.asleep:
+            if self._memory == "released":
                 sglang_memory.release([client for client in self._clients if client.url == url], replace=self._replace)
             elif self._held is not None:
+                self._without_keys.discard(url)  # a new process has all of its memory
                 self._sync.push_to(url, *self._held)
 
     def close(self) -> None:
@@ -178,14 +189,15 @@ class ServedWeights:
         Memory that was released holds nothing when it is back: until a whole update, or one of the weights before, has
         gone through, the servers would sample with garbage under the old version's name.
         """
-        waking, self.asleep = self.asleep, False
+        waking = self._memory == "released"
         if waking:
+            self._memory = "of weights"
             try:
-                sglang_memory.resume(self._clients, replace=self._replace)
+                sglang_memory.resume(self._clients, sglang_memory.WEIGHTS, replace=self._replace)
             except RolloutError as error:
                 raise LostVersionError(f"version {version} was not handed over: {error}") from error
         try:
-            self._sync.push(folder, version, previous=self._held, passing=passing)
+            self._sync.push(folder, version, previous=self._held, passing=passing, stays_paused=self.asleep)
         except LostVersionError:
             raise
         except WeightSyncError as error:
@@ -193,11 +205,24 @@ class ServedWeights:
                 self._refill(error)
             raise
 
+    def _make_whole(self, version: int) -> None:
+        """Give servers that have their weights the rest of their memory, and let them go on. Raises WeightSyncError."""
+        lacking = [client for client in self._clients if client.url in self._without_keys]
+        try:
+            sglang_memory.resume(lacking, sglang_memory.KEYS_AND_VALUES, replace=self._replace)
+            sglang_memory.go_on(lacking, replace=self._replace)
+        except RolloutError as error:
+            raise WeightSyncError(
+                f"the servers have version {version}, and no room to answer with it: {error}"
+            ) from error
+        self._without_keys.clear()
+        self._memory = "whole"
+
     def _refill(self, problem: WeightSyncError) -> None:
         """Give the servers the weights they had before they slept. Raises LostVersionError."""
         if self._held is None:
             raise LostVersionError(f"the servers woke without weights: {problem}") from problem
         try:
-            self._sync.push(*self._held, previous=None)
+            self._sync.push(*self._held, previous=None, stays_paused=True)
         except WeightSyncError as error:
             raise LostVersionError(f"the servers woke without weights: {error} (after: {problem})") from error

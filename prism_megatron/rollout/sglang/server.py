@@ -23,6 +23,7 @@ import torch
 from prism_megatron.errors import ConfigError, PrismError, RolloutError
 from prism_megatron.rollout.sglang.arguments import HOST, ServerOptions, server_arguments, server_environment
 from prism_megatron.rollout.sglang.http import ServerClient
+from prism_megatron.rollout.sglang.restarts import Restarts
 
 _GUARD = Path(__file__).resolve().parent / "guard.py"
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
@@ -141,9 +142,9 @@ class SGLangServers:
     """Several servers of one model, supervised by a thread that starts a dead one again."""
 
     def __init__(
-        self, options: ServerOptions, *, count: int, api_key: str | None = None, max_restarts: int = 3
+        self, options: ServerOptions, *, count: int, api_key: str | None = None, restarts: Restarts | None = None
     ) -> None:
-        """``api_key`` is a random one by default. ``max_restarts`` bounds the restarts of all servers together.
+        """``api_key`` is a random one by default. ``restarts`` bounds those of all servers together.
 
         Raises ConfigError where SGLang is not installed, and for a key that it could not be given.
         """
@@ -153,7 +154,7 @@ class SGLangServers:
         self.api_key = key
         self._poll_seconds = options.poll_seconds
         self.servers = tuple(SGLangServer(options, index=index, api_key=key) for index in range(count))
-        self._restarts_left = max_restarts
+        self._restarts = restarts or Restarts()
         self._on_restart: Callable[[str], None] | None = None
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="sglang supervisor", daemon=True)
@@ -217,12 +218,12 @@ class SGLangServers:
             for server in self.servers:
                 if server.is_running():
                     continue
-                if self._restarts_left == 0:
+                if not self._restarts.begin():
                     self._failure = RolloutError(
-                        f"SGLang server {server.index} died once more than it is restarted; see {server.log}"
+                        f"SGLang server {server.index} died, and servers were restarted {self._restarts.per_hour} "
+                        f"times within an hour; see {server.log}, or raise --rollout-restarts-per-hour"
                     )
                     return
-                self._restarts_left -= 1
                 self._restarting = server.url
                 try:
                     self._restart(server)

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,13 +104,17 @@ class WeightGroups:
         self._groups[client.url] = name, group
 
     def send(self, client: ServerClient, parcel: Parcel, fields: dict[str, Any], *, seconds: float) -> None:
-        """Broadcast a piece to the server's workers, which load it. Raises as ``ServerClient.post``."""
+        """Broadcast a piece to the server's workers, which load it. Raises as ``ServerClient.post``.
+
+        NCCL makes its communicator inside a group's first broadcast and waits there for the workers, which come only
+        once they are asked: the request must be able to leave while the broadcast blocks.
+        """
         name, group = self._groups[client.url]
-        work = group.broadcast([parcel.raw], dist.BroadcastOptions())
+        broadcast = _beside(partial(group.broadcast, [parcel.raw], dist.BroadcastOptions()))
         client.post(
             "/update_weights_from_distributed", {**parcel.layout, "group_name": name, **fields}, seconds=seconds
         )
-        work.wait()
+        broadcast.result().wait()
 
     def leave(self, client: ServerClient) -> None:
         """Forget the server's group, of which nothing is known after a failure; the next ``join`` makes another."""
@@ -115,8 +122,23 @@ class WeightGroups:
         if found is not None:
             name, group = found
             self._left.append(group)
+            group.abort()  # a broadcast whose workers never came ends, and the thread that is in it
             with suppress(RolloutError):  # it may be gone, and the group with it
                 client.post("/destroy_weights_update_group", {"group_name": name})
+
+
+def _beside(call: Callable[[], Any]) -> Future[Any]:
+    """What ``call`` gives or raises, from a thread that keeps no process from ending."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except Exception as error:  # noqa: BLE001  # raised again where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="broadcasts weights", daemon=True).start()
+    return future
 
 
 def _store(address: str, limit: timedelta) -> tuple[TCPStore, int]:

@@ -65,25 +65,28 @@ class WeightSync:
         *,
         previous: tuple[Path, int] | None,
         passing: Iterator[Piece] | None = None,
+        stays_paused: bool = False,
     ) -> Mapping[str, str]:
         """Give all servers the weights of ``folder``; returns the checksum that each server reports, by URL.
 
         ``passing`` are the same weights, or those of them that changed since ``previous``, on their way into the
-        folder: each piece is sent while the next one is gathered. ``disk`` cannot take them. Raises WeightSyncError
+        folder: each piece is sent while the next one is gathered. ``disk`` cannot take them. Servers that stay paused
+        have the weights and take no requests yet. Raises WeightSyncError
         when a server or ``passing`` failed and all others went back to ``previous`` (or, in the first phase, never
         left it), and LostVersionError when they could not.
         """
-        taking, problem = self._begin(self._clients)
+        release = partial(self._release, stays_paused=stays_paused)
+        taking, problem = self._begin(self._clients, stays_paused=stays_paused)
         if problem is not None:
-            self._each(taking, self._release)
+            self._each(taking, release)
             raise WeightSyncError(f"version {version} was not handed over, nothing has changed: {problem}")
-        taking, checksums, failure = self._finish(taking, folder, version, passing)
+        taking, checksums, failure = self._finish(taking, folder, version, passing, stays_paused=stays_paused)
         if failure is None:
             return checksums
         if previous is None:
-            self._each(self._clients, self._release)
+            self._each(self._clients, release)
             raise LostVersionError(f"version {version} was not handed over, and there is no older one: {failure}")
-        self._go_back(*previous, problem=failure)
+        self._go_back(*previous, problem=failure, stays_paused=stays_paused)
         raise WeightSyncError(f"version {version} was not handed over, all servers have {previous[1]}: {failure}")
 
     def push_to(self, url: str, folder: Path, version: int) -> None:
@@ -108,18 +111,19 @@ class WeightSync:
             self._each(self._clients, self._groups.leave)
         self._threads.shutdown()
 
-    def _go_back(self, folder: Path, version: int, *, problem: PrismError) -> None:
-        self._each(self._clients, self._release)
-        taking, second = self._begin(self._clients)
+    def _go_back(self, folder: Path, version: int, *, problem: PrismError, stays_paused: bool) -> None:
+        release = partial(self._release, stays_paused=stays_paused)
+        self._each(self._clients, release)
+        taking, second = self._begin(self._clients, stays_paused=stays_paused)
         failure: PrismError | None = second
         if second is None:
-            _, _, failure = self._finish(taking, folder, version)
+            _, _, failure = self._finish(taking, folder, version, stays_paused=stays_paused)
         if failure is not None:
-            self._each(self._clients, self._release)
+            self._each(self._clients, release)
             raise LostVersionError(f"servers could not go back to version {version}: {failure} (after: {problem})")
 
-    def _begin(self, clients: Sequence[ServerClient]) -> Outcome:
-        return self._surviving(clients, self._open)
+    def _begin(self, clients: Sequence[ServerClient], *, stays_paused: bool = False) -> Outcome:
+        return self._surviving(clients, partial(self._open, stays_paused=stays_paused))
 
     def _finish(
         self,
@@ -127,6 +131,8 @@ class WeightSync:
         folder: Path,
         version: int,
         passing: Iterator[Piece] | None = None,
+        *,
+        stays_paused: bool = False,
     ) -> tuple[list[ServerClient], dict[str, str], PrismError | None]:
         problem: PrismError | None
         try:
@@ -146,7 +152,7 @@ class WeightSync:
         held = {checksums[client.url] for client in taking}
         if problem is None and len(held) > 1:
             problem = RolloutError(f"the servers hold different weights after the same update: {checksums}")
-        if problem is None:
+        if problem is None and not stays_paused:
             taking, problem = self._surviving(taking, lambda client: client.post_again("/continue_generation", {}))
         return taking, checksums, problem
 
@@ -190,7 +196,7 @@ class WeightSync:
             return partial(self._groups.send, parcel=Parcel(piece), fields=fields, seconds=_UPDATE_SECONDS)
         return partial(_post_payload, payload=Payload(piece), fields=fields)
 
-    def _open(self, client: ServerClient) -> None:
+    def _open(self, client: ServerClient, *, stays_paused: bool) -> None:
         client.post("/pause_generation", {"mode": "retract"})  # running requests wait, and lose their old keys
         if self._transport == "disk":
             return
@@ -201,15 +207,17 @@ class WeightSync:
         except ServerLostError:
             raise
         except RolloutError:
-            client.post_again("/continue_generation", {})
+            if not stays_paused:
+                client.post_again("/continue_generation", {})
             raise
 
-    def _release(self, client: ServerClient) -> None:
+    def _release(self, client: ServerClient, *, stays_paused: bool = False) -> None:
         """Leave an update half done, as far as the server still can."""
         if self._transport != "disk":
             with suppress(ServerRefusedError):  # an update that is over already is refused, and that is as well
                 client.post("/end_weight_update", {})
-        client.post("/continue_generation", {})
+        if not stays_paused:
+            client.post("/continue_generation", {})
 
     def _surviving(self, clients: Sequence[ServerClient], call: Callable[[ServerClient], object]) -> Outcome:
         """The servers on which ``call`` worked, and the first failure of one that is not simply replaced."""

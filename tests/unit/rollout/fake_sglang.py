@@ -74,7 +74,8 @@ class FakeSGLang:
     """every sample, instead of two tokens and the end token"""
     saves_memory: bool = False
     """whether it was started with --enable-memory-saver"""
-    released: bool = False
+    released: set[str] = field(default_factory=set)
+    """the regions whose memory it has not"""
     barred_logprob: float = -60.0
     """log-prob, as the server has it, of each token that must not be sampled"""
     refuse: dict[str, int] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class FakeSGLang:
         self.weights = load_file(self.folder / "model.safetensors")
         self.version, self.session_open, self.paused = "default", False, False
         self.leave_groups()
-        self.die_at, self.dead, self.released = None, False, False
+        self.die_at, self.dead, self.released = None, False, set()
 
     def leave_groups(self) -> None:
         """As the end of a process does, which closes its connections."""
@@ -141,7 +142,9 @@ class FakeSGLang:
                 return 400, {"success": False, "message": f"{path} was refused"}
         if path in ("/release_memory_occupation", "/resume_memory_occupation"):
             return self.occupy(path, body)
-        if self.released and path != "/pause_generation":
+        if "weights" in self.released and path != "/pause_generation":
+            raise ConnectionAbortedError
+        if self.released and path in ("/generate", "/continue_generation"):
             raise ConnectionAbortedError
         if path == "/generate":
             return self.generate(body)
@@ -192,13 +195,19 @@ class FakeSGLang:
         return unpack(payload)
 
     def occupy(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        """Memory that was released is back with nothing in it; a call out of turn ends the process."""
-        releases = path == "/release_memory_occupation"
-        if not self.saves_memory or self.released is releases or not self.paused or self.running:
+        """Memory that was released is back with nothing in it; a call out of turn ends the process.
+
+        So does memory for keys and values before that for weights, which it would leave no room.
+        """
+        tags, releases = set(body["tags"]), path == "/release_memory_occupation"
+        wrong = tags & self.released if releases else tags - self.released
+        if not self.saves_memory or wrong or not self.paused or self.running or not tags <= {"weights", "kv_cache"}:
             raise ConnectionAbortedError
-        assert set(body["tags"]) == {"weights", "kv_cache"}
-        self.released = releases
-        self.weights = {name: torch.full_like(tensor, torch.nan) for name, tensor in self.weights.items()}
+        if not releases and "kv_cache" in tags and "weights" in self.released:
+            raise ConnectionAbortedError
+        self.released = self.released | tags if releases else self.released - tags
+        if "weights" in tags:
+            self.weights = {name: torch.full_like(tensor, torch.nan) for name, tensor in self.weights.items()}
         return 200, None
 
     def load(self, tensors: dict[str, Tensor]) -> None:

@@ -51,6 +51,9 @@ def test_memory_is_released_when_idle_and_back_before_the_whole_update(
 ) -> None:
     engine.sleep()  # before the first weights
     engine.update_weights(mini_weights(1.0), 1)
+    with pytest.raises(WeightSyncError, match="released their memory; call wake"):
+        draw(engine)
+    engine.wake()
     draw(engine, count=4)
     engine.sleep()
     engine.sleep()
@@ -62,8 +65,10 @@ def test_memory_is_released_when_idle_and_back_before_the_whole_update(
     for fake in fakes:
         paths = [path for path in fake.paths() if path not in ("/weights_checker", "/generate")]
         nap = ["/pause_generation", RELEASE, RESUME, "/pause_generation", "/begin_weight_update"]
-        update = ["/update_weights_from_tensor", "/end_weight_update", "/continue_generation"]
+        update = ["/update_weights_from_tensor", "/end_weight_update", RESUME, "/continue_generation"]
         assert paths == [*nap, *update] * 2
+        regions = [body["tags"] for path, body in fake.calls if path in (RELEASE, RESUME)]
+        assert regions == [["kv_cache", "weights"], ["weights"], ["kv_cache"]] * 2
 
 
 def test_without_an_update_the_weights_there_were_come_back(engine: SGLangRollout, fakes: list[FakeSGLang]) -> None:
@@ -86,6 +91,7 @@ def test_a_failed_update_does_not_leave_empty_memory_in_use(
     fakes[1].refuse = {path: 1}
     with pytest.raises(WeightSyncError, match="was refused"):
         engine.update_weights(mini_weights(2.0), 2)
+    engine.wake()
     assert_holds(fakes, 1.0, 1)
     assert draw(engine)[0][0].policy_version == 1
 
@@ -109,6 +115,7 @@ def test_servers_that_slept_are_filled_whole(engine: SGLangRollout, fakes: list[
     left_out = frozenset(name for name, _ in mini_weights() if ".visual." in name)
     shapes = {name: tuple(tensor.shape) for name, tensor in changed.items()}
     engine.update_weights(AnnouncedWeights(shapes, iter(changed.items()), left_out=left_out), 2)
+    engine.wake()
     expected = dict(mini_weights(1.0)) | changed
     for fake in fakes:
         assert fake.version == "2" and all(torch.equal(fake.weights[name], expected[name]) for name in expected)
@@ -138,6 +145,38 @@ def test_a_server_that_comes_back_while_the_others_sleep_sleeps_too(fakes: list[
     engine.wake()
     assert_holds(fakes, 2.0, 1)
     engine.close()
+
+
+def test_a_server_that_is_started_anew_before_the_others_are_whole_is_whole_already(
+    fakes: list[FakeSGLang], tmp_path: Path
+) -> None:
+    """Claim: it gets the weights, and nothing is resumed there that was never released, which would end it."""
+    supervision = FakeSupervision(fakes)
+    engine = attached(fakes, tmp_path, colocated=True, servers=supervision)
+    engine.update_weights(mini_weights(1.0), 1)
+    engine.sleep()
+    engine.update_weights(mini_weights(2.0), 2)
+    fakes[1].restart()
+    fakes[1].calls.clear()
+    supervision.restarted(fakes[1].url)
+    engine.wake()
+    assert_holds(fakes, 2.0, 2)
+    assert RESUME not in fakes[1].paths()
+    assert {rollout.policy_version for group in draw(engine, count=2) for rollout in group} == {2}
+    engine.close()
+
+
+def test_servers_that_have_no_room_for_keys_and_values_are_not_in_use(
+    engine: SGLangRollout, fakes: list[FakeSGLang]
+) -> None:
+    engine.update_weights(mini_weights(1.0), 1)
+    engine.sleep()
+    engine.update_weights(mini_weights(2.0), 2)
+    fakes[1].refuse = {RESUME: 1}
+    with pytest.raises(WeightSyncError, match=r"have version 2, and no room to answer with it.*was refused"):
+        engine.wake()
+    with pytest.raises(WeightSyncError, match="call update_weights first"):
+        draw(engine)
 
 
 @pytest.mark.parametrize("supervised", [True, False])

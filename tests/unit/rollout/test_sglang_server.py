@@ -20,6 +20,7 @@ import pytest
 from prism_megatron.errors import ConfigError, RolloutError
 from prism_megatron.rollout.sglang import server as sglang_server
 from prism_megatron.rollout.sglang.arguments import ServerOptions, server_arguments, server_environment
+from prism_megatron.rollout.sglang.restarts import Restarts
 from prism_megatron.rollout.sglang.server import SGLangServer, SGLangServers
 from tests.unit.rollout.stub_sglang import stub_python
 from tests.waiting import wait_for
@@ -88,18 +89,18 @@ def problem_of(servers: SGLangServers) -> str:
 
 
 def test_restarts_are_counted(options: Callable[..., ServerOptions]) -> None:
-    servers = SGLangServers(options(), count=1, max_restarts=0)
+    servers = SGLangServers(options(), count=1, restarts=Restarts(0))
     servers.start()
     (server,) = servers.servers
     server.kill()
 
-    wait_for(lambda: "died once more than it is restarted" in problem_of(servers))
+    wait_for(lambda: "servers were restarted 0 times within an hour" in problem_of(servers))
     servers.stop()
 
 
 def test_a_server_is_restarted_as_often_as_is_allowed(options: Callable[..., ServerOptions]) -> None:
     """All servers together: each dies once, then one of them again."""
-    servers = SGLangServers(options(), count=2, max_restarts=2)
+    servers = SGLangServers(options(), count=2, restarts=Restarts(2))
     back: list[str] = []
     servers.on_restart(back.append)
     servers.start()
@@ -110,7 +111,7 @@ def test_a_server_is_restarted_as_often_as_is_allowed(options: Callable[..., Ser
     wait_for(lambda: back == [first.url, second.url])
     assert not problem_of(servers)
     first.kill()
-    wait_for(lambda: "server 0 died once more than it is restarted" in problem_of(servers), seconds=20.0)
+    wait_for(lambda: "server 0 died, and servers were restarted 2 times" in problem_of(servers), seconds=20.0)
     servers.stop()
 
 

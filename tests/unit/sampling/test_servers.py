@@ -149,3 +149,29 @@ def test_after_a_failed_hand_over_every_rank_knows_what_the_servers_hold(monkeyp
         SharedRollout(engine, world).update_weights(tensors, 5)
     assert followed == [4]
     assert next(tensors, None) is None
+
+
+def test_ranks_let_go_of_memory_before_servers_on_their_devices_take_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Claim: twice: before weights come, and, since gathering them leaves memory behind, before keys and values do.
+    All ranks have by then. Blind to the memory itself, which CUDA alone has."""
+    events: list[str] = []
+
+    def gathered(_value: object) -> None:
+        events.append("all ranks are here")
+
+    engine: Any = SimpleNamespace(
+        policy_version=1,
+        expect=lambda _version: None,
+        update_weights=lambda tensors, _version: events.append(f"servers take {len(list(tensors))} weights"),
+        wake=lambda: events.append("servers take the rest"),
+    )
+    monkeypatch.setattr(shared_rollout, "all_gather_objects", gathered)
+    monkeypatch.setattr(shared_rollout, "broadcast_object", lambda value, source: value)  # noqa: ARG005
+    world: Any = SimpleNamespace(is_main=True)
+    shared = SharedRollout(engine, world, let_go=lambda: events.append("let go"))
+    shared.update_weights([("a", torch.zeros(1))], 1)
+    shared.wake()
+    freed = ["let go", "all ranks are here"]
+    assert events == [*freed, "servers take 1 weights", *freed, "servers take the rest"]

@@ -152,7 +152,7 @@ def test_a_step_goes_in_its_order(world: World) -> None:
     """Claim: the engine sleeps until training is over and it has the new weights, whose version is the steps played."""
     table = Table(GameConfig())
     table.play(range(6, 7), world)
-    handed = [EXPORTS, "update 7", "check 7"]
+    handed = [EXPORTS, "update 7", "wake", "check 7"]
     assert table.calls == ["take 6", "sleep", *JUDGED, "policy learns", "policy steps", *handed, "wake", "told 6"]
     assert not table.policy_is_as_before
     assert table.told[0].verdict == "go on"
@@ -172,7 +172,7 @@ def test_held_out_prompts_are_asked_of_an_engine_that_is_awake(world: World, gam
     table = Table(game, exam=SimpleNamespace(times=ExamTimes(steps=9, every=2, save_every=9), sit=sit), calls=calls)
     table.play(range(2), world)
     step = [call for call in calls[calls.index("take 1") :] if call.startswith(("update", "sleep", "wake", "asked"))]
-    assert step == ["sleep", *([] if game.freeze_policy else ["update 2"]), "wake", "asked 1"]
+    assert step == ["sleep", *([] if game.freeze_policy else ["update 2", "wake"]), "wake", "asked 1"]
     assert "asked 0" not in calls
 
 
@@ -259,7 +259,7 @@ def test_scores_that_are_not_finite_leave_every_byte_of_the_policy(world: World,
     """
     table = Table(GameConfig(rollbacks=1), weight=bad)
     table.play(range(6, 7), world)
-    handed = ["roll back", "begin again", EXPORTS, "update 7", "check 7"]
+    handed = ["roll back", "begin again", EXPORTS, "update 7", "wake", "check 7"]
     assert table.calls == ["take 6", "sleep", *JUDGED, "policy looks", *handed, "wake", "told 6"]
     assert table.policy_is_as_before
     assert table.told[0].policy.result is None
