@@ -25,9 +25,12 @@ class Verdict(Protocol):
     @property
     def kept(self) -> bool: ...
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str | None:
+        """Why it is not kept."""
+        ...
+
     @property
-    def other(self) -> str | None:
+    def other(self) -> str:
         """What it is a duplicate of."""
         ...
 
@@ -44,7 +47,7 @@ def deduplicated(pool: Pool, evaluation: Pool, deduplicate: Deduplicate) -> Iter
         assert verdict.position == position
         row = Row(Problem.of(record, position=position, id=pool.name_of(record), picture=picture_of(record)))
         if not verdict.kept:
-            yield row.fallen(verdict.reason, verdict.other or "")
+            yield row.fallen(verdict.reason or "", verdict.other)
         elif (problem := unusable(record)) is not None:
             yield row.fallen(UNUSABLE, problem)
         else:

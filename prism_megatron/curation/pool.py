@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ class Pool:
     folders: Sequence[Path]
     purpose: Purpose
     limit: int | None = None
+    check_going_on: Callable[[], object] = lambda: None
+    """called at every record; raises PrismError where the command is to end"""
 
     def records(self) -> Iterator[Record]:
         """All of them, in order. Memory grows by some tens of bytes a record, for ids.
@@ -59,6 +61,7 @@ class Pool:
         for where, line in lines_of(path):
             if self.limit is not None and len(seen) == self.limit:
                 return
+            self.check_going_on()
             record = record_of(line, folder, where)
             if self.purpose == "train":
                 refuse_evaluation_source(record.source, where)

@@ -14,7 +14,7 @@ from prism_megatron.curation.prompts.templates import versions
 from prism_megatron.curation.split import ALIGN, SFT
 
 KEPT = "kept"
-_MICRO = 1_000_000
+_BILLION = 10**9
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Findings:
     outcomes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """of a role's replies"""
     usage: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """by role: calls, tokens, and millionths of cost, which sum up alike in any order"""
+    """by role: calls, tokens, and billionths of cost, which sum up alike in any order"""
     models: dict[str, str] = field(default_factory=dict)
     sets: Counter[str] = field(default_factory=Counter)
     unaided: int = 0
@@ -64,7 +64,7 @@ class Findings:
             usage["calls"] += 1
             usage["prompt_tokens"] += note["prompt_tokens"]
             usage["answer_tokens"] += note["answer_tokens"]
-            usage["micro_cost"] += round(note["cost"] * _MICRO)
+            usage["billionths"] += round(note["cost"] * _BILLION)
             self.outcomes[note["role"]][note["outcome"]] += 1
 
     def summary(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Findings:
             "kept_unaided": self.unaided,
             "outcomes": {role: dict(_by_count(counts)) for role, counts in sorted(self.outcomes.items())},
             "usage": {role: self._usage(role) for role in sorted(self.usage)},
-            "cost": sum(usage["micro_cost"] for usage in self.usage.values()) / _MICRO,
+            "cost": sum(usage["billionths"] for usage in self.usage.values()) / _BILLION,
             "prompts": dict(versions()),
         }  # fmt: skip
 
@@ -99,7 +99,7 @@ class Findings:
             "calls": usage["calls"],
             "prompt_tokens": usage["prompt_tokens"],
             "answer_tokens": usage["answer_tokens"],
-            "cost": usage["micro_cost"] / _MICRO,
+            "cost": usage["billionths"] / _BILLION,
         }
 
 

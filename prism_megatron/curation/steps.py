@@ -46,8 +46,8 @@ class Curation:
         """Nothing is read or asked yet."""
         self._config, self._recipe, self._folder, self._parts = config, recipe, folder, parts
         self._spent = Spent()
-        self.pool = Pool(recipe.data, "train", config.limit)
-        self.evaluation = Pool(recipe.evaluation, "evaluate")
+        self.pool = Pool(recipe.data, "train", config.limit, parts.check_going_on)
+        self.evaluation = Pool(recipe.evaluation, "evaluate", None, parts.check_going_on)
 
     def play(self) -> None:
         """Every step that is not done, up to --until. Raises PrismError."""

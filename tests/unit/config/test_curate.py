@@ -125,7 +125,9 @@ def test_a_file_becomes_a_recipe_and_back(tmp_path: Path) -> None:
 def test_the_examples_are_recipes() -> None:
     """Claim: they can be read, and name no key but by a variable."""
     folder = Path(__file__).parents[3] / "examples" / "curation"
-    for path in sorted(folder.glob("*.yaml")):
+    paths = sorted(folder.glob("*.yaml"))
+    assert len(paths) == 2
+    for path in paths:
         recipe = read_recipe(path)
         for role, model in recipe.models.items():
             assert model.name and model.endpoints, f"{path}: {role}"

@@ -108,8 +108,8 @@ def answered(text: str, *, finish: str = "stop", tokens: int = 10, cost: float =
 class FakeVerdict:
     position: int
     kept: bool = True
-    reason: str = ""
-    other: str | None = None
+    reason: str | None = None
+    other: str = ""
 
 
 def keep_all(
@@ -124,7 +124,7 @@ def drop(reasons: Mapping[str, str]) -> Callable[..., Iterator[FakeVerdict]]:
     def verdicts(problems: Callable[[], Iterator[Record]], _evaluation: object) -> Iterator[FakeVerdict]:
         for position, record in enumerate(problems()):
             reason = reasons.get(record.id)
-            yield FakeVerdict(position, reason is None, reason or "", None if reason is None else "other")
+            yield FakeVerdict(position, reason is None, reason, "" if reason is None else "other")
 
     return verdicts
 
