@@ -29,7 +29,7 @@ from tests.timing import processor_seconds
 from tests.unit.curation.fakes import answered, good
 
 QUESTION = "How many circles are there?"
-ENGLISH = "There are three circles, and the left one is the largest of them all. "
+ENGLISH = "There are three circles, and the left one is the largest of them all, by far. "
 CHINESE = "图中一共有三个圆形，其中左边的那个最大。"
 
 
@@ -87,6 +87,7 @@ def test_another_script_than_the_questions() -> None:
     """Claim: more than a fifth of a part's letters; formulas, accents and full-width letters are of our script."""
     assert in_another_script(CHINESE, QUESTION) and in_another_script("Здесь три круга.", QUESTION)
     assert not in_another_script(CHINESE, "图中有几个圆形？"), "the question has that script"
+    assert not in_another_script("αβγδε", QUESTION)
     assert not in_another_script("été, Größe, ﬁn, αβγ ∑ ℝ 𝑥² √π Ｗｉｄｅ", QUESTION)
     letters = "a" * 80
     assert not in_another_script(letters + "圆" * 20, QUESTION) and in_another_script(letters + "圆" * 21, QUESTION)

@@ -96,9 +96,9 @@ def test_what_a_strong_model_passes_falls(tmp_path: Path) -> None:
 
 def test_a_pass_rate_may_be_allowed(tmp_path: Path) -> None:
     def respond(call: Call) -> str:
-        return "<answer>3</answer>" if call.number < (1 if name_of(call) == "a" else 2) else "<answer>4</answer>"
+        return "<answer>3</answer>" if call.number < (2 if name_of(call) == "a" else 3) else "<answer>4</answer>"
 
-    select(tmp_path, [record("a"), record("b")], respond, strong=STRONG[:1], keep_to=0.5)
+    select(tmp_path, [record("a"), record("b")], respond, strong=(Strong(model("big"), samples=4),), keep_to=0.5)
     assert fates(tmp_path / "out", "select") == {"a": "kept", "b": TOO_EASY}
 
 
