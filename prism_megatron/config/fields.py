@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -81,7 +81,7 @@ class Field:
     """One leaf of a configuration."""
 
     path: tuple[str, ...]
-    """names from the outermost section inwards, as in the YAML"""
+    """names from the outermost section inwards, as in the YAML; of a section in a list its number, from 0"""
     flag: str
     """as typed, such as ``--discriminator.lr``"""
     value: Any
@@ -105,20 +105,24 @@ def fields_of(config: object) -> list[Field]:
     return list(_walk(config, path=(), prefix=""))
 
 
-def check_fields(config: object) -> None:
-    """Raise ConfigError for the first field whose value its own annotation rules out."""
+def check_fields(config: object, *, named: Callable[[Field], str] = lambda field: field.flag) -> None:
+    """Raise ConfigError for the first field whose value its own annotation rules out; ``named`` names it."""
     for field in fields_of(config):
         for rule in field.rules:
             if isinstance(rule, Range | ExistingFolder) and field.value is not None:
-                rule.check(field.flag, field.value)
+                rule.check(named(field), field.value)
 
 
 def _walk(config: object, *, path: tuple[str, ...], prefix: str) -> Iterator[Field]:
     for slot in _slots(type(config)):
         value = getattr(config, slot.name)
         here = (*path, slot.name)
+        inner = f"{prefix}{slot.spelled}." if slot.prefixed else prefix
         if dataclasses.is_dataclass(value):
-            yield from _walk(value, path=here, prefix=f"{prefix}{slot.spelled}." if slot.prefixed else prefix)
+            yield from _walk(value, path=here, prefix=inner)
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            for number, one in enumerate(value):
+                yield from _walk(one, path=(*here, str(number)), prefix=f"{inner}{number}.")
         else:
             yield Field(here, f"--{prefix}{slot.spelled}", value, slot.rules, slot.on_resume)
 

@@ -37,35 +37,49 @@ def merge(base: ConfigT, values: Mapping[str, Any], *, where: str = "") -> Confi
             raise ConfigError(
                 f"{place}unknown key {name!r}; did you mean {', '.join(where + known for known in near)}?"
             )
-        current = getattr(base, key)
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{place}{name} must hold keys with values, not {_shown(value)}")
-            changes[key] = merge(current, value, where=f"{name}.")
-        else:
-            changes[key] = _coerce(value, hints[key], f"{place}{name}")
+        changes[key] = _coerce(value, hints[key], name, place, getattr(base, key))
     return dataclasses.replace(base, **changes)
 
 
-def _coerce(value: Any, hint: Any, name: str) -> Any:
+def _coerce(value: Any, hint: Any, name: str, place: str, current: Any = None) -> Any:
+    """``place`` is where the value stands; ``current`` is the section that the values of one go over, if there is one.
+
+    A section that is one of a list, or that was None, is made of its defaults.
+    """
     origin = get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        section: Any = hint() if current is None else current  # type: ignore[operator]  # of a class
+        return _section(value, section, name, place)
     if origin is Literal:
-        choices = get_args(hint)
-        # YAML 1.1 reads a bare on or off as a truth value.
-        text = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-        if text in choices:
-            return text
-        raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {_shown(value)}")
+        return _choice(value, get_args(hint), f"{place}{name}")
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name} must be a list, not {_shown(value)}")
-        return tuple(_coerce(item, get_args(hint)[0], f"{name}[{place}]") for place, item in enumerate(value))
+            raise ConfigError(f"{place}{name} must be a list, not {_shown(value)}")
+        return tuple(_coerce(item, get_args(hint)[0], f"{name}[{i}]", place) for i, item in enumerate(value))
     if origin in (Union, types.UnionType):
         members = get_args(hint)
         if value is None and type(None) in members:
             return None
         (member,) = (member for member in members if member is not type(None))
-        return _coerce(value, member, name)
+        return _coerce(value, member, name, place, current)
+    return _single(value, hint, f"{place}{name}")
+
+
+def _section(value: Any, current: Any, name: str, place: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{place}{name} must hold keys with values, not {_shown(value)}")
+    return merge(current, value, where=f"{name}.")
+
+
+def _choice(value: Any, choices: tuple[Any, ...], name: str) -> Any:
+    # YAML 1.1 reads a bare on or off as a truth value.
+    text = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    if text in choices:
+        return text
+    raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {_shown(value)}")
+
+
+def _single(value: Any, hint: Any, name: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
@@ -104,14 +118,12 @@ def _shown(value: object) -> str:
 def to_plain(config: object) -> dict[str, Any]:
     """Nested dicts of plain values; ``merge`` of them over any config of that class gives an equal one."""
     assert dataclasses.is_dataclass(config) and not isinstance(config, type)
-    plain: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        plain[item.name] = to_plain(value) if dataclasses.is_dataclass(value) else _plain_value(value)
-    return plain
+    return {item.name: _plain_value(getattr(config, item.name)) for item in dataclasses.fields(config)}
 
 
 def _plain_value(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_plain(value)
     if isinstance(value, tuple):
         return tuple(map(_plain_value, value))
     return str(value) if isinstance(value, Path) else value

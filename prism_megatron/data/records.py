@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,12 @@ class Record:
     @property
     def question_text(self) -> str:
         """The question as it is asked, choices as lettered lines."""
-        if self.choices is None:
-            return self.question
-        return "\n".join([self.question, *(f"{chr(65 + i)}. {choice}" for i, choice in enumerate(self.choices))])
+        return lettered(self.question, self.choices)
+
+
+def lettered(question: str, choices: Sequence[str] | None) -> str:
+    """The question as it is asked, with a line for each choice."""
+    return "\n".join([question, *(f"{chr(65 + i)}. {choice}" for i, choice in enumerate(choices or ()))])
 
 
 def read_records(folder: Path, *, purpose: Purpose, sieve: Sieve | None = None) -> tuple[Record, ...]:

@@ -12,8 +12,6 @@ from typing import Any, Self
 
 import psutil
 
-from prism_megatron.parallel.collectives import all_gather_objects
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ECHO_SECONDS = 1.0
 """torchrun passes a Ctrl-C on that the terminal has sent its ranks already: twice within this time is once."""
@@ -56,6 +54,8 @@ class Stopping:
 
     def agreed(self) -> str | None:
         """Why the run ends now, on all ranks alike; None where no rank wishes it. All ranks call it together."""
+        from prism_megatron.parallel.collectives import all_gather_objects  # torch, which commands of one process lack
+
         return next((wish for wish in all_gather_objects(self.wish) if wish is not None), None)
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, Range, check_fields
+from prism_megatron.config.merge import merge
+from prism_megatron.config.tools.requests import check_address, request_fields
+from prism_megatron.config.yaml_file import read_yaml
+from prism_megatron.errors import ConfigError
 
 Step = Literal["deduplicate", "select", "disambiguate", "answer", "split", "write"]
 STEPS: tuple[Step, ...] = ("deduplicate", "select", "disambiguate", "answer", "split", "write")
@@ -57,6 +64,11 @@ class Model:
     """after which a call is given up, from its first byte to its last"""
     tries: Annotated[int, AT_LEAST_ONE] = 6
     """of one call that gets no answer, or is told to come again"""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those of ``request_fields``. Raises ConfigError for anything but a JSON object of what may stand there."""
+        return request_fields(self.request_fields, named="request_fields")
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,16 @@ class Recipe:
     seed: int = 42
     """keys what is drawn: samples where a server takes seeds, and the order of equals"""
 
+    @property
+    def models(self) -> dict[str, Model]:
+        """Every model that is asked, by its role as ``Call.role`` has it."""
+        others = {"disambiguator": self.disambiguator, "judge": self.judge}
+        return {
+            **{f"strong {number}": one.model for number, one in enumerate(self.strong)},
+            "teacher": self.teacher,
+            **{role: model for role, model in others.items() if model is not None},
+        }
+
 
 @dataclass(frozen=True)
 class CurateConfig:
@@ -153,3 +175,84 @@ class CurateConfig:
     """examples of each verdict on the page"""
     progress_seconds: tyro.conf.Suppress[float] = 10.0
     """between lines about rate, cost and time left"""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file. Raises ConfigError, with the line, for what is none."""
+    return merge(Recipe(), read_yaml(path))
+
+
+def check_curate(config: CurateConfig, recipe: Recipe, environ: Mapping[str, str]) -> None:
+    """Raise ConfigError for what cannot work, as far as that is known before anything is read or asked."""
+    where = str(config.config)
+    check_fields(config)
+    check_fields(recipe, named=lambda one: f"{where}: {'.'.join(one.path)}")
+    _check_folders(recipe, where)
+    for role, model in recipe.models.items():
+        _check_model(model, f"{where}: {role}", environ)
+    if recipe.judge_all and recipe.judge is None:
+        raise ConfigError(f"{where}: judge_all asks a judge, and there is none; add judge, or leave judge_all out")
+    weights = ("unaided", "at_once", "hard", "caption", "reasoning")
+    if not sum(getattr(recipe.quality, name) for name in weights):
+        raise ConfigError(f"{where}: quality: one of the weights {', '.join(weights)} must be above 0")
+    if config.store is not None and not config.store.parent.is_dir():
+        raise ConfigError(f"--store {config.store}: its folder is not there; make it, or name another file")
+
+
+def without_endpoints(recipe: Recipe) -> Recipe:
+    """What of a recipe decides what comes out: all but where models are served, and how patiently they are asked."""
+
+    def bare(model: Model) -> Model:
+        return dataclasses.replace(model, endpoints=(), seconds=Model.seconds, tries=Model.tries)
+
+    return dataclasses.replace(
+        recipe,
+        teacher=bare(recipe.teacher),
+        strong=tuple(dataclasses.replace(one, model=bare(one.model)) for one in recipe.strong),
+        disambiguator=None if recipe.disambiguator is None else bare(recipe.disambiguator),
+        judge=None if recipe.judge is None else bare(recipe.judge),
+    )
+
+
+def _check_folders(recipe: Recipe, where: str) -> None:
+    if not recipe.data:
+        raise ConfigError(f"{where}: data names no folder; name one or more with data.jsonl and images")
+    names: dict[str, Path] = {}
+    for kind, folders in (("data", recipe.data), ("evaluation", recipe.evaluation)):
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(f"{where}: {kind}: {folder} is not a folder; name one with data.jsonl and images")
+    pool = [folder.resolve() for folder in recipe.data]
+    for folder in pool:
+        if folder.name in names:
+            raise ConfigError(f"{where}: data: two folders are called {folder.name!r}; rename or link one of them")
+        names[folder.name] = folder
+    for folder in recipe.evaluation:
+        if folder.resolve() in pool:
+            raise ConfigError(f"{where}: {folder} is data and evaluation too; leave it out of one of them")
+
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+
+
+def _check_model(model: Model, where: str, environ: Mapping[str, str]) -> None:
+    if not model.name:
+        raise ConfigError(f"{where} has no name; give the one that goes into requests")
+    if not model.endpoints:
+        raise ConfigError(f"{where} has no endpoints; name one, such as `endpoints: [{{url: http://HOST/v1}}]`")
+    try:
+        _ = model.fields
+        for endpoint in model.endpoints:
+            check_address(endpoint.url, key="a key stands in the environment variable that `key` names")
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    for endpoint in model.endpoints:
+        if endpoint.key is None:
+            continue
+        # What stands there by mistake may be the key itself: it is not shown.
+        if not _VARIABLE.fullmatch(endpoint.key):
+            raise ConfigError(f"{where}: key must be the name of an environment variable, such as TEACHER_KEY: capital "
+                              "letters, digits and _; the key itself does not stand in the recipe")  # fmt: skip
+        if not environ.get(endpoint.key, "").strip():
+            raise ConfigError(f"{where}: the environment variable {endpoint.key} is not set; set it to the key of "
+                              f"{endpoint.url}, or leave key out")  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
 import tyro
 
@@ -14,8 +13,8 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, OnResume, Range, check_fields
 from prism_megatron.config.stages.data import STRUCTURED_SYSTEM_PROMPT, DataConfig
 from prism_megatron.config.stages.rewards import RewardsConfig
+from prism_megatron.config.tools.requests import check_address, request_fields
 from prism_megatron.errors import ConfigError
-from prism_megatron.strict_json import parse_json
 
 API_KEY = "PRISM_EVALUATE_API_KEY"
 """Variable with an endpoint's key; without it none is sent."""
@@ -51,18 +50,8 @@ class EndpointConfig:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Those of --request-fields. Raises ConfigError for anything but a JSON object."""
-        if self.request_fields is None:
-            return {}
-        try:
-            found = parse_json(self.request_fields)
-        except ValueError as error:
-            raise ConfigError(f"--request-fields {self.request_fields!r} is no JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise ConfigError(
-                f"--request-fields {self.request_fields!r} must be an object, such as '{{\"top_k\": -1}}'"
-            )
-        return found
+        """Those of --request-fields. Raises ConfigError for anything but a JSON object without what is not for it."""
+        return request_fields(self.request_fields, named="--request-fields")
 
 
 @dataclass(frozen=True)
@@ -183,20 +172,11 @@ def _check_sets(config: EvaluateConfig) -> None:
 
 def _check_endpoint(config: EvaluateConfig, url: str) -> None:
     endpoint = config.endpoint
-    try:
-        parts = urlsplit(url)
-        named, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigError(f"{url} is no URL: {error}") from error
-    if not named or port == 0 or parts.query or parts.fragment or parts.username is not None:
-        raise ConfigError(f"{parts.scheme}://{named}… must be a host and a path alone, such as http://HOST/v1; a key "
-                          f"stands in {API_KEY}")  # fmt: skip
+    check_address(url, key=f"a key stands in {API_KEY}")
     if endpoint.served_model is None:
         raise ConfigError("--served-model is needed: the name that the endpoint knows the model by")
     if config.ranks > 1:
         raise ConfigError(f"--ranks {config.ranks}: an endpoint is asked by one process; see --requests-at-once")
     if endpoint.served_files is None and (config.min_pixels or config.max_pixels):
         raise ConfigError("--min-pixels and --max-pixels need --served-files: how images are cut depends on the model")
-    reserved = {"messages", "model", "n", "stream"} & endpoint.fields.keys()
-    if reserved:
-        raise ConfigError(f"--request-fields: {min(reserved)} is not for it to say; leave it out")
+    _ = endpoint.fields

@@ -72,6 +72,15 @@ def image_kind(stored: Stored) -> str:
     return _read(stored, lambda image: image.format or "")
 
 
+def plain_format(stored: Stored) -> str | None:
+    """The format, such as ``PNG``, of a file in which every reader sees the same; None for any other.
+
+    It holds one picture, upright, opaque, of 8 bits a colour. All pixels are read. Raises ImageError as
+    :func:`open_image`.
+    """
+    return _read(stored, _plain_format)
+
+
 def look_at(paths: Sequence[Path], *, pixels: bool, advance: Callable[[int], None] = lambda _count: None) -> list[Seen]:
     """What a check before the first step sees of each file: of its header or, with ``pixels``, of all of it.
 
@@ -132,6 +141,13 @@ def _pixels(image: Image.Image) -> Image.Image:
     _check_size(image)  # some formats know their size only now
     upright = eight_bit(image)
     return upright.copy() if turn is None else upright.transpose(turn)
+
+
+def _plain_format(image: Image.Image) -> str | None:
+    is_one = getattr(image, "n_frames", 1) == 1 and _orientation(image) == 1
+    is_plain_mode = image.mode in ("1", "L", "P", "RGB") and not image.has_transparency_data
+    image.load()
+    return image.format if is_one and is_plain_mode else None
 
 
 def _orientation(image: Image.Image) -> int:

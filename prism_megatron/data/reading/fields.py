@@ -39,14 +39,14 @@ def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
     Raises DataError for a file that cannot be read, or whose first bytes are of another encoding than UTF-8.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1 and (other := other_encoding(line)) is not None:
+                    raise DataError(f"{path}:1: the file is encoded in {other}; save it as UTF-8")
+                if line.strip():
+                    yield f"{path}:{number}", line.removesuffix(b"\n")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    if (other := other_encoding(data)) is not None:
-        raise DataError(f"{path}:1: the file is encoded in {other}; save it as UTF-8")
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", line
 
 
 def object_of(line: bytes, keys: Sequence[str], where: str, *, may_have: Sequence[str] = ()) -> dict[str, Any]:

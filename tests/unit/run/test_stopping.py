@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from prism_megatron.parallel import collectives
 from prism_megatron.run import stopping
 from prism_megatron.run.stopping import Stopping
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "all_gather_objects", lambda value: [value])
+    monkeypatch.setattr(collectives, "all_gather_objects", lambda value: [value])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -32,7 +33,7 @@ def test_a_signal_is_a_wish_inside_and_what_it_was_outside(number: signal.Signal
 
 def test_the_first_rank_that_wishes_speaks_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claim: one rank's wish is everybody's, also of ranks that heard nothing."""
-    monkeypatch.setattr(stopping, "all_gather_objects", lambda _own: [None, "SIGTERM", "SIGINT"])
+    monkeypatch.setattr(collectives, "all_gather_objects", lambda _own: [None, "SIGTERM", "SIGINT"])
     assert Stopping().agreed() == "SIGTERM"
 
 
