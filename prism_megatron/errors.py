@@ -45,6 +45,20 @@ class RolloutError(PrismError):
     """A rollout server cannot be reached, refuses, or answers with what the protocol does not allow."""
 
 
+class EndpointError(PrismError):
+    """No endpoint of a model can be reached, or all ask not to be asked for long."""
+
+
+class SpentError(PrismError):
+    """Answers of endpoints have cost what they may. All of them are stored, and the same command goes on."""
+
+    status = 3
+
+
+class StoreError(PrismError):
+    """A store of responses is damaged, of another version, or cannot be shared where it lies."""
+
+
 class RewardError(PrismError):
     """A reward cannot be worked out: of a user's function, or of the processes that check answers."""
 

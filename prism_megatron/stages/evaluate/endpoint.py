@@ -23,8 +23,9 @@ from prism_megatron.conversion.checkpoints.folder import files_folder
 from prism_megatron.conversion.checkpoints.model_names import folder_of
 from prism_megatron.data.pictures.colours import to_rgb
 from prism_megatron.data.render import Renderer
+from prism_megatron.endpoints.chat import key_of
 from prism_megatron.errors import ConfigError
-from prism_megatron.stages.evaluate.chat_http import ChatClient, RefusedError, Reply, UnansweredError
+from prism_megatron.stages.evaluate.chat_client import ChatClient, RefusedError, Reply, UnansweredError
 from prism_megatron.stages.evaluate.policy import Settings, prompt_of, settings_of, too_long
 from prism_megatron.stages.evaluate.questions import Batch, Question
 from prism_megatron.stages.evaluate.said import Said, until_it_goes_on
@@ -189,14 +190,6 @@ def _seed(seed: int, key: int, name: str, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") % 2**31
 
 
-def key_of(told: str) -> str | None:
-    """The key as it is sent. Raises ConfigError, which does not say it, for one that no header can hold."""
-    key = told.strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"{API_KEY} holds what is no key: characters that are not printable ASCII; set it anew")
-    return key or None
-
-
 def build_endpoint_asker(config: EvaluateConfig, url: str, *, has_answered: bool) -> EndpointAsker:
     """For an endpoint, which is not asked yet; ``has_answered`` as there.
 
@@ -210,7 +203,7 @@ def build_endpoint_asker(config: EvaluateConfig, url: str, *, has_answered: bool
     assert endpoint.served_model is not None, "the checks ask for --served-model"
     client = ChatClient(
         url,
-        api_key=key_of(os.environ.get(API_KEY, "")),
+        api_key=key_of(os.environ.get(API_KEY, ""), API_KEY),
         seconds=endpoint.request_seconds,
         attempts=endpoint.request_attempts,
     )
