@@ -44,6 +44,8 @@ setup(
                 "drift",
                 "visual_reliance",
                 "pipeline",
+                "curate",
+                "make_pairs",
             )
         ]
     },
@@ -77,10 +79,14 @@ setup(
         "parquet": ["pyarrow"],
         # Static embeddings by which texts are compared (prism-drift); only its files are read.
         "drift": ["wordllama==0.4.0.post1"],
+        # Duplicates among problems (prism-curate): MinHash of texts, perceptual hashes of pictures.
+        "curate": ["datasketch>=2", "ImageHash>=4.3"],
         # Where rows may go beside metrics.jsonl (--log-to).
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
         "dev": [
+            "ImageHash>=4.3",
+            "datasketch>=2",
             "hypothesis",
             "import-linter",
             "mypy",

@@ -28,6 +28,8 @@ COMMANDS = (
     "drift",
     "visual-reliance",
     "pipeline",
+    "curate",
+    "make-pairs",
 )
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""
 

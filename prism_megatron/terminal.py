@@ -165,6 +165,8 @@ def run(name: str) -> int:
     drift,
     visual_reliance,
     pipeline,
+    curate,
+    make_pairs,
 ) = (
     partial(run, name)
     for name in (
@@ -184,6 +186,8 @@ def run(name: str) -> int:
         "drift",
         "visual_reliance",
         "pipeline",
+        "curate",
+        "make_pairs",
     )
 )
 """The console scripts."""

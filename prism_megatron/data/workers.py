@@ -14,7 +14,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -42,19 +42,25 @@ class _Failure(NamedTuple):
 
 
 def in_workers(
-    function: Callable[[ItemT], ResultT], items: Iterator[ItemT], *, workers: int, ahead: int
+    function: Callable[[ItemT], ResultT],
+    items: Iterator[ItemT],
+    *,
+    workers: int,
+    ahead: int,
+    preload: Sequence[str] = PRELOAD,
 ) -> Iterator[ResultT]:
     """``function`` of every item, in their order, worked out by so many processes (0: this one).
 
     It is sent to each of them once. Of every worker ``ahead`` items are out at a time, which is also how many results
-    wait. Closing the iterator ends the processes. Raises DataError if one of them is ended from outside.
+    wait. Closing the iterator ends the processes. ``preload`` names modules that the first fork server of this process
+    imports for all of them. Raises DataError if one of them is ended from outside.
     """
     if not workers:
         yield from map(function, items)
         return
     pool: list[_Worker] = []
     try:
-        context = _context()
+        context = _context(preload)
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, function, ahead), daemon=True)
@@ -74,13 +80,13 @@ def in_workers(
         _end(pool)
 
 
-def _context() -> ForkServerContext:
+def _context(preload: Sequence[str]) -> ForkServerContext:
     """Forked from a server without threads, and without what CUDA keeps of a process.
 
     A rank that was itself forked from a server has its workers forked from the same one, with all imports done there.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOAD))
+    context.set_forkserver_preload(list(preload))
     return context
 
 
