@@ -64,8 +64,9 @@ class Curation:
                 if self.is_done(step):
                     self._parts.say(f"{step}: done before")
                 elif step == "write":
-                    write_sets(self._folder, split_file(self._folder))
-                    self._parts.say("write: done")
+                    counts = write_sets(self._folder, split_file(self._folder))
+                    said = " and ".join(f"{count} in {name}" for name, count in counts.items())
+                    self._parts.say(f"write: {said}")
                 else:
                     self._play(step, asker)
                 if step == self._config.until:

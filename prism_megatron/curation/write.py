@@ -55,8 +55,8 @@ class SetWriter:
         self._provenance.close()
 
 
-def write_sets(folder: Path, source: Path) -> None:
-    """Write the rows of the split's file into ``folder``; a set without records is not written.
+def write_sets(folder: Path, source: Path) -> dict[str, int]:
+    """Write the rows of the split's file into ``folder``, and count them by set; one without records is not written.
 
     Raises DataError for an image that is gone, DiskError for what the disk does not take.
     """
@@ -80,6 +80,7 @@ def write_sets(folder: Path, source: Path) -> None:
     path = folder / WRITTEN
     with writing(path):
         write_atomically(path, f"{json.dumps({name: counts[name] for name in SETS})}\n")
+    return {name: counts[name] for name in SETS}
 
 
 def split_file(folder: Path) -> Path:
