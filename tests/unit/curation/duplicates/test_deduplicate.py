@@ -78,7 +78,7 @@ def test_answers_pictures_and_words_make_problems_near(tmp_path: Path) -> None:
 def test_a_problem_is_held_against_kept_ones_alone(tmp_path: Path) -> None:
     """Claim: of three problems of which neighbours are near, the first and the last stay, in one block or in three."""
     words = [f"w{i}" for i in range(20)]
-    texts = [" ".join(words[i : i + 16]) for i in (0, 1, 4)]
+    texts = [" ".join(words[i : i + 16]) for i in range(3)]
     pool = [record(tmp_path, f"p{i}", picture(1), text, "yes") for i, text in enumerate(texts)]
     wanted = [Verdict(0), Verdict(1, "near", "p0"), Verdict(2)]
     assert search(pool, tmp_path) == wanted
@@ -147,14 +147,14 @@ def test_a_file_is_looked_at_once_and_a_record_takes_few_bytes(
         return sketch_picture(path)
 
     monkeypatch.setattr(hashes, "sketch_picture", counted)
-    one, other = scenes(tmp_path, 2)
+    one, other, *more = scenes(tmp_path, 8)
     copy = tmp_path / "copy.png"
     copy.write_bytes(one.image.read_bytes())
-    pool = [one, replace(one, id="b", image=copy), other, replace(one, id="c", question="long " * 10_000), other]
+    pool = [one, replace(one, id="b", image=copy), other, replace(one, id="c", question="long " * 10_000), other, *more]
     with Scratch.inside(tmp_path) as scratch:
         found = hashes_of(giving([one]), giving(pool), scratch, overlap=0.8, workers=0)
-    assert seen == [one.image, other.image]
-    assert found.picture_N.tolist() == [0, 0, 0, 1, 0, 1] and len(found) == 6
+    assert seen == [one.image, other.image, *(each.image for each in more)]
+    assert found.picture_N.tolist() == [0, 0, 0, 1, 0, 1, *range(2, 8)] and len(found) == 12
     taken = sum(values.nbytes for values in vars(found).values() if isinstance(values, np.ndarray))
     assert taken <= 140 * len(found)
 

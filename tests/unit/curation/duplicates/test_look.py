@@ -62,6 +62,18 @@ def test_a_changed_picture_looks_alike_and_another_does_not(
     assert together[0] == found and together[2] == 0
 
 
+def test_a_page_of_small_print_looks_alike_when_it_is_small(tmp_path: Path) -> None:
+    """Claim: where places would have few pixels, fewer places are compared, and thin strokes stay where they are."""
+    page = Image.new("RGB", (240, 150), WHITE)
+    draw = ImageDraw.Draw(page)
+    for line in range(10):
+        draw.text((5, 5 + 14 * line), "thin strokes side by side, a few at a time", fill=BLACK, font_size=11)
+    small = [page.resize((72, 45), how) for how in (Image.Resampling.LANCZOS, Image.Resampling.BOX)]
+    original, *others = looks(tmp_path, page, *small)
+    found = differences(np.stack([original, original]), np.stack(others))
+    assert found.max() < 20
+
+
 def test_blank_pictures_of_other_colours_look_different(tmp_path: Path) -> None:
     """Claim: a picture without anything in it is not fitted to just any other."""
     black, white, blue = looks(tmp_path, *(Image.new("RGB", (50, 50), colour) for colour in (BLACK, WHITE, BLUE)))
