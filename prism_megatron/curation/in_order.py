@@ -11,14 +11,20 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-_AHEAD = 4
+_AHEAD = 1000
+"""Results that may wait for an earlier one: a call that gets no answer holds up its own problem for hours."""
 _POLL_SECONDS = 0.2
 
 
 def in_order(
-    work: Callable[[T], R], items: Iterable[T], *, threads: int, check_going_on: Callable[[], object] = lambda: None
+    work: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    threads: int,
+    ahead: int = _AHEAD,
+    check_going_on: Callable[[], object] = lambda: None,
 ) -> Iterator[R]:
-    """The results of ``work`` in the order of ``items``, of which four for each thread are taken ahead at most.
+    """The results of ``work`` in the order of ``items``, of which ``threads`` and ``ahead`` more are taken at most.
 
     ``check_going_on`` is called now and then, in the caller's thread. What it, ``items`` or ``work`` raises ends all:
     what was not begun is not, what was is waited for.
@@ -27,7 +33,7 @@ def in_order(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="problems")
     under_way: deque[Future[R]] = deque()
     try:
-        under_way.extend(pool.submit(work, item) for item in islice(source, _AHEAD * threads))
+        under_way.extend(pool.submit(work, item) for item in islice(source, threads + ahead))
         while under_way:
             yield _result(under_way.popleft(), check_going_on)
             under_way.extend(pool.submit(work, item) for item in islice(source, 1))

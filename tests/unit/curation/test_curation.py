@@ -416,7 +416,7 @@ def test_memory_of_window_is_bounded(tmp_path: Path) -> None:
             yield number
 
     done = 0
-    for result in in_order(lambda one: one * 2, items(), threads=3):
+    for result in in_order(lambda one: one * 2, items(), threads=3, ahead=9):
         assert result == 2 * done
         done += 1
         most = max(most, taken - done)
