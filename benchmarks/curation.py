@@ -33,7 +33,7 @@ from prism_megatron.curation.duplicates.step import deduplicate
 from prism_megatron.curation.identity import STORE
 from prism_megatron.curation.run import curate
 from prism_megatron.curation.steps import Parts
-from prism_megatron.curation.store import Claim, Store
+from prism_megatron.curation.storage.store import Claim, Store
 from prism_megatron.data.segments import response_text
 
 PAPER_PROBLEMS = 113_000

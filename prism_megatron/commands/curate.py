@@ -66,7 +66,7 @@ def _parts(config: CurateConfig, recipe: Recipe, stopping: Stopping, folder: Pat
 @contextmanager
 def _endpoints(config: CurateConfig, recipe: Recipe, store: Path) -> Iterator[Asker]:
     from prism_megatron.curation.client.caller import Caller
-    from prism_megatron.curation.store import Store
+    from prism_megatron.curation.storage.store import Store
 
     with (
         closing(Store(store)) as opened,

@@ -22,7 +22,7 @@ from prism_megatron.curation.client.place import Seat
 from prism_megatron.curation.client.prices import Tokens, estimate
 from prism_megatron.curation.client.responses import response_to
 from prism_megatron.curation.client.roles import Role, build_roles
-from prism_megatron.curation.store import Claim, Store
+from prism_megatron.curation.storage.store import Claim, Store
 from prism_megatron.endpoints.chat import LIMIT_BYTES, refuses_all_because
 from prism_megatron.endpoints.loop import LoopThread
 from prism_megatron.endpoints.outcomes import ComeAgain, Outcome, RefusesAll

@@ -15,7 +15,7 @@ from prism_megatron.config.tools.curate import Endpoint, Model
 from prism_megatron.curation.calls import Call, Response, user_turn
 from prism_megatron.curation.client.caller import Caller
 from prism_megatron.curation.client.pace import Pace
-from prism_megatron.curation.store import Store
+from prism_megatron.curation.storage.store import Store
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 QUICK = Pace(first_pause=0.01, longest_pause=0.05, poll=0.01)

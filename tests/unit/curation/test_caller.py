@@ -18,7 +18,7 @@ from prism_megatron.config.tools.curate import Endpoint, Model, Recipe, Strong
 from prism_megatron.curation.calls import Response
 from prism_megatron.curation.client.caller import Caller
 from prism_megatron.curation.client.roles import models_of
-from prism_megatron.curation.store import Store
+from prism_megatron.curation.storage.store import Store
 from prism_megatron.errors import ConfigError, PrismError, SpentError, StoreError
 from tests.unit.curation.asking import QUICK, answers, call, caller, model
 from tests.unit.curation.mock_teacher import LASTING, PASSING, SAYING, Script, demonstration, gold, mock_teacher

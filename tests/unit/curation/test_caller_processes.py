@@ -11,7 +11,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from prism_megatron.curation.store import Store
+from prism_megatron.curation.storage.store import Store
 from tests.conftest import SEED
 from tests.unit.curation.asking import call
 from tests.unit.curation.mock_teacher import MockTeacher, Script, digest_of, mock_teacher

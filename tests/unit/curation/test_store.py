@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.curation.calls import Call, Response, user_turn
-from prism_megatron.curation.compact import compact_request
-from prism_megatron.curation.store import Claim, Store, Totals
+from prism_megatron.curation.storage.compact import compact_request
+from prism_megatron.curation.storage.store import Claim, Store, Totals
 from prism_megatron.errors import DiskError, StoreError
 from tests.unit.curation.asking import IMAGE, call
 
@@ -29,7 +29,7 @@ RESPONSE = Response("answered", "four\0 ☃", "stop", 10, 5, 0.25, "http://a/v1"
 HOLDER = """
 import sys
 from pathlib import Path
-from prism_megatron.curation.store import Store
+from prism_megatron.curation.storage.store import Store
 store = Store(Path(sys.argv[1]))
 print(store.claim(sys.argv[2]).result().name, flush=True)
 sys.stdin.read()
@@ -38,7 +38,7 @@ FILLER = """
 import resource, signal, sys
 from pathlib import Path
 from prism_megatron.curation.calls import Response
-from prism_megatron.curation.store import Store
+from prism_megatron.curation.storage.store import Store
 from prism_megatron.errors import DiskError
 from tests.unit.curation.asking import call
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from prism_megatron.curation.calls import Call, Response
-from prism_megatron.curation.claims import Claimant
-from prism_megatron.curation.compact import compact_request
-from prism_megatron.curation.database import connect, errors_of, open_database
-from prism_megatron.curation.writer import Writer
+from prism_megatron.curation.storage.claims import Claimant
+from prism_megatron.curation.storage.compact import compact_request
+from prism_megatron.curation.storage.database import connect, errors_of, open_database
+from prism_megatron.curation.storage.writer import Writer
 
 _COLUMNS = "kind, text, finish, prompt_tokens, answer_tokens, cost, endpoint, tries"
 _BILLION = 10**9

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prism_megatron.curation.claims import lock
+from prism_megatron.curation.storage.claims import lock
 from prism_megatron.disk import writing
 from prism_megatron.errors import DiskError, StoreError
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prism_megatron.curation.database import connect, error_of, errors_of
+from prism_megatron.curation.storage.database import connect, error_of, errors_of
 from prism_megatron.errors import PrismError, StoreError
 
 _AT_ONCE = 256
