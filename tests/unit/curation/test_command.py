@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,10 @@ def test_of_two_thousand_exactly_those_survive_that_should(tmp_path: Path) -> No
     check_whole(2000, tmp_path)
 
 
+def came_or_ended(teacher: MockTeacher, until: int, process: subprocess.Popen[bytes]) -> bool:
+    return len(teacher.log) >= until or process.poll() is not None
+
+
 @pytest.mark.long
 def test_kills_cost_nothing(tmp_path: Path) -> None:
     """Claim: killed at random by SIGKILL, the command goes on, no response that was stored is asked for again, and the
@@ -174,7 +179,7 @@ def test_kills_cost_nothing(tmp_path: Path) -> None:
         for _ in range(kills):
             until = len(teacher.log) + draw.randrange(5, 50)
             process = subprocess.Popen([*words, "--workers", "1"], env=os.environ, stdout=subprocess.DEVNULL)
-            wait_for(lambda until=until, process=process: len(teacher.log) >= until or process.poll() is not None)
+            wait_for(partial(came_or_ended, teacher, until, process))
             process.send_signal(signal.SIGKILL)
             process.wait()
         assert curate(recipe, out) == 0
