@@ -179,9 +179,12 @@ def test_kills_cost_nothing(tmp_path: Path) -> None:
         for _ in range(kills):
             until = len(teacher.log) + draw.randrange(5, 50)
             process = subprocess.Popen([*words, "--workers", "1"], env=os.environ, stdout=subprocess.DEVNULL)
-            wait_for(partial(came_or_ended, teacher, until, process))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            try:
+                # A process that begins on a busy machine loads its libraries for tens of seconds.
+                wait_for(partial(came_or_ended, teacher, until, process), seconds=300.0)
+            finally:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
         assert curate(recipe, out) == 0
         # What was under way at a kill was not stored, and only that is asked again.
         again = len(teacher.log) - len({one.digest for one in teacher.log})
