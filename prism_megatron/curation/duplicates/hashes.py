@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prism_megatron.curation.duplicates.bands import BYTES_OF_A_BAND, bands_of, number_of_bands, values_of_a_band
-from prism_megatron.curation.duplicates.look import sketch_picture
+from prism_megatron.curation.duplicates.look import NO_SKETCH, sketch_picture
 from prism_megatron.curation.duplicates.scratch import Scratch
 from prism_megatron.curation.duplicates.words import answer_of, is_telling, plain_text, shingles_of, words_of
 from prism_megatron.data.formats.repeats import id_hash
@@ -47,6 +47,8 @@ class Hashes:
     """the picture's number among those that are another file"""
     pixels_P: npt.NDArray[np.uint64]
     perceptual_P: npt.NDArray[np.uint64]
+    unreadable_P: npt.NDArray[np.bool_]
+    """pictures that cannot be read, which are like no other"""
 
     def __len__(self) -> int:
         return len(self.text_N)
@@ -85,7 +87,8 @@ def hashes_of(evaluation: Records, problems: Records, scratch: Scratch, *, overl
     """Read all of them, and leave questions and looks in ``scratch``.
 
     ``overlap`` is the Jaccard index from which on texts have to share a band. Raises ConfigError without the extra,
-    DataError, naming the record, for a picture that cannot be read, and DiskError.
+    DataError, naming the record, for a file that cannot be opened and an evaluation's picture that cannot be read, and
+    DiskError.
     """
     check_installed()
     values = values_of_a_band(overlap)
@@ -114,7 +117,10 @@ def hashes_of(evaluation: Records, problems: Records, scratch: Scratch, *, overl
         telling.append(one.telling)
         bands += one.bands
     contents, picture = _numbered(_array(content))
-    pixels, perceptual = _sketched(chain(evaluation(), problems()), contents, scratch, workers=workers)
+    sketches = _sketched(
+        chain(evaluation(), problems()), contents, scratch, num_evaluation=num_evaluation, workers=workers
+    )
+    pixels, perceptual, unreadable = sketches
     num_bands = number_of_bands(values)
     assert len(bands) == len(text) * num_bands * BYTES_OF_A_BAND
     return Hashes(
@@ -126,6 +132,7 @@ def hashes_of(evaluation: Records, problems: Records, scratch: Scratch, *, overl
         picture_N=picture,
         pixels_P=_array(pixels),
         perceptual_P=_array(perceptual),
+        unreadable_P=np.frombuffer(bytes(unreadable), dtype=np.bool_),
     )
 
 
@@ -159,10 +166,15 @@ def _numbered(content_N: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64],
 
 
 def _sketched(
-    records: Iterator[Record], first_P: npt.NDArray[np.int64], scratch: Scratch, *, workers: int
-) -> tuple[array[int], array[int]]:
+    records: Iterator[Record],
+    first_P: npt.NDArray[np.int64],
+    scratch: Scratch,
+    *,
+    num_evaluation: int,
+    workers: int,
+) -> tuple[array[int], array[int], bytearray]:
     """Look at the pictures of the records ``first_P``. Raises DataError as :func:`hashes_of`."""
-    pixels, perceptual = array("Q"), array("Q")
+    pixels, perceptual, unreadable = array("Q"), array("Q"), bytearray()
     scratch.flush()
 
     def chosen() -> Iterator[Path]:
@@ -176,13 +188,16 @@ def _sketched(
                 next_one = next(wanted, None)
 
     for number, one in enumerate(in_workers(sketch_picture, chosen(), workers=workers, ahead=_AHEAD, preload=_PRELOAD)):
+        unreadable.append(isinstance(one, str))
         if isinstance(one, str):
-            raise DataError(f"{scratch.question(int(first_P[number])).where}: field image: {one}")
+            if first_P[number] < num_evaluation:
+                raise DataError(f"{scratch.question(int(first_P[number])).where}: field image: {one}")
+            one = NO_SKETCH
         pixels.append(one.pixels)
         perceptual.append(one.perceptual)
         scratch.add_look(one.look)
     scratch.flush()
-    return pixels, perceptual
+    return pixels, perceptual, unreadable
 
 
 def _array(values: array[int]) -> npt.NDArray[np.uint64]:

@@ -45,6 +45,10 @@ class Sketch(NamedTuple):
     """``LOOK_BYTES`` long"""
 
 
+NO_SKETCH = Sketch(0, 0, bytes(LOOK_BYTES))
+"""In the place of one of a picture that cannot be read."""
+
+
 def sketch_picture(path: Path) -> Sketch | str:
     """The sketch of an image file, or why there is none."""
     from imagehash import phash

@@ -21,9 +21,9 @@ from prism_megatron.curation.duplicates.hashes import Hashes, Records, hashes_of
 from prism_megatron.curation.duplicates.rule import Mask, Numbers, Rule
 from prism_megatron.curation.duplicates.scratch import Scratch
 
-Reason = Literal["the same as", "near", "near evaluation record"]
-_REASONS: tuple[Reason, ...] = ("the same as", "near", "near evaluation record")
-_KEPT, _SAME, _NEAR, _EVALUATION = range(4)
+Reason = Literal["the same as", "near", "near evaluation record", "an image that cannot be read"]
+_REASONS: tuple[Reason, ...] = ("the same as", "near", "near evaluation record", "an image that cannot be read")
+_KEPT, _SAME, _NEAR, _EVALUATION, _UNREADABLE = range(5)
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -39,7 +39,7 @@ class Verdict:
     reason: Reason | None = None
     """why it is refused; None where it is kept"""
     other: str = ""
-    """id of the problem that it is near to, or SOURCE/ID of an evaluation record"""
+    """id of the problem that it is near to, or SOURCE/ID of an evaluation record; empty for a bad image"""
 
     @property
     def kept(self) -> bool:
@@ -59,7 +59,7 @@ def deduplicate(
 
     ``workers`` processes (0: this one) hash texts and pictures. In ``folder`` about 5 kB a picture wait meanwhile, in a
     hidden folder that is removed at the end. Raises ConfigError without the extra ``curate``, DataError, naming the
-    record, for a picture that cannot be read, and DiskError.
+    record, for a file that cannot be opened and an evaluation's picture that cannot be read, and DiskError.
     """
     with Scratch.inside(folder) as scratch:
         hashes = hashes_of(evaluation, problems, scratch, overlap=rules.text_overlap, workers=workers)
@@ -77,7 +77,8 @@ class _Search:
         self._hashes, self._scratch, self._rule = hashes, scratch, rule
         self._perceptual = hashes.perceptual_P[hashes.picture_N]
         self._first_same = _first_of_each(hashes)
-        self._reason = np.zeros(len(hashes), dtype=np.uint8)
+        unreadable = hashes.unreadable_P[hashes.picture_N]
+        self._reason = np.where(unreadable, np.uint8(_UNREADABLE), np.uint8(_KEPT))
         self._other = np.zeros(len(hashes), dtype=np.int32)
 
     def verdicts(self) -> Iterator[Verdict]:
@@ -159,6 +160,8 @@ class _Search:
         position, reason = number - self._hashes.num_evaluation, int(self._reason[number])
         if reason == _KEPT:
             return Verdict(position)
+        if reason == _UNREADABLE:
+            return Verdict(position, _REASONS[reason - 1])
         other = self._scratch.question(int(self._other[number]))
         name = f"{other.source}/{other.id}" if reason == _EVALUATION else other.id
         return Verdict(position, _REASONS[reason - 1], name)

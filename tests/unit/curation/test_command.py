@@ -171,13 +171,13 @@ def came_or_ended(teacher: MockTeacher, until: int, process: subprocess.Popen[by
 def test_kills_cost_nothing(tmp_path: Path) -> None:
     """Claim: killed at random by SIGKILL, the command goes on, no response that was stored is asked for again, and the
     files are those of one that nothing interrupted."""
-    pool, out, kills = make_pool(tmp_path / "pool", 80), tmp_path / "out", 6
+    pool, out, kills = make_pool(tmp_path / "pool", 80), tmp_path / "out", 10
     script, draw = Script({"helped": 0.2, "wrong": 0.1, "truncated": 0.2, "broken": 0.1}), random.Random(20260)
     with mock_teacher(script, others=OTHERS, seconds=0.02) as teacher:
         recipe = write_recipe(tmp_path, teacher, pool, at_once=4)
         words = [sys.executable, "-m", "prism_megatron", "curate", "--config", str(recipe), "--output", str(out)]
         for _ in range(kills):
-            until = len(teacher.log) + draw.randrange(5, 50)
+            until = len(teacher.log) + draw.randrange(5, 30)
             process = subprocess.Popen([*words, "--workers", "1"], env=os.environ, stdout=subprocess.DEVNULL)
             try:
                 # A process that begins on a busy machine loads its libraries for tens of seconds.

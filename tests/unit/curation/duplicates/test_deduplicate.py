@@ -172,12 +172,21 @@ def test_what_it_kept_on_the_disk_is_gone(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_picture_that_cannot_be_read_is_an_error_that_names_the_record(tmp_path: Path) -> None:
+def test_a_problem_whose_picture_cannot_be_read_falls_alone(tmp_path: Path) -> None:
+    """Claim: it is like no other, not even like another one of that kind with its question; an evaluation's is an
+    error, and so is a file that is not there."""
     pool = scenes(tmp_path, 3)
     pool[1].image.write_bytes(b"\x89PNG\r\n\x1a\nnot")
+    again = replace(pool[1], id="again", image=tmp_path / "again.png")
+    again.image.write_bytes(b"\x89PNG\r\n\x1a\nnor this")
     for workers in (0, 1):
-        with pytest.raises(DataError, match=f"^{pool[1].where}: field image: .*cannot be read"):
-            search(pool, tmp_path, workers=workers)
+        found = search([*pool, again], tmp_path, workers=workers)
+        assert [one.reason for one in found] == [
+            None, "an image that cannot be read", None, "an image that cannot be read",
+        ]  # fmt: skip
+        assert [one.other for one in found] == [""] * 4
+    with pytest.raises(DataError, match=f"^{pool[1].where}: field image: .*cannot be read"):
+        search([pool[0]], tmp_path, evaluation=[pool[1]])
     pool[1].image.unlink()
     with pytest.raises(DataError, match=f"^{pool[1].where}: field image: .*No such file"):
         search(pool, tmp_path)
