@@ -187,15 +187,15 @@ def _sketched(
                 yield record.image
                 next_one = next(wanted, None)
 
-    for number, one in enumerate(in_workers(sketch_picture, chosen(), workers=workers, ahead=_AHEAD, preload=_PRELOAD)):
-        unreadable.append(isinstance(one, str))
-        if isinstance(one, str):
-            if first_P[number] < num_evaluation:
-                raise DataError(f"{scratch.question(int(first_P[number])).where}: field image: {one}")
-            one = NO_SKETCH
-        pixels.append(one.pixels)
-        perceptual.append(one.perceptual)
-        scratch.add_look(one.look)
+    sketches = in_workers(sketch_picture, chosen(), workers=workers, ahead=_AHEAD, preload=_PRELOAD)
+    for number, found in enumerate(sketches):
+        if isinstance(found, str) and first_P[number] < num_evaluation:
+            raise DataError(f"{scratch.question(int(first_P[number])).where}: field image: {found}")
+        sketch = NO_SKETCH if isinstance(found, str) else found
+        unreadable.append(sketch is NO_SKETCH)
+        pixels.append(sketch.pixels)
+        perceptual.append(sketch.perceptual)
+        scratch.add_look(sketch.look)
     scratch.flush()
     return pixels, perceptual, unreadable
 
