@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,8 @@ def test_threads_write_at_once(store: Store) -> None:
 def test_the_request_is_kept_without_its_pictures(store: Store) -> None:
     """Claim: what was asked can be read beside the response; a picture is told by the hash of its file."""
     put(store, call(3, number=7))
-    (kept,) = sqlite3.connect(store.path).execute("SELECT role, number, request FROM responses").fetchall()
+    with closing(sqlite3.connect(store.path)) as database:
+        (kept,) = database.execute("SELECT role, number, request FROM responses").fetchall()
     assert kept[:2] == ("teacher", 7)
     assert "[problem 3]" in kept[2] and IMAGE not in kept[2]
     assert "sha256:4c4b6a3be1314ab86138bef4314dde022e600960d8689a2c8f8631802d20dab6" in kept[2]

@@ -255,7 +255,7 @@ def test_a_loop_ends_what_is_under_way() -> None:
     async def last() -> None:
         ended.append("last")
 
-    future = loop.start(asyncio.sleep(600.0))
+    future = loop.start(asyncio.sleep(5.0))
     loop.close(last)
     loop.close(last)
     assert future.cancelled() and ended == ["last"] and threading.active_count() == before
