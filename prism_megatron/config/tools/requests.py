@@ -18,11 +18,16 @@ def check_address(url: str, *, key: str) -> None:
         parts = urlsplit(url)
         named, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"{url} is no URL: {error}") from error
+        raise ConfigError(f"{_shown(url)!r} is no URL: {error}") from error
     if parts.scheme not in _SCHEMES:
-        raise ConfigError(f"{url.partition('?')[0]!r} must be a URL such as http://HOST/v1")
+        raise ConfigError(f"{_shown(url)!r} must be a URL such as http://HOST/v1")
     if not named or port == 0 or parts.query or parts.fragment or parts.username is not None:
         raise ConfigError(f"{parts.scheme}://{named}… must be a host and a path alone, such as http://HOST/v1; {key}")
+
+
+def _shown(url: str) -> str:
+    """An address without what may be a secret in it."""
+    return url.partition("?")[0].partition("#")[0].rpartition("@")[2]
 
 
 def request_fields(text: str | None, *, named: str) -> dict[str, Any]:

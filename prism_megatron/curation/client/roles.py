@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from prism_megatron.config.tools.curate import Endpoint, Model, Recipe
+from prism_megatron.config.tools.curate import Endpoint, Model
+from prism_megatron.config.tools.requests import check_address
 from prism_megatron.curation.client.gate import Gate
 from prism_megatron.curation.client.pace import Pace
 from prism_megatron.curation.client.place import Place
@@ -22,16 +22,6 @@ class Role:
     name: str
     model: Model
     pool: Pool
-
-
-def models_of(recipe: Recipe) -> dict[str, Model]:
-    """By the names that calls have for them."""
-    models = {"teacher": recipe.teacher}
-    if recipe.disambiguator is not None:
-        models["disambiguator"] = recipe.disambiguator
-    if recipe.judge is not None:
-        models["judge"] = recipe.judge
-    return models | {f"strong {number}": strong.model for number, strong in enumerate(recipe.strong)}
 
 
 def build_roles(
@@ -86,13 +76,6 @@ def _key(role: str, endpoint: Endpoint, environment: Mapping[str, str]) -> str |
 def _check_address(role: str, url: str) -> None:
     """Raise ConfigError for anything but a host and a path; what may be a secret in it is not told."""
     try:
-        parts = urlsplit(url)
-        has_place = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError as error:
-        raise ConfigError(f"{role}: an endpoint's url is none ({error}); write http://HOST/v1") from error
-    if not has_place or "@" in parts.netloc or parts.query or parts.fragment:
-        shown = f"{parts.scheme}://{parts.hostname}…" if has_place else repr(url)
-        raise ConfigError(
-            f"{role}: {shown} must be a host and a path alone, such as http://HOST/v1; a key stands in an environment "
-            "variable, which the endpoint's key names"
-        )
+        check_address(url, key="a key stands in an environment variable, which the endpoint's key names")
+    except ConfigError as error:
+        raise ConfigError(f"{role}: {error}") from error

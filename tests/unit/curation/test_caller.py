@@ -17,7 +17,6 @@ import pytest
 from prism_megatron.config.tools.curate import Endpoint, Model, Recipe, Strong
 from prism_megatron.curation.calls import Response
 from prism_megatron.curation.client.caller import Caller
-from prism_megatron.curation.client.roles import models_of
 from prism_megatron.curation.storage.store import Store
 from prism_megatron.errors import ConfigError, EndpointError, SpentError, StoreError
 from tests.unit.curation.asking import QUICK, answers, call, caller, model
@@ -252,10 +251,10 @@ def test_the_served_model_is_what_is_asked_for(opened: Opened) -> None:
         ("http://user:secret@host/v1", "a host and a path alone"),
         ("http://host/v1?key=secret", "a host and a path alone"),
         ("http://host/v1#secret", "a host and a path alone"),
-        ("host/v1", "a host and a path alone"),
-        ("", "a host and a path alone"),
+        ("user:secret@host/v1", "'host/v1' must be a URL"),
+        ("", "must be a URL"),
         ("http://host:0/v1", "a host and a path alone"),
-        ("http://host:x/v1", "is none"),
+        ("http://user:secret@host:x/v1", "is no URL"),
     ],
 )
 def test_an_address_is_a_host_and_a_path(opened: Opened, url: str, words: str) -> None:
@@ -279,8 +278,8 @@ def test_what_is_missing_is_told_at_the_start(opened: Opened) -> None:
 def test_models_have_the_names_of_calls() -> None:
     one = Model(name="m")
     recipe = Recipe(teacher=one, judge=one, strong=(Strong(one), Strong(one)))
-    assert list(models_of(recipe)) == ["teacher", "judge", "strong 0", "strong 1"]
-    assert list(models_of(Recipe(disambiguator=one))) == ["teacher", "disambiguator"]
+    assert list(recipe.models) == ["strong 0", "strong 1", "teacher", "judge"]
+    assert list(Recipe(disambiguator=one).models) == ["teacher", "disambiguator"]
 
 
 def test_cost_is_that_of_the_tokens(opened: Opened) -> None:
