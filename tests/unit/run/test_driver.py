@@ -105,7 +105,7 @@ class Saves:
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prism_megatron.run.stopping.all_gather_objects", lambda value: [value])
+    monkeypatch.setattr("prism_megatron.parallel.collectives.all_gather_objects", lambda value: [value])
     monkeypatch.setattr("prism_megatron.run.driver.on_main", lambda work: work())
 
 
