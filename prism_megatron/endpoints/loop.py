@@ -18,6 +18,7 @@ class LoopThread:
         """``name`` is the thread's."""
         self._lock = threading.Lock()
         self._is_closed = False
+        self._under_way: set[Future[Any]] = set()
         self._at_end: tuple[Callable[[], Awaitable[None]], ...] = ()
         self._loop, self._ended = asyncio.new_event_loop(), asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -29,7 +30,11 @@ class LoopThread:
             if self._is_closed:
                 work.close()
                 raise RuntimeError(f"{self._thread.name} is closed")
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._under_way.add(future)
+        # Outside of the lock: where the work has ended already, this runs at once.
+        future.add_done_callback(self._forget)
+        return future
 
     def close(self, *at_end: Callable[[], Awaitable[None]]) -> None:
         """Cancel what is under way, run ``at_end`` in the loop one after the other, and end the thread."""
@@ -40,6 +45,10 @@ class LoopThread:
         self._at_end = at_end
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join()
+
+    def _forget(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._under_way.discard(future)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -52,9 +61,11 @@ class LoopThread:
 
     async def _serve(self) -> None:
         await self._ended.wait()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        # What was begun here is cancelled, and tasks that it has begun itself are its own to end.
+        with self._lock:
+            begun = tuple(self._under_way)
+        for future in begun:
+            future.cancel()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
         for last in self._at_end:
             await last()
