@@ -5,6 +5,7 @@ Blind spot: real endpoints, which count tokens in their own ways.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
 from concurrent.futures import CancelledError
@@ -328,6 +329,24 @@ def test_whoever_hears_that_all_is_spent_may_end(opened: Opened) -> None:
         with pytest.raises(SpentError):
             asker.ask(call(3)).result(30.0)
         assert slow.done() and opened.store().get(call(1).key) == slow.result()
+
+
+def test_what_is_not_yet_stored_is_spent_all_the_same(opened: Opened) -> None:
+    """Claim: while a response is on its way to the disk, no call begins in its place."""
+    with mock_teacher(only("right"), seconds=0.05) as teacher:
+        store, stored = opened.store(), threading.Event()
+        asker = caller(store, model(teacher.url, price_out=1e6, at_once=1), max_cost=1e-6)
+        first, second = asker.ask(call(1)), asker.ask(call(2))
+        wait_for(lambda: len(teacher.log) == 1)
+        store._writer.submit(lambda _: stored.wait(30.0))
+        wait_for(lambda: asker.counts.tries["answered"] == 1)
+        asker._loop.start(asyncio.sleep(0.05)).result(30.0)  # in which the second would take its place
+        stored.set()
+        assert first.result(30.0).answered
+        with pytest.raises(SpentError):
+            second.result(30.0)
+        assert len(teacher.log) == 1
+        asker.close()
 
 
 def test_a_store_that_cannot_be_written_ends_it(opened: Opened) -> None:
