@@ -16,6 +16,7 @@ from prism_megatron.curation.calls import Call, Response, user_turn
 from prism_megatron.curation.client.caller import Caller
 from prism_megatron.curation.client.pace import Pace
 from prism_megatron.curation.storage.store import Store
+from tests.unit.curation.mock_teacher import Script
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 QUICK = Pace(first_pause=0.01, longest_pause=0.05, poll=0.01)
@@ -59,6 +60,33 @@ def main() -> None:
         print(problem, future.result().kind, flush=True)
     asker.close()
     store.close()
+
+
+class Opened:
+    """Stores and callers that are closed at the end of a test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "store.sqlite"
+        self._stores: list[Store] = []
+        self._callers: list[Caller] = []
+
+    def store(self) -> Store:
+        self._stores.append(Store(self.path))
+        return self._stores[-1]
+
+    def caller(self, *models: Model, **settings: Any) -> Caller:
+        self._callers.append(caller(self.store(), *models, **settings))
+        return self._callers[-1]
+
+    def close(self) -> None:
+        for asker in self._callers:
+            asker.close()
+        for store in self._stores:
+            store.close()
+
+
+def only(behaviour: str) -> Script:
+    return Script({behaviour: 1.0}, mends=0.0)
 
 
 if __name__ == "__main__":

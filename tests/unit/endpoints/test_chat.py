@@ -159,13 +159,13 @@ def test_the_deadline_is_for_all_of_a_try() -> None:
     def drip(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
         while True:
-            time.sleep(0.02)  # slow on purpose
+            time.sleep(0.02)  # the server drips: how slowly does not matter, no more than it never ends
             connection.sendall(b"x")
 
     def drip_body(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
         while True:
-            time.sleep(0.02)  # slow on purpose
+            time.sleep(0.02)  # the server drips: how slowly does not matter, no more than it never ends
             connection.sendall(b"x")
 
     for serve in (drip, drip_body):
@@ -180,8 +180,8 @@ def test_a_connection_that_ends_early_is_told_from_none() -> None:
     with raw_server(lambda connection: connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"ch')) as url:
         dropped = tried(url)
     assert isinstance(dropped, ComeAgain) and dropped.reached
-    for nowhere in (url, "ftp://127.0.0.1/v1", "http://[/v1"):
-        outcome = tried(nowhere)
+    for address in (url, "ftp://127.0.0.1/v1", "http://[/v1"):
+        outcome = tried(address)
         assert isinstance(outcome, ComeAgain) and not outcome.reached, outcome
     with raw_server(lambda connection: [*iter(lambda: connection.recv(100), b"")]) as url:
         silent = tried(url, silence_seconds=0.2)
