@@ -193,3 +193,18 @@ def files_of(folder: Path) -> dict[str, bytes]:
     """All files that a curation leaves, but for its lock."""
     return {str(one.relative_to(folder)): one.read_bytes() for one in sorted(folder.rglob("*"))
             if one.is_file() and one.name != ".lock"}  # fmt: skip
+
+
+def respond(call: Call) -> Response | str:
+    """A world with a bit of everything, by the problem's name alone."""
+    name = name_of(call)
+    right = "B" if name == "chosen" else name[1:] or "3"
+    if call.role.startswith("strong"):
+        return f"<answer>{right}</answer>" if name == "p11" and call.number else "<answer>none</answer>"
+    if name == "p1" and call.number < 2:
+        return answered("cut", finish="length")
+    if name == "p2":
+        return "never a tag"
+    if name in ("p3", "p4") and not is_told(call):
+        return good("99")
+    return good("98" if name == "p4" else right, caption=f"The picture of {name} has ünïcode dots.")
