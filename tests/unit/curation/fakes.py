@@ -85,6 +85,10 @@ class FakeAsker:
             self.calls.append(call)
         return self._pool.submit(self._answer, call)
 
+    def close(self) -> None:
+        """The process is gone, and what its threads were at: what is counted afterwards stays as it is."""
+        self._pool.shutdown(cancel_futures=True)
+
     def of(self, role: str) -> list[Call]:
         return [call for call in self.calls if call.role == role]
 

@@ -125,6 +125,7 @@ def test_a_crash_costs_nothing(recipe: Recipe, tmp_path: Path) -> None:
         else:
             break
         finally:
+            asker.close()
             asked += asker.asked.total()
     assert files_of(out) == wanted
     assert asked == len(store) == len({call.key for call in asker.calls} | set(store))
