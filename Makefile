@@ -42,7 +42,7 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lmms-eval test-lmms-eval lint types defects golden parity bench-model bench-convert bench-scoring bench-rollout \
+.PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lmms-eval test-lmms-eval lint types defects golden parity gpu-check bench-model bench-convert bench-scoring bench-rollout \
     bench-data bench-curation bench-weight-sync bench-vision-cache bench-rewards bench-sft bench-grpo trl te-check effect image-use variants mini clean
 
 help:
@@ -73,6 +73,7 @@ help:
 	@echo "make bench-sft          fine-tuning beside TRL and a plain loop, and packed beside padded: tokens per second, losses"
 	@echo "make bench-grpo         a step of GRPO beside TRL's: rollout and update, seconds and the ceiling (20 minutes)"
 	@echo "make trl                TRL's own environment for bench-sft and bench-grpo, on machines without CUDA (1.5 GB)"
+	@echo "make gpu-check          on one GPU: the same numbers as on the CPU? memory, kernels, times (8 minutes; ARGS=--dry: without one)"
 	@echo "make te-check           our calls against Transformer Engine's signatures; builds it (PYTHON=python3.12; long)"
 	@echo "make effect             does alignment help? one seed of the second mini world beside a control; no claim (docs/effect.md)"
 	@echo "make image-use ARGS='--data FOLDER...'  does fine-tuning on records learn from their images?"
@@ -162,6 +163,9 @@ trl: $(TRL_VENV)/.installed
 
 te-check: $(TE_VENV)/.installed
 	CUDA_VISIBLE_DEVICES= $(TE_VENV)/bin/python tools/te_check.py
+
+gpu-check: $(VENV)/.installed
+	$(RUN) python tools/gpu_check.py $(ARGS)
 
 effect: $(VENV)/.installed
 	$(RUN) python tools/effect.py $(ARGS)

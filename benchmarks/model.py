@@ -12,7 +12,6 @@ matrices faster than fp32 ones, else fp32. Not a GPU benchmark: on CUDA other ke
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import multiprocessing as mp
 import os
 import sys
@@ -29,21 +28,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
 from prism_megatron.engine.layers.attention import SDPACoreAttention, Sequences
-from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World, start, stop
+from prism_megatron.gpu_check.works import PRESET, bare_arithmetic, head, layer_flops, one_layer, spread
 from prism_megatron.testing import GlooWorld
 
 Work = Callable[[], object]
 Works = Callable[..., Mapping[str, Work]]
 """Builds named works for a world: ``works(world, *arguments)``."""
 
-PRESET = "2B"
 TOKENS = 2048
 OVERHEAD_LIMIT = 1.25
 """Most that a layer may take, as a multiple of its bare matrix products and attention."""
@@ -106,25 +104,6 @@ def best_dtype() -> torch.dtype:
     return max(rates, key=lambda dtype: rates[dtype])
 
 
-def one_layer(world: World, dtype: torch.dtype) -> nn.Module:
-    """The first decoder layer of the preset, with random weights."""
-    shape = preset(PRESET)
-    shape = dataclasses.replace(
-        shape,
-        text=dataclasses.replace(shape.text, num_layers=1),
-        vision=dataclasses.replace(shape.vision, taps=()),
-    )
-    provider = Qwen3VLProvider(shape)
-    config = provider.transformer_config(ParallelConfig(), dtype)
-    chunk = provider.build_chunk(config, world.groups, pre_process=False, post_process=False, vp_stage=None)
-    layer: nn.Module = next(iter(chunk.decoder.layers)).to(dtype)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            parameter.copy_(torch.ones_like(parameter) if "norm" in name else torch.randn_like(parameter) * 0.02)
-    return layer
-
-
 def transformers_layer(dtype: torch.dtype) -> nn.Module:
     """transformers' decoder layer of the same sizes, with its sdpa attention."""
     from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
@@ -144,67 +123,24 @@ def transformers_layer(dtype: torch.dtype) -> nn.Module:
     return Qwen3VLTextDecoderLayer(config, layer_idx=0).to(dtype)
 
 
-def bare_arithmetic(dtype: torch.dtype) -> Callable[[], None]:
-    """The matrix products of a layer, forward and backward, and its attention kernel, with nothing around them."""
-    text = preset(PRESET).text
-    heads, kv_heads, size = text.heads, text.kv_heads, text.head_dim
-    linears = {
-        "qkv": (text.hidden, (heads + 2 * kv_heads) * size),
-        "proj": (heads * size, text.hidden),
-        "gate and up": (text.hidden, 2 * text.ffn),
-        "down": (text.ffn, text.hidden),
-    }
-    operands = [
-        (
-            torch.randn(TOKENS, rows).to(dtype),
-            torch.randn(columns, rows).to(dtype),
-            torch.randn(TOKENS, columns).to(dtype),
-        )
-        for rows, columns in linears.values()
-    ]
-    query = torch.randn(1, heads, TOKENS, size).to(dtype).requires_grad_()
-    key, value = (torch.randn(1, kv_heads, TOKENS, size).to(dtype).requires_grad_() for _ in range(2))
-    gradient = torch.randn_like(query)
-
-    def run() -> None:
-        for inputs, weight, grad in operands:
-            inputs @ weight.T
-            grad @ weight
-            grad.T @ inputs
-        context = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-        torch.autograd.grad(context, (query, key, value), gradient)
-
-    return run
-
-
 def bench_layer(world: World, dtype: torch.dtype) -> bool:
     """One layer forward and backward: ours, transformers', and the bare arithmetic."""
-    text = preset(PRESET).text
-    ours, theirs = one_layer(world, dtype), transformers_layer(dtype)
-    hidden = torch.randn(TOKENS, 1, text.hidden).to(dtype).requires_grad_()
-    gradient = torch.randn_like(hidden)
-    angles = torch.randn(TOKENS, 1, 1, text.head_dim)
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    sequences = Sequences((TOKENS,))
+    ours, theirs = one_layer(world, dtype, tokens=TOKENS), transformers_layer(dtype)
+    angles = (ours.cos_L_1_1_D.squeeze(2).transpose(0, 1), ours.sin_L_1_1_D.squeeze(2).transpose(0, 1))
+    hidden, gradient = ours.hidden_L_1_H.transpose(0, 1), ours.gradient_L_1_H.transpose(0, 1)
 
-    def train(layer: nn.Module, output: Callable[[], Tensor], grad: Tensor) -> None:
-        torch.autograd.grad(output(), [hidden, *layer.parameters()], grad)
+    def train_theirs() -> None:
+        output = theirs(hidden, position_embeddings=angles, attention_mask=None)
+        torch.autograd.grad(output, [ours.hidden_L_1_H, *theirs.parameters()], gradient)
 
-    their_angles = (cos.squeeze(2).transpose(0, 1), sin.squeeze(2).transpose(0, 1))
     times = fastest(
         {
-            "bare arithmetic": bare_arithmetic(dtype),
-            "ours": lambda: train(ours, lambda: ours(hidden, cos, sin, sequences), gradient),
-            "transformers": lambda: train(
-                theirs,
-                lambda: theirs(hidden.transpose(0, 1), position_embeddings=their_angles, attention_mask=None),
-                gradient.transpose(0, 1),
-            ),
+            "bare arithmetic": bare_arithmetic(dtype, tokens=TOKENS, device=world.device),
+            "ours": ours.train,
+            "transformers": train_theirs,
         }
     )
-    weights = sum(parameter.numel() for parameter in ours.parameters() if parameter.dim() == 2)
-    attention = 2 * TOKENS**2 * text.heads * text.head_dim  # two products, causal: half of each
-    flops = 3 * (2 * TOKENS * weights + attention)
+    flops = layer_flops(TOKENS)
     rate = matmul_rate(dtype, size=2048)
     print(
         f"\none {PRESET} layer, {TOKENS} tokens, {dtype}, forward and backward ({flops / 1e9:.0f} model GFLOP, causal)"
@@ -260,34 +196,9 @@ def bench_attention(world: World, dtype: torch.dtype) -> bool:
 
 
 def head_works(world: World, dtype: torch.dtype, tokens: int) -> dict[str, Work]:
-    """Loss, entropy and gradients of the output layer in chunks, and by ``log_softmax`` over all logits in fp32.
-
-    Under tensor parallelism each rank has its columns, and its part of the hidden states' gradient.
-    """
-    text = preset(PRESET).text
-    torch.manual_seed(0)
-    hidden = torch.randn(tokens, 1, text.hidden).to(dtype).requires_grad_()
-    weight = torch.randn(text.vocab, text.hidden).mul_(text.hidden**-0.5).to(dtype)
-    targets = torch.randint(text.vocab, (1, tokens))
-    factors = torch.randn(2, 1, tokens)
-    weight = weight.chunk(world.parallel.tp)[world.tp_rank].clone().requires_grad_()
-
-    def chunked() -> tuple[Tensor, ...]:
-        loss, _ = VocabularyOutput(hidden, weight, world.groups.tp, text.vocab).learn(
-            lambda logprobs_n, entropy_n, of: (logprobs_n * of(factors[0]) + entropy_n * of(factors[1])).sum(),
-            targets,
-            torch.ones_like(targets),
-        )
-        return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
-
-    def plain() -> tuple[Tensor, ...]:
-        table = (hidden @ weight.t()).float().log_softmax(-1).transpose(0, 1)
-        picked = table.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        entropy = -(table.exp() * table).sum(-1)
-        loss = (picked * factors[0] + entropy * factors[1]).sum()
-        return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
-
-    return {"chunked": chunked, "plain": plain}
+    """The output layer's two ways."""
+    made = head(world, dtype, tokens=tokens)
+    return {"chunked": made.chunked, "plain": made.plain}
 
 
 def bench_head(world: World, dtype: torch.dtype) -> bool:
@@ -295,9 +206,8 @@ def bench_head(world: World, dtype: torch.dtype) -> bool:
     tokens, vocab = 2 * TOKENS, preset(PRESET).text.vocab
     print(f"\noutput layer, log-probs and entropy of {tokens} tokens over {vocab} columns in {dtype}, with gradients")
     made = head_works(world, dtype, tokens)
-    pairs = zip(made["chunked"](), made["plain"](), strict=True)  # type: ignore[call-overload]  # tuples of tensors
-    spread = max(float((mine.float() - plain.float()).norm() / plain.float().norm()) for mine, plain in pairs)
-    print(f"  loss and gradients apart by at most {spread:.1e} of their norms")
+    apart = spread(made["chunked"](), made["plain"]())  # type: ignore[arg-type]  # tuples of tensors
+    print(f"  loss and gradients apart by at most {apart:.1e} of their norms")
     times = fastest(made, turns=2)
     memory = {name: peak_bytes(head_works, (dtype, tokens), name) for name in made}
     for name, seconds in times.items():
@@ -305,7 +215,7 @@ def bench_head(world: World, dtype: torch.dtype) -> bool:
     slower, smaller = times["chunked"] / times["plain"], memory["plain"] / memory["chunked"]
     print(f"  chunked takes {slower:.2f} of the time (limit {HEAD_TIME_LIMIT}) and 1/{smaller:.1f} of the memory "
           f"(limit 1/{HEAD_MEMORY_LIMIT})")  # fmt: skip
-    return slower <= HEAD_TIME_LIMIT and smaller >= HEAD_MEMORY_LIMIT and spread <= HEAD_SPREAD_LIMIT[dtype]
+    return slower <= HEAD_TIME_LIMIT and smaller >= HEAD_MEMORY_LIMIT and apart <= HEAD_SPREAD_LIMIT[dtype]
 
 
 def bench_sharded_head(world: World, dtype: torch.dtype) -> bool:
@@ -328,11 +238,11 @@ def bench_sharded_head(world: World, dtype: torch.dtype) -> bool:
                     max(part["loss"] for part in parts),
                 ]
                 norms = (plain_norms[1], plain_norms[2], plain_norms[0])
-                spread = max(one / norm for one, norm in zip(apart, norms, strict=True))
+                furthest = max(one / norm for one, norm in zip(apart, norms, strict=True))
                 grown = max(part["bytes"] for part in parts) / 2**20
-                print(f"  TP{tp}: loss and gradients apart by at most {spread:.1e} of their norms; "
+                print(f"  TP{tp}: loss and gradients apart by at most {furthest:.1e} of their norms; "
                       f"{grown:.0f} MiB on the rank that holds most", flush=True)  # fmt: skip
-                good &= spread <= HEAD_SPREAD_LIMIT[dtype]
+                good &= furthest <= HEAD_SPREAD_LIMIT[dtype]
     return good
 
 

@@ -14,6 +14,7 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.engine.validate_layout import smallest_world
+from prism_megatron.engine.host.execution import PLAIN, Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 from prism_megatron.parity.compare import (
@@ -111,6 +112,8 @@ class Block:
     packings: Sequence[Packing] = PACKINGS
     sets: Sequence[str] = SETS
     dtype: torch.dtype = torch.float32
+    execution: Execution = PLAIN
+    """must need no longer rows than the layout"""
 
     @property
     def number_format(self) -> str:
@@ -163,7 +166,7 @@ def expected_outcome(folder: Path, samples: str, dtype: torch.dtype = torch.floa
 def measure(world: World, folder: Path, block: Block) -> list[Cell]:
     """A block's cells against transformers in fp32; empty but on rank 0."""
     shape, cells = Qwen3VLShape.from_folder(folder), []
-    engine = build_engine(world, folder, shape, dtype=block.dtype)
+    engine = build_engine(world, folder, shape, dtype=block.dtype, execution=block.execution)
     tolerance = FP32
     if block.dtype == torch.bfloat16 and world.is_main:
         tolerance = bf16_tolerance(
@@ -246,7 +249,7 @@ def measure_recompute(world: World, folder: Path, cell: RecomputeCell) -> Recomp
     shape = Qwen3VLShape.from_folder(folder)
     results = []
     for recompute in (RecomputeConfig(), RECOMPUTES[cell.recompute]):
-        engine = build_engine(world, folder, shape, dtype=torch.float32, recompute=recompute)
+        engine = build_engine(world, folder, shape, dtype=torch.float32, execution=Execution(recompute))
         samples = sample_sets()[cell.samples]
         results.append(run_samples(engine, shape, samples, pack=cell.packing == "packed").outcome)
     plain, recomputed = results

@@ -19,12 +19,11 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.hf.open_source import open_weights
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.host.execution import Execution
+from prism_megatron.engine.host.execution import PLAIN, Execution
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
@@ -32,8 +31,6 @@ from prism_megatron.parallel.collectives import all_gather_objects, gather_objec
 from prism_megatron.parallel.layout import share_of
 from prism_megatron.parity.compare import Outcome
 from prism_megatron.parity.probe import Sample, probe_weights
-
-PLAIN = RecomputeConfig()
 
 
 class Piece(NamedTuple):
@@ -54,10 +51,10 @@ class RankOutcome:
 
 
 def build_engine(
-    world: World, folder: Path, shape: Qwen3VLShape, *, dtype: torch.dtype, recompute: RecomputeConfig = PLAIN
+    world: World, folder: Path, shape: Qwen3VLShape, *, dtype: torch.dtype, execution: Execution = PLAIN
 ) -> MegatronEngine:
     """The folder's policy (see ``engine_of``)."""
-    return engine_of(world, folder, Qwen3VLProvider(shape, execution=Execution(recompute)), name="policy", dtype=dtype)
+    return engine_of(world, folder, Qwen3VLProvider(shape, execution=execution), name="policy", dtype=dtype)
 
 
 def engine_of(world: World, folder: Path, provider: ModelProvider, *, name: str, dtype: torch.dtype) -> MegatronEngine:
@@ -84,13 +81,18 @@ def num_microbatches(parallel: ParallelConfig) -> int:
     return 2 if parallel.pp > 1 else 1
 
 
-def microbatches(samples: Sequence[Sample], shape: Qwen3VLShape, world: World, *, pack: bool) -> list[Batch]:
-    """This data-parallel rank's samples, collated; ``extras["sample"]`` numbers each among ``samples``."""
+def microbatches(
+    samples: Sequence[Sample], shape: Qwen3VLShape, world: World, *, pack: bool, multiple_of: int | None = None
+) -> list[Batch]:
+    """This data-parallel rank's samples, collated; ``extras["sample"]`` numbers each among ``samples``.
+
+    Lengths are padded to multiples of ``multiple_of``, by default of what the layout needs.
+    """
     return [
         collate(
             [samples[number].row for number in share],
             pad_token_id=shape.pad_token_id,
-            multiple_of=world.parallel.length_multiple,
+            multiple_of=multiple_of or world.parallel.length_multiple,
             device=world.device,
             pack=pack,
             sequence_extras={"sample": list(share)},
@@ -109,7 +111,14 @@ def shares_of(samples: Sequence[Sample], world: World) -> list[Sequence[int]]:
     return shares
 
 
-def run_samples(engine: MegatronEngine, shape: Qwen3VLShape, samples: Sequence[Sample], *, pack: bool) -> RankOutcome:
+def run_samples(
+    engine: MegatronEngine,
+    shape: Qwen3VLShape,
+    samples: Sequence[Sample],
+    *,
+    pack: bool,
+    multiple_of: int | None = None,
+) -> RankOutcome:
     """Forward and backward of the probe loss over all samples, on all ranks."""
     world = engine.world
     pieces: list[Piece] = []
@@ -125,7 +134,7 @@ def run_samples(engine: MegatronEngine, shape: Qwen3VLShape, samples: Sequence[S
             pieces.append(Piece(number, token_T, first, logits_L_B_V[at_L, row].detach().float().cpu()))
         return LossOutput(loss=(logits_L_B_V.float() * weights_L_B_V).sum())
 
-    engine.forward_backward(microbatches(samples, shape, world, pack=pack), loss_of)
+    engine.forward_backward(microbatches(samples, shape, world, pack=pack, multiple_of=multiple_of), loss_of)
     gradients = gradients_of(engine, layout="transformers")  # as transformers has it in memory, whatever the folder's
     spread = max(all_gather_objects(engine.gradient_spread()))
     gathered = gather_objects(pieces)

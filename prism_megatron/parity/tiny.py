@@ -33,15 +33,21 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 
 
 def tiny_config(
-    *, taps: Sequence[int] = (0, 1), tied: bool = True, vocab: int = 300, num_experts: int = 0
+    *,
+    taps: Sequence[int] = (0, 1),
+    tied: bool = True,
+    vocab: int = 300,
+    num_experts: int = 0,
+    hidden: int = 120,
+    ffn: int = 152,
+    expert_ffn: int = 40,
 ) -> dict[str, Any]:
     """A config.json of 4 language layers, 8 heads in 4 groups, and 3 vision blocks; with experts in every layer, or
     none."""
-    hidden = 120
     text: dict[str, Any] = {
         "num_hidden_layers": 4,
         "hidden_size": hidden,
-        "intermediate_size": 152,
+        "intermediate_size": ffn,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "head_dim": 16,
@@ -53,7 +59,7 @@ def tiny_config(
         "pad_token_id": PAD,
     }
     if num_experts:
-        text |= {"num_experts": num_experts, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+        text |= {"num_experts": num_experts, "num_experts_per_tok": 2, "moe_intermediate_size": expert_ffn}
     config = (Qwen3VLMoeConfig if num_experts else Qwen3VLConfig)(
         text_config=text,
         vision_config={

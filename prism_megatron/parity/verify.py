@@ -17,6 +17,7 @@ from model_providers.moe_discriminator.folder import is_discriminator, read_vari
 from model_providers.moe_discriminator.variant import Variant
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.tools.verify import VerifyConfig, model_name
+from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.parallel.collectives import all_gather_objects
 from prism_megatron.parity.by_layer import compare_by_layer
@@ -110,7 +111,7 @@ def _whole(
 ) -> _Found | None:
     dtype = DTYPES[config.dtype]
     expected, tolerance = _expected(folder, shape, samples, dtype, world.device) if world.is_main else (None, FP32)
-    engine = build_engine(world, folder, shape, dtype=dtype, recompute=config.recompute)
+    engine = build_engine(world, folder, shape, dtype=dtype, execution=Execution(config.recompute))
     result = run_samples(engine, shape, samples, pack=config.pack)
     if result.outcome is None or expected is None:
         return None

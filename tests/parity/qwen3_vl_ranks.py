@@ -12,6 +12,7 @@ import torch
 from model_providers.qwen3_vl.vision import VisionBlock
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.layers.attention import SDPACoreAttention
 from prism_megatron.engine.layers.specs import DecoderLayer
 from prism_megatron.engine.logprobs import VocabularyOutput
@@ -59,7 +60,7 @@ def forward_counts(world: World, folder: Path, recompute: RecomputeConfig) -> di
     with pytest.MonkeyPatch.context() as patch:
         for name, (kind, method) in COUNTED.items():
             patch.setattr(kind, method, _counted(getattr(kind, method), counts, name))
-        engine = build_engine(world, folder, shape, dtype=torch.float32, recompute=recompute)
+        engine = build_engine(world, folder, shape, dtype=torch.float32, execution=Execution(recompute))
         run_samples(engine, shape, sample_sets()["one image"], pack=False)
     return counts
 

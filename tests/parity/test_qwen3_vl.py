@@ -42,7 +42,6 @@ from prism_megatron.parity.matrix import (
 )
 from prism_megatron.parity.oracle import load_transformers, transformers_outcome
 from prism_megatron.parity.probe import Sample
-from prism_megatron.parity.ranks import PLAIN
 from prism_megatron.parity.samples import image, row, sample_sets
 from prism_megatron.parity.table import cell_line, recompute_line
 from prism_megatron.parity.tiny import MODELS, prepare, tiny_config, tiny_model
@@ -117,7 +116,7 @@ def test_recompute_runs_what_it_names_twice_and_nothing_else(bench: Callable[[st
     folder = bench(TIED).folders[TIED]
     once, *recomputed = (
         gloo.run(forward_counts, folder, recompute, num_ranks=1)[0]
-        for recompute in (PLAIN, FULL, VISION, SELECTIVE, RecomputeConfig("selective"))
+        for recompute in (RecomputeConfig(), FULL, VISION, SELECTIVE, RecomputeConfig("selective"))
     )
     twice = [{name for name in once if counts[name] == 2 * once[name]} for counts in recomputed]
     unchanged = [{name for name in once if counts[name] == once[name]} for counts in recomputed]
