@@ -1,4 +1,4 @@
-"""Counts bytes of tensors that come to live, by following their storages through torch's dispatcher."""
+"""Counts bytes of tensors that come into being, by following their storages through torch's dispatcher."""
 
 from __future__ import annotations
 

@@ -134,6 +134,7 @@ def load_and_save(world: World, source: Path, target: Path, form: str) -> None:
         checkpoint.save(target / name, engines, {}, models=files(roles))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("layout", "loaded", "form"),
     [
@@ -201,6 +202,7 @@ def costs_of(world: World, root: Path, offload: bool) -> dict[str, Cost]:
     return found
 
 
+@pytest.mark.long
 def test_a_save_and_a_load_take_no_more_than_a_ranks_own_part(gloo: GlooWorld, tmp_path: Path) -> None:
     """Claim: both players, saved and loaded at DP1, DP2 and DP4, never take more than 1.2 of a rank's share besides.
 
