@@ -21,5 +21,7 @@ class CheckpointConfig:
     """checkpoint, or run folder whose newest checkpoint, to go on from"""
     save_every: Annotated[int, AT_LEAST_ONE] = 100
     """steps between checkpoints"""
+    save_async: bool = False
+    """write checkpoints beside the steps, from a copy in host memory (each rank's own part); one at a time"""
     keep_last: Annotated[int | None, AT_LEAST_ONE] = None
     """how many of the newest checkpoints to keep, beside the newest good one and the best one; by default all"""

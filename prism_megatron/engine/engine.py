@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
@@ -35,11 +36,11 @@ from prism_megatron.engine.optimizer import (
     adam_step,
     build_optimizer,
     gradient_norm,
-    restore_state,
+    set_adam_step,
     set_learning_rate,
-    sharded_state,
-    shards_of,
+    state_stretches,
 )
+from prism_megatron.engine.pieces import Piece, Stretch, is_shard, pieces_of
 from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
 from prism_megatron.engine.token_values import ValuesFn, gather_token_values
@@ -262,7 +263,7 @@ class MegatronEngine:
         return StepResult(grad_norm=norm, lr=lr, updated=updated)
 
     def release(self) -> None:
-        """With ``offload``, put gradients and optimizer state away again, after ``sharded_state_dict`` was read."""
+        """With ``offload``, put gradients and optimizer state away."""
         if self._offload is not None:
             self._offload.release()
 
@@ -290,66 +291,44 @@ class MegatronEngine:
             "adam_step": 0 if self.optimizer is None else adam_step(self.optimizer),
         }
 
-    def sharded_state_dict(self, *, is_loading: bool) -> dict[str, Any]:
-        """Sharded tensors of weights, masters and moments, under names that are the same in every layout.
+    def pieces(self, role: str | None = None, *, with_state: bool = True) -> list[Piece]:
+        """What a checkpoint has of this rank, lying where it is: weights, and ``with_state`` masters and moments.
 
-        They are views to save from, until ``release``, or (``is_loading``) to load into; see ``engine/checkpoint.py``.
+        To save from until the next ``forward_backward``, or to load into, before ``resume`` or ``take_weights``. State
+        that is offloaded stays where it is. ``role`` is what names in the checkpoint begin with, by default the
+        engine's name. On all ranks together.
         """
-        self._restore()
         self._gather_weights()
-        model = self._model_shards(self.name)
-        state = {"model": shards_of(model)}
-        if self.optimizer is not None:
-            metadata = self._checkpoint_metadata()
-            state["optimizer"] = sharded_state(self.optimizer, model, metadata, is_loading=is_loading)
-        return state
-
-    def load_sharded_state_dict(self, loaded: dict[str, Any], progress: Mapping[str, int]) -> None:
-        """Put back what ``dist_checkpointing.load`` gave for ``sharded_state_dict``, and the counts of ``progress``."""
-        self._restore()
-        self._load_model(loaded["model"], self.name)
-        if self.optimizer is not None:
-            restore_state(
-                self.optimizer,
-                loaded["optimizer"],
-                self._model_shards(self.name),
-                self._checkpoint_metadata(),
-                step=progress["adam_step"],
-            )
-        self.steps_taken = progress["steps_taken"]
-        self.release()
-
-    def sharded_weights(self, role: str) -> Any:
-        """Sharded tensors of the weights alone, to load into, under the names that ``role`` has in a checkpoint."""
-        return shards_of(self._model_shards(role))
-
-    def load_sharded_weights(self, loaded: Mapping[str, Any], role: str) -> None:
-        """Put back what was loaded for ``sharded_weights``; masters follow, moments and counts stay."""
-        self._restore()
-        self._load_model(loaded, role)
-        if self.optimizer is not None:
-            self.optimizer.reload_model_params()
-        self.release()
-
-    def _load_model(self, loaded: Mapping[str, Any], role: str) -> None:
-        weights = {key.removeprefix(f"{role}."): value for key, value in loaded.items()}
-        for module in self.modules:
-            missing, _ = module.load_state_dict(weights, strict=False)
-            # Objects such as Transformer Engine's extra state are rebuilt, not loaded.
-            assert not [key for key in missing if not key.endswith("_extra_state")], missing
-
-    def _model_shards(self, role: str) -> dict[str, Any]:
+        if self._offload is not None:
+            self._offload.wait()
         shards: dict[str, Any] = {}
         for module in self.modules:
-            shards |= module.sharded_state_dict(prefix=f"{role}.", metadata=self._checkpoint_metadata())
-        return shards
+            shards |= module.sharded_state_dict(prefix=f"{role or self.name}.", metadata=self._checkpoint_metadata())
+        weights = [base.data for base in nested_values(shards) if is_shard(base)]
+        forgotten = {id(parameter) for module in self.modules for parameter in module.parameters()}
+        forgotten.difference_update(map(id, weights))
+        assert not forgotten, f"{len(forgotten)} parameters of {self.name} have no place in a checkpoint"
+        stretches = [Stretch(weight, "", weight.detach().view(-1)) for weight in weights]
+        if self.optimizer is not None and with_state:
+            where = _itself if self._offload is None else self._offload.where
+            stretches += state_stretches(self.optimizer, where)
+        return pieces_of(shards, stretches, self.world.groups)
+
+    def resume(self, progress: Mapping[str, int]) -> None:
+        """Go on from ``progress``, once all ``pieces`` have been loaded."""
+        if self.optimizer is not None:
+            set_adam_step(self.optimizer, progress["adam_step"])
+        self.steps_taken = progress["steps_taken"]
+
+    def take_weights(self) -> None:
+        """Let masters follow, once the ``pieces`` of the weights alone have been loaded; moments and counts stay."""
+        if self.optimizer is not None:
+            self._restore()
+            self.optimizer.reload_model_params()
+            self.release()
 
     def _checkpoint_metadata(self) -> dict[str, Any]:
-        return {
-            "distrib_optim_sharding_type": "fully_reshardable",
-            "chained_optim_avoid_prefix": True,
-            "dp_cp_group": self.world.groups.dp_cp,
-        }
+        return {"dp_cp_group": self.world.groups.dp_cp}
 
     def _run(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> PassOutput:
         return self._share(self._outputs(batches, loss, forward_only=forward_only))
@@ -420,6 +399,10 @@ class MegatronEngine:
 
 def _nothing(_parameter_name: str) -> bool:
     return False
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _forward_step(

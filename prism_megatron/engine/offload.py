@@ -25,6 +25,7 @@ class Offload:
         self._optimizer = optimizer
         self._released = False
         self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._hosts: dict[int, Tensor] = {}
         self._stream = torch.cuda.Stream() if torch.cuda.is_available() else None
 
     def release(self) -> None:
@@ -39,10 +40,18 @@ class Offload:
             for tensor in own_state(self._chunks, self._optimizer):
                 host = torch.empty_like(tensor, device="cpu", pin_memory=self._stream is not None)
                 self._waiting.append((tensor, host.copy_(tensor, non_blocking=True)))
+                self._hosts[_storage(tensor)] = host
                 if self._stream is not None:
                     tensor.record_stream(self._stream)
                 tensor.untyped_storage().resize_(0)
         self._released = True
+
+    def where(self, tensor: Tensor) -> Tensor:
+        """Where the numbers of ``tensor`` are: itself, or the host's copy while it is released.
+
+        A checkpoint is read from there and loaded into there, so that nothing comes back to the device for it.
+        """
+        return self._hosts.get(_storage(tensor), tensor)
 
     def restore(self) -> None:
         """Fill optimizer state again and give gradients zeroed buffers; the copies may still be under way."""
@@ -59,14 +68,16 @@ class Offload:
                 tensor.copy_(host, non_blocking=True)
                 if self._stream is not None:
                     tensor.record_stream(self._stream)
+        self._hosts.clear()
         self._released = False
 
     def wait(self) -> None:
-        """Let the current stream wait for what ``restore`` copies, and give up the host's copies."""
+        """Let the current stream and the host wait for what is copied; after ``restore``, give up the host's copies."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
-            self._stream.synchronize()  # the host's memory may be given away only now
-        self._waiting.clear()
+            self._stream.synchronize()  # the host's memory may be given away, or read, only now
+        if not self._released:
+            self._waiting.clear()
 
 
 def own_state(chunks: Sequence[Any], optimizer: ChainedOptimizer) -> Iterator[Tensor]:
@@ -81,3 +92,8 @@ def own_state(chunks: Sequence[Any], optimizer: ChainedOptimizer) -> Iterator[Te
             if storage.data_ptr() not in seen and storage.nbytes() == tensor.numel() * tensor.element_size():
                 seen.add(storage.data_ptr())
                 yield tensor.detach()
+
+
+def _storage(tensor: Tensor) -> int:
+    """What tells storages apart, empty ones too."""
+    return int(tensor.untyped_storage()._cdata)

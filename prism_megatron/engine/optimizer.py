@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
-from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedTensor, ShardedTensorFactory
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
 
 from prism_megatron.config.engine.optimizer import OptimizerConfig
+from prism_megatron.engine.pieces import Stretch
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(
@@ -87,7 +89,7 @@ def set_adam_step(optimizer: ChainedOptimizer, step: int) -> None:
                 group.pop("step", None)  # left by Megatron's load; nothing would advance it
             for parameter in group["params"]:
                 state = inner.state[parameter]
-                for moment in ("exp_avg", "exp_avg_sq"):
+                for moment in MOMENTS:
                     if moment not in state:
                         state[moment] = torch.zeros_like(parameter, dtype=torch.float32)
                 if per_parameter:
@@ -106,53 +108,55 @@ def gradient_norm(optimizer: ChainedOptimizer) -> float:
     return norm if math.isfinite(norm) else math.inf
 
 
-def shards_of(state: Any) -> Any:
-    """The sharded tensors of a nested Megatron state, in its structure; groups, counts and objects are left out."""
-    shards, _ = extract_matching_values(state, _is_shard, return_lists_as_dicts=True)
-    return shards
+def state_stretches(optimizer: ChainedOptimizer, where: Callable[[Tensor], Tensor]) -> Iterator[Stretch]:
+    """Masters and moments that this rank keeps, under the prefixes that Megatron's checkpoints give them.
+
+    ``where`` says of a state in which tensor its numbers are, which may have been put away (``engine/offload.py``).
+    """
+    for part in optimizer.chained_optimizers:
+        if getattr(part, "is_stub_optimizer", False):
+            continue
+        is_sharded = isinstance(part, DistributedOptimizer)
+        for parameter, start, named in _sharded_states(part) if is_sharded else _whole_states(part):
+            for name, state in named.items():
+                yield Stretch(
+                    parameter=parameter,
+                    prefix=f"optimizer.state.{name}.",
+                    elements=where(state).detach().view(-1),
+                    start=start,
+                    is_replicated=not is_sharded,
+                )
 
 
-def sharded_state(optimizer: ChainedOptimizer, model_shards: Any, metadata: dict[str, Any], *, is_loading: bool) -> Any:
-    """Masters and moments as sharded tensors under their parameters' names, so that any layout can read them."""
-    return shards_of(optimizer.sharded_state_dict(model_shards, is_loading=is_loading, metadata=metadata))
+_States = Iterator[tuple[Tensor, int, dict[str, Tensor]]]
+"""A model's parameter, where in it the states begin, and these by name."""
 
 
-def restore_state(
-    optimizer: ChainedOptimizer, loaded: Any, model_shards: Any, metadata: dict[str, Any], *, step: int
-) -> None:
-    """Put back what ``sharded_state`` gave. Rates and decay are the present config's; ``step`` is Adam's count."""
-    parts = optimizer.chained_optimizers
-    # Megatron leaves a count of 0 out of its state, and torch then misses it.
-    set_adam_step(optimizer, max(1, step))
-    own = optimizer.sharded_state_dict(model_shards, is_loading=True, metadata=metadata)
-    for index, part in enumerate(parts):
-        part_own, part_loaded = (own, loaded) if len(parts) == 1 else (own[index], loaded[index])
-        if isinstance(part, DistributedOptimizer):
-            # Megatron's load expects torch's per-parameter count among the loaded tensors, but never saves it there.
-            for state in part.optimizer.state.values():
-                state.pop("step", None)
-            part.load_parameter_state_from_fully_reshardable(part_loaded["param_state"])
-        else:
-            part.load_state_dict(_filled(part_own, part_loaded))
-    set_adam_step(optimizer, step)
+def _sharded_states(part: DistributedOptimizer) -> _States:
+    for parameter, (group, place) in part.model_param_group_index_map.items():
+        master = part.optimizer.param_groups[group]["params"][place]
+        start = part._get_model_param_range_map(parameter)["param"].start
+        yield parameter, start, {"param": master, **_moments(part.optimizer, master)}
 
 
-def _is_shard(value: Any) -> bool:
-    return isinstance(value, ShardedTensor | ShardedTensorFactory)
+def _whole_states(part: Any) -> _States:
+    """Of an optimizer that every data-parallel rank has whole: masters of their own for bf16 parameters alone."""
+    masters = {
+        id(master): parameter
+        for parameters, copies in zip(
+            getattr(part, "float16_groups", ()), getattr(part, "fp32_from_float16_groups", ()), strict=True
+        )
+        for parameter, master in zip(parameters, copies, strict=True)
+    }
+    for group in part.optimizer.param_groups:
+        for updated in group["params"]:
+            parameter = masters.get(id(updated))
+            own = {} if parameter is None else {"fp32_param": updated}
+            yield updated if parameter is None else parameter, 0, {**own, **_moments(part.optimizer, updated)}
 
 
-def _filled(state: Any, loaded: Any) -> Any:
-    """``state`` with every shard replaced by what was loaded for it; lists are dicts by position in ``loaded``."""
-    if _is_shard(state):
-        return loaded
-    if isinstance(state, LocalNonpersistentObject):
-        return state.unwrap()
-    found = loaded if isinstance(loaded, dict) else {}
-    if isinstance(state, dict):
-        return {key: _filled(value, found.get(key)) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_filled(value, found.get(index)) for index, value in enumerate(state)]
-    return state
+def _moments(inner: Any, updated: Tensor) -> dict[str, Tensor]:
+    return {name: inner.state[updated][name] for name in MOMENTS}
 
 
 def inner_optimizers(optimizer: ChainedOptimizer) -> Iterator[Any]:

@@ -1,4 +1,8 @@
-"""A run's checkpoints: saving, keeping, going on, going back."""
+"""A run's checkpoints: saving, keeping, going on, going back.
+
+One that is written beside the steps counts once it is committed: until then older ones are neither removed for it nor
+forgotten as what to go back to.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from prism_megatron.data.identity import what_differs
 from prism_megatron.disk import writing
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.saving import Saving
 from prism_megatron.errors import CheckpointError
 from prism_megatron.parallel.collectives import broadcast_object, on_main
 from prism_megatron.run.files import CHECKPOINTS
@@ -28,6 +33,16 @@ _DATA_FLAGS = frozenset(
 """Flags that decide which examples there are, and how many are taken at a time."""
 
 
+@dataclass(frozen=True, eq=False)
+class _UnderWay:
+    """A save that is not committed yet, and what it will be then."""
+
+    saving: Saving
+    step: int
+    good: bool
+    best: bool
+
+
 @dataclass(eq=False)
 class Checkpoints:
     """Those of one run, in its folder ``output``; ``load`` is what ``--load`` named, of which it may go on."""
@@ -40,12 +55,15 @@ class Checkpoints:
     """how it is configured, as plain values"""
     keep_last: int | None = None
     """how many of the newest to keep beside the newest good one and the best one; all where it is None"""
+    save_async: bool = False
+    """whether a save goes on beside the steps, until :meth:`settle`"""
     loaded: Path | None = None
     """the checkpoint that the run goes on from"""
     good_step: int | None = None
     """the newest checkpoint that was saved of a good step: what :meth:`go_back` goes back to"""
     best_step: int | None = None
     """the checkpoint that does best on what is held out"""
+    _under_way: _UnderWay | None = None
 
     @property
     def newest(self) -> Path:
@@ -66,9 +84,11 @@ class Checkpoints:
     ) -> Path:
         """Everything that going on after ``step`` steps needs; all ranks together. Returns the checkpoint's folder.
 
+        It is there on return, or with ``save_async`` after :meth:`settle`, which is called here first: one at a time.
         ``good`` and ``best`` are those of the step's outcome, ``idle`` the run's counts of steps that taught nothing.
         Raises DiskError where there is no room for it.
         """
+        self.settle()
         folder = step_folder(self.output / CHECKPOINTS, step)
         state = {
             "step": step,
@@ -82,14 +102,45 @@ class Checkpoints:
             "data": stage.identity,
             "idle": idle or {},
         }
-        checkpoint.save(folder, stage.engines(), state, models=stage.models)
-        if good:
-            self.good_step = step
-        if best:
-            self.best_step = step
+        saving = checkpoint.begin(folder, stage.engines(), state, models=stage.models, aside=self.save_async)
+        self._under_way = _UnderWay(saving, step, good, best)
+        if not self.save_async:
+            self.settle()
+        return folder
+
+    @property
+    def under_way(self) -> Path | None:
+        """The checkpoint that is written beside the steps, the same on every rank."""
+        return None if self._under_way is None else self._under_way.saving.folder
+
+    def poll(self) -> Path | None:
+        """:meth:`settle` if that would not have to wait. All ranks together, once a step."""
+        if self._under_way is None or not self._under_way.saving.is_written():
+            return None
+        return self.settle()
+
+    def settle(self) -> Path | None:
+        """Wait until the save under way, if any, is committed, and return its folder. All ranks together.
+
+        Raises DiskError where the disk filled up, and CheckpointError for whatever else kept it from being written.
+        """
+        if self._under_way is None:
+            return None
+        done, self._under_way = self._under_way, None
+        done.saving.finish()
+        if done.good:
+            self.good_step = done.step
+        if done.best:
+            self.best_step = done.step
         if self.keep_last is not None:
             on_main(self._remove_older)
-        return folder
+        return done.saving.folder
+
+    def abandon(self) -> None:
+        """Leave a save that a failed run has under way; each rank for itself. Older checkpoints stay the newest."""
+        if self._under_way is not None:
+            self._under_way.saving.abandon()
+            self._under_way = None
 
     def restore(
         self,
@@ -129,8 +180,9 @@ class Checkpoints:
     def go_back(self, engines: Mapping[str, MegatronEngine]) -> Path:
         """Load the newest good checkpoint, which the run that this one goes on from may have saved.
 
-        All ranks together. Raises CheckpointError where it is gone.
+        One that is being written is waited for. All ranks together. Raises CheckpointError where it is gone.
         """
+        self.settle()
         assert self.good_step is not None, "a run that may go back saves its start"
         load = self.load
         roots = [self.output / CHECKPOINTS, *([] if load is None else [load / CHECKPOINTS, load, load.parent])]

@@ -51,6 +51,7 @@ def drive(world: World, config: ConfigT, build: Build[ConfigT], *, kind: str) ->
         start.run,
         to_plain(without_command(config)),
         keep_last=config.checkpoint.keep_last,
+        save_async=config.checkpoint.save_async,
     )
     session = Session(
         world, output, checkpoints=checkpoints, restored=start.restored, max_minutes=config.run.max_minutes
@@ -74,6 +75,7 @@ def drive(world: World, config: ConfigT, build: Build[ConfigT], *, kind: str) ->
         if stage.may_go_back and checkpoints.good_step is None:
             _save(session, stage, first_step, seed=config.seed, good=True)
         ended = play(session, stage, range(first_step, stage.total_steps), config, reporter)
+        _settle_save(session)
         if ended is not None:
             session.note(str(ended))
             on_main(lambda: reporter.stop(str(ended)))
@@ -102,12 +104,14 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
             if (wish := session.stopping.agreed()) is not None:
                 if step > saved:
                     _save(session, stage, step, seed=config.seed, good=good)
+                _settle_save(session)
                 return _stopped(session, wish, step)
             session.activity.step = step + 1
             outcome = stage.play(step)
             rows.write(outcome)
             for line in (*outcome.lines, *idleness.see(outcome.learned, outcome.idle)):
                 session.say(line)
+            _note_saved(session, session.checkpoints.poll())
             done, good, stops = step + 1, outcome.good, outcome.verdict == "stop"
             if (verdict := idleness.verdict) is not None:
                 return NothingTrainsError(f"stopped after step {done}: {verdict}")
@@ -199,11 +203,32 @@ def _stopped(session: Session, wish: str, step: int) -> RunStopped:
 
 
 def _save(session: Session, stage: Stage, step: int, *, seed: int, good: bool, best: bool = False) -> None:
+    _settle_save(session)
     started, idle = time.perf_counter(), session.idleness.to_plain()
     with session.phase("checkpoint"):
         folder = session.checkpoints.save(stage, step, seed=seed, good=good, best=best, idle=idle)
-    session.say(f"saved {folder} in {time.perf_counter() - started:.1f} s")
+    spent = time.perf_counter() - started
+    if session.checkpoints.under_way is not None:
+        session.say(f"copied {folder} in {spent:.1f} s, to be written beside the next steps")
+        return
+    session.say(f"saved {folder} in {spent:.1f} s")
     advise(how_to_go_on(session.output))
+
+
+def _settle_save(session: Session) -> None:
+    """Wait for the checkpoint that is being written, if there is one."""
+    if session.checkpoints.under_way is None:
+        return
+    with session.phase("checkpoint"):
+        folder = session.checkpoints.settle()
+    _note_saved(session, folder)
+
+
+def _note_saved(session: Session, folder: Path | None) -> None:
+    """Say that a checkpoint that was written beside the steps is there."""
+    if folder is not None:
+        session.say(f"saved {folder}")
+        advise(how_to_go_on(session.output))
 
 
 def _sinks_of(config: StageConfig, session: Session) -> OpenSinks:

@@ -69,7 +69,8 @@ class Session:
             self.console.open(self.output / CONSOLE)
 
     def close(self) -> None:
-        """Close what :meth:`begin` and :meth:`open` opened. May be called again."""
+        """Close what :meth:`begin` and :meth:`open` opened, and leave a save under way. May be called again."""
+        self.checkpoints.abandon()
         if self._heartbeat is not None:
             self._heartbeat.close()
         if self.console is not None:
@@ -108,6 +109,8 @@ class Session:
 
     def go_back(self, engines: Mapping[str, MegatronEngine]) -> None:
         """Give all ``engines`` the weights of the newest good checkpoint; all ranks together."""
+        if (saved := self.checkpoints.settle()) is not None:
+            self.say(f"saved {saved}")
         self.say(f"{' and '.join(engines)} are those of {self.checkpoints.go_back(engines)} again")
 
     def begin_table(self, columns: Columns, *, total_steps: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,11 +76,17 @@ def files(roles: Mapping[Role, Kind]) -> dict[str, ModelFiles]:
 
 
 def build(
-    world: World, kind: Kind, model: ModelProvider | None = None, *, dtype: torch.dtype = torch.float32
+    world: World,
+    kind: Kind,
+    model: ModelProvider | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    offload: bool = False,
 ) -> MegatronEngine:
     model = model or provider(kind)
+    optimizer = replace(OPTIMIZER, offload=offload)
     role = "discriminator" if kind in {"discriminator", "dense discriminator"} else "policy"
-    engine = MegatronEngine(name=role, provider=model, world=world, dtype=dtype, optimizer=OPTIMIZER, total_steps=9)
+    engine = MegatronEngine(name=role, provider=model, world=world, dtype=dtype, optimizer=optimizer, total_steps=9)
     engine.load_hf(tiny.weights(model))
     return engine
 

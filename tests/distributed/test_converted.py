@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
@@ -17,12 +16,11 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.tools.convert import MakeRandomConfig, TargetLayout, ToMegatronConfig
 from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.host.compat import quiet_checkpointing
 from prism_megatron.engine.runtime import World
 from prism_megatron.jobs.convert import to_megatron
 from prism_megatron.jobs.random_model import make_random
 from prism_megatron.testing import GlooWorld
-from tests.distributed import tiny
+from tests.distributed import megatron_form, tiny
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -56,10 +54,7 @@ def unequal_parameters(world: World, hf: Path, checkpoint: Path) -> list[str]:
     for module in found.modules:
         for parameter in module.parameters():
             parameter.data.fill_(torch.nan)
-    shards = {"policy": {"model": found.sharded_state_dict(is_loading=True)["model"]}}
-    with quiet_checkpointing():
-        loaded = dist_checkpointing.load(shards, str(checkpoint))
-    found.load_sharded_state_dict(loaded["policy"], {"steps_taken": 0, "adam_step": 0})
+    megatron_form.load_weights(found, checkpoint)
     pairs = zip(expected.modules, found.modules, strict=True)
     return [
         name

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
+from prism_megatron.conversion.boxes import intersection
 from prism_megatron.conversion.checkpoints.folder import read_checkpoint
 from prism_megatron.conversion.hf.stored_tensor import StoredTensor
 from prism_megatron.conversion.ops import Box
@@ -50,10 +51,13 @@ class TorchDistFolder:
     Opening holds the index to the files (``conversion/checkpoints/index.py``). Safe to use from several threads.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises CheckpointError for a folder that is incomplete, damaged or hostile."""
+    def __init__(self, folder: str | Path, checked: tuple[dict[str, Any], Metadata] | None = None) -> None:
+        """``checked`` is what ``read_checkpoint`` gave for the folder, where another process has read it.
+
+        Raises CheckpointError for a folder that is incomplete, damaged or hostile.
+        """
         self.folder = Path(folder)
-        self.document, index = read_checkpoint(self.folder)
+        self.document, index = checked or read_checkpoint(self.folder)
         self._entries = dict(_entries(self.folder, index))
         self._heads: dict[_Chunk, StoredTensor] = {}
         self._lock = threading.Lock()
@@ -87,12 +91,12 @@ class TorchDistFolder:
         """One box of a tensor, put together from the parts of chunks that lie in it."""
         entry = self._entry(key)
         for chunk in entry.chunks:
-            if len(box.size) <= 2 and _intersection(box, chunk.box) == box and box.size[1:] == chunk.box.size[1:]:
+            if len(box.size) <= 2 and intersection(box, chunk.box) == box and box.size[1:] == chunk.box.size[1:]:
                 first = box.offset[0] - chunk.box.offset[0]
                 return self._head(chunk, entry.dtype).rows(first, first + box.size[0])
         out = torch.empty(box.size, dtype=entry.dtype)
         for chunk in entry.chunks:
-            common = _intersection(box, chunk.box)
+            common = intersection(box, chunk.box)
             if common is not None:
                 self._copy(out, box, chunk, common, entry.dtype)
         return out
@@ -212,10 +216,3 @@ def _read_head(chunk: _Chunk, dtype: torch.dtype) -> StoredTensor:
     if entry.compress_type != zipfile.ZIP_STORED or end > chunk.length or begin + tensor.nbytes > end:
         raise CheckpointError(f"{chunk.path} at byte {chunk.offset}: the archive is cut off; copy the file again")
     return StoredTensor(chunk.path, chunk.offset + begin, chunk.box.size, dtype)
-
-
-def _intersection(first: Box, second: Box) -> Box | None:
-    offset = tuple(map(max, first.offset, second.offset))
-    ends = [min(a + m, b + n) for a, m, b, n in zip(*first, *second, strict=True)]
-    size = tuple(end - begin for begin, end in zip(offset, ends, strict=True))
-    return Box(offset, size) if all(count > 0 for count in size) else None

@@ -5,6 +5,7 @@ The bytes depend on the tensors and on torch's version alone.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -52,6 +53,7 @@ def write_data_file(path: Path, tensors: Iterable[Tensor], count: Callable[[int]
             lengths.append(file.tell() - begin)
             begin = file.tell()
             count(tensor.nbytes)
+            del tensor  # given up before the next one is made
         file.flush()
         os.fsync(file.fileno())
     part.rename(path)
@@ -62,8 +64,11 @@ def write_index(
     folder: Path,
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     chunks: Sequence[WrittenChunk],
-) -> None:
-    """Write what stands beside the data files: ``.metadata``, ``common.pt`` (empty) and ``metadata.json``."""
+) -> Metadata:
+    """Write and flush what stands beside the data files: ``.metadata``, ``common.pt`` (empty) and ``metadata.json``.
+
+    Returns the index, which is what ``.metadata`` holds.
+    """
     boxes: dict[str, list[Box]] = {key: [] for key in tensors}
     storage = {}
     for chunk in chunks:
@@ -79,12 +84,21 @@ def write_index(
         for key, (shape, dtype) in tensors.items()
     }
     index = Metadata(state_dict_metadata=dict(described), storage_data=storage)
-    (folder / INDEX_FILE).write_bytes(pickle.dumps(index, protocol=_PICKLE_PROTOCOL))
-    torch.save({}, folder / OBJECTS_FILE)
     backend: dict[str, str | int] = {
         "sharded_backend": "torch_dist",
         "sharded_backend_version": 1,
         "common_backend": "torch",
         "common_backend_version": 1,
     }
-    (folder / BACKEND_FILE).write_text(json.dumps(backend))
+    objects = io.BytesIO()
+    torch.save({}, objects)
+    for name, content in (
+        (INDEX_FILE, pickle.dumps(index, protocol=_PICKLE_PROTOCOL)),
+        (OBJECTS_FILE, objects.getvalue()),
+        (BACKEND_FILE, json.dumps(backend).encode()),
+    ):
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    return index

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from megatron.core.distributed import DistributedDataParallelConfig
@@ -41,16 +38,3 @@ def _bucket_size(config: DistributedDataParallelConfig, groups: ProcessGroupColl
         return None
     asked: int | None = config.bucket_size
     return asked or max(40_000_000, 1_000_000 * groups.dp.size())
-
-
-@contextlib.contextmanager
-def quiet_checkpointing() -> Iterator[None]:
-    """Keep notices about Megatron's own choices off the screen, where every rank would print them.
-
-    0.19.2 announces at every load that ``common.pt`` is old (it is what both versions read), and torch warns that
-    the sharded tensors Megatron builds are to become DTensors.
-    """
-    logging.getLogger("megatron.core.dist_checkpointing.strategies.common").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield

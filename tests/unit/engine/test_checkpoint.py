@@ -16,8 +16,9 @@ import torch
 
 from prism_megatron import disk
 from prism_megatron.conversion.checkpoints.folder import COMPANIONS_FOLDER, STATE_FILE, latest, step_folder
-from prism_megatron.engine import checkpoint
+from prism_megatron.engine import checkpoint, saving
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.offload import Offload
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import DiskError
@@ -65,10 +66,10 @@ def test_a_commit_flushes_then_renames_then_removes(
     (hidden / COMPANIONS_FOLDER).mkdir(parents=True)
     if again:
         folder.mkdir()
-    monkeypatch.setattr(checkpoint, "flush_folder", recorded(lambda _path: None, "flush"))
+    monkeypatch.setattr(saving, "flush_folder", recorded(lambda _path: None, "flush"))
     monkeypatch.setattr(Path, "rename", recorded(Path.rename, "rename"))
     monkeypatch.setattr(shutil, "rmtree", recorded(shutil.rmtree, "remove"))
-    checkpoint._commit(hidden, folder)
+    saving.commit(hidden, folder)
     aside = [("rename", "step", ".step.replaced")] if again else []
     assert calls == [
         ("flush", COMPANIONS_FOLDER),
@@ -89,15 +90,31 @@ def test_a_save_removes_what_killed_ones_left(world: World, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_save_puts_offloaded_state_away_again(world: World, tmp_path: Path) -> None:
-    """Claim: with offload no byte of gradients and moments is held after a save, as none is after a step."""
-    engine = tiny.build(world, optimizer=dataclasses.replace(tiny.OPTIMIZER, offload=True))
-    tiny.train(engine, range(1))
-    assert held_bytes(engine) == 0
-    checkpoint.save(step_folder(tmp_path, 1), {"policy": engine}, {}, models={})
-    assert held_bytes(engine) == 0
-    engine.sharded_state_dict(is_loading=False)
-    assert held_bytes(engine) > 0, "blind: nothing would ever be held"
+def test_a_save_leaves_offloaded_state_where_it_is(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: with offload no byte of gradients and moments comes back for a save or a load, not even for a while.
+
+    What is saved is what an engine without offload saves, and an engine that is loaded goes on as that one does.
+    """
+    kept, put_away, loaded = (
+        tiny.build(world, optimizer=dataclasses.replace(tiny.OPTIMIZER, offload=offload))
+        for offload in (False, True, True)
+    )
+    for engine in (kept, put_away):
+        tiny.train(engine, range(1))
+    tiny.train(loaded, range(2))
+    assert held_bytes(put_away) == 0 < held_bytes(kept), "blind: nothing would ever be held"
+    checkpoint.save(step_folder(tmp_path, 1), {"policy": kept}, {}, models={})
+    with monkeypatch.context() as patched:
+        patched.setattr(Offload, "restore", lambda _self: pytest.fail("state is brought back"))
+        checkpoint.save(step_folder(tmp_path, 2), {"policy": put_away}, {}, models={})
+        checkpoint.load(step_folder(tmp_path, 2), {"policy": loaded})
+    assert held_bytes(put_away) == held_bytes(loaded) == 0
+    first, second = (step_folder(tmp_path, step) / "__0_0.distcp" for step in (1, 2))
+    assert first.read_bytes() == second.read_bytes()
+    expected = tiny.train(kept, range(1, 3))
+    assert tiny.train(put_away, range(1, 3)) == tiny.train(loaded, range(1, 3)) == expected
 
 
 def test_the_room_that_is_asked_for_is_what_is_written(
@@ -124,12 +141,12 @@ def test_a_save_without_room_writes_nothing(world: World, tmp_path: Path, monkey
 def test_a_disk_that_fills_up_in_a_save_is_one_line(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Claim: what torch raises, which is no Exception, becomes ours, and its leftovers go."""
+    """Claim: what the operating system raises becomes ours, and its leftovers go."""
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
+    monkeypatch.setattr("prism_megatron.conversion.checkpoints.torch_dist_writer.torch.save", full)
     with pytest.raises(DiskError, match="cannot be written: no space left on device"):
         checkpoint.save(step_folder(tmp_path, 1), {"policy": tiny.build(world)}, {}, models={})
     assert list(tmp_path.iterdir()) == []

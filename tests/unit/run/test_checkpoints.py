@@ -5,22 +5,44 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from prism_megatron.errors import CheckpointError
+from prism_megatron.errors import CheckpointError, DiskError
 from prism_megatron.run import checkpoints
 from prism_megatron.run.checkpoints import Checkpoints
 from prism_megatron.run.saved import SavedRun, as_written_today
 
 LOAD = "prism_megatron.run.checkpoints.checkpoint.load"
+BEGIN = "prism_megatron.run.checkpoints.checkpoint.begin"
 DATA = {"flag": "data", "count": 3, "digest": "d", "batch_size": 2}
 TODAY = {"step": 4, "seed": 7, "stage": "align", "good_step": 2, "best_step": None, "run": "r1", "idle": {},
          "kept": {"controls": {}, "replay": [], "probe": ["p"]}, "config": {"seed": 7}, "data": DATA}  # fmt: skip
 NAMELESS: dict[str, Any] = {"best_step": None, "run": None, "config": None, "data": None, "idle": {}}
+
+
+class Written:
+    """A save whose bytes are written when ``is_done`` says so; ``finish`` makes the folder, or raises ``problem``."""
+
+    def __init__(self, folder: Path, *, is_done: bool = True, problem: Exception | None = None) -> None:
+        self.folder, self.is_done, self.problem = folder, is_done, problem
+        self.was_abandoned = False
+
+    def is_written(self) -> bool:
+        return self.is_done
+
+    def finish(self) -> None:
+        if self.problem is not None:
+            raise self.problem
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "state.json").touch()
+
+    def abandon(self) -> None:
+        self.was_abandoned = True
 
 
 def test_states_of_version_0_1_0_are_read_as_if_written_today() -> None:
@@ -118,11 +140,13 @@ def test_only_a_good_step_is_gone_back_to(monkeypatch: pytest.MonkeyPatch, tmp_p
     """Claim: saving a bad step leaves the newest good one, which is in the state that is saved."""
     states: list[Any] = []
 
-    def save(_folder: Path, _engines: Any, state: Any, *, models: Any) -> None:
+    def begin(folder: Path, _engines: Any, state: Any, *, models: Any, aside: bool) -> Written:
         del models
+        assert not aside
         states.append(state)
+        return Written(folder)
 
-    monkeypatch.setattr("prism_megatron.run.checkpoints.checkpoint.save", save)
+    monkeypatch.setattr(BEGIN, begin)
     stage: Any = SimpleNamespace(name="align", engines=dict, models={}, state=lambda: {"kept": 1}, identity=DATA)
     own = Checkpoints(tmp_path, None, "r1", {"seed": 7})
     for step, good in ((2, True), (4, False), (5, False), (6, True), (8, False)):
@@ -159,12 +183,7 @@ def test_the_newest_are_kept_the_good_one_and_the_best_one(
     """Claim: a kill while older ones are removed leaves more, and what it leaves is cleared by the next save."""
     monkeypatch.setattr(checkpoints, "on_main", lambda work: work())
 
-    def save(folder: Path, _engines: Any, _state: Any, *, models: Any) -> None:
-        del models
-        folder.mkdir(parents=True)
-        (folder / "state.json").touch()
-
-    monkeypatch.setattr("prism_megatron.run.checkpoints.checkpoint.save", save)
+    monkeypatch.setattr(BEGIN, lambda folder, *_, **__: Written(folder))
     stage: Any = SimpleNamespace(name="align", engines=dict, models={}, state=dict, identity=DATA)
     own = Checkpoints(tmp_path, keep_last=keep_last)
     root = tmp_path / "checkpoints"
@@ -174,6 +193,87 @@ def test_the_newest_are_kept_the_good_one_and_the_best_one(
         own.save(stage, step, seed=7, good=step not in bad, best=step in best)
         assert (root / f"step_{step:06d}").is_dir()
     assert sorted(path.name for path in root.iterdir()) == sorted([*(f"step_{n:06d}" for n in left), "step_000003"])
+
+
+@dataclass
+class Aside:
+    """A run that saves beside its steps, every save by hand."""
+
+    own: Checkpoints
+    begun: list[Written]
+    stage: Any
+
+    def save(self, step: int, *, good: bool = True, best: bool = False) -> Written:
+        self.own.save(self.stage, step, seed=7, good=good, best=best)
+        return self.begun[-1]
+
+    @property
+    def there(self) -> list[str]:
+        return sorted(path.name for path in (self.own.output / "checkpoints").glob("*"))
+
+
+@pytest.fixture
+def aside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Aside:
+    monkeypatch.setattr(checkpoints, "on_main", lambda work: work())
+    begun: list[Written] = []
+
+    def begin(folder: Path, _engines: Any, _state: Any, *, models: Any, aside: bool) -> Written:
+        del models
+        assert aside
+        begun.append(Written(folder, is_done=False))
+        return begun[-1]
+
+    monkeypatch.setattr(BEGIN, begin)
+    stage: Any = SimpleNamespace(name="align", engines=dict, models={}, state=dict, identity=DATA)
+    return Aside(Checkpoints(tmp_path, keep_last=1, save_async=True), begun, stage)
+
+
+def test_a_save_beside_the_steps_counts_once_it_is_there(aside: Aside) -> None:
+    """Claim: with ``--keep-last 1`` the older checkpoint stays until the newer one is committed; one at a time."""
+    aside.save(2, best=True)
+    assert (aside.there, aside.own.good_step, aside.own.best_step) == ([], None, None)
+    assert aside.own.under_way == aside.own.output / "checkpoints" / "step_000002"
+    assert aside.own.poll() is None and aside.there == []
+    aside.begun[-1].is_done = True
+    assert aside.own.poll() == aside.begun[0].folder and aside.own.poll() is None
+    assert (aside.there, aside.own.good_step, aside.own.best_step) == (["step_000002"], 2, 2)
+    aside.save(4, best=True)
+    assert (aside.there, aside.own.good_step, aside.own.best_step) == (["step_000002"], 2, 2)
+    aside.save(6)
+    assert aside.there == ["step_000004"], "the next save waits for the one before, which makes it the oldest kept"
+    assert aside.own.settle() == aside.begun[-1].folder
+    assert (aside.there, aside.own.good_step, aside.own.best_step) == (["step_000004", "step_000006"], 6, 4)
+    assert aside.own.settle() is None and aside.own.under_way is None
+
+
+def test_a_rollback_waits_for_the_save_under_way(aside: Aside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: the checkpoint that is being written is the newest good one; going back loads it, not the one before."""
+    loaded: list[str] = []
+    monkeypatch.setattr(LOAD, lambda folder, _engines: loaded.append(folder.name))
+    monkeypatch.setattr(checkpoints, "broadcast_object", lambda value, source: value)  # noqa: ARG005
+    aside.save(2)
+    aside.own.settle()
+    aside.save(4)
+    aside.own.go_back({})
+    assert loaded == ["step_000004"]
+    aside.save(6, good=False)
+    aside.own.go_back({})
+    assert loaded == ["step_000004", "step_000004"] and aside.there == ["step_000004", "step_000006"]
+
+
+def test_a_save_that_fails_leaves_what_was_there(aside: Aside) -> None:
+    """Claim: older checkpoints are neither removed for it nor forgotten; nor for one that a failed run abandons."""
+    aside.save(2)
+    aside.own.settle()
+    aside.save(4).problem = DiskError("full")
+    with pytest.raises(DiskError):
+        aside.own.settle()
+    assert (aside.there, aside.own.good_step, aside.own.under_way) == (["step_000002"], 2, None)
+    left = aside.save(6)
+    aside.own.abandon()
+    aside.own.abandon()
+    assert left.was_abandoned and aside.own.settle() is None
+    assert (aside.there, aside.own.good_step) == (["step_000002"], 2)
 
 
 FILES = ("policy/a.distcp", "policy/b.distcp", "state.json")
@@ -192,7 +292,7 @@ def test_a_kill_in_the_middle_of_a_removal_costs_no_checkpoint(
     Two folders go, each by a rename, three files and two folders: 12 changes, of which the first 11 are killed.
     """
     monkeypatch.setattr(checkpoints, "on_main", lambda work: work())
-    monkeypatch.setattr("prism_megatron.run.checkpoints.checkpoint.save", lambda *_, **__: None)
+    monkeypatch.setattr(BEGIN, lambda folder, *_, **__: Written(folder))
     stage: Any = SimpleNamespace(name="align", engines=dict, models={}, state=dict, identity=DATA)
     root = tmp_path / "checkpoints"
     for step in (1, 2, 3, 4):

@@ -122,6 +122,36 @@ def test_a_silence_while_the_stage_is_built_is_broken(world: World, tmp_path: Pa
     assert alive == [before + 1] and beats() == before
 
 
+def test_the_end_of_a_run_waits_for_the_checkpoint_under_way(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: what is exported at the end finds the last checkpoint, however long that was written."""
+    order: list[str] = []
+    under_way: list[Path] = []
+
+    def save(_self: Any, _stage: Any, step: int, **_: Any) -> Path:
+        under_way.append(tmp_path / f"step_{step}")
+        return under_way[-1]
+
+    def settle(_self: Any) -> Path | None:
+        order.extend(path.name for path in under_way)
+        return under_way.pop() if under_way else None
+
+    monkeypatch.setattr("prism_megatron.run.checkpoints.Checkpoints.save", save)
+    monkeypatch.setattr("prism_megatron.run.checkpoints.Checkpoints.settle", settle)
+    monkeypatch.setattr("prism_megatron.run.checkpoints.Checkpoints.poll", lambda _self: None)
+    under = property(lambda _self: under_way[-1] if under_way else None)
+    monkeypatch.setattr("prism_megatron.run.checkpoints.Checkpoints.under_way", under)
+
+    def finish(_self: Any, output: Path) -> Artefacts:
+        order.append("finish")
+        return Artefacts(output / "hf", "nothing")
+
+    monkeypatch.setattr(Scripted, "finish", finish)
+    run(world, tmp_path / "run", lambda: None)
+    assert order == ["step_3", "finish"]
+
+
 def test_a_run_that_ends_well(world: World, tmp_path: Path) -> None:
     run(world, tmp_path / "run", lambda: None)
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2]

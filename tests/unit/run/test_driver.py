@@ -95,12 +95,34 @@ class Saves:
     saved: list[tuple[int, int, bool]] = field(default_factory=list)
     best: list[int] = field(default_factory=list)
     run: str = "r1"
+    polls_until_there: int | None = None
+    """how often a save that goes on beside the steps is asked for; None where saves are there at once"""
+    events: list[str] = field(default_factory=list)
+    under_way: Path | None = None
+    _polls: int = 0
 
     def save(self, _stage: Any, step: int, *, seed: int, good: bool, best: bool, idle: Any) -> Path:
         assert idle.keys() == {"on_end", "ever", "reasons"}
+        assert self.under_way is None
         self.saved.append((step, seed, good))
         self.best += [step] if best else []
+        if self.polls_until_there is not None:
+            self.under_way, self._polls = Path(f"step_{step}"), self.polls_until_there
+            self.events.append(f"begin {step}")
         return Path(f"step_{step}")
+
+    def poll(self) -> Path | None:
+        self._polls -= 1
+        return self.settle() if self.under_way is not None and self._polls <= 0 else None
+
+    def settle(self) -> Path | None:
+        done, self.under_way = self.under_way, None
+        if done is not None:
+            self.events.append(f"{done.name} is there")
+        return done
+
+    def abandon(self) -> None:
+        self.events.append("abandoned")
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +197,26 @@ def test_a_wish_is_granted_after_the_whole_step(tmp_path: Path) -> None:
     (tmp_path / "even").mkdir()
     problem, stage, saved, _ = ended(tmp_path / "even", range(9), wish_in=1)
     assert isinstance(problem, RunStopped) and saved == [(2, 3, True)], "what is saved is not saved twice"
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Claim: it is asked for once a step, waited for before the next save and when the run is asked to end."""
+    for wish_in, events in (
+        (None, ["begin 2", "step_2 is there", "begin 4", "step_4 is there", "begin 6"]),
+        (2, ["begin 2", "step_2 is there", "begin 3", "step_3 is there"]),
+    ):
+        session, saves = Session(WORLD, tmp_path), Saves(polls_until_there=2 if wish_in is None else 9)
+        session.checkpoints = saves  # type: ignore[assignment]  # as far as the driver needs it
+        session.idleness = Idleness(20)
+        stage: Any = Counting(session, wish_in=wish_in)
+        with session.stopping:
+            play(session, stage, range(6), Config(), Reporter(session, stage, every=100))
+        assert saves.events == events
+        assert session.checkpoints.under_way == (None if wish_in else Path("step_6"))
+    shown = capsys.readouterr().out
+    assert "copied step_2 in " in shown and "saved step_2\n" in shown
+    session.close()
+    assert saves.events[-1] == "abandoned", "a session that ends in an error waits for no save"
 
 
 def test_a_stopped_bad_step_is_no_step_to_go_back_to(tmp_path: Path) -> None:
