@@ -10,10 +10,16 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, distributed_c10d  # type: ignore[attr-defined]  # not in __all__
 
 from prism_megatron.errors import PrismError
 
 T = TypeVar("T")
+
+
+def shared_store(name: str) -> Store:
+    """Keys and values that all ranks of the world see, apart from those under other names."""
+    return PrefixStore(name, distributed_c10d._get_default_store())
 
 
 def all_gather_objects(value: T, *, group: dist.ProcessGroup | None = None) -> list[T]:

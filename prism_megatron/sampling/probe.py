@@ -26,6 +26,10 @@ from prism_megatron.types import Prompt, TokenSequence
 class Scorer(Protocol):
     """Servers that score a given answer."""
 
+    @property
+    def took_back(self) -> int:
+        """How often a server was lost and given weights again; the same on every rank."""
+
     def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
         """Log-probs of ``response`` at temperature 1 by each server's URL; the same on every rank."""
 
@@ -45,19 +49,22 @@ class ServingProbe:
         """``bound`` is in nats, on the mean absolute difference a token.
 
         The first version is probed, and then the first that is ``every`` or more after the last probed one: versions
-        are numbers of steps, of which not each one updates the policy.
+        are numbers of steps, of which not each one updates the policy. So is one after a server has come back.
         """
         self._example = next((one for one in examples if one.prompt.images), examples[0])
         self._every = every
         self._due: int | None = None
+        self._took_back = 0
         self._bound = bound
         self._form = form
         self._world = world
 
     def check(self, servers: Scorer, policy: MegatronEngine, version: int) -> None:
         """Compare if it is ``version``'s turn; all ranks call it. Raises WeightSyncError for a server that differs."""
-        if self._due is not None and version < self._due:
+        is_due = self._due is None or version >= self._due or servers.took_back > self._took_back
+        if not is_due:
             return
+        self._took_back = servers.took_back
         self._due = version + self._every
         prompt, response = self._example.prompt, self._example.reference.token_ids
         scores = servers.score(prompt, response)

@@ -47,6 +47,7 @@ class Servers:
 
     def __init__(self, **scores: Sequence[float]) -> None:
         self.scores = scores
+        self.took_back = 0
         self.asked: list[tuple[str, tuple[int, ...]]] = []
 
     def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
@@ -82,6 +83,18 @@ def test_it_asks_when_it_is_due_about_the_first_example_with_an_image(world: Wor
         asked_at += [version] * (len(servers.asked) - before)
     assert asked_at == [2, 7, 13, 30, 35]
     assert set(servers.asked) == {("picture", (40, 41, 42, 43))}
+
+
+def test_a_server_that_came_back_is_asked_at_the_next_version(world: World, policy: MegatronEngine) -> None:
+    """And once: the probe is not due again because of it."""
+    servers = Servers(one=right_scores(TEXT))
+    probe = probe_of([TEXT], world)
+    asked_at = []
+    for version, took_back in ((0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (7, 1)):
+        before, servers.took_back = len(servers.asked), took_back
+        probe.check(servers, policy, version)
+        asked_at += [version] * (len(servers.asked) - before)
+    assert asked_at == [0, 2, 7]
 
 
 def test_without_an_image_it_is_the_first_example(world: World, policy: MegatronEngine) -> None:
