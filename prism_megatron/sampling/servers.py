@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.rollout import RolloutConfig
@@ -25,7 +24,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.host.cached_memory import give_back
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError, PrismError, RolloutError
-from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object
+from prism_megatron.parallel.collectives import all_gather_objects, barrier, broadcast_object
 from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.weight_spool import remove_leftovers
 from prism_megatron.sampling.replicas import end_token_ids
@@ -68,7 +67,7 @@ def build_served_rollout(
             tensors = weights_in_layout(source, shape, SGLangRollout.expert_layout)
             named = ((name, tensor.to(dtype)) for name, tensor in tensors)
             write_hf_folder(exported, named, like=files_folder(source, "policy"), dtype=dtype)
-        dist.barrier()
+        barrier()
     folder = exported or source
     started: Started | None = None
     if wanted.rollout_urls:
