@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import Store
 
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.host.cpu import open_cpu_door
+from prism_megatron.engine.host.determinism import be_deterministic
 from prism_megatron.engine.launch import loopback_variables
 from prism_megatron.errors import ConfigError
 from prism_megatron.parallel.object_groups import close_object_groups, open_object_groups
@@ -81,8 +82,10 @@ def start(
     without one is a world of one. ``store`` with ``rank`` and ``world_size`` is a rendezvous made by the caller.
     The backend is NCCL where CUDA is present and gloo elsewhere; objects travel over gloo. ``timeout`` replaces
     ``parallel``'s own.
-    Raises ConfigError when the world does not fit ``parallel``.
+    Raises ConfigError when the world does not fit ``parallel``, or the environment ``--deterministic``.
     """
+    if parallel.deterministic:
+        be_deterministic()
     on_cpu = open_cpu_door()
     timeout = timeout or timedelta(minutes=parallel.distributed_timeout_minutes)
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
@@ -149,6 +152,8 @@ def stop(world: World) -> None:
     Engines stand in reference cycles, and what they hold of a gloo group keeps its threads running: both are collected
     here, for a process that goes from world to world would slow down with every one.
     """
+    if world.parallel.deterministic:
+        torch.use_deterministic_algorithms(False)
     del world
     close_object_groups()
     parallel_state.destroy_model_parallel()
