@@ -72,7 +72,7 @@ setup(
     extras_require={
         # Needs a CUDA build of torch first: both compile against it, hence --no-build-isolation. NVIDIA Apex is not on
         # the package index (a package called apex there is something else); megatron-core runs without it.
-        "gpu": ["transformer-engine[pytorch]", "flash-attn"],
+        "gpu": ["transformer-engine[pytorch]>=2.3,<3", "flash-attn"],
         # ModelOpt's own extra for transformers pins an older one; it imports requests and does not ask for it.
         "quant": ["nvidia-modelopt==0.47.*", "requests"],
         # Sets of records in Parquet files.

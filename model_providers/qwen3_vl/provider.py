@@ -130,7 +130,8 @@ def text_config(
     """
     precision = execution.precision
     shape.check_layout(parallel)
-    check_precision(precision, parallel, shape, dtype=str(dtype).removeprefix("torch."))
+    # Whether rows are packed is known where a run is started, and checked there.
+    check_precision(precision, parallel, shape, dtype=str(dtype).removeprefix("torch."), packs=False)
     if precision.fp8 != "none" and execution.layers != "te":
         raise ConfigError(
             f"--fp8 {precision.fp8} needs layers of Transformer Engine, and megatron-core would ignore it without; "
@@ -176,6 +177,7 @@ def text_config(
         "perform_initialization": False,
         "use_cpu_initialization": not torch.cuda.is_available(),
         "gradient_accumulation_fusion": execution.fuse_weight_gradients,
+        "deterministic_mode": parallel.deterministic,
     }
     if experts is not None:
         experts.check_layout(parallel)

@@ -89,8 +89,8 @@ def check_rollout(rollout: RolloutConfig) -> None:
     """Raise ConfigError for flags of servers that nothing would use, or that do not go together."""
     _check_rollout_pairs(rollout)
     default = RolloutConfig()
-    started = {"rollout_servers", "rollout_tp", "rollout_memory_fraction", "rollout_python"}
-    attached = {"rollout_urls", "rollout_router"}
+    started = {"rollout_servers", "rollout_tp", "rollout_memory_fraction", "rollout_python", "rollout_interface"}
+    attached = {"rollout_urls", "rollout_router", "rollout_return_minutes"}
     sync = {
         "rollout_sync",
         "rollout_bucket_mib",

@@ -44,8 +44,6 @@ class Extra(StrEnum):
     """[Q] label tokens of a sequence that are not left out"""
     SOURCE = "source"
     """[B, S] number of the set that a demonstration comes from"""
-    SERVER_LOGPROBS = "server_logprobs"
-    """[B, S] as a server scored given tokens"""
     REFERENCE_ROW = "reference_row"
     """[Q] place of the reference that a sequence is compared with"""
     IS_ROLLOUT = "is_rollout"

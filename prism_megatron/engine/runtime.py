@@ -17,8 +17,10 @@ from torch.distributed.distributed_c10d import Store
 
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.host.cpu import open_cpu_door
+from prism_megatron.engine.host.determinism import be_deterministic
 from prism_megatron.engine.launch import loopback_variables
 from prism_megatron.errors import ConfigError
+from prism_megatron.parallel.object_groups import close_object_groups, open_object_groups
 
 _UNUSED_GROUPS = frozenset({"hcp", "inter_dist_opt", "dp_cp_ag", "expt_dp_ag"})
 """Made only for hierarchical context parallelism, several optimizer instances, and overlapped FSDP all-gathers."""
@@ -78,9 +80,12 @@ def start(
 
     Rank, size and rendezvous come from torchrun's environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); a process
     without one is a world of one. ``store`` with ``rank`` and ``world_size`` is a rendezvous made by the caller.
-    The backend is NCCL where CUDA is present and gloo elsewhere. ``timeout`` replaces ``parallel``'s own.
-    Raises ConfigError when the world does not fit ``parallel``.
+    The backend is NCCL where CUDA is present and gloo elsewhere; objects travel over gloo. ``timeout`` replaces
+    ``parallel``'s own.
+    Raises ConfigError when the world does not fit ``parallel``, or the environment ``--deterministic``.
     """
+    if parallel.deterministic:
+        be_deterministic()
     on_cpu = open_cpu_door()
     timeout = timeout or timedelta(minutes=parallel.distributed_timeout_minutes)
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
@@ -100,7 +105,13 @@ def start(
         store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not mark its re-exports
         os.environ.update(loopback_variables())
     backend = "gloo" if on_cpu else "nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    # Bound to its GPU, a rank makes NCCL's communicator here, and other groups' by splitting it: what cannot work fails
+    # now, and not in the first collective.
+    device_id = None if on_cpu else device
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
+    )
+    open_object_groups(parallel, timeout)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
@@ -141,7 +152,10 @@ def stop(world: World) -> None:
     Engines stand in reference cycles, and what they hold of a gloo group keeps its threads running: both are collected
     here, for a process that goes from world to world would slow down with every one.
     """
+    if world.parallel.deterministic:
+        torch.use_deterministic_algorithms(False)
     del world
+    close_object_groups()
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
     gc.collect()

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from model_providers.moe_discriminator.folder import write_config
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
@@ -58,6 +57,7 @@ from prism_megatron.experiments.mini_figures import (
 )
 from prism_megatron.game import judge
 from prism_megatron.game.judge import JudgePlan
+from prism_megatron.parallel.collectives import barrier
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.sampling.shares import sample_groups
 from prism_megatron.stages.warm_start.gate import Gate, described, measure
@@ -100,7 +100,7 @@ def make_mini(config: MakeMiniConfig) -> None:
     before = MINI_FOLDER / "policy" if scenes == "drift" else output / "init"
     if world.is_main and not before.exists():
         _write_untrained(before, seed=config.seed)
-    dist.barrier()
+    barrier()
     supervised(config.pretrain, before, base, BASE_LESSONS[scenes], seed=config.seed, world=world)
     sloppy = Lesson(scenes, "sft", SLOPPY_TEACHER[scenes], vision=False)
     supervised(config.sft, base, policy, sloppy, seed=config.seed, world=world)
@@ -285,5 +285,5 @@ def discriminate(config: MakeMiniConfig, policy_folder: Path, source: Path, targ
             dirs_exist_ok=True,
         )
         write_config(like, dense_folder=policy_folder, variant=Variant(towers))
-    dist.barrier()
+    barrier()
     export_folder(discriminator, target, like=like, world=world, dtype=torch.bfloat16)

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
@@ -29,7 +28,7 @@ from prism_megatron.evaluation.comparison import Comparison, Line, write_compari
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.proxies import PROXIES, ResponseForm, wasserstein_1
 from prism_megatron.experiments.played import play
-from prism_megatron.parallel.collectives import broadcast_object
+from prism_megatron.parallel.collectives import barrier, broadcast_object
 from prism_megatron.run.files import CONFIG, EXPORT, SUMMARY
 from prism_megatron.sampling.scene_answers import (
     MEASURES,
@@ -102,7 +101,7 @@ def with_warm_discriminator(arm: Arm, config: VariantsConfig, world: World) -> t
                 parallel=arm.config.parallel,
             ),
         )
-    dist.barrier()  # the main rank writes the summary last
+    barrier()  # the main rank writes the summary last
     held_out = json.loads((output / SUMMARY).read_text(encoding="utf-8"))["held_out"]
     warm = replace(wanted, discriminator=str(output / EXPORT))
     return replace(arm, config=replace(arm.config, discriminator=warm)), held_out

@@ -1,6 +1,7 @@
 """Collectives on Python objects and numbers, with the group as an argument.
 
-Each call is a fixed number of collectives whatever the data, so ranks with little to say stay in step.
+Each call is a fixed number of collectives whatever the data, so ranks with little to say stay in step. Objects travel
+over groups of their own (``object_groups``).
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, distributed_c10d  # type: ignore[attr-defined]  # not in __all__
 
 from prism_megatron.errors import PrismError
+from prism_megatron.parallel.object_groups import object_group
 
 T = TypeVar("T")
+
+
+def shared_store(name: str) -> Store:
+    """Keys and values that all ranks of the world see, apart from those under other names."""
+    return PrefixStore(name, distributed_c10d._get_default_store())
 
 
 def all_gather_objects(value: T, *, group: dist.ProcessGroup | None = None) -> list[T]:
@@ -22,7 +30,7 @@ def all_gather_objects(value: T, *, group: dist.ProcessGroup | None = None) -> l
     if size == 1:
         return [value]
     gathered: list[T | None] = [None] * size
-    dist.all_gather_object(gathered, value, group=group)
+    dist.all_gather_object(gathered, value, group=object_group(group))
     return gathered  # type: ignore[return-value]  # every slot has been filled
 
 
@@ -36,7 +44,7 @@ def gather_objects(value: T, *, group: dist.ProcessGroup | None = None) -> list[
         return [value]
     is_first = dist.get_rank(group) == 0
     gathered: list[T | None] | None = [None] * size if is_first else None
-    dist.gather_object(value, gathered, group=group, group_dst=0)
+    dist.gather_object(value, gathered, group=object_group(group), group_dst=0)
     return gathered  # type: ignore[return-value]  # every slot has been filled
 
 
@@ -45,8 +53,14 @@ def broadcast_object(value: T | None, *, source: int, group: dist.ProcessGroup |
     if dist.get_world_size(group) == 1:
         return value  # type: ignore[return-value]  # the only rank is the source
     box = [value]
-    dist.broadcast_object_list(box, group=group, group_src=source)
+    dist.broadcast_object_list(box, group=object_group(group), group_src=source)
     return box[0]  # type: ignore[return-value]  # the source's value
+
+
+def barrier() -> None:
+    """Return when all ranks of the world are here; kernels that are under way are not waited for."""
+    if dist.get_world_size() > 1:
+        dist.barrier(group=object_group(None))
 
 
 def on_main(work: Callable[[], T]) -> T:

@@ -36,6 +36,8 @@ class SharedRollout:
         self._world = world
         self._exported = exported
         self._let_go = let_go
+        self.took_back = 0
+        """how often a server was lost and given weights again, up to the last hand-over; the same on every rank"""
 
     @property
     def activity(self) -> Activity:
@@ -75,9 +77,10 @@ class SharedRollout:
             except PrismError as error:
                 problem = str(error)
         deque(remaining, maxlen=0)  # the other ranks would wait for ever in a gather that one left early
-        problem, held = broadcast_object((problem, self._engine.policy_version), source=0)
+        told = problem, self._engine.policy_version, self._engine.out, self._engine.took_back
+        problem, held, out, self.took_back = broadcast_object(told, source=0)
         if not self._world.is_main:
-            self._engine.follow(held)
+            self._engine.follow(held, out)
         if problem is not None:
             raise WeightSyncError(problem)
 

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from model_providers.qwen3_vl.mapping import LM_HEAD, weight_mappings
@@ -31,6 +30,7 @@ from prism_megatron.engine.engine import PLAIN_SPEED, MegatronEngine
 from prism_megatron.engine.host.execution import PLAIN, Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
+from prism_megatron.parallel.collectives import barrier
 from prism_megatron.training.batches import BatchFormat
 
 DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
@@ -150,4 +150,4 @@ def export_folder(
         write_hf_folder(target, tensors, like=like, dtype=engine.dtype if dtype is None else None)
     else:
         deque(tensors, maxlen=0)
-    dist.barrier()
+    barrier()

@@ -243,6 +243,7 @@ class Scores:
     def __init__(self, scores: dict[str, tuple[float, ...]]) -> None:
         self.scores = scores
         self.num_asked = 0
+        self.took_back = 0
 
     def score(self, _prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
         self.num_asked += 1

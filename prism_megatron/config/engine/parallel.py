@@ -40,6 +40,11 @@ class ParallelConfig:
     distributed_timeout_minutes: Annotated[int, AT_LEAST_ONE] = 30
     """how long ranks wait for one another, as while another one samples or hands weights over, before all give up"""
 
+    deterministic: bool = False
+    """the same bits from every run of the same layout on the same GPUs: no kernel and no reduction in an order of
+    chance. Slower, and refused where NCCL_ALGO, CUBLAS_WORKSPACE_CONFIG or NVTE_ALLOW_NONDETERMINISTIC_ALGO say
+    otherwise"""
+
     @property
     def model_parallel_size(self) -> int:
         """Ranks that hold one copy of a dense model and share its sequences."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.transformer_engine import check_transformer_engine, installed_transformer_engine
 from prism_megatron.config.fields import NOT_NEGATIVE, OnResume
 from prism_megatron.errors import ConfigError
 
@@ -66,11 +67,21 @@ class PrecisionConfig:
         }
 
 
-def check_precision(precision: PrecisionConfig, parallel: ParallelConfig, shape: Qwen3VLShape, *, dtype: str) -> None:
-    """Raise ConfigError for FP8 settings that contradict one another, the model or the layout.
+def check_precision(
+    precision: PrecisionConfig, parallel: ParallelConfig, shape: Qwen3VLShape, *, dtype: str, packs: bool = True
+) -> None:
+    """Raise ConfigError for FP8 settings that contradict one another, the model, the layout or what is installed.
 
-    ``dtype`` is that of the parameters, as ``--dtype`` (fp32, bf16) or a model folder (float32, bfloat16) spells it.
+    ``dtype`` is that of the parameters, as ``--dtype`` (fp32, bf16) or a model folder (float32, bfloat16) spells it;
+    ``packs`` says whether rows hold several sequences.
     """
+    check_transformer_engine(
+        f"--fp8 {precision.fp8}" if precision.fp8 != "none" else "--transformer-engine on",
+        parallel,
+        asked=precision.fp8 != "none" or precision.transformer_engine == "on",
+        packs=packs,
+        found=installed_transformer_engine(),
+    )
     if precision.fp32_head and dtype not in {"bf16", "bfloat16"}:
         raise ConfigError(f"--fp32-head is for a policy in bf16, and this one is in {dtype}; leave it out")
     bf16_layers = {

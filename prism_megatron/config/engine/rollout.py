@@ -32,11 +32,18 @@ class RolloutConfig:
     """steps whose rollouts SGLang servers already draw while an earlier step trains, from a policy that many updates
     old at most; 0 draws each step's rollouts from the policy that trains on them"""
     rollout_servers: Annotated[int, AT_LEAST_ONE] = 1
-    """SGLang servers to start on this host, each with a copy of the policy"""
+    """SGLang servers to start on every host of the run, each with a copy of the policy; ranks ask those of their own
+    host first"""
+    rollout_interface: str | None = None
+    """in a run over several hosts, the network interface by whose address each host's servers are reached; by default
+    the one that leads to the first rank"""
     rollout_tp: Annotated[int, AT_LEAST_ONE] = 1
-    """GPUs of this host, next to one another, that share each started server's copy; without CUDA, processes"""
+    """GPUs of a host, next to one another, that share each started server's copy; without CUDA, processes"""
     rollout_urls: tuple[str, ...] = ()
-    """SGLang servers that run already, instead of starting some; PRISM_ROLLOUT_API_KEY holds their key"""
+    """SGLang servers that run already, instead of starting some; PRISM_ROLLOUT_API_KEY holds their key. One that is
+    lost is left out until it is back and has been given the weights in use"""
+    rollout_return_minutes: Annotated[float, POSITIVE] = 5.0
+    """how long the run waits for a server of --rollout-urls once all of them are lost; then it ends"""
     rollout_router: str | None = None
     """an sglang-router over the servers of --rollout-urls, with the same key: it shares the requests out, while weights
     go to every server"""
@@ -52,7 +59,8 @@ class RolloutConfig:
     """a hand-over by --rollout-sync tensor or group takes at most two such buckets of memory beside the weights, in
     MiB, or two of the largest tensor; half a bucket travels at a time"""
     rollout_master_address: str = "127.0.0.1"
-    """where the workers of servers reach the first rank, for --rollout-sync group"""
+    """where the workers of servers reach the first rank, for --rollout-sync group; of several hosts on which servers
+    are started, by default the address of the first"""
     rollout_probe_every: Annotated[int, ZERO_IS_OFF] = 10
     """after every so many steps each server and the trainer score the same answer, and must agree; 0 never asks"""
     rollout_probe_bound: Annotated[float, POSITIVE] = 0.1
@@ -62,7 +70,7 @@ class RolloutConfig:
     rollout_start_minutes: Annotated[float, POSITIVE] = 20.0
     """how long a server that is started may take until it answers; a model of 235B parameters takes longest to load"""
     rollout_restarts_per_hour: Annotated[int, NOT_NEGATIVE] = 12
-    """servers that die are started again, so often in any hour, all of them together; then the run ends"""
+    """servers that die are started again, so often in any hour, all of a host together; then the run ends"""
     rollout_python: Path = Path(".venv-sglang/bin/python")
     """interpreter that has sglang; make sglang sets this one up"""
     rollout_embedded_ranks: Annotated[int | None, AT_LEAST_ONE] = None

@@ -150,7 +150,7 @@ def check_sft(config: SFTConfig, shape: Qwen3VLShape, *, world_size: int) -> Non
     check_policy_experts(config.experts, shape.text.experts, frozen="router" in config.freeze)
     check_layout(config.parallel, shape, experts_per_tower=0)
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
-    check_precision(config.precision, config.parallel, shape, dtype=dtype)
+    check_precision(config.precision, config.parallel, shape, dtype=dtype, packs=config.data.packing)
     data_parallel, data = check_world(config.parallel, world_size), config.data
     share = data_parallel * config.parallel.microbatches_of_a_rank * data.rows_per_microbatch
     if data.rows_per_step % share:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from prism_megatron.config.engine.precision import Fp8Recipe, PrecisionConfig
+from prism_megatron.config.engine.transformer_engine import why_unfit
 from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.errors import ConfigError
 
@@ -90,14 +91,7 @@ def choose(machine: Installed, precision: PrecisionConfig, speed: SpeedConfig | 
     Raises ConfigError where Transformer Engine, FP8 or fused weight gradients are asked for and cannot be had.
     """
     cuda = machine.compute_capability is not None
-    missing = [
-        *(
-            []
-            if machine.transformer_engine
-            else ["Transformer Engine is not installed, or megatron-core cannot load it"]
-        ),
-        *([] if cuda else ["there is no CUDA device"]),
-    ]
+    missing = [*_lacking_te(machine.transformer_engine), *([] if cuda else ["there is no CUDA device"])]
     wanted = precision.transformer_engine
     if missing and (wanted == "on" or precision.fp8 != "none"):
         flag = f"--fp8 {precision.fp8}" if precision.fp8 != "none" else "--transformer-engine on"
@@ -126,6 +120,13 @@ def check_adam(capabilities: Capabilities, optimizers: Iterable[Any]) -> None:
                 f"megatron-core built {type(optimizer).__module__}.{type(optimizer).__qualname__} where the table of "
                 f"capabilities says {capabilities.adam!r}; correct engine/host/capabilities.py"
             )
+
+
+def _lacking_te(found: str | None) -> list[str]:
+    if found is None:
+        return ["Transformer Engine is not installed, or megatron-core cannot load it"]
+    problem = why_unfit(found)
+    return [] if problem is None else [problem]
 
 
 def _check_fp8_device(machine: Installed, precision: PrecisionConfig) -> None:

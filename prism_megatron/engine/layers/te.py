@@ -28,12 +28,10 @@ from megatron.core.transformer.moe import experts
 from megatron.core.utils import is_te_min_version
 from torch import Tensor, nn
 
+from prism_megatron.config.engine.transformer_engine import PACKED_ALL_GATHER
 from prism_megatron.engine.layers.attention import Sequences
 from prism_megatron.engine.layers.layer_parts import LayerParts
 from prism_megatron.errors import ConfigError
-
-PACKED_ALL_GATHER = "2.20.0"
-"""Transformer Engine that is known to take packed sequences with keys and values gathered; 2.11 refuses them."""
 
 
 class TECoreAttention(nn.Module):

@@ -17,6 +17,8 @@ PYTHON = Path(".venv-sglang/bin/python")
 """Where ``make sglang`` puts SGLang's interpreter, from the root of the checkout."""
 
 HOST = "127.0.0.1"
+"""Where servers listen that nobody of another host must reach."""
+
 Argument = str | int | float | bool
 _CPU_STAND_INS = Path(__file__).resolve().parent / "cpu_stand_ins"
 _OWN_VARIABLES = ("PYTHON", "TORCHELASTIC_", "VIRTUAL_ENV")
@@ -62,6 +64,8 @@ class ServerOptions:
     """sequences decoded at once; None lets SGLang choose"""
     start_seconds: float = 1200.0
     """how long a server may take to become healthy"""
+    host: str = HOST
+    """address of this host at which the server listens"""
     poll_seconds: float = 0.2
     """how often a server is looked at, while it starts and afterwards"""
     port: int | None = None
@@ -80,7 +84,7 @@ def server_arguments(options: ServerOptions, *, index: int, port: int, cuda: boo
     }
     arguments: dict[str, Argument] = {
         "model-path": str(options.model.resolve()),
-        "host": HOST,
+        "host": options.host,
         "port": port,
         "dtype": options.dtype,
         "tp-size": options.tp,

@@ -11,8 +11,9 @@ weights. Their keys and values are computed again, so each token is drawn from i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -25,8 +26,11 @@ from prism_megatron.errors import DataError, RolloutError, WeightSyncError
 from prism_megatron.observability.activity import Activity
 from prism_megatron.rollout.base import SampleRequest, SegmentFinder
 from prism_megatron.rollout.sglang.attach import ServedModel, attach, attach_router
+from prism_megatron.rollout.sglang.board import Board
 from prism_megatron.rollout.sglang.http import Patience, ServerClient
+from prism_megatron.rollout.sglang.keeper import Keeper
 from prism_megatron.rollout.sglang.requests import RequestFormat
+from prism_megatron.rollout.sglang.returns import Returns
 from prism_megatron.rollout.sglang.sampler import Sampler
 from prism_megatron.rollout.sglang.served_weights import ServedWeights
 from prism_megatron.rollout.sglang.server import SGLangServers
@@ -54,6 +58,10 @@ class SGLangOptions:
     """URL of an sglang-router over the same servers: it shares requests out, all other calls go to each server"""
     colocated: bool = False
     """servers are on the trainer's GPUs: ``sleep`` releases their memory, ``wake`` takes it back"""
+    return_seconds: float = 300.0
+    """how long a run goes on without any answer of servers that it did not start"""
+    poll_seconds: float = 1.0
+    """how often servers that other processes start are looked at"""
     patience: Patience = field(default_factory=Patience)
     """with servers that do not answer"""
 
@@ -78,14 +86,16 @@ class SGLangRollout:
         end_token_ids: Sequence[int],
         spool: Path,
         servers: SGLangServers | None = None,
-        supervised_elsewhere: bool = False,
+        board: Board | None = None,
+        near: Collection[str] = (),
         options: SGLangOptions | None = None,
     ) -> None:
         """``spool`` is a folder for the newest weights, and for a moment those before them: room for two models.
 
-        ``servers`` are the supervised ones behind ``urls``; the engine stops them when it is closed. Servers that are
-        ``supervised_elsewhere``, by another process, are waited for when they are lost. Raises RolloutError for a
-        server that cannot be reached, refuses the key or serves another model.
+        ``servers`` are the supervised ones among ``urls``; the engine stops them when it is closed. The others were
+        started by processes that read the ``board``; without one they were there before (see ``Keeper``). Servers that
+        are ``near`` are asked before others. Raises RolloutError for a server that cannot be reached, refuses the key
+        or serves another model.
         """
         if not urls:
             raise RolloutError("SGLang rollouts need at least one server; start some or give their URLs")
@@ -93,7 +103,7 @@ class SGLangRollout:
         """what is told of answers that have come"""
         self._options = options or SGLangOptions()
         self._servers = servers
-        self._supervised_elsewhere = supervised_elsewhere
+        self._keeper = Keeper(urls, servers, board, return_seconds=self._options.return_seconds)
         shape = Qwen3VLShape.from_folder(model_folder)
         self._format = RequestFormat(
             ImagePreprocessor.from_folder(model_folder),
@@ -105,10 +115,10 @@ class SGLangRollout:
         check = WeightCheck(shapes, tied=shape.text.tied)
         self._clients = tuple(ServerClient(url, api_key=api_key, patience=self._options.patience) for url in urls)
         model = ServedModel(model_folder, shape.model_type, tuple(check.shapes))
-        over_http = self._options.transport == "tensor"
-        self._context_length = min(
-            attach(client, model, colocated=self._options.colocated, over_http=over_http) for client in self._clients
+        check_server = partial(
+            attach, model=model, colocated=self._options.colocated, over_http=self._options.transport == "tensor"
         )
+        self._context_length = min(map(check_server, self._clients))
         self._routed = self._clients
         if self._options.router is not None:
             self._routed = (ServerClient(self._options.router, api_key=api_key, patience=self._options.patience),)
@@ -122,7 +132,8 @@ class SGLangRollout:
             bucket_bytes=self._options.bucket_bytes,
             master_address=self._options.master_address,
             colocated=self._options.colocated,
-            replace=self._replace,
+            replace=self._keeper.replace,
+            is_out=self._keeper.is_out,
         )
         self._sampler = Sampler(
             self._clients,
@@ -130,9 +141,18 @@ class SGLangRollout:
             self._format,
             finder,
             self._weights,
-            supervised=self._supervised,
+            keeper=self._keeper,
+            near=near,
             max_in_flight=self._options.max_in_flight,
             seconds=self._options.seconds,
+        )
+        self._returns = Returns(
+            self._clients,
+            self._keeper,
+            self._weights,
+            check=check_server,
+            log=spool / "servers.log",
+            poll_seconds=self._options.poll_seconds,
         )
         self._closed = False
         if servers is not None:
@@ -143,6 +163,16 @@ class SGLangRollout:
         """Version of the weights in use; None until a first complete update."""
         return self._weights.version
 
+    @property
+    def out(self) -> frozenset[str]:
+        """Servers that are left out of updates until they have the weights in use."""
+        return self._keeper.out()
+
+    @property
+    def took_back(self) -> int:
+        """How often a server that others look after was lost and given weights again."""
+        return self._keeper.num_admitted
+
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take every weight of the policy, on all servers or on none; see ``WeightSync``.
 
@@ -152,6 +182,7 @@ class SGLangRollout:
         unless they could not go back, when generating is refused.
         """
         self._weights.update(tensors, version)
+        self._returns.start()
 
     def sleep(self) -> None:
         """Colocated servers release the memory of their weights, keys and values; others keep it.
@@ -171,9 +202,13 @@ class SGLangRollout:
         """Take note that the servers are about to be given ``version``: answers may come with it from now on."""
         self._weights.expect(version)
 
-    def follow(self, version: int | None) -> None:
-        """Take note that another process has given the servers ``version`` (or that they have none in common)."""
+    def follow(self, version: int | None, out: Collection[str] = ()) -> None:
+        """Take note that another process has given the servers ``version`` (or that they have none in common).
+
+        It has left the servers that are ``out`` for later.
+        """
         self._weights.follow(version)
+        self._keeper.follow(out)
 
     def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
         """Draw what is asked for, in the order of the prompts.
@@ -205,7 +240,7 @@ class SGLangRollout:
     def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
         """Log-probs of ``response`` at temperature 1, as each server has them, by URL. Raises RolloutError.
 
-        A server that is lost and comes back, with the weights in use, is waited for no longer than ``generate`` waits.
+        As of ``Sampler``, which says which servers are waited for.
         """
         return self._sampler.score(prompt, response)
 
@@ -217,6 +252,7 @@ class SGLangRollout:
         if self._closed:
             return
         self._closed = True
+        self._returns.stop()
         self._sampler.close()
         self._weights.close()
         for client in {*self._clients, *self._routed}:
@@ -224,9 +260,3 @@ class SGLangRollout:
         if self._servers is not None:
             self._servers.stop()
         self._weights.remove()
-
-    def _supervised(self, url: str) -> bool:
-        return self._supervised_elsewhere or (self._servers is not None and self._servers.supervises(url))
-
-    def _replace(self, url: str) -> bool:
-        return self._servers is not None and self._servers.replace(url)

@@ -64,6 +64,10 @@ class ServerClient:
         """A read, repeated with growing pauses until it succeeds or ``seconds`` have passed. Raises as ``post``."""
         return _object(self._patiently("GET", path, {}, seconds), f"{self.url}{path}")
 
+    def get_once(self, path: str, *, seconds: float = CONNECT_SECONDS) -> dict[str, Any]:
+        """A read, made once. Raises as ``post``."""
+        return _object(self._once("GET", path, {}, seconds), f"{self.url}{path}")
+
     def post_again(self, path: str, body: Mapping[str, Any], *, seconds: float = CONTROL_SECONDS) -> dict[str, Any]:
         """A call that may be made twice without harm, repeated as ``get``. Raises as ``post``."""
         return _object(self._patiently("POST", path, {"json": body}, seconds), f"{self.url}{path}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
@@ -22,6 +22,7 @@ from prism_megatron.rollout.sglang.http import (
     ServerLostError,
     ServerRefusedError,
 )
+from prism_megatron.rollout.sglang.keeper import Keeper
 from prism_megatron.rollout.sglang.pool import Place, Pool
 from prism_megatron.rollout.sglang.requests import Answer, RequestFormat, ending
 from prism_megatron.rollout.sglang.served_weights import ServedWeights
@@ -33,7 +34,11 @@ _RETRIED = (408, 429, 500, 502, 503, 504)
 
 
 class _OtherWeightsError(RolloutError):
-    """A server sampled with weights that are not the version in use, as one does that has just been restarted."""
+    """A server has weights that are not the version in use; ``fresh`` says that they are those of its start."""
+
+    def __init__(self, message: str, *, fresh: bool) -> None:
+        super().__init__(message)
+        self.fresh = fresh
 
 
 def _nobody(_count: int) -> None:
@@ -51,21 +56,22 @@ class Sampler:
         finder: SegmentFinder,
         weights: ServedWeights,
         *,
-        supervised: Callable[[str], bool],
+        keeper: Keeper,
+        near: Collection[str],
         max_in_flight: int,
         seconds: float,
     ) -> None:
         """Requests go to ``routed``: the servers themselves, ``clients``, or a router over them.
 
-        ``supervised(url)`` says whether a lost server comes back; ``weights`` which versions are in use. For the rest
-        see ``SGLangOptions``.
+        ``keeper`` says whether a lost server comes back; ``weights`` which versions are in use. Servers that are
+        ``near`` are asked before others. For the rest see ``SGLangOptions``.
         """
         self._clients = tuple(clients)
-        self._pool = Pool(routed)
+        self._pool = Pool(routed, near, keeper.is_out)
         self._form = form
         self._finder = finder
         self._weights = weights
-        self._supervised = supervised
+        self._keeper = keeper
         self._seconds = seconds
         self._closing = threading.Event()
         self._threads = ThreadPoolExecutor(max_in_flight, thread_name_prefix="sglang requests")
@@ -109,26 +115,44 @@ class Sampler:
     def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
         """Log-probs of ``response`` at temperature 1, as each server has them, by URL. Raises RolloutError.
 
-        A server that is lost and comes back, with the weights in use, is waited for no longer than ``generate`` waits.
+        A lost server that the run starts again is waited for, no longer than ``generate`` waits, until it has the
+        weights in use. Servers that are left out, and attached ones that are lost, are not among the scores; one is.
         """
         body = self._form.scoring_request(prompt, response)
-        scores = {}
+        scores: dict[str, tuple[float, ...]] = {}
+        problem: RolloutError | None = None
         for client in self._clients:
-            deadline = time.monotonic() + self._seconds
-            answer = None
-            while answer is None:
-                try:
-                    if client.get("/model_info")["weight_version"] == str(self._weights.version):
-                        answer = client.post("/generate", body)
-                        continue
-                    problem = RolloutError(f"{client.url} does not hold version {self._weights.version}")
-                except ServerLostError as error:
-                    problem = error
-                if time.monotonic() > deadline or not self._supervised(client.url):
-                    raise problem
-                time.sleep(client.patience.first_pause)
-            scores[client.url] = self._form.scores(prompt, response, answer)
+            if self._keeper.is_out(client.url):
+                continue
+            try:
+                scores[client.url] = self._form.scores(prompt, response, self._scored(client, body))
+            except (ServerLostError, _OtherWeightsError) as error:
+                if not (self._keeper.is_attached(client.url) and self._is_passing(error, client.url)):
+                    raise
+                problem = error
+        if not scores:
+            raise problem or RolloutError("all servers are lost; none has scored the probe")
         return scores
+
+    def _scored(self, client: ServerClient, body: dict[str, Any]) -> Any:
+        """One server's answer, once it has the weights in use."""
+        deadline = time.monotonic() + self._seconds
+        problem: RolloutError
+        while True:
+            try:
+                held = str(client.get("/model_info")["weight_version"])
+                if held == str(self._weights.version):
+                    return client.post("/generate", body)
+                message = f"{client.url} does not hold version {self._weights.version}"
+                problem = _OtherWeightsError(message, fresh=not held.isdecimal())
+            except ServerLostError as error:
+                problem = error
+            # What the run does not start is in nobody's hands: the others are enough.
+            if self._keeper.is_attached(client.url) or time.monotonic() > deadline:
+                raise problem
+            if not self._keeper.comes_back(client.url):
+                raise problem
+            time.sleep(client.patience.first_pause)
 
     def close(self) -> None:
         """Have the servers end what they are generating, and start nothing more."""
@@ -152,11 +176,19 @@ class Sampler:
                 return problem
             if self._closing.is_set():
                 raise RolloutError(f"prompt {prompt.id!r}: the rollout engine was closed while it was being answered")
-            comes_back = isinstance(problem, (ServerLostError, _OtherWeightsError))
-            if not (comes_back and self._supervised(place.client.url)):
+            if not self._is_passing(problem, place.client.url):
                 failures += 1
             if failures == _MAX_FAILURES or time.monotonic() >= deadline:
                 raise RolloutError(f"prompt {prompt.id!r} was not answered, {failures} attempts failed: {problem}")
+
+    def _is_passing(self, problem: RolloutError, url: str) -> bool:
+        """Whether the server is lost, or lacks weights that it will be given, and is worth waiting for.
+
+        An attached server with numbered weights of others has another trainer. Raises as ``Keeper.comes_back``.
+        """
+        if isinstance(problem, _OtherWeightsError):
+            return (problem.fresh or not self._keeper.is_attached(url)) and self._keeper.comes_back(url)
+        return isinstance(problem, ServerLostError) and self._keeper.comes_back(url)
 
     def _attempt(
         self, place: Place, prompt: Prompt, body: dict[str, Any], *, since: int, deadline: float
@@ -181,9 +213,11 @@ class Sampler:
             place.failed()
             return _OtherWeightsError(
                 f"{client.url} sampled with other weights than version {since}; was it restarted, or does another "
-                "trainer update it?"
+                "trainer update it?",
+                fresh=any(answer.versions is None for answer in answers),
             )
         place.worked()
+        self._keeper.answered(client.url)
         return answers
 
     def _in_use(self, answer: Answer, since: int) -> bool:

@@ -41,13 +41,15 @@ class ServedWeights:
         master_address: str,
         colocated: bool,
         replace: Callable[[str], bool],
+        is_out: Callable[[str], bool],
     ) -> None:
         """``model`` is what the servers' model holds, ``model_folder`` that model's. See ``SGLangOptions``.
 
-        ``spool`` is a folder for the newest weights, and for a moment those before them. ``replace`` as in
-        ``WeightSync``.
+        ``spool`` is a folder for the newest weights, and for a moment those before them. ``replace`` and
+        ``is_out`` as in ``WeightSync``.
         """
-        self._clients = tuple(clients)
+        self._all_clients = tuple(clients)
+        self._is_out = is_out
         self._model = model
         self._model_folder = model_folder
         self._spool = spool
@@ -56,11 +58,12 @@ class ServedWeights:
         self._colocated = colocated
         self._replace = replace
         self._sync = WeightSync(
-            self._clients,
+            self._all_clients,
             transport=transport,
             bucket_bytes=bucket_bytes,
             master_address=master_address,
             replace=replace,
+            is_out=is_out,
         )
         self.version: int | None = None
         """Version of the weights in use; None while there are none."""
@@ -125,14 +128,29 @@ class ServedWeights:
                 self._hold(None)
                 raise
 
-    def restore(self, url: str) -> None:
-        """Give a restarted server the weights in use; it waits for an update that is under way."""
+    def restore(self, url: str, *, lost: bool = True) -> bool:
+        """Give a restarted server the weights in use; it waits for an update that is under way.
+
+        One that is not known to be ``lost`` keeps what it has if that is the version in use: that is False.
+        """
+        clients = [client for client in self._all_clients if client.url == url]
         with self._lock:
+            if not lost and all(
+                client.get_once("/model_info")["weight_version"] == str(self.version) for client in clients
+            ):
+                return False
             if self._memory == "released":
-                sglang_memory.release([client for client in self._clients if client.url == url], replace=self._replace)
+                self._without_keys.add(url)
+                sglang_memory.release(clients, replace=self._replace)
             elif self._held is not None:
                 self._without_keys.discard(url)  # a new process has all of its memory
                 self._sync.push_to(url, *self._held)
+        return True
+
+    @property
+    def _clients(self) -> tuple[ServerClient, ...]:
+        """Servers that take part in updates."""
+        return tuple(client for client in self._all_clients if not self._is_out(client.url))
 
     def close(self) -> None:
         """Leave the servers' groups and end the threads. ``remove`` follows once no server can ask for weights."""

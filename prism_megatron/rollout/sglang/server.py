@@ -1,7 +1,8 @@
 """Starts, supervises and stops SGLang servers, each a process group of its own in SGLang's own environment.
 
-A server listens on a loopback port, asks for a random key, writes its log to a file, is started again when it dies, and
-dies with the process that started it. The trainer never imports sglang: see ``sglang_http``.
+A server listens on one address of this host, by default a loopback one, asks for a random key, writes its log to a
+file, is started again when it dies, and dies with the process that started it. The trainer never imports sglang: see
+``sglang_http``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -21,12 +21,13 @@ from pathlib import Path
 import torch
 
 from prism_megatron.errors import ConfigError, PrismError, RolloutError
-from prism_megatron.rollout.sglang.arguments import HOST, ServerOptions, server_arguments, server_environment
+from prism_megatron.rollout.sglang.arguments import ServerOptions, server_arguments, server_environment
+from prism_megatron.rollout.sglang.board import Board
 from prism_megatron.rollout.sglang.http import ServerClient
+from prism_megatron.rollout.sglang.ports import free_port
 from prism_megatron.rollout.sglang.restarts import Restarts
 
 _GUARD = Path(__file__).resolve().parent / "guard.py"
-_FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 _NUM_LINES_SHOWN = 12
 
 
@@ -41,8 +42,9 @@ class SGLangServer:
         self.index = index
         self.log = options.logs / f"server-{index}.log"
         self._api_key = api_key
-        self._port = _free_port() if options.port is None else options.port
-        self.client = ServerClient(f"http://{HOST}:{self._port}", api_key=api_key)
+        self._port = free_port(options.host) if options.port is None else options.port
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        self.client = ServerClient(f"http://{host}:{self._port}", api_key=api_key)
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
 
@@ -142,9 +144,17 @@ class SGLangServers:
     """Several servers of one model, supervised by a thread that starts a dead one again."""
 
     def __init__(
-        self, options: ServerOptions, *, count: int, api_key: str | None = None, restarts: Restarts | None = None
+        self,
+        options: ServerOptions,
+        *,
+        count: int,
+        api_key: str | None = None,
+        restarts: Restarts | None = None,
+        board: Board | None = None,
     ) -> None:
         """``api_key`` is a random one by default. ``restarts`` bounds those of all servers together.
+
+        On the ``board`` other processes ask for a new server, and are told when there will be none.
 
         Raises ConfigError where SGLang is not installed, and for a key that it could not be given.
         """
@@ -155,7 +165,9 @@ class SGLangServers:
         self._poll_seconds = options.poll_seconds
         self.servers = tuple(SGLangServer(options, index=index, api_key=key) for index in range(count))
         self._restarts = restarts or Restarts()
-        self._on_restart: Callable[[str], None] | None = None
+        self._board = board
+        self._times_asked: dict[str, int] = {}
+        self._on_restart: Callable[[str], object] | None = None
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="sglang supervisor", daemon=True)
         self._restarting: str | None = None
@@ -177,7 +189,7 @@ class SGLangServers:
             raise
         self._supervisor.start()
 
-    def on_restart(self, callback: Callable[[str], None]) -> None:
+    def on_restart(self, callback: Callable[[str], object]) -> None:
         """Have ``callback(url)`` called when a server answers again after a restart: it has its folder's weights."""
         self._on_restart = callback
 
@@ -211,15 +223,17 @@ class SGLangServers:
         try:
             self._watch()
         except Exception as error:  # noqa: BLE001 - a thread that dies unheard leaves callers waiting for its servers
-            self._failure = RolloutError(f"SGLang servers are no longer watched: {error!r}")
+            self._give_up(f"SGLang servers are no longer watched: {error!r}")
 
     def _watch(self) -> None:
         while not self._stopping.wait(self._poll_seconds):
             for server in self.servers:
+                if self._is_asked_for(server):
+                    server.kill()
                 if server.is_running():
                     continue
                 if not self._restarts.begin():
-                    self._failure = RolloutError(
+                    self._give_up(
                         f"SGLang server {server.index} died, and servers were restarted {self._restarts.per_hour} "
                         f"times within an hour; see {server.log}, or raise --rollout-restarts-per-hour"
                     )
@@ -231,39 +245,27 @@ class SGLangServers:
                     server.note(f"restart failed: {error}")
                     server.kill()  # and so it is tried again
                 self._restarting = None
+                self._is_asked_for(server)  # of before
+
+    def _is_asked_for(self, server: SGLangServer) -> bool:
+        """Whether another process has lost the server since this was last asked."""
+        if self._board is None:
+            return False
+        before = self._times_asked.get(server.url, 0)
+        self._times_asked[server.url] = self._board.times_asked(server.url)
+        return self._times_asked[server.url] > before
+
+    def _give_up(self, problem: str) -> None:
+        self._failure = RolloutError(problem)
+        if self._board is not None:
+            with suppress(RolloutError):  # nobody is left who could read it
+                self._board.give_up(problem)
 
     def _restart(self, server: SGLangServer) -> None:
         server.start()
         server.wait(self._stopping)
         if self._on_restart is not None:
             self._on_restart(server.url)
-
-
-def _free_port() -> int:
-    """A free port from below those that the kernel hands out itself (32768 and up, unless it is told otherwise).
-
-    A server binds its port only after a minute of loading; one of the kernel's would often be gone by then.
-    """
-    for _ in range(_NUM_PORTS):
-        port = _FIRST_PORT + secrets.randbelow(_NUM_PORTS)
-        if _is_free(port) is None:
-            return port
-    raise RolloutError(
-        f"no port of {HOST} from {_FIRST_PORT} to {_FIRST_PORT + _NUM_PORTS - 1} is free for a server "
-        f"({_is_free(_FIRST_PORT)})"
-    )
-
-
-def _is_free(port: int) -> str | None:
-    """None, or why a server cannot listen there."""
-    with socket.socket() as probe:
-        # As servers do it: a connection of before that is not quite over takes no port.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            return error.strerror or str(error)
-    return None
 
 
 def _private(path: str, flags: int) -> int:

@@ -46,12 +46,17 @@ class WeightSync:
         bucket_bytes: int,
         master_address: str,
         replace: Callable[[str], bool],
+        is_out: Callable[[str], bool],
     ) -> None:
-        """``replace(url)`` ends a lost server's remains and says whether a new one takes its place.
+        """``replace(url)`` ends a lost server's remains and says whether it may stay out until it is given the weights.
+
+        Servers that ``is_out`` names take no part in ``push``.
 
         ``master_address`` is where servers reach this process, for ``group``.
         """
-        self._clients = tuple(clients)
+        self._all_clients = tuple(clients)
+        self._is_out = is_out
+        self._agreed: tuple[int, str] | None = None  # the version last handed over, and its checksum
         self._transport: Transport = transport
         self._groups = WeightGroups(master_address) if transport == "group" else None
         self._bucket_bytes = bucket_bytes
@@ -82,6 +87,7 @@ class WeightSync:
             raise WeightSyncError(f"version {version} was not handed over, nothing has changed: {problem}")
         taking, checksums, failure = self._finish(taking, folder, version, passing, stays_paused=stays_paused)
         if failure is None:
+            self._agreed = next(((version, checksums[client.url]) for client in taking), None)
             return checksums
         if previous is None:
             self._each(self._clients, release)
@@ -91,24 +97,30 @@ class WeightSync:
 
     def push_to(self, url: str, folder: Path, version: int) -> None:
         """Give the weights to the one server at ``url``, which has none of ours. Raises WeightSyncError."""
-        clients = [client for client in self._clients if client.url == url]
+        clients = [client for client in self._all_clients if client.url == url]
         if self._groups is not None:
             for client in clients:
                 self._groups.leave(client)
         taking, problem = self._begin(clients)
         failure: PrismError | None = problem
         if problem is None:
-            taking, _, failure = self._finish(taking, folder, version)
+            agreed = self._agreed[1] if self._agreed is not None and self._agreed[0] == version else None
+            taking, _, failure = self._finish(taking, folder, version, agreed=agreed)
         if failure is None and not taking:
             failure = RolloutError("it was lost again")
         if failure is not None:
             self._each(clients, self._release)
             raise WeightSyncError(f"{url} did not take version {version}: {failure}")
 
+    @property
+    def _clients(self) -> tuple[ServerClient, ...]:
+        """Servers that take part."""
+        return tuple(client for client in self._all_clients if not self._is_out(client.url))
+
     def close(self) -> None:
         """Leave the groups and end the threads."""
         if self._groups is not None:
-            self._each(self._clients, self._groups.leave)
+            self._each(self._all_clients, self._groups.leave)
         self._threads.shutdown()
 
     def _go_back(self, folder: Path, version: int, *, problem: PrismError, stays_paused: bool) -> None:
@@ -133,7 +145,9 @@ class WeightSync:
         passing: Iterator[Piece] | None = None,
         *,
         stays_paused: bool = False,
+        agreed: str | None = None,
     ) -> tuple[list[ServerClient], dict[str, str], PrismError | None]:
+        """``agreed`` is the checksum that other servers report of this version."""
         problem: PrismError | None
         try:
             taking, problem = self._hand_over(clients, folder, version, passing)
@@ -149,9 +163,10 @@ class WeightSync:
             checksums[client.url] = _checked_in(client, version)
 
         taking, problem = self._surviving(taking, close)
-        held = {checksums[client.url] for client in taking}
+        held = {checksums[client.url] for client in taking} | ({agreed} if agreed is not None else set())
         if problem is None and len(held) > 1:
-            problem = RolloutError(f"the servers hold different weights after the same update: {checksums}")
+            others = "" if agreed is None else f", and {agreed} elsewhere"
+            problem = RolloutError(f"the servers hold different weights after the same update: {checksums}{others}")
         if problem is None and not stays_paused:
             taking, problem = self._surviving(taking, lambda client: client.post_again("/continue_generation", {}))
         return taking, checksums, problem

@@ -55,6 +55,16 @@ def test_torch_is_used_elsewhere_and_the_missing_is_named(machine: Installed, na
     assert all(any(missing in line for line in chosen.lines()) for missing in named)
 
 
+def test_a_version_that_nothing_is_written_for_is_not_used() -> None:
+    """It is named, as what is missing is; Adam is Megatron's own choice."""
+    old = dataclasses.replace(HOPPER, transformer_engine="1.13.0")
+    chosen = choose(old, PrecisionConfig())
+    assert (chosen.layers, chosen.adam) == ("torch", "te")
+    assert any("Transformer Engine 1.13.0 is here, and the code is written for 2.3" in line for line in chosen.lines())
+    with pytest.raises(ConfigError, match=r"--fp8 hybrid needs .*Transformer Engine 1\.13\.0 is here"):
+        choose(old, FP8)
+
+
 def test_flash_attn_is_named_only_where_something_would_call_it() -> None:
     alone = Installed("2.13.0", (9, 0), flash_attn="2.8.3")
     assert not any("flash-attn" in line for line in choose(alone, PrecisionConfig()).lines())

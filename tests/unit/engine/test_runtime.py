@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.engine import runtime
 from prism_megatron.engine.runtime import World, start, stop
 
 
@@ -29,6 +32,35 @@ def test_every_group_waits_as_long_as_was_asked() -> None:
         assert waits == [timedelta(minutes=7)] * len(groups)
     finally:
         stop(world)
+
+
+class AskedError(Exception):
+    """Ends a start where the world would begin."""
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_rank_is_bound_to_its_gpu_from_the_start(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: torch is told the device of the rank on its host, and nothing where there is none. The arguments bind to
+    torch's own signature. Blind to NCCL."""
+    asked: dict[str, Any] = {}
+    signature = inspect.signature(dist.init_process_group)
+
+    def init(*arguments: Any, **keywords: Any) -> None:
+        asked.update(signature.bind(*arguments, **keywords).arguments)
+        raise AskedError
+
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(runtime, "open_cpu_door", lambda: on_cpu)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(dist, "init_process_group", init)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(AskedError):
+        start(ParallelConfig(), seed=1, rank=11, world_size=16, store=dist.HashStore())  # type: ignore[attr-defined]
+    assert (asked["backend"], asked["rank"], asked["world_size"]) == ("gloo" if on_cpu else "nccl", 11, 16)
+    if on_cpu:
+        assert asked["device_id"] is None and not chosen
+    else:
+        assert asked["device_id"] == torch.device("cuda", 3) and chosen == [asked["device_id"]]
 
 
 def test_rounds_are_whole_for_every_rank() -> None:

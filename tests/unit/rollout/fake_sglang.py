@@ -124,6 +124,7 @@ class FakeSGLang:
         if path == "/server_info":
             return 200, {
                 "running": self.running,
+                "num_generated": self.paths().count("/generate"),
                 "context_length": self.context,
                 "tp_size": self.tp_size,
                 "enable_memory_saver": self.saves_memory,
@@ -259,6 +260,7 @@ class FakeSGLang:
                 "completion_tokens": len(tokens),
                 "weight_versions": spans(versions, len(tokens)),
                 "output_token_logprobs": [[-token / 1000, token, None] for token in tokens],
+                "input_token_logprobs": [[-token / 1000, token, None] for token in body["input_ids"][0]],
                 "output_token_ids_logprobs": [
                     [[self.barred_logprob, token, None] for token in body["token_ids_logprob"]] for _ in tokens
                 ],
@@ -308,8 +310,10 @@ def unpack(payload: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def running(image_token_id: int, folder: Path = FOLDER) -> Iterator[FakeSGLang]:
-    """A fake server on a loopback port of its own."""
+def running(
+    image_token_id: int, folder: Path = FOLDER, *, host: str = "127.0.0.1", port: int = 0
+) -> Iterator[FakeSGLang]:
+    """A fake server on a port of its own."""
     fake = FakeSGLang(image_token_id, folder)
     fake.restart()
 
@@ -318,6 +322,9 @@ def running(image_token_id: int, folder: Path = FOLDER) -> Iterator[FakeSGLang]:
         disable_nagle_algorithm = True  # or the second of two small writes waits 40 ms for the first's confirmation
 
         def do_GET(self) -> None:
+            if fake.dead:
+                self.close_connection = True
+                return
             self.respond(*fake.get(self.path))
 
         def do_POST(self) -> None:
@@ -339,9 +346,9 @@ def running(image_token_id: int, folder: Path = FOLDER) -> Iterator[FakeSGLang]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((host, port), Handler)
     server.daemon_threads = True
-    fake.url = f"http://127.0.0.1:{server.server_port}"
+    fake.url = f"http://{host}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

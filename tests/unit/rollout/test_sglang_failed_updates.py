@@ -46,20 +46,6 @@ def test_a_server_that_dies_in_an_update_gets_the_new_weights_when_it_is_back(
     assert len(fakes[0].calls) == calls_to_the_other, "a restored server is nobody else's business"
 
 
-def test_a_server_of_nobodys_that_dies_in_an_update_is_a_failure(attach: Attach, fakes: list[FakeSGLang]) -> None:
-    """The other goes back; as the dead one cannot, nothing is generated until both take an update."""
-    engine = attach()
-    engine.update_weights(mini_weights(2.0), 1)
-    fakes[1].die_at = "/update_weights_from_tensor"
-    with pytest.raises(WeightSyncError, match=f"{fakes[1].url} cannot be reached"):
-        engine.update_weights(mini_weights(3.0), 2)
-    assert engine.policy_version is None
-    fakes[1].restart()
-    engine.update_weights(mini_weights(3.0), 3)
-    for fake in fakes:
-        assert_holds(fake, 3.0, 3)
-
-
 @pytest.mark.parametrize(("path", "version"), [("/pause_generation", 1), (BY_TENSOR, None)])
 def test_a_server_that_is_restarted_no_more_is_a_failure_like_any_other(
     path: str, version: int | None, attach: Attach, fakes: list[FakeSGLang], monkeypatch: pytest.MonkeyPatch

@@ -13,13 +13,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # offered, not in __all__
 
 from prism_megatron.errors import ConfigError, RolloutError
-from prism_megatron.rollout.sglang import server as sglang_server
+from prism_megatron.rollout.sglang import ports
 from prism_megatron.rollout.sglang.arguments import ServerOptions, server_arguments, server_environment
+from prism_megatron.rollout.sglang.board import Board
+from prism_megatron.rollout.sglang.http import ServerClient
 from prism_megatron.rollout.sglang.restarts import Restarts
 from prism_megatron.rollout.sglang.server import SGLangServer, SGLangServers
 from tests.unit.rollout.stub_sglang import stub_python
@@ -54,7 +58,7 @@ def exists(pid: int) -> bool:
 
 
 def test_no_free_port_ends_the_search(options: Callable[..., ServerOptions], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sglang_server, "_is_free", lambda _port: "Address already in use")
+    monkeypatch.setattr(ports, "why_not_free", lambda _host, _port: "Address already in use")
     with pytest.raises(RolloutError, match=r"^no port of 127\.0\.0\.1 from 20000 to 29999 is free"):
         SGLangServer(options(), index=0, api_key="key")
 
@@ -129,6 +133,53 @@ def test_a_server_that_is_being_restarted_is_not_lost_once_more(options: Callabl
     wait_for(lambda: bool(lived))
     servers.stop()
     assert lived == [True]
+
+
+def test_another_process_can_have_a_server_replaced(options: Callable[..., ServerOptions]) -> None:
+    """Claim: once for all that lose it while it is gone, for a new one would be ended by what was said of the old."""
+    board = Board(HashStore())
+    servers = SGLangServers(options(), count=1, board=board)
+    (server,) = servers.servers
+    back: list[int | None] = []
+
+    def restored(url: str) -> None:
+        board.ask_to_replace(url)  # by one that met the old process
+        back.append(server.pid)
+
+    servers.on_restart(restored)
+    servers.start()
+    before = server.pid
+    board.ask_to_replace(server.url)
+    wait_for(lambda: len(back) == 1)
+    wait_for(lambda: servers._times_asked[server.url] == 2)
+    board.ask_to_replace("http://another")
+    assert server.is_running() and server.pid == back[0] != before
+    board.ask_to_replace(server.url)
+    wait_for(lambda: len(back) == 2)
+    servers.stop()
+
+
+def test_that_servers_are_restarted_no_more_is_told_to_other_processes(options: Callable[..., ServerOptions]) -> None:
+    board = Board(HashStore())
+    servers = SGLangServers(options(), count=1, restarts=Restarts(0), board=board)
+    servers.start()
+    assert board.problem() is None
+    servers.servers[0].kill()
+    wait_for(lambda: "were restarted 0 times within an hour" in (board.problem() or ""))
+    servers.stop()
+
+
+def test_servers_listen_at_the_address_they_are_told(options: Callable[..., ServerOptions]) -> None:
+    """Claim: there alone: nobody reaches them at another address of the same host."""
+    servers = SGLangServers(replace(options(), host="127.0.0.2"), count=1)
+    servers.start()
+    (url,) = servers.urls
+    assert url.startswith("http://127.0.0.2:") and servers.servers[0].client.is_ready()
+    elsewhere = ServerClient(url.replace("127.0.0.2", "127.0.0.1"), api_key=None)
+    assert not elsewhere.is_ready()
+    elsewhere.close()
+    servers.stop()
+    assert SGLangServer(replace(options(), host="::1"), index=0, api_key="key").url.startswith("http://[::1]:")
 
 
 def test_a_supervisor_that_dies_is_heard_of(options: Callable[..., ServerOptions]) -> None:

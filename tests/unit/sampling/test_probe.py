@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
+from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import WeightSyncError
@@ -47,6 +49,7 @@ class Servers:
 
     def __init__(self, **scores: Sequence[float]) -> None:
         self.scores = scores
+        self.took_back = 0
         self.asked: list[tuple[str, tuple[int, ...]]] = []
 
     def score(self, prompt: Prompt, response: Sequence[int]) -> dict[str, tuple[float, ...]]:
@@ -82,6 +85,40 @@ def test_it_asks_when_it_is_due_about_the_first_example_with_an_image(world: Wor
         asked_at += [version] * (len(servers.asked) - before)
     assert asked_at == [2, 7, 13, 30, 35]
     assert set(servers.asked) == {("picture", (40, 41, 42, 43))}
+
+
+def test_a_server_that_came_back_is_asked_at_the_next_version(world: World, policy: MegatronEngine) -> None:
+    """And once: the probe is not due again because of it."""
+    servers = Servers(one=right_scores(TEXT))
+    probe = probe_of([TEXT], world)
+    asked_at = []
+    for version, took_back in ((0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (7, 1)):
+        before, servers.took_back = len(servers.asked), took_back
+        probe.check(servers, policy, version)
+        asked_at += [version] * (len(servers.asked) - before)
+    assert asked_at == [0, 2, 7]
+
+
+def test_one_row_is_run_however_many_servers_there_are(
+    world: World, policy: MegatronEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: what the trainer's pass holds does not grow with them; each of sixteen is compared all the same."""
+    seen: list[Batch] = []
+
+    def watched(batches: Sequence[Batch], *more: Any) -> Any:
+        seen.extend(batches)
+        return MegatronEngine.token_values(policy, batches, *more)
+
+    monkeypatch.setattr(policy, "token_values", watched)
+    right = right_scores(PICTURE)
+    servers = Servers(**{f"server{i}": right for i in range(16)})
+    probe_of([PICTURE], world).check(servers, policy, 0)
+    (batch,) = seen
+    num_tokens = len(PICTURE.prompt.token_ids) + len(PICTURE.reference.token_ids)
+    assert batch.input_ids_B_S.shape[0] == 1 and batch.input_ids_B_S.shape[1] < 2 * num_tokens
+    servers.scores["server15"] = [score - 2 * BOUND for score in right]
+    with pytest.raises(WeightSyncError, match=r"^server15 gives the probe"):
+        probe_of([PICTURE], world).check(servers, policy, 0)
 
 
 def test_without_an_image_it_is_the_first_example(world: World, policy: MegatronEngine) -> None:

@@ -13,13 +13,14 @@ import torch
 from prism_megatron.commands.align import parse
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
-from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.data.render import Renderer
-from prism_megatron.errors import ConfigError, RolloutError, WeightSyncError
+from prism_megatron.errors import ConfigError, WeightSyncError
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.sampling import servers, shared_rollout
-from prism_megatron.sampling.servers import API_KEY, build_served_rollout, first_server_gpu
+from prism_megatron.sampling.hosts import Host
+from prism_megatron.sampling.servers import API_KEY, build_served_rollout
 from prism_megatron.sampling.shared_rollout import SharedRollout
+from prism_megatron.sampling.started_servers import first_server_gpu, server_options, start_servers
 from prism_megatron.training.prompts import renderer_of
 from prism_megatron.types import Prompt
 from tests.unit.rollout.fake_sglang import KEY, running
@@ -27,23 +28,6 @@ from tests.unit.rollout.stub_sglang import stub_python
 
 POLICY = MINI_FOLDER / "policy"
 MINI = Qwen3VLShape.from_folder(POLICY)
-
-
-@pytest.fixture
-def one_rank_of_two_hosts(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    return SimpleNamespace(rank=0, world_size=16, is_main=True)
-
-
-def test_servers_are_not_started_for_ranks_that_cannot_reach_them(
-    tmp_path: Path, one_rank_of_two_hosts: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = AlignConfig()
-    nothing: Any = None
-    monkeypatch.setattr(servers, "broadcast_object", lambda value, source: value)  # noqa: ARG005
-    with pytest.raises(RolloutError, match="the run spans several; start servers yourself"):
-        build_served_rollout(config.rollout, config.data, POLICY, MINI, nothing, output=tmp_path,
-                             world=one_rank_of_two_hosts, dtype=torch.float32)  # fmt: skip
 
 
 @pytest.mark.parametrize("flag", ["--rollout-colocated", "--rollout-memory-fraction 0.4"])
@@ -87,20 +71,34 @@ def test_servers_have_room_for_all_that_is_under_way(tmp_path: Path, monkeypatch
     """Three prompts a step, two steps ahead: nine prompts over two servers are five on one of them, of four samples
     each. A context holds the longest prompt and response, and the few tokens that SGLang keeps."""
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda _group=None: 1)
     flags = "--prompts-per-step 3 --rollouts-per-prompt 4 --rollout-ahead 2 --rollout-servers 2"
     lengths = "--max-prompt-tokens 100 --max-response-tokens 50"
     config = parse(
         ["--rollout", "sglang", *flags.split(), *lengths.split(), "--rollout-python", str(stub_python(tmp_path))]
     )
-    world: Any = SimpleNamespace(world_size=1)
+    world: Any = SimpleNamespace(rank=0, world_size=1)
     logs = tmp_path / "logs"
-    servers._start(config.rollout, config.data, POLICY, world=world, dtype=torch.float16, logs=logs).stop()
-    started = [json.loads((tmp_path / "logs" / f"server-{i}.yaml").read_text()) for i in range(2)]
-    for arguments in started:
+    started = start_servers(config.rollout, config.data, POLICY, world=world, dtype=torch.float16, logs=logs)
+    assert started.servers is not None and started.board is None and started.near == started.urls
+    started.servers.stop()
+    written = [json.loads((tmp_path / "logs" / f"server-{i}.yaml").read_text()) for i in range(2)]
+    for arguments in written:
         assert arguments["max-running-requests"] == 20 and arguments["context-length"] == 166
-        assert arguments["max-total-tokens"] == 20 * 166
+        assert arguments["max-total-tokens"] == 20 * 166 and arguments["host"] == "127.0.0.1"
         assert arguments["dtype"] == "float16" and arguments["model-path"] == str(POLICY.resolve())
-    assert started[0]["port"] != started[1]["port"]
+    assert written[0]["port"] != written[1]["port"]
+
+
+def test_servers_of_several_hosts_share_what_is_under_way(tmp_path: Path) -> None:
+    """Nine prompts over two servers on each of two hosts: three on one of them; logs stand apart by host."""
+    flags = "--prompts-per-step 3 --rollouts-per-prompt 4 --rollout-ahead 2 --rollout-servers 2"
+    config = parse(["--rollout", "sglang", *flags.split()])
+    host = Host(number=1, count=2, num_ranks=4, leads=True)
+    options = server_options(config.rollout, config.data, POLICY, host=host, address="10.0.0.7", dtype=torch.bfloat16,
+                             logs=tmp_path)  # fmt: skip
+    assert options.max_running_requests == 12
+    assert options.host == "10.0.0.7" and options.logs == tmp_path / "host-1"
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -110,6 +108,7 @@ def test_ranks_with_one_request_each_ask_different_servers(
     monkeypatch.setenv(API_KEY, KEY)
     for module in (servers, shared_rollout):
         monkeypatch.setattr(module, "broadcast_object", lambda value, source: value)  # noqa: ARG005
+    monkeypatch.setattr(servers, "all_gather_objects", lambda value: [value])
     world: Any = SimpleNamespace(rank=rank, world_size=3, is_main=False)
     with running(image_token_id=498) as one, running(image_token_id=498) as two:
         config = parse(["--rollout", "sglang", "--rollout-urls", one.url, two.url, "--output", str(tmp_path)])
@@ -139,15 +138,21 @@ def test_a_run_that_stops_early_closes_its_servers_twice(tmp_path: Path) -> None
 
 def test_after_a_failed_hand_over_every_rank_knows_what_the_servers_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claim: the version that the main rank found, not the one that was to be; all tensors are taken part in."""
-    followed: list[int | None] = []
-    engine: Any = SimpleNamespace(policy_version=None, expect=lambda _version: None, follow=followed.append)
+    followed: list[Any] = []
+    engine: Any = SimpleNamespace(
+        policy_version=None,
+        out=set(),
+        took_back=0,
+        expect=lambda _version: None,
+        follow=lambda *told: followed.append(told),
+    )
     world: Any = SimpleNamespace(is_main=False)
     monkeypatch.setattr(shared_rollout, "all_gather_objects", lambda _value: None)
-    monkeypatch.setattr(shared_rollout, "broadcast_object", lambda _value, source: ("a server died", 4))  # noqa: ARG005
+    monkeypatch.setattr(shared_rollout, "broadcast_object", lambda _value, source: ("a server died", 4, {"b"}, 1))  # noqa: ARG005
     tensors = iter([("a", torch.zeros(1)), ("b", torch.zeros(1))])
     with pytest.raises(WeightSyncError, match="a server died"):
         SharedRollout(engine, world).update_weights(tensors, 5)
-    assert followed == [4]
+    assert followed == [(4, {"b"})]
     assert next(tensors, None) is None
 
 
@@ -163,6 +168,8 @@ def test_ranks_let_go_of_memory_before_servers_on_their_devices_take_it(
 
     engine: Any = SimpleNamespace(
         policy_version=1,
+        out=frozenset(),
+        took_back=0,
         expect=lambda _version: None,
         update_weights=lambda tensors, _version: events.append(f"servers take {len(list(tensors))} weights"),
         wake=lambda: events.append("servers take the rest"),
