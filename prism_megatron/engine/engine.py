@@ -23,7 +23,7 @@ from torch import Tensor
 
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.experiments.speed import SpeedConfig
-from prism_megatron.conversion.announced_weights import AnnouncedWeights
+from prism_megatron.conversion.announced_weights import AnnouncedWeights, WeightShare
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch
@@ -151,6 +151,27 @@ class MegatronEngine:
             shapes,
             self._counted(self.weights.export(bucket_bytes, layout, leave_out=leave_out), total=len(shapes)),
             left_out=left_out,
+        )
+
+    def export_share(
+        self, bucket_bytes: int = DEFAULT_BUCKET_BYTES, *, layout: ExpertLayout, changed_only: bool = False
+    ) -> WeightShare:
+        """Yield ``(hf_name, full tensor)`` of what this rank sends (see ``WeightTable.share``).
+
+        All ranks call it and iterate to the end, each beside the others of its TP group. ``changed_only`` as of
+        ``export_hf``.
+        """
+        self._gather_weights()
+        leave_out = self.provider.is_frozen if changed_only else _nothing
+        shapes, left_out = self.weights.hf_shapes(layout, leave_out)
+        own_shapes, own_left_out = self.weights.shared_shapes(layout, leave_out)
+        tensors = self.weights.share(bucket_bytes, layout, leave_out=leave_out)
+        return WeightShare(
+            shapes,
+            self._counted(tensors, total=len(own_shapes)),
+            left_out=left_out,
+            own_shapes=own_shapes,
+            own_left_out=own_left_out,
         )
 
     def weights_digest(self, wanted: Callable[[str], bool]) -> str:
