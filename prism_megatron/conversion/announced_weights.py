@@ -30,6 +30,27 @@ class AnnouncedWeights(Iterator[tuple[str, Tensor]]):
         return next(self._tensors)
 
 
+class WeightShare(AnnouncedWeights):
+    """The part of an export that this rank brings; ``shapes`` and ``left_out`` are those of all ranks together.
+
+    ``own_shapes`` are those of what comes here, and ``own_left_out`` names what would come if it were not left out.
+    Each tensor is of one rank.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        tensors: Iterator[tuple[str, Tensor]],
+        *,
+        left_out: AbstractSet[str],
+        own_shapes: Mapping[str, tuple[int, ...]],
+        own_left_out: AbstractSet[str],
+    ) -> None:
+        super().__init__(shapes, tensors, left_out=left_out)
+        self.own_shapes = own_shapes
+        self.own_left_out = own_left_out
+
+
 def left_out_of(tensors: object) -> AbstractSet[str]:
     """What ``tensors`` leave out; nothing where they announce nothing."""
     return tensors.left_out if isinstance(tensors, AnnouncedWeights) else frozenset()

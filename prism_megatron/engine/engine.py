@@ -24,7 +24,7 @@ from torch import Tensor
 
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.experiments.speed import SpeedConfig
-from prism_megatron.conversion.announced_weights import AnnouncedWeights
+from prism_megatron.conversion.announced_weights import AnnouncedWeights, WeightShare
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch
@@ -146,13 +146,38 @@ class MegatronEngine:
         """
         self._gather_weights()
         layout = layout or self.expert_layout
-        leave_out = self.provider.is_frozen if changed_only else _nothing
+        leave_out = self._unchanged(changed_only=changed_only)
         shapes, left_out = self.weights.hf_shapes(layout, leave_out)
         return AnnouncedWeights(
             shapes,
             self._counted(self.weights.export(bucket_bytes, layout, leave_out=leave_out), total=len(shapes)),
             left_out=left_out,
         )
+
+    def export_share(
+        self, bucket_bytes: int = DEFAULT_BUCKET_BYTES, *, layout: ExpertLayout, changed_only: bool = False
+    ) -> WeightShare:
+        """Yield ``(hf_name, full tensor)`` of what this rank sends (see ``WeightTable.share``).
+
+        All ranks call it and iterate to the end, each beside the others of its TP group. ``changed_only`` as of
+        ``export_hf``.
+        """
+        self._gather_weights()
+        leave_out = self._unchanged(changed_only=changed_only)
+        shapes, left_out = self.weights.hf_shapes(layout, leave_out)
+        own_shapes, own_left_out = self.weights.shared_shapes(layout, leave_out)
+        tensors = self.weights.share(bucket_bytes, layout, leave_out=leave_out)
+        return WeightShare(
+            shapes,
+            self._counted(tensors, total=len(own_shapes)),
+            left_out=left_out,
+            own_shapes=own_shapes,
+            own_left_out=own_left_out,
+        )
+
+    def _unchanged(self, *, changed_only: bool) -> Callable[[str], bool]:
+        """What an export leaves out, by the names of parameters in a chunk."""
+        return self.provider.is_frozen if changed_only else _nothing
 
     def weights_digest(self, wanted: Callable[[str], bool]) -> str:
         """SHA-256 of the weights of those parameters (by their names in a chunk) that are ``wanted``, in any layout.

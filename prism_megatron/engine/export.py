@@ -1,16 +1,17 @@
 """Weights between a Hugging Face folder and the tensor-, pipeline- and expert-parallel shards of an engine.
 
 ``WeightTable`` ties the provider's mapping lists to the parameters that this rank holds; loading splits full tensors
-into shards, exporting gathers shards into full tensors, bucket by bucket, with the same mapping read backwards.
+into shards, exporting gathers shards into full tensors, bucket by bucket, with the same mapping read backwards: all of
+them on every rank (``export``), or each on the one rank that sends it on (``share``).
 Each expert layout has its list; the parameters that they name are the same (``conversion/expert_layout.py``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,11 @@ class _Entry:
     def numel(self) -> int:
         return torch.Size(self.shape).numel()
 
+    @property
+    def kind(self) -> Hashable:
+        """What the entries of a bucket have in common."""
+        return self.stage, self.is_expert, self.dtype
+
 
 def canonical_name(name: str) -> str:
     """The name a parameter has where the experts of a rank are one MLP after another, whatever module holds them."""
@@ -87,7 +93,8 @@ class WeightTable:
         if strangers := sorted(set(unmapped) - tied.keys()):
             raise ConversionError(f"no weight mapping names {', '.join(strangers)}; add them to the model's mapping")
         self._global_names = {name: tied.get(name, self._global_name(name, ep_rank)) for name in self._parameters}
-        self._entries = self._plan(own, skip=tied.keys())
+        self._entries, copies = self._plan(own, tied)
+        self._sent = _balanced(self._entries, copies)
 
     def load(self, source: TensorSource, layout: ExpertLayout | None) -> None:
         """Copy this rank's shards out of ``source``, whose experts are stored in ``layout``.
@@ -146,14 +153,58 @@ class WeightTable:
                     else:
                         yield from fused.add(mapping, merged)
 
+    def share(
+        self, bucket_bytes: int, layout: ExpertLayout, *, leave_out: Callable[[str], bool]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(hf_name, full tensor)`` of what this rank sends: every tensor of the model on just one rank.
+
+        A pipeline stage's are sent by its first tensor-parallel rank of the first data- and context-parallel one, and
+        experts by each expert-parallel rank's first. They are gathered to that rank over TP and nowhere else: the
+        other TP ranks iterate with it and get nothing, all further ranks take no part. Buckets as of ``export``.
+        """
+        by_parameter = {mapping.parameter: mapping for mapping in self._mappings_of(layout)}
+        whole = {name for name, _ in self.replicated()}
+        entries = [entry for entry in self._sent if self._takes_part(entry) and not leave_out(entry.local_name)]
+        entries.sort(key=lambda entry: (entry.is_expert, entry.local_name not in whole, str(entry.dtype)))
+        for bucket in self._buckets(entries, bucket_bytes, None, kind=lambda e: (e.kind, e.local_name in whole)):
+            gathered = self._gather_to_sender(bucket, whole=bucket[0].local_name in whole)
+            if gathered is None:
+                continue
+            offset = 0
+            for entry in bucket:
+                shards_T = gathered[:, offset : offset + entry.numel]
+                offset += entry.numel
+                mapping = by_parameter[entry.names[self._source(entry)]]
+                merged = mapping.op.merge([shard.reshape(entry.shape) for shard in shards_T])
+                yield from zip(mapping.hf_names, merged, strict=True)
+
+    def shared_shapes(
+        self, layout: ExpertLayout, leave_out: Callable[[str], bool]
+    ) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
+        """Names and shapes of what ``share`` yields on this rank, and the names of what it leaves out here.
+
+        Raises ConversionError for a ``layout`` that fuses experts: their tensors are of all expert-parallel ranks.
+        """
+        if any(mapping.expert is not None for mapping in self._mappings_of(layout)):
+            raise ConversionError(
+                f"experts in the layout {layout!r} have no one rank that could send them; ask for per_expert"
+            )
+        mine = [e for e in self._sent if self._takes_part(e) and self._shard_group(e.local_name).rank() == 0]
+        return self._announced([replace(e, names=(e.names[self._source(e)],)) for e in mine], layout, leave_out)
+
     def hf_shapes(
         self, layout: ExpertLayout | None, leave_out: Callable[[str], bool]
     ) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
         """Names and shapes of what ``export`` yields without gathering it, and the names of what it leaves out."""
+        return self._announced(self._entries, layout, leave_out)
+
+    def _announced(
+        self, entries: Sequence[_Entry], layout: ExpertLayout | None, leave_out: Callable[[str], bool]
+    ) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
         by_parameter = {mapping.parameter: mapping for mapping in self._mappings_of(layout)}
         shapes: dict[str, tuple[int, ...]] = {}
         left_out: set[str] = set()
-        for entry in self._entries:
+        for entry in entries:
             for mapping in (by_parameter[name] for name in entry.names):
                 assert mapping.hf_shapes is not None, mapping
                 if leave_out(entry.local_name):
@@ -171,13 +222,18 @@ class WeightTable:
         group: dist.ProcessGroup = self._groups.expt_tp if _EXPERT.search(name) else self._groups.tp
         return group
 
-    def _plan(self, mappings: Sequence[WeightMapping], skip: AbstractSet[str]) -> list[_Entry]:
-        """Every parameter of every stage, in the same order on every rank."""
-        mine = [(name, tuple(p.shape), p.dtype) for name, p in self._parameters.items() if name not in skip]
+    def _plan(
+        self, mappings: Sequence[WeightMapping], tied: Mapping[str, str]
+    ) -> tuple[list[_Entry], dict[str, _Entry]]:
+        """Every parameter of every stage, in the same order on every rank; beside it the ``tied`` copies of some."""
+        mine = [(name, tuple(p.shape), p.dtype, tied.get(name)) for name, p in self._parameters.items()]
         ep_size = self._groups.ep.size()
-        entries = []
+        entries, copies = [], {}
         for stage, held in enumerate(all_gather_objects(mine, group=self._groups.pp)):
-            for name, shape, dtype in held:
+            for name, shape, dtype, original in held:
+                if original is not None:
+                    copies[original] = _Entry((original,), name, stage, shape, dtype)
+                    continue
                 holders = range(ep_size) if _EXPERT.search(name) else range(1)
                 names = tuple(self._global_name(name, ep_rank) for ep_rank in holders)
                 entries.append(_Entry(names, name, stage, shape, dtype))
@@ -186,8 +242,7 @@ class WeightTable:
             raise ConversionError(f"the weight mapping names parameters that no stage holds: {absent}")
         # Slices of one fused tensor stand together in the mappings, so that one such tensor is open at a time.
         order = {mapping.parameter: place for place, mapping in enumerate(mappings)}
-        return sorted(
-            entries,
+        entries.sort(
             key=lambda entry: (
                 entry.stage,
                 entry.is_expert,
@@ -195,21 +250,31 @@ class WeightTable:
                 order[entry.names[0]] if entry.is_expert else -1,
             ),
         )
+        return entries, copies
+
+    def _takes_part(self, entry: _Entry) -> bool:
+        """Whether this rank sends the parameter, or its shard to the rank that does."""
+        copies = self._groups.expt_dp if entry.is_expert else self._groups.dp_cp
+        return bool(self._groups.pp.rank() == entry.stage and copies.rank() == 0)
+
+    def _source(self, entry: _Entry) -> int:
+        """Place of this rank's own name among those of an entry."""
+        return int(self._groups.ep.rank()) if entry.is_expert else 0
 
     def _buckets(
-        self, entries: Sequence[_Entry], bucket_bytes: int, dtype: torch.dtype | None
+        self,
+        entries: Sequence[_Entry],
+        bucket_bytes: int,
+        dtype: torch.dtype | None,
+        *,
+        kind: Callable[[_Entry], Hashable] = lambda entry: entry.kind,
     ) -> Iterator[list[_Entry]]:
         bucket: list[_Entry] = []
         size = 0
         for entry in entries:
             ranks = len(entry.names) * self._shard_group(entry.local_name).size()
             entry_size = entry.numel * (dtype or entry.dtype).itemsize * ranks
-            alike = bucket and (entry.stage, entry.is_expert, entry.dtype) == (
-                bucket[0].stage,
-                bucket[0].is_expert,
-                bucket[0].dtype,
-            )
-            if bucket and (not alike or size + entry_size > bucket_bytes):
+            if bucket and (kind(entry) != kind(bucket[0]) or size + entry_size > bucket_bytes):
                 yield bucket
                 bucket, size = [], 0
             bucket.append(entry)
@@ -255,6 +320,37 @@ class WeightTable:
         if self._groups.pp.size() > 1:
             dist.broadcast(shards, group=self._groups.pp, group_src=first.stage)
         return shards
+
+    def _gather_to_sender(self, bucket: Sequence[_Entry], *, whole: bool) -> Tensor | None:
+        """All shards of a bucket, ``[tensor-parallel ranks, elements]``, on the first of these ranks alone.
+
+        Parameters that every rank has ``whole`` are not gathered: ``[1, elements]``.
+        """
+        group = self._shard_group(bucket[0].local_name)
+        if whole and group.rank() != 0:
+            return None
+        shards = torch.cat([self._parameters[entry.local_name].detach().flatten() for entry in bucket])
+        if whole or group.size() == 1:
+            return shards[None]
+        gathered = shards.new_empty((group.size(), shards.numel())) if group.rank() == 0 else None
+        dist.gather(shards, None if gathered is None else list(gathered), group=group, group_dst=0)
+        return gathered
+
+
+def _balanced(entries: Sequence[_Entry], copies: Mapping[str, _Entry]) -> list[_Entry]:
+    """The same parameters, a tied one on that of its two stages which holds less of everything else."""
+    held = Counter[int]()
+    for entry in entries:
+        if entry.names[0] not in copies:
+            held[entry.stage] += entry.numel * entry.dtype.itemsize
+    chosen = []
+    for entry in entries:
+        copy = copies.get(entry.names[0], entry)
+        sender = copy if held[copy.stage] < held[entry.stage] else entry
+        if copy is not entry:
+            held[sender.stage] += entry.numel * entry.dtype.itemsize
+        chosen.append(sender)
+    return chosen
 
 
 def _without_other_ranks(tensor: Tensor, gathered: Tensor) -> Tensor:

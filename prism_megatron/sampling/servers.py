@@ -58,6 +58,8 @@ def build_served_rollout(
     _check_devices(wanted, cuda=torch.cuda.is_available())
     if (data.min_pixels, data.max_pixels) != (None, None):
         check_served_limits(renderer.preprocessor, ImagePreprocessor.from_folder(files_folder(source, "policy")))
+    num_hosts = world.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
+    check_sync(wanted, num_hosts=num_hosts)
     if world.is_main:
         remove_leftovers(output / _FOLDER)
     exported: Path | None = None
@@ -80,7 +82,8 @@ def build_served_rollout(
     options = SGLangOptions(
         transport=wanted.rollout_sync,
         bucket_bytes=wanted.rollout_bucket_mib * 2**20,
-        master_address=_master_address(wanted, started),
+        master_address=wanted.rollout_master_address,
+        spool_every=wanted.rollout_spool_every,
         return_seconds=60.0 * wanted.rollout_return_minutes,
         seconds=60.0 * wanted.rollout_timeout_minutes,
         router=wanted.rollout_router,
@@ -123,16 +126,26 @@ def _connected(connect: Callable[[], SGLangRollout], started: Started | None) ->
     return engine
 
 
-def _master_address(wanted: RolloutConfig, started: Started | None) -> str:
-    """Servers of other hosts cannot reach a loopback address."""
-    is_default = wanted.rollout_master_address == RolloutConfig.rollout_master_address
-    return started.first_host if started is not None and is_default else wanted.rollout_master_address
-
-
 def _is_served_as_it_is(folder: Path, shape: Qwen3VLShape) -> bool:
     """Servers would keep quantised weights quantised, and take fused experts for those of the published order."""
     is_quantised = CONFIG_KEY in read_object(member(folder, "config.json"))
     return not is_quantised and detect_expert_layout(HFFolder(folder), shape) != "transformers"
+
+
+def check_sync(wanted: RolloutConfig, *, num_hosts: int) -> None:
+    """Raise ConfigError for handles of GPU memory that would have to leave a host, and for weights that are not always
+    written where no second server goes on for one that dies."""
+    if wanted.rollout_sync == "ipc" and num_hosts > 1:
+        raise ConfigError(
+            f"--rollout-sync ipc: the run spans {num_hosts} hosts, and handles of GPU memory leave none; use "
+            "--rollout-sync disk or group"
+        )
+    num_servers = len(wanted.rollout_urls) or wanted.rollout_servers * num_hosts
+    if wanted.rollout_spool_every > 1 and num_servers == 1:
+        raise ConfigError(
+            f"--rollout-spool-every {wanted.rollout_spool_every} needs a second server: one alone that dies would find "
+            "no weights to go on with; leave it out, or use more servers"
+        )
 
 
 def _check_devices(wanted: RolloutConfig, *, cuda: bool) -> None:
@@ -140,6 +153,7 @@ def _check_devices(wanted: RolloutConfig, *, cuda: bool) -> None:
     flags = {
         "--rollout-colocated": wanted.rollout_colocated,
         "--rollout-memory-fraction": wanted.rollout_memory_fraction is not None,
+        "--rollout-sync ipc": wanted.rollout_sync == "ipc",
     }
     for flag, given in flags.items():
         if given and not cuda:

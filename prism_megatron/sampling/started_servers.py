@@ -38,8 +38,6 @@ class Started:
     """those of this host, on the rank that started and supervises them"""
     board: Board | None
     """where supervisors of several processes are spoken to"""
-    first_host: str
-    """address of the host of the first rank"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,6 @@ def start_servers(
         api_key=key,
         servers=servers,
         board=board,
-        first_host=reports[0].address,
     )
 
 

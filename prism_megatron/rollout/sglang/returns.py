@@ -30,7 +30,8 @@ class Weights(Protocol):
     def restore(self, url: str, *, lost: bool = True) -> bool:
         """Give the server the weights in use; one that is not known to be ``lost`` may turn out to have them.
 
-        False for such a one. Raises WeightSyncError or RolloutError.
+        False for such a one, and for one that cannot be given them before the next update. Raises WeightSyncError or
+        RolloutError.
         """
 
 
@@ -60,6 +61,8 @@ class Returns:
         self._pauses: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         self._told_out: set[str] = set()
+        self._waiting: set[str] = set()  # there again, and without the weights in use before the next update
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sglang returns", daemon=True)
 
@@ -67,6 +70,13 @@ class Returns:
         """Begin to watch; harmless where that has begun, or where all servers are this process's own."""
         if self._clients and self._thread.ident is None:
             self._thread.start()
+
+    def admit_waiting(self) -> None:
+        """Let servers take part in the next update that are there again and could be given nothing before it."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, set()
+        for url in waiting:
+            self._let_in(url, "takes part in the next update")
 
     def stop(self) -> None:
         """End the watch, once a server that is being given weights has them."""
@@ -102,9 +112,17 @@ class Returns:
             return
         self._pauses.pop(client.url, None)
         if restored:
-            self._keeper.admit(client.url)
-            self._told_out.discard(client.url)
-            self._tell(f"{client.url} is back, with version {self._weights.version}")
+            with self._lock:
+                self._waiting.discard(client.url)
+            self._let_in(client.url, f"is back, with version {self._weights.version}")
+        elif out:
+            with self._lock:
+                self._waiting.add(client.url)
+
+    def _let_in(self, url: str, what: str) -> None:
+        self._keeper.admit(url)
+        self._told_out.discard(url)
+        self._tell(f"{url} {what}")
 
     def _failed(self, client: ServerClient, error: PrismError) -> None:
         pause = self._pauses.get(client.url, self._poll_seconds)
