@@ -95,6 +95,7 @@ def check_rollout(rollout: RolloutConfig) -> None:
         "rollout_sync",
         "rollout_bucket_mib",
         "rollout_master_address",
+        "rollout_spool_every",
         "rollout_probe_every",
         "rollout_probe_bound",
         "rollout_timeout_minutes",
@@ -127,8 +128,6 @@ def check_timeouts(rollout: RolloutConfig, parallel: ParallelConfig) -> None:
 def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
     """Raise ConfigError for ways to hand weights over that the servers, or the other flags, rule out."""
     sync = rollout.rollout_sync
-    here = ("//127.", "//localhost", "//[::1]")
-    distant = [url for url in rollout.rollout_urls if not any(mark in url for mark in here)]
     if sync == "tensor" and rollout.rollout_tp > 1:
         raise ConfigError(
             f"--rollout-sync tensor would send all weights {rollout.rollout_tp} times, once for every GPU of "
@@ -136,11 +135,8 @@ def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
         )
     if sync == "group" and rollout.rollout_colocated:
         raise ConfigError("--rollout-sync group needs GPUs of the servers' own; leave --rollout-colocated out")
-    if sync == "group" and distant and "rollout_master_address" not in given:
-        raise ConfigError(
-            f"--rollout-sync group: the workers of {distant[0]} cannot reach {rollout.rollout_master_address}; give an "
-            "address of the first rank's host with --rollout-master-address"
-        )
+    if sync == "disk" and "rollout_spool_every" in given:
+        raise ConfigError("--rollout-sync disk hands every version over in a folder; leave --rollout-spool-every out")
     if sync == "disk" and "rollout_bucket_mib" in given:
         raise ConfigError("--rollout-bucket-mib is for weights in pieces; leave it out with --rollout-sync disk")
     if sync != "group" and "rollout_master_address" in given:

@@ -145,7 +145,7 @@ class MegatronEngine:
         """
         self._gather_weights()
         layout = layout or self.expert_layout
-        leave_out = self.provider.is_frozen if changed_only else _nothing
+        leave_out = self._unchanged(changed_only=changed_only)
         shapes, left_out = self.weights.hf_shapes(layout, leave_out)
         return AnnouncedWeights(
             shapes,
@@ -162,7 +162,7 @@ class MegatronEngine:
         ``export_hf``.
         """
         self._gather_weights()
-        leave_out = self.provider.is_frozen if changed_only else _nothing
+        leave_out = self._unchanged(changed_only=changed_only)
         shapes, left_out = self.weights.hf_shapes(layout, leave_out)
         own_shapes, own_left_out = self.weights.shared_shapes(layout, leave_out)
         tensors = self.weights.share(bucket_bytes, layout, leave_out=leave_out)
@@ -173,6 +173,10 @@ class MegatronEngine:
             own_shapes=own_shapes,
             own_left_out=own_left_out,
         )
+
+    def _unchanged(self, *, changed_only: bool) -> Callable[[str], bool]:
+        """What an export leaves out, by the names of parameters in a chunk."""
+        return self.provider.is_frozen if changed_only else _nothing
 
     def weights_digest(self, wanted: Callable[[str], bool]) -> str:
         """SHA-256 of the weights of those parameters (by their names in a chunk) that are ``wanted``, in any layout.

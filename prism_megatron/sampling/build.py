@@ -20,7 +20,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.rollout.base import RolloutEngine, Sampling
 from prism_megatron.rollout.weight_buckets import GATHERED_SHARE
 from prism_megatron.sampling.exam import Exam, ExamTimes
-from prism_megatron.sampling.handover import Handover
+from prism_megatron.sampling.handover import Handover, SharedHandover
 from prism_megatron.sampling.probe import ServingProbe
 from prism_megatron.sampling.replicas import build_replicas
 from prism_megatron.sampling.servers import build_served_rollout
@@ -87,8 +87,10 @@ def build_handover(
 ) -> Handover:
     """From ``policy`` to ``rollout``; where it is asked for, servers are probed with one of the ``examples``."""
     gather_bytes = config.rollout_bucket_mib * 2**20 // GATHERED_SHARE
-    if not (isinstance(rollout, SharedRollout) and config.rollout_probe_every):
+    if not isinstance(rollout, SharedRollout):
         return Handover(policy, rollout, gather_bytes)
+    if not config.rollout_probe_every:
+        return SharedHandover(policy, rollout, gather_bytes)
     probe = ServingProbe(
         examples,
         every=config.rollout_probe_every,
@@ -96,4 +98,4 @@ def build_handover(
         form=form,
         world=policy.world,
     )
-    return Handover(policy, rollout, gather_bytes, partial(probe.check, rollout, policy))
+    return SharedHandover(policy, rollout, gather_bytes, partial(probe.check, rollout, policy))

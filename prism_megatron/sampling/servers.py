@@ -60,6 +60,8 @@ def build_served_rollout(
     _check_devices(wanted, cuda=torch.cuda.is_available())
     if (data.min_pixels, data.max_pixels) != (None, None):
         check_served_limits(renderer.preprocessor, ImagePreprocessor.from_folder(files_folder(source, "policy")))
+    num_hosts = world.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
+    check_sync(wanted, num_hosts=num_hosts)
     if world.is_main:
         remove_leftovers(output / _FOLDER)
     exported: Path | None = None
@@ -96,6 +98,7 @@ def build_served_rollout(
             transport=wanted.rollout_sync,
             bucket_bytes=wanted.rollout_bucket_mib * 2**20,
             master_address=wanted.rollout_master_address,
+            spool_every=wanted.rollout_spool_every,
             seconds=60.0 * wanted.rollout_timeout_minutes,
             router=wanted.rollout_router,
             colocated=wanted.rollout_colocated,
@@ -166,6 +169,16 @@ def first_server_gpu(wanted: RolloutConfig, *, ranks: int, num_gpus: int) -> int
             f"GPUs, and this host has {num_gpus}; use fewer, or share the trainer's with --rollout-colocated"
         )
     return first
+
+
+def check_sync(wanted: RolloutConfig, *, num_hosts: int) -> None:
+    """Raise ConfigError for weights that are not always written where no second server goes on for one that dies."""
+    num_servers = len(wanted.rollout_urls) or wanted.rollout_servers * num_hosts
+    if wanted.rollout_spool_every > 1 and num_servers == 1:
+        raise ConfigError(
+            f"--rollout-spool-every {wanted.rollout_spool_every} needs a second server: one alone that dies would find "
+            "no weights to go on with; leave it out, or use more servers"
+        )
 
 
 def _check_devices(wanted: RolloutConfig, *, cuda: bool) -> None:

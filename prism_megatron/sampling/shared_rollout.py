@@ -1,4 +1,9 @@
-"""The servers of a whole world of ranks: all sample, and the main rank hands weights over."""
+"""The servers of a whole world of ranks: all sample, and the main rank opens and ends what hands weights over.
+
+A whole export is sent by the main rank. Of a shared one (``WeightShare``) each rank sends its part, between two
+agreements of all ranks: that the servers wait for weights, and that every part was sent. Collectives are made by the
+thread that calls, never by those that send or write.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from prism_megatron.conversion.announced_weights import WeightShare
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import PrismError, RolloutError, WeightSyncError
 from prism_megatron.observability.activity import Activity
-from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object
+from prism_megatron.parallel.collectives import all_gather_objects, broadcast_object, on_main
 from prism_megatron.rollout.base import SampleRequest
 from prism_megatron.rollout.sglang.engine import SGLangRollout
 from prism_megatron.types import Prompt, Rollout
@@ -57,15 +63,19 @@ class SharedRollout:
         return self._engine.policy_version
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """The main rank hands the weights over; the others take part in gathering them and wait.
+        """The main rank hands the weights over, or each rank its share of them; the others take part in gathering.
 
-        All ranks call it together. Raises WeightSyncError on every rank if the main rank could not.
+        All ranks call it together. Raises WeightSyncError on every rank, and LostVersionError where the servers hold
+        no whole version any more.
         """
         self._engine.expect(version)
         if self._let_go is not None:
             self._let_go()
         # A rank still unaware of the version would refuse answers that come with it; and servers that share the devices
         # take memory for weights now, which all ranks must have left.
+        if isinstance(tensors, WeightShare):
+            self._update_together(tensors, version)
+            return
         all_gather_objects(None)
         remaining = iter(tensors)
         problem: str | None = None
@@ -80,6 +90,34 @@ class SharedRollout:
             self._engine.follow(held)
         if problem is not None:
             raise WeightSyncError(problem)
+
+    def holds_rest(self) -> bool:
+        """Whether an update may leave out what it does not change. All ranks ask together."""
+        return broadcast_object(self._world.is_main and self._engine.holds_rest(), source=0)
+
+    def lacks_weights(self) -> bool:
+        """Whether servers released their weights, and should be handed them again. All ranks ask together."""
+        return broadcast_object(self._engine.lacks_weights, source=0)
+
+    def _update_together(self, share: WeightShare, version: int) -> None:
+        """Each rank sends its share. Raises as ``update_weights``, and for files that could not be written aside."""
+        engine, world = self._engine, self._world
+        problems = all_gather_objects(engine.problem_with_files())
+        if unwritten := next((one for one in problems if one is not None), None):
+            raise WeightSyncError(unwritten)
+        try:
+            update = on_main(lambda: engine.open_update(share, version))
+            sent = all_gather_objects(engine.send_share(update, share, part=world.rank, keeps_last=world.is_main))
+            on_main(lambda: engine.finish_update(update, share, sent))
+        except PrismError:  # known to all ranks
+            self._follow_main()
+            raise
+        self._follow_main()
+
+    def _follow_main(self) -> None:
+        version = broadcast_object(self._engine.policy_version, source=0)
+        if not self._world.is_main:
+            self._engine.follow(version)
 
     def generate(self, request: SampleRequest) -> list[tuple[Rollout, ...]]:
         """As of ``SGLangRollout``; every rank asks for its own samples."""

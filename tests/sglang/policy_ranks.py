@@ -19,6 +19,7 @@ from prism_megatron.parallel.collectives import broadcast_object
 from prism_megatron.rollout.base import SampleRequest, Sampling
 from prism_megatron.rollout.sglang.engine import SGLangOptions, SGLangRollout
 from prism_megatron.rollout.sglang.weights import Transport
+from prism_megatron.sampling.handover import SharedHandover
 from prism_megatron.sampling.shared_rollout import SharedRollout
 from prism_megatron.training.batches import policy_batch
 from prism_megatron.training.experience import ExperienceRow
@@ -91,11 +92,11 @@ def train_on_servers(
             urls=served.urls,
             api_key=served.api_key,
             end_token_ids=[renderer.end_token_id],
-            spool=served.spool / f"{version}-{world.rank}",
+            spool=served.spool / str(version),
             options=SGLangOptions(transport=transport),
         )
         rollout = SharedRollout(engine, world)
-        rollout.update_weights(policy.export_hf(layout=rollout.expert_layout), version)
+        SharedHandover(policy, rollout)(version, changed_only=False)
         drawn: list[tuple[Rollout, ...]] | None = None
         if world.is_main:
             drawn = rollout.generate(SampleRequest(prompts, 2, sampling, seed=0, step=0))

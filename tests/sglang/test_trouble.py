@@ -61,7 +61,7 @@ def test_a_spool_that_does_not_fit_ends_the_run_in_a_line(small_disk: Path) -> N
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 2, errors
     (line,) = errors.splitlines()
-    assert f"the weights cannot be written to {small_disk}/weights-0" in line
+    assert f"the weights cannot be written to {small_disk}/weights-" in line
     assert "o space left on device" in line and "make room, then go on with `" in line and str(output) in line
     assert not servers_of(output)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
+from prism_megatron.conversion.announced_weights import WeightShare
 from prism_megatron.conversion.expert_layout import ExpertLayout, per_expert_shapes
 from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.data.pictures.images import ImagePreprocessor
@@ -30,6 +31,7 @@ from prism_megatron.rollout.sglang.requests import RequestFormat
 from prism_megatron.rollout.sglang.sampler import Sampler
 from prism_megatron.rollout.sglang.served_weights import ServedWeights
 from prism_megatron.rollout.sglang.server import SGLangServers
+from prism_megatron.rollout.sglang.share_sender import OpenUpdate, Sent
 from prism_megatron.rollout.sglang.weights import Transport
 from prism_megatron.rollout.weight_checks import WeightCheck
 from prism_megatron.types import Prompt, Rollout
@@ -44,8 +46,10 @@ class SGLangOptions:
     them through a process group with each server's workers"""
     bucket_bytes: int = 256 * 2**20
     """a hand-over takes two such buckets of memory at most, or two of its largest tensors"""
-    master_address: str = "127.0.0.1"
-    """where servers reach this process, for ``group``"""
+    master_address: str | None = None
+    """where servers reach this process, for ``group``; None is the address that it has on the way to each of them"""
+    spool_every: int = 1
+    """of updates that several processes share, every how many-th is written to the spool folder"""
     max_in_flight: int = 32
     """requests under way at once, over all servers and calls; each holds one prompt with all its samples"""
     seconds: float = 600.0
@@ -121,6 +125,7 @@ class SGLangRollout:
             transport=self._options.transport,
             bucket_bytes=self._options.bucket_bytes,
             master_address=self._options.master_address,
+            spool_every=self._options.spool_every,
             colocated=self._options.colocated,
             replace=self._replace,
         )
@@ -152,6 +157,31 @@ class SGLangRollout:
         unless they could not go back, when generating is refused.
         """
         self._weights.update(tensors, version)
+
+    def open_update(self, share: WeightShare, version: int) -> OpenUpdate:
+        """Open an update to which several processes bring their shares. Errors as of ``ServedWeights.open``."""
+        return self._weights.open(share, version)
+
+    def send_share(self, update: OpenUpdate, share: WeightShare, *, part: int, keeps_last: bool) -> Sent:
+        """Send this process's share, its ``part``; the process that opened the update ``keeps_last``. Never raises."""
+        return self._weights.send(update, share, part=part, keeps_last=keeps_last)
+
+    def finish_update(self, update: OpenUpdate, share: WeightShare, sent: Sequence[Sent]) -> None:
+        """End the update that this process opened, once all have ``sent``. Raises LostVersionError."""
+        self._weights.finish(update, share, sent)
+
+    def holds_rest(self) -> bool:
+        """Whether an update may leave out what it does not change: all servers report the version in use."""
+        return self._weights.holds_rest()
+
+    @property
+    def lacks_weights(self) -> bool:
+        """Whether servers have released weights that an update should bring back."""
+        return self._weights.lacks_weights
+
+    def problem_with_files(self) -> str | None:
+        """What went wrong with weights that this process writes aside."""
+        return self._weights.problem_with_files()
 
     def sleep(self) -> None:
         """Colocated servers release the memory of their weights, keys and values; others keep it.
@@ -229,4 +259,4 @@ class SGLangRollout:
         return self._supervised_elsewhere or (self._servers is not None and self._servers.supervises(url))
 
     def _replace(self, url: str) -> bool:
-        return self._servers is not None and self._servers.replace(url)
+        return self._supervised_elsewhere or (self._servers is not None and self._servers.replace(url))

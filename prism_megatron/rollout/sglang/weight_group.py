@@ -20,6 +20,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -51,9 +52,11 @@ class WeightGroups:
     """The groups of all servers, made when they are first needed. Each server is used by one thread at a time."""
 
     def __init__(
-        self, address: str, *, join_seconds: float = _JOIN_SECONDS, send_seconds: float = _SEND_SECONDS
+        self, address: str | None, *, join_seconds: float = _JOIN_SECONDS, send_seconds: float = _SEND_SECONDS
     ) -> None:
         """``address`` is the host name or IP address under which servers reach this process.
+
+        None is, for each server, the address that this host has on the way to it: loopback for one that runs here.
 
         A worker that lives but takes nothing ends a broadcast after ``send_seconds``.
         """
@@ -63,6 +66,10 @@ class WeightGroups:
         self._groups: dict[str, tuple[str, Any]] = {}
         self._left: list[Any] = []  # kept: the end of a group waits for what is under way in it, up to send_seconds
 
+    def name_of(self, client: ServerClient) -> str:
+        """The name of the server's group, another one whenever it was joined anew; empty where there is none."""
+        return self._groups[client.url][0] if client.url in self._groups else ""
+
     def join(self, client: ServerClient) -> None:
         """Make the server's group unless there is one.
 
@@ -71,11 +78,12 @@ class WeightGroups:
         if client.url in self._groups:
             return
         size = 1 + int(client.get("/server_info")["tp_size"])
+        address = self._address or _address_towards(client.url)
         name = f"prism-{secrets.token_hex(8)}"  # unique: a server keeps the groups of trainers that died
         limit = timedelta(seconds=self._join_seconds)
-        store, port = _store(self._address, limit)
+        store, port = _store(address, limit)
         request = {
-            "master_address": self._address,
+            "master_address": address,
             "master_port": port,
             "rank_offset": 1,
             "world_size": size,
@@ -86,7 +94,7 @@ class WeightGroups:
         answer = thread.submit(client.post, "/init_weights_update_group", request, seconds=2 * self._join_seconds)
         thread.shutdown(wait=False)
         unreachable = RolloutError(
-            f"the workers of {client.url} did not reach the trainer at {self._address}:{port} in "
+            f"the workers of {client.url} did not reach the trainer at {address}:{port} in "
             f"{self._join_seconds:.0f} s; is that address open to them? --rollout-master-address names another"
         )
         deadline = time.monotonic() + self._join_seconds
@@ -139,6 +147,20 @@ def _beside(call: Callable[[], Any]) -> Future[Any]:
 
     threading.Thread(target=run, name="broadcasts weights", daemon=True).start()
     return future
+
+
+def _address_towards(url: str) -> str:
+    """The address of this host from which packets to the server at ``url`` leave. Raises RolloutError."""
+    parsed = urlsplit(url)
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(parsed.hostname, parsed.port or 80, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(place)  # of datagrams: nothing is sent
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise RolloutError(
+            f"this host has no way to {url} ({error}); name an address with --rollout-master-address"
+        ) from error
 
 
 def _store(address: str, limit: timedelta) -> tuple[TCPStore, int]:

@@ -2,11 +2,14 @@
 
 They come in pieces, straight from the engine that gathers them or out of a folder (``weight_spool``), and reach a
 server over HTTP, through a process group (``weight_group``), or as the path of the folder.
+
+One process hands a whole model over with ``push``. Or several share an update (``share_sender``): one opens it, all
+send their pieces, and the one that opened it sends the very last piece, with which the servers take the version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -44,16 +47,17 @@ class WeightSync:
         *,
         transport: Transport,
         bucket_bytes: int,
-        master_address: str,
+        master_address: str | None,
         replace: Callable[[str], bool],
     ) -> None:
         """``replace(url)`` ends a lost server's remains and says whether a new one takes its place.
 
-        ``master_address`` is where servers reach this process, for ``group``.
+        ``master_address`` is where servers reach this process, for ``group`` (see ``WeightGroups``).
         """
         self._clients = tuple(clients)
         self._transport: Transport = transport
         self._groups = WeightGroups(master_address) if transport == "group" else None
+        self._beside: dict[str, str] = {}  # the opener's group with each server when this process joined it
         self._bucket_bytes = bucket_bytes
         self._replace = replace
         self._threads = ThreadPoolExecutor(max_workers=max(1, len(clients)), thread_name_prefix="sglang weights")
@@ -76,10 +80,7 @@ class WeightSync:
         left it), and LostVersionError when they could not.
         """
         release = partial(self._release, stays_paused=stays_paused)
-        taking, problem = self._begin(self._clients, stays_paused=stays_paused)
-        if problem is not None:
-            self._each(taking, release)
-            raise WeightSyncError(f"version {version} was not handed over, nothing has changed: {problem}")
+        taking = self._opened(version, stays_paused=stays_paused)
         taking, checksums, failure = self._finish(taking, folder, version, passing, stays_paused=stays_paused)
         if failure is None:
             return checksums
@@ -88,6 +89,47 @@ class WeightSync:
             raise LostVersionError(f"version {version} was not handed over, and there is no older one: {failure}")
         self._go_back(*previous, problem=failure, stays_paused=stays_paused)
         raise WeightSyncError(f"version {version} was not handed over, all servers have {previous[1]}: {failure}")
+
+    def open(self, version: int, *, stays_paused: bool) -> dict[str, str]:
+        """Open an update that several processes share.
+
+        Returns the servers that wait for their weights, by URL, with the name of this process's group: one with another
+        name than before is another process than before. Raises WeightSyncError where one cannot; nothing has changed
+        then.
+        """
+        taking = self._opened(version, stays_paused=stays_paused)
+        return {client.url: "" if self._groups is None else self._groups.name_of(client) for client in taking}
+
+    def send(self, servers: Mapping[str, str], passing: Iterator[Piece]) -> tuple[str, ...]:
+        """Send this process's pieces, none of them the last, to ``servers`` that wait for them, as ``open`` gave them.
+
+        Returns the servers lost on the way. Raises WeightSyncError for any other failure of a server, and whatever
+        ``passing`` raises.
+        """
+        taking, problem = self._named(servers), None
+        if self._groups is not None:
+            taking, problem = self._surviving(taking, partial(self._join_beside, self._groups, servers))
+        if problem is None:
+            taking, problem = self._send(taking, passing, last={})
+        if problem is not None:
+            raise WeightSyncError(str(problem))
+        return tuple(url for url in servers if url not in {client.url for client in taking})
+
+    def finish(
+        self, urls: Sequence[str], folder: Path, version: int, last: Piece | None, *, stays_paused: bool
+    ) -> None:
+        """End an update into which all others have sent: the ``last`` piece, or with ``disk`` all of ``folder``.
+
+        Raises WeightSyncError where a server does not hold the version then, or another one than the others.
+        """
+        passing = None if last is None else iter([last])
+        _, _, failure = self._finish(self._named(urls), folder, version, passing, stays_paused=stays_paused)
+        if failure is not None:
+            raise WeightSyncError(str(failure))
+
+    def give_up(self, *, stays_paused: bool) -> None:
+        """End an update half done. Servers that do not stay paused go on with whatever they hold."""
+        self._each(self._clients, partial(self._release, stays_paused=stays_paused))
 
     def push_to(self, url: str, folder: Path, version: int) -> None:
         """Give the weights to the one server at ``url``, which has none of ours. Raises WeightSyncError."""
@@ -121,6 +163,26 @@ class WeightSync:
         if failure is not None:
             self._each(self._clients, release)
             raise LostVersionError(f"servers could not go back to version {version}: {failure} (after: {problem})")
+
+    def _named(self, urls: Collection[str]) -> list[ServerClient]:
+        return [client for client in self._clients if client.url in urls]
+
+    def _join_beside(self, groups: WeightGroups, opener: Mapping[str, str], client: ServerClient) -> None:
+        """Join the server, anew where it is no longer the process of which this one is in a group."""
+        if groups.name_of(client) == opener[client.url]:
+            return  # this process is the opener
+        if self._beside.get(client.url, opener[client.url]) != opener[client.url]:
+            groups.leave(client)
+        groups.join(client)
+        self._beside[client.url] = opener[client.url]
+
+    def _opened(self, version: int, *, stays_paused: bool) -> list[ServerClient]:
+        """The servers that wait for weights. Raises WeightSyncError where one does not; the others are let go then."""
+        taking, problem = self._begin(self._clients, stays_paused=stays_paused)
+        if problem is not None:
+            self._each(taking, partial(self._release, stays_paused=stays_paused))
+            raise WeightSyncError(f"version {version} was not handed over, nothing has changed: {problem}")
+        return taking
 
     def _begin(self, clients: Sequence[ServerClient], *, stays_paused: bool = False) -> Outcome:
         return self._surviving(clients, partial(self._open, stays_paused=stays_paused))
@@ -164,10 +226,14 @@ class WeightSync:
         if self._transport == "disk":
             body = {"model_path": str(folder.resolve()), **last}
             return self._surviving(clients, partial(_load_folder, body=body))
+        return self._send(clients, self._read(folder) if passing is None else passing, last=last)
+
+    def _send(self, clients: Sequence[ServerClient], passing: Iterator[Piece], *, last: dict[str, Any]) -> Outcome:
+        """Pieces to all servers, each while the next one is gathered. ``last`` goes with the one that is the last."""
         taking = list(clients)
         under_way: _Calls | None = None
         try:
-            for piece in self._read(folder) if passing is None else passing:
+            for piece in passing:
                 if piece.num_bytes > self._bucket_bytes and under_way is not None:
                     under_way.wait()  # two such pieces at once would take more than two buckets
                 send = self._sender(piece, last if piece.is_last else {"flush_cache": False})
@@ -182,8 +248,7 @@ class WeightSync:
         finally:
             if under_way is not None:
                 under_way.wait()
-        assert under_way is not None
-        return self._settled(under_way)
+        return (taking, None) if under_way is None else self._settled(under_way)
 
     def _read(self, folder: Path) -> Iterator[Piece]:
         source = HFFolder(folder)

@@ -74,7 +74,7 @@ class Alignment:
         if verdict == "roll back" or update.updated:
             with phase("weight_sync"):
                 players.handover(step + 1)
-        players.rollout.wake()
+        players.handover.wake()
         memory.replay.add(step, groups)
         self.last = AlignStep(step, sampled, replayed, decision, judgement, credited, update, verdict)
         # Now and then both are looked at on prompts that they never learn from.

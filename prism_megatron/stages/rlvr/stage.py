@@ -60,7 +60,7 @@ class RLVR:
         if update is not None and update.updated:
             with phase("weight_sync"):
                 learner.handover(step + 1)
-        learner.rollout.wake()
+        learner.handover.wake()
         # Now and then it is asked what it never learns from.
         held_out = NOT_ASKED
         if self.exam is not None and self.exam.times.asks_after(step):

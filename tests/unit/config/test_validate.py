@@ -262,12 +262,10 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
             "--rollout-sync group needs GPUs of the servers' own; leave --rollout-colocated out",
         ),
         (
-            "--rollout sglang --rollout-sync group --rollout-urls http://127.0.0.1:1 http://10.0.0.7:1",
-            (
-                "--rollout-sync group: the workers of http://10.0.0.7:1 cannot reach 127.0.0.1; give an address of the "
-                "first rank's host with --rollout-master-address"
-            ),
+            "--rollout sglang --rollout-spool-every 2",
+            "--rollout-sync disk hands every version over in a folder; leave --rollout-spool-every out",
         ),
+        ("--rollout-spool-every 2", "--rollout-spool-every needs --rollout sglang"),
         (
             "--rollout sglang --rollout-master-address 10.0.0.1",
             "--rollout-master-address needs --rollout-sync group",

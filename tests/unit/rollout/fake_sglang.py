@@ -56,6 +56,8 @@ class FakeSGLang:
     session_open: bool = False
     paused: bool = False
     num_layers: int = 4
+    num_blocks: int = 3
+    """of the vision tower"""
     context: int = CONTEXT
     """most tokens of a prompt and its response"""
     tp_size: int = 1
@@ -102,11 +104,10 @@ class FakeSGLang:
         self.leave_groups()
         self.die_at, self.dead, self.released = None, False, set()
 
-    def leave_groups(self) -> None:
-        """As the end of a process does, which closes its connections."""
-        for group in self.groups.values():
-            destroy_process_group(group)
-        self.groups.clear()
+    def leave_groups(self, *names: str) -> None:
+        """Those of these names that there are, or all, as the end of a process does, which closes its connections."""
+        for name in [name for name in names or tuple(self.groups) if name in self.groups]:
+            destroy_process_group(self.groups.pop(name))
 
     def checksum(self) -> str:
         digest = hashlib.sha256()
@@ -159,7 +160,7 @@ class FakeSGLang:
             return 200, {"status": "ok"}
         if path == "/weights_checker":
             layers = [f"model.layers.{i}.input_layernorm.weight" for i in range(self.num_layers)]
-            names = [*layers, *(f"visual.blocks.{i}.norm1.weight" for i in range(3))]
+            names = [*layers, *(f"visual.blocks.{i}.norm1.weight" for i in range(self.num_blocks))]
             return 200, {"ranks": [{"checksums": dict.fromkeys(names, "")}], "per_engine_checksum": self.checksum()}
         if path in {"/begin_weight_update", "/end_weight_update"}:
             wanted = path == "/end_weight_update"
@@ -173,7 +174,7 @@ class FakeSGLang:
                 return 400, {"success": False, "message": "the trainer was not reached"}
             self.groups[body["group_name"]] = joined_group(body)
         elif path == "/destroy_weights_update_group":
-            destroy_process_group(self.groups.pop(body["group_name"]))
+            self.leave_groups(body["group_name"])
         elif path not in UPDATES:
             return 404, {"detail": "Not Found"}
         elif path != "/update_weights_from_disk" and not self.session_open:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -65,6 +66,25 @@ def test_the_store_of_a_group_listens_on_the_address_that_it_was_given() -> None
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port), timeout=5)
     del store
+
+
+def test_workers_are_told_the_address_that_leads_to_them() -> None:
+    """Claim: without a named address loopback for servers of this host, and its outer one for those reached by it."""
+    outer = [
+        one.address
+        for of_interface in psutil.net_if_addrs().values()
+        for one in of_interface
+        if one.family == socket.AF_INET and not one.address.startswith("127.")
+    ]
+    assert weight_group._address_towards("http://127.0.0.1:30000") == "127.0.0.1"
+    if not outer:
+        pytest.skip("this host has no address but loopback")
+    assert weight_group._address_towards(f"http://{outer[0]}:30000") == outer[0]
+
+
+def test_a_host_that_cannot_be_found_is_told() -> None:
+    with pytest.raises(RolloutError, match=r"no way to http://no\.such\.host\.invalid:1 .*--rollout-master-address"):
+        weight_group._address_towards("http://no.such.host.invalid:1")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.errors import WeightSyncError
-from prism_megatron.rollout.weight_spool import Spool, remove_leftovers, spool_folder
+from prism_megatron.rollout.weight_spool import Spool, join_parts, remove_leftovers, remove_older, spool_folder
 from tests.unit.rollout.fake_sglang import FOLDER
 
 
@@ -70,3 +70,24 @@ def test_only_spools_are_leftovers(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_parts_take_over_their_own_files_alone(tmp_path: Path) -> None:
+    """Claim: two processes fill one folder; it is whole when both say so, also where each keeps what did not change."""
+    before, after = tmp_path / "weights-0", tmp_path / "weights-1"
+    for part in (0, 1):
+        spool = Spool(before, like=FOLDER, part=part)
+        spool.add([(f"frozen {part}", torch.full((2,), float(part))), (f"changed {part}", torch.zeros(1))])
+        assert not join_parts(before, [0, 1], like=FOLDER)
+        spool.finish()
+    assert join_parts(before, [0, 1], like=FOLDER)
+    for part in (0, 1):
+        spool = Spool(after, like=FOLDER, part=part)
+        spool.carry_over(before, {"frozen 0", "frozen 1"})
+        spool.add([(f"changed {part}", torch.ones(1))])
+        spool.finish()
+    assert join_parts(after, [0, 1], like=FOLDER)
+    assert held(after) == {"frozen 0": [0.0] * 2, "frozen 1": [1.0] * 2, "changed 0": [1.0], "changed 1": [1.0]}
+    (tmp_path / "weights-2").mkdir()
+    remove_older(after)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["weights-1", "weights-2"]
