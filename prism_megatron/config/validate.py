@@ -135,6 +135,13 @@ def _check_sync(rollout: RolloutConfig, given: set[str]) -> None:
         )
     if sync == "group" and rollout.rollout_colocated:
         raise ConfigError("--rollout-sync group needs GPUs of the servers' own; leave --rollout-colocated out")
+    here = ("//127.", "//localhost", "//[::1]")
+    distant = [url for url in rollout.rollout_urls if not any(mark in url for mark in here)]
+    if sync == "ipc" and distant:
+        raise ConfigError(
+            f"--rollout-sync ipc: {distant[0]} is no server of this host, and handles of GPU memory do not leave it; "
+            "use --rollout-sync disk or group"
+        )
     if sync == "disk" and "rollout_spool_every" in given:
         raise ConfigError("--rollout-sync disk hands every version over in a folder; leave --rollout-spool-every out")
     if sync == "disk" and "rollout_bucket_mib" in given:

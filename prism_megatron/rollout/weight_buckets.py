@@ -101,7 +101,7 @@ class Payload:
         frame = io.BytesIO()
         pickler = pickle.Pickler(frame, protocol=_UNFRAMED)
         pickler.dispatch_table = {torch.storage.TypedStorage: lambda _: (torch.storage._load_from_bytes, (_PLACE,))}
-        pickler.dump({"metadata": _metadata(piece), "flattened_tensor": self._flat})
+        pickler.dump({"metadata": metadata(piece), "flattened_tensor": self._flat})
         head, tail = frame.getvalue().split(_FEW_BYTES + bytes([len(_PLACE)]) + _PLACE)
         self._parts = [head, _MANY_BYTES + struct.pack("<Q", stored.num_bytes), *stored.parts, tail]
         self.num_bytes = sum(map(len, self._parts))
@@ -133,7 +133,8 @@ def flat(piece: Piece) -> Tensor:
     return raw[0] if alone else torch.cat(raw)
 
 
-def _metadata(piece: Piece) -> list[SimpleNamespace]:
+def metadata(piece: Piece) -> list[SimpleNamespace]:
+    """Where each tensor lies in the bytes of ``flat``, as SGLang's ``flattened_bucket`` has it."""
     entries, start = [], 0
     for name, tensor in piece.tensors:
         end = start + tensor.nbytes

@@ -172,7 +172,13 @@ def first_server_gpu(wanted: RolloutConfig, *, ranks: int, num_gpus: int) -> int
 
 
 def check_sync(wanted: RolloutConfig, *, num_hosts: int) -> None:
-    """Raise ConfigError for weights that are not always written where no second server goes on for one that dies."""
+    """Raise ConfigError for handles of GPU memory that would have to leave a host, and for weights that are not always
+    written where no second server goes on for one that dies."""
+    if wanted.rollout_sync == "ipc" and num_hosts > 1:
+        raise ConfigError(
+            f"--rollout-sync ipc: the run spans {num_hosts} hosts, and handles of GPU memory leave none; use "
+            "--rollout-sync disk or group"
+        )
     num_servers = len(wanted.rollout_urls) or wanted.rollout_servers * num_hosts
     if wanted.rollout_spool_every > 1 and num_servers == 1:
         raise ConfigError(
@@ -186,6 +192,7 @@ def _check_devices(wanted: RolloutConfig, *, cuda: bool) -> None:
     flags = {
         "--rollout-colocated": wanted.rollout_colocated,
         "--rollout-memory-fraction": wanted.rollout_memory_fraction is not None,
+        "--rollout-sync ipc": wanted.rollout_sync == "ipc",
     }
     for flag, given in flags.items():
         if given and not cuda:

@@ -45,19 +45,19 @@ class RolloutConfig:
     started with --enable-memory-saver"""
     rollout_memory_fraction: Annotated[float | None, Range(above=0, below=1)] = None
     """share of a GPU's memory for a started server's weights, keys and values; by default what SGLang takes"""
-    rollout_sync: Literal["disk", "tensor", "group"] = "disk"
-    """how servers get weights: from the run's folder, which all of them must be able to read, over HTTP, or through a
-    process group (NCCL, or gloo without CUDA)"""
+    rollout_sync: Literal["disk", "tensor", "group", "ipc"] = "disk"
+    """how servers get weights: from the run's folder, which all of them must be able to read, over HTTP, through a
+    process group (NCCL, or gloo without CUDA), or by handles of the trainer's GPU memory, on the same host alone"""
     rollout_bucket_mib: Annotated[int, AT_LEAST_ONE] = 256
-    """a rank that hands weights over by --rollout-sync tensor or group takes at most two such buckets of memory beside
-    the weights, in MiB, or two of the largest tensor; half a bucket travels at a time"""
+    """a rank that hands weights over by --rollout-sync tensor, group or ipc takes at most two such buckets of memory
+    beside the weights, in MiB, or two of the largest tensor; half a bucket travels at a time"""
     rollout_master_address: str | None = None
     """where the workers of servers reach every rank that sends weights, for --rollout-sync group; by default, for each
     rank and server, the address that the rank's host has on the way to the server"""
     rollout_spool_every: Annotated[int, AT_LEAST_ONE] = 1
-    """of the versions that are handed over by --rollout-sync tensor or group, every how many-th is written to the run's
-    folder, in the background; a server that is started again gets weights from there. With more than 1 it stays out
-    until the next hand-over where the version in use was not written"""
+    """of the versions that are handed over by --rollout-sync tensor, group or ipc, every how many-th is written to the
+    run's folder, in the background; a server that is started again gets weights from there. With more than 1 it stays
+    out until the next hand-over where the version in use was not written"""
     rollout_probe_every: Annotated[int, ZERO_IS_OFF] = 10
     """after every so many steps each server and the trainer score the same answer, and must agree; 0 never asks"""
     rollout_probe_bound: Annotated[float, POSITIVE] = 0.1

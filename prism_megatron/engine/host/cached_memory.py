@@ -15,4 +15,5 @@ def give_back() -> None:
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.synchronize()  # a block that another stream still uses is kept
+        torch.cuda.ipc_collect()  # and one that another process had opened
         torch.cuda.empty_cache()

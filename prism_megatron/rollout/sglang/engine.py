@@ -43,7 +43,7 @@ class SGLangOptions:
 
     transport: Transport = "tensor"
     """``tensor`` sends weights over HTTP, ``disk`` the path of a folder that all servers can read; ``group`` sends
-    them through a process group with each server's workers"""
+    them through a process group with each server's workers, ``ipc`` says where they lie in GPU memory of this host"""
     bucket_bytes: int = 256 * 2**20
     """a hand-over takes two such buckets of memory at most, or two of its largest tensors"""
     master_address: str | None = None

@@ -1,7 +1,8 @@
 """A policy's weights on SGLang servers: on all of them or on none.
 
 They come in pieces, straight from the engine that gathers them or out of a folder (``weight_spool``), and reach a
-server over HTTP, through a process group (``weight_group``), or as the path of the folder.
+server over HTTP, through a process group (``weight_group``), as handles of GPU memory (``device_handles``), or as the
+path of the folder.
 
 One process hands a whole model over with ``push``. Or several share an update (``share_sender``): one opens it, all
 send their pieces, and the one that opened it sends the very last piece, with which the servers take the version.
@@ -18,12 +19,14 @@ from typing import Any, Literal
 
 from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.errors import PrismError, RolloutError, WeightSyncError
+from prism_megatron.rollout.device_handles import Handles
 from prism_megatron.rollout.sglang.http import ServerClient, ServerLostError, ServerRefusedError
 from prism_megatron.rollout.sglang.weight_group import Parcel, WeightGroups
 from prism_megatron.rollout.weight_buckets import Payload, Piece, pieces
 
-Transport = Literal["tensor", "disk", "group"]
-"""How weights reach a server: over HTTP, as the path of a folder that it can read too, or through a process group."""
+Transport = Literal["tensor", "disk", "group", "ipc"]
+"""How weights reach a server: over HTTP, as the path of a folder that it can read too, through a process group, or as
+handles of GPU memory on its host."""
 
 _UPDATE_SECONDS = 600.0
 Outcome = tuple[list[ServerClient], RolloutError | None]
@@ -259,6 +262,8 @@ class WeightSync:
         """The call that gives a server the piece."""
         if self._groups is not None:
             return partial(self._groups.send, parcel=Parcel(piece), fields=fields, seconds=_UPDATE_SECONDS)
+        if self._transport == "ipc":
+            return partial(_post_handles, handles=Handles(piece), fields=fields)
         return partial(_post_payload, payload=Payload(piece), fields=fields)
 
     def _open(self, client: ServerClient, *, stays_paused: bool) -> None:
@@ -336,6 +341,12 @@ def _load_folder(client: ServerClient, *, body: dict[str, Any]) -> None:
 
 def _post_payload(client: ServerClient, *, payload: Payload, fields: dict[str, Any]) -> None:
     client.post_stream("/update_weights_from_tensor", payload.body(fields), seconds=_UPDATE_SECONDS)
+
+
+def _post_handles(client: ServerClient, *, handles: Handles, fields: dict[str, Any]) -> None:
+    num_workers = int(client.get("/server_info")["tp_size"])
+    body = handles.body(fields, num_workers=num_workers)
+    client.post("/update_weights_from_tensor", body, seconds=_UPDATE_SECONDS)
 
 
 def _checked_in(client: ServerClient, version: int) -> str:

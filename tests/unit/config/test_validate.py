@@ -267,6 +267,13 @@ def test_cosine_schedule_with_warm_up(step: int, expected: float) -> None:
         ),
         ("--rollout-spool-every 2", "--rollout-spool-every needs --rollout sglang"),
         (
+            "--rollout sglang --rollout-sync ipc --rollout-urls http://127.0.0.1:1 http://10.0.0.7:1",
+            (
+                "--rollout-sync ipc: http://10.0.0.7:1 is no server of this host, and handles of GPU memory do not "
+                "leave it; use --rollout-sync disk or group"
+            ),
+        ),
+        (
             "--rollout sglang --rollout-master-address 10.0.0.1",
             "--rollout-master-address needs --rollout-sync group",
         ),

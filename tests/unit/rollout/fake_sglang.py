@@ -192,8 +192,11 @@ class FakeSGLang:
         if path == "/update_weights_from_distributed":
             return received(self.groups[body["group_name"]], body)
         assert body["load_format"] == "flattened_bucket"
-        (payload,) = body["serialized_named_tensors"]
-        return unpack(payload)
+        payloads = body["serialized_named_tensors"]
+        assert len(payloads) == self.tp_size
+        first, *others = [unpack(payload) for payload in payloads]  # each worker reads its own
+        assert all(torch.equal(other[name], tensor) for other in others for name, tensor in first.items())
+        return first
 
     def occupy(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Memory that was released is back with nothing in it; a call out of turn ends the process.

@@ -46,14 +46,16 @@ def test_servers_are_not_started_for_ranks_that_cannot_reach_them(
                              world=one_rank_of_two_hosts, dtype=torch.float32)  # fmt: skip
 
 
-@pytest.mark.parametrize("flag", ["--rollout-colocated", "--rollout-memory-fraction 0.4"])
+@pytest.mark.parametrize("flag", ["--rollout-colocated", "--rollout-memory-fraction 0.4", "--rollout-sync ipc"])
 def test_what_only_gpus_can_do_is_refused_before_anything_starts(
     flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config = parse(["--rollout", "sglang", *flag.split(), "--output", str(tmp_path)])
     nothing: Any = None
-    with pytest.raises(ConfigError, match=f"{flag.split(maxsplit=1)[0]} needs CUDA, which this machine does not have"):
+    with pytest.raises(
+        ConfigError, match=f"{flag.split(maxsplit=1)[0]}.* needs CUDA, which this machine does not have"
+    ):
         build_served_rollout(config.rollout, config.data, tmp_path, nothing, nothing, output=tmp_path, world=nothing,
                              dtype=torch.float32)  # fmt: skip
 

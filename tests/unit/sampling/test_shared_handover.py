@@ -102,3 +102,10 @@ def test_one_server_alone_needs_every_version_written() -> None:
     check_sync(RolloutConfig(), num_hosts=1)
     with pytest.raises(ConfigError, match="--rollout-spool-every 4 needs a second server"):
         check_sync(wanted, num_hosts=1)
+
+
+def test_handles_of_gpu_memory_stay_on_one_host() -> None:
+    wanted = RolloutConfig(rollout="sglang", rollout_sync="ipc")
+    check_sync(wanted, num_hosts=1)
+    with pytest.raises(ConfigError, match="--rollout-sync ipc: the run spans 2 hosts"):
+        check_sync(wanted, num_hosts=2)
