@@ -30,10 +30,10 @@ from tests.live_storages import LiveStorages
 
 LAYOUTS = {
     "DP2": (2, ParallelConfig()),
-    "TP2·DP2": (4, ParallelConfig(tp=2)),
-    "PP2·DP2": (4, ParallelConfig(pp=2)),
-    "TP2·EP2·DP2": (4, ParallelConfig(tp=2, ep=2)),
-    "TP2·DP2, replicated": (4, ParallelConfig(tp=2, distributed_optimizer=False)),
+    "TP2-DP2": (4, ParallelConfig(tp=2)),
+    "PP2-DP2": (4, ParallelConfig(pp=2)),
+    "TP2-EP2-DP2": (4, ParallelConfig(tp=2, ep=2)),
+    "TP2-DP2, replicated": (4, ParallelConfig(tp=2, distributed_optimizer=False)),
 }
 BOUND = 1.2
 """Extra bytes of a rank, in parts of its own share of the checkpoint."""
@@ -118,7 +118,7 @@ def read_by_megatron(_world: World, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("form", ["ours", "in blocks"])
 def test_megatron_reads_what_ranks_wrote(gloo: GlooWorld, saved: Saved, form: str) -> None:
     """Claim: Megatron's reader, of pieces that are no regular grid, finds every tensor as it is. Exact."""
-    folder = TorchDistFolder(saved("TP2·DP2") / f"players, {form}")
+    folder = TorchDistFolder(saved("TP2-DP2") / f"players, {form}")
     found = gloo.run(read_by_megatron, folder.folder, num_ranks=1)[0]
     assert found.keys() == set(folder.keys())
     for key, tensor in found.items():
@@ -140,9 +140,9 @@ def load_and_save(world: World, source: Path, target: Path, form: str) -> None:
     [
         ("DP2", ParallelConfig(tp=2, pp=2), "ours"),
         ("DP2", ParallelConfig(tp=2, pp=2), "Megatron's"),
-        ("TP2·EP2·DP2", ParallelConfig(), "ours"),
+        ("TP2-EP2-DP2", ParallelConfig(), "ours"),
     ],
-    ids=["DP2 to TP2·PP2", "DP2 to TP2·PP2, of an older version", "TP2·EP2·DP2 to DP4"],
+    ids=["DP2 to TP2-PP2", "DP2 to TP2-PP2, of an older version", "TP2-EP2-DP2 to DP4"],
 )
 def test_weights_masters_and_moments_move_to_another_layout(
     *, gloo: GlooWorld, saved: Saved, tmp_path: Path, layout: str, loaded: ParallelConfig, form: str
