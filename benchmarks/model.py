@@ -35,7 +35,7 @@ from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
 from prism_megatron.engine.layers.attention import SDPACoreAttention, Sequences
-from prism_megatron.engine.logprobs import VocabularyOutput
+from prism_megatron.engine.logprobs import VocabularyOutput, places_of
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.testing import GlooWorld
 
@@ -276,7 +276,7 @@ def head_works(world: World, dtype: torch.dtype, tokens: int) -> dict[str, Work]
         loss, _ = VocabularyOutput(hidden, weight, world.groups.tp, text.vocab).learn(
             lambda logprobs_n, entropy_n, of: (logprobs_n * of(factors[0]) + entropy_n * of(factors[1])).sum(),
             targets,
-            torch.ones_like(targets),
+            places_of(torch.ones_like(targets)),
         )
         return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from prism_megatron.data.loader import Example
-from prism_megatron.engine.batch import Batch, Extra, beside_logits
+from prism_megatron.engine.batch import Batch, Extra, beside_logits, label_places
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput
@@ -90,7 +90,7 @@ class ServingProbe:
 def _probe_loss(output: VocabularyOutput, batch: Batch, *, world: World) -> LossOutput:
     """Sums and maxima of each row's absolute differences."""
     mask_B_L = beside_logits(batch.extras[Extra.LABEL_MASK], batch, world)
-    logprobs_B_L, _ = output.scores(beside_logits(batch.input_ids_B_S, batch, world), mask_B_L)
+    logprobs_B_L, _ = output.scores(beside_logits(batch.input_ids_B_S, batch, world), label_places(batch, world))
     gaps_B_L = (logprobs_B_L - beside_logits(batch.extras[Extra.SERVER_LOGPROBS], batch, world)).abs() * mask_B_L
     sums: dict[str, Tensor] = {}
     maxima: dict[str, Tensor] = {}
