@@ -145,6 +145,13 @@ class Qwen3VLTrunk(LanguageModule):
             taps = [copy_to_tensor_model_parallel_region(tap, group=self.tp_group) for tap in taps]
         return hidden_L_B_H, {k: tap.index_select(0, local.feature_V) for k, tap in enumerate(taps)}
 
+    def payload_shape(self, batch: Batch) -> tuple[int, int, int]:
+        """What ``set_input_tensor`` is given of a micro-batch on a later chunk (see ``deepstack.pack``)."""
+        tokens_L = self.local_tokens(batch)
+        num_visual, num_rows = len(locate(batch, self.shape)[0].of(tokens_L).token_V), len(batch.input_ids_B_S)
+        pending = pending_taps(len(self.shape.vision.taps), self.decoder.first_layer)
+        return len(tokens_L) + -(-len(pending) * num_visual // num_rows), num_rows, self.shape.text.hidden
+
     def _receive(self, num_tokens: int, local: VisualRows) -> tuple[Tensor, Mapping[int, Tensor]]:
         if self.input_payload is None:
             raise RuntimeError("a later pipeline chunk ran before set_input_tensor gave it the previous one's output")
