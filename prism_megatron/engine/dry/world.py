@@ -23,10 +23,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.dry.answers import ANSWERS
+from prism_megatron.engine.dry.counted import CountedEngine
 from prism_megatron.engine.dry.watch import Watch
-from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.host.cpu import open_cpu_door, standing_for_cuda
-from prism_megatron.engine.provider import LossFn, LossOutput, PassOutput, StepResult
+from prism_megatron.engine.provider import LossFn, LossOutput, PassOutput
 from prism_megatron.engine.runtime import World, divide, stop
 
 STAND_IN = torch.device("lazy", 0)
@@ -66,63 +66,22 @@ def dry_world(parallel: ParallelConfig, *, rank: int, world_size: int) -> Iterat
         stop(world)
 
 
-@dataclass
-class Counted:
-    """Bytes on the device, of one role on one rank."""
-
-    parameters: int = 0
-    gradients: int = 0
-    optimizer: int = 0
-    """masters and moments, with what else stands beside the model between steps"""
-    pass_peak: int = 0
-    """most that a pass over the micro-batches holds beside these"""
-    step_peak: int = 0
-    """the same of the optimizer's step"""
-
-    @property
-    def held(self) -> int:
-        """Between steps."""
-        return self.parameters + self.gradients + self.optimizer
-
-    @property
-    def peak(self) -> int:
-        """At the worst moment."""
-        return self.held + max(self.pass_peak, self.step_peak)
-
-
-class DryEngine(MegatronEngine):
+class DryEngine(CountedEngine):
     """The engine of a run, on fakes: it knows what the neighbouring stages would send, and tells when a pass runs."""
 
     def __init__(self, dry: DryWorld, **settings: Any) -> None:
         """``settings`` are the engine's own."""
-        self._watch = dry.watch
         self._to_come: deque[Sequence[int]] = deque()
         self._rows: list[int] = []
         with STAND_IN:  # Megatron allocates on the default device where there is no CUDA
-            super().__init__(world=dry.world, **settings)
-        parameters = {_storage(parameter) for module in self.modules for parameter in module.parameters()}
-        buffers = (buffer for chunk in self._chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers))
-        gradients = {_storage(buffer.grad_data) for buffer in buffers}
-        of_parameters, of_gradients = (sum(one.nbytes() for one in found) for found in (parameters, gradients))
-        rest = self._watch.begin_peak() - of_parameters - of_gradients
-        self.counted = Counted(of_parameters, of_gradients, rest)
-
-    def step(self, *, update: bool = True) -> StepResult:
-        """As the engine's, counted."""
-        held = self._watch.begin_peak()
-        result = super().step(update=update)
-        self.counted.step_peak = max(self.counted.step_peak, self._watch.peak() - held)
-        return result
+            super().__init__(dry.watch, world=dry.world, **settings)
 
     def _outputs(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> list[LossOutput]:
         self._rows = [len(batch.lengths) for batch in batches]
         if not self.world.is_first_stage:
             self._to_come = deque(self.modules[0].payload_shape(batch) for batch in batches)
-        held = self._watch.begin_peak()
         with self._watch.passing():
-            outputs = super()._outputs(batches, loss, forward_only=forward_only)
-        self.counted.pass_peak = max(self.counted.pass_peak, self._watch.peak() - held)
-        return outputs
+            return super()._outputs(batches, loss, forward_only=forward_only)
 
     def _schedule_arguments(self) -> dict[str, Any]:
         if self.world.parallel.pp == 1:
@@ -134,10 +93,6 @@ class DryEngine(MegatronEngine):
             return super()._share(outputs)
         self.provider.measure(self.modules, self._sum_over_ranks)
         return PassOutput(_Told(), _Told(), [_Rows(count, self.world.device) for count in self._rows])
-
-
-def _storage(tensor: torch.Tensor) -> torch.UntypedStorage:
-    return tensor.untyped_storage()
 
 
 class _Neighbours(P2PCommunicator):
