@@ -21,18 +21,19 @@ from prism_megatron.engine.batch import Batch, Extra, token_sequences
 from prism_megatron.engine.layers.norms import parameter_device
 from prism_megatron.engine.layers.specs import mark_tensor_parallel
 from prism_megatron.losses.load_balance import merge_towers
+from prism_megatron.parallel.host_to_device import on_device
 
 
-def keyed_dropout(hidden_Q_H: Tensor, keys_Q: Tensor, rate: float) -> Tensor:
+def keyed_dropout(hidden_Q_H: Tensor, keys_Q: Ints, rate: float) -> Tensor:
     """Dropout whose mask depends only on each sequence's integer key: the same in every layout, and on resume.
 
     Raises TypeError for keys that are not int64: a float key would have lost its low bits.
     """
-    if keys_Q.dtype != torch.int64:
+    if keys_Q.dtype != np.int64:
         raise TypeError(f"dropout keys must be int64, got {keys_Q.dtype}")
     hidden = hidden_Q_H.shape[-1]
     draws = [np.random.Generator(np.random.Philox(key)).random(hidden) for key in keys_Q.tolist()]
-    keep_Q_H = torch.from_numpy(np.stack(draws) >= rate).to(hidden_Q_H.device)
+    keep_Q_H = on_device(np.stack(draws) >= rate, hidden_Q_H.device)
     return hidden_Q_H * keep_Q_H / (1.0 - rate)
 
 
@@ -46,7 +47,7 @@ class ScoreHead(nn.Module):
             torch.empty(1, config.hidden_size, dtype=config.params_dtype, device=parameter_device(config))
         )
 
-    def forward(self, hidden_Q_H: Tensor, keys_Q: Tensor | None) -> Tensor:
+    def forward(self, hidden_Q_H: Tensor, keys_Q: Ints | None) -> Tensor:
         """``[2, Q]``: scores without dropout, and scores with it (the same ones when the rate is 0).
 
         Raises ValueError when dropout is to be applied for a gradient and the batch has no keys.
@@ -108,7 +109,7 @@ class Discriminator(Qwen3VLTrunk):
         if batch.tower_ids_Q is None:
             raise ValueError("a discriminator batch needs tower_ids_Q, the tower that judges each sequence")
         device = batch.input_ids_B_S.device
-        slot_L_B, is_real_L_B = (torch.from_numpy(of).to(device) for of in token_sequences(batch, tokens_L))
+        slot_L_B, is_real_L_B = (on_device(of, device) for of in token_sequences(batch, tokens_L))
         tower_ids_L_B, lengths_Q = batch.tower_ids_Q[slot_L_B], batch.lengths_Q
         balance_Q, z_Q = self._loss_weights(batch)
         if balance_Q is None and z_Q is None:
@@ -140,13 +141,13 @@ class Discriminator(Qwen3VLTrunk):
         """Scores ``[2, Q]`` from each sequence's last real token; equal on all ranks that share the micro-batch."""
         row_Q, start_Q = np.array(batch.places()).T
         last_Q = start_Q + np.array(batch.lengths) - 1
-        keys_Q = batch.extras.get(Extra.DROPOUT_KEY)
+        keys_Q = batch.host_extras.get(Extra.DROPOUT_KEY)
         last_Q_H = self._pick(hidden, last_Q, row_Q, self.local_tokens(batch))
         scores_2_Q: Tensor = self.score_head(last_Q_H, keys_Q)
         if self.cp_group.size() == 1:
             return scores_2_Q
         tokens_L = batch.tokens_of(cp_size=self.cp_group.size(), cp_rank=self.cp_group.rank())
-        elsewhere_Q = torch.from_numpy(~np.isin(last_Q, tokens_L)).to(scores_2_Q.device)
+        elsewhere_Q = on_device(~np.isin(last_Q, tokens_L), scores_2_Q.device)
         # Sum forward, identity backward: the head's weight gets each score's gradient on one context-parallel rank.
         scores_2_Q = scores_2_Q.masked_fill(elsewhere_Q, 0.0)
         summed_2_Q: Tensor = reduce_from_tensor_model_parallel_region(scores_2_Q, group=self.cp_group)
@@ -159,8 +160,8 @@ class Discriminator(Qwen3VLTrunk):
         """
         sorter = np.argsort(tokens_L)
         place_Q = sorter[np.searchsorted(tokens_L, token_Q, sorter=sorter).clip(max=len(tokens_L) - 1)]
-        elsewhere_Q = torch.from_numpy(tokens_L[place_Q] != token_Q).to(hidden.device)
-        picked_Q_H = hidden[torch.from_numpy(place_Q).to(hidden.device), torch.from_numpy(row_Q).to(hidden.device)]
+        elsewhere_Q = on_device(tokens_L[place_Q] != token_Q, hidden.device)
+        picked_Q_H = hidden[on_device(place_Q, hidden.device), on_device(row_Q, hidden.device)]
         picked_Q_H = picked_Q_H.masked_fill(elsewhere_Q.unsqueeze(-1), 0.0)
         if not self.config.sequence_parallel:
             return picked_Q_H

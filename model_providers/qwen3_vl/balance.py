@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 
 from model_providers.qwen3_vl.vision import VisionModel
 from prism_megatron.engine.batch import Batch
+from prism_megatron.parallel.host_to_device import on_device
 from prism_megatron.types import ImageInput
 
 
@@ -71,7 +72,7 @@ def encode(
     patches = [num_patches(image) for image in images]
     shares = assign(patches, group.size())
     mine = [images[n] for n in shares[group.rank()]]
-    outputs = vision(pixels_of(mine, vision.shape.patch_dim).to(device), [image.grid_thw for image in mine])
+    outputs = vision(on_device(pixels_of(mine, vision.shape.patch_dim), device), [image.grid_thw for image in mine])
     if group.size() == 1:
         return list(outputs)
 
@@ -88,7 +89,7 @@ def encode(
             place_of[n] = np.arange(start, start + num_rows[n])
             start += num_rows[n]
     order = np.concatenate([np.empty(0, dtype=np.int64), *(place_of[n] for n in range(len(images)))])
-    in_order = gathered.index_select(0, torch.from_numpy(order).to(gathered.device))
+    in_order = gathered.index_select(0, on_device(order, gathered.device))
     return list(in_order.chunk(len(outputs), dim=-1))
 
 

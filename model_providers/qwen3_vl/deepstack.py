@@ -20,6 +20,7 @@ from model_providers.qwen3_vl.mrope import frames_of, row_positions
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.engine.batch import Batch
 from prism_megatron.errors import DataError
+from prism_megatron.parallel.host_to_device import on_device
 
 Ints = npt.NDArray[np.int64]
 
@@ -41,7 +42,7 @@ class VisualPlaces(NamedTuple):
         return VisualPlaces(local_V[order], row_V[order], feature_V[order])
 
     def to(self, device: torch.device) -> VisualRows:
-        return VisualRows(*(torch.from_numpy(np.ascontiguousarray(index)).to(device) for index in self))
+        return VisualRows(*(on_device(index, device) for index in self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def locate(batch: Batch, shape: Qwen3VLShape) -> tuple[VisualPlaces, Ints]:
     Raises DataError when a sequence's visual tokens do not fit its images.
     """
     ids = batch.host_ids_B_S
-    grids = batch.grid_thw_N_3.tolist()
+    grids = [image.grid_thw for image in batch.images]
     if len(batch.images_by_sequence) != len(batch.lengths):
         raise DataError(f"images_by_sequence names {len(batch.images_by_sequence)} sequences of {len(batch.lengths)}")
     merge = shape.vision.merge

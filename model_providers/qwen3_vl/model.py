@@ -38,6 +38,7 @@ from prism_megatron.engine.batch import Batch, Extra, token_sequences
 from prism_megatron.engine.layers.attention import Sequences
 from prism_megatron.engine.layers.specs import mark_tensor_parallel
 from prism_megatron.engine.logprobs import VocabularyOutput
+from prism_megatron.parallel.host_to_device import on_device
 
 
 class Qwen3VLTrunk(LanguageModule):
@@ -98,7 +99,7 @@ class Qwen3VLTrunk(LanguageModule):
         tokens_L = batch.tokens_of(cp_size=self.cp_group.size(), cp_rank=self.cp_group.rank())
         device, text = batch.input_ids_B_S.device, self.shape.text
         cos, sin = rotary_tables(
-            torch.from_numpy(positions_3_B_S[:, :, tokens_L]).to(device),
+            on_device(positions_3_B_S[:, :, tokens_L], device),
             head_dim=text.head_dim,
             theta=text.theta,
             mrope_section=text.mrope_section,
@@ -133,7 +134,7 @@ class Qwen3VLTrunk(LanguageModule):
     ) -> tuple[Tensor, Mapping[int, Tensor]]:
         features, *taps = visual_features(self.vision_model, batch, self.cp_group)
         device = batch.input_ids_B_S.device
-        ids_B_L = torch.from_numpy(batch.host_ids_B_S[:, tokens_L]).to(device)
+        ids_B_L = on_device(batch.host_ids_B_S[:, tokens_L], device)
         hidden_L_B_H = self.embedding(input_ids=ids_B_L, position_ids=None)
         visual = places.of(tokens_L).to(device)
         hidden_L_B_H = visual.overwrite(hidden_L_B_H, features.index_select(0, visual.feature_V))
@@ -143,6 +144,13 @@ class Qwen3VLTrunk(LanguageModule):
             # every rank would see its own rows' gradient only, and the mergers' replicated weights would drift apart.
             taps = [copy_to_tensor_model_parallel_region(tap, group=self.tp_group) for tap in taps]
         return hidden_L_B_H, {k: tap.index_select(0, local.feature_V) for k, tap in enumerate(taps)}
+
+    def payload_shape(self, batch: Batch) -> tuple[int, int, int]:
+        """What ``set_input_tensor`` is given of a micro-batch on a later chunk (see ``deepstack.pack``)."""
+        tokens_L = self.local_tokens(batch)
+        num_visual, num_rows = len(locate(batch, self.shape)[0].of(tokens_L).token_V), len(batch.input_ids_B_S)
+        pending = pending_taps(len(self.shape.vision.taps), self.decoder.first_layer)
+        return len(tokens_L) + -(-len(pending) * num_visual // num_rows), num_rows, self.shape.text.hidden
 
     def _receive(self, num_tokens: int, local: VisualRows) -> tuple[Tensor, Mapping[int, Tensor]]:
         if self.input_payload is None:
@@ -225,7 +233,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
         if self.shape.text.experts is None:
             return ()
         device = batch.input_ids_B_S.device
-        slot_L_B, is_real_L_B = (torch.from_numpy(of).to(device) for of in token_sequences(batch, tokens_L))
+        slot_L_B, is_real_L_B = (on_device(of, device) for of in token_sequences(batch, tokens_L))
         sequence_L_B = slot_L_B.where(is_real_L_B, len(batch.lengths))
         shares_Q = batch.extras.get(Extra.SEQUENCE_SHARE)
         if shares_Q is None or not torch.is_grad_enabled():

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -22,10 +23,13 @@ from prism_megatron.engine.layers.norms import LayerNorm, parameter_device
 from prism_megatron.engine.layers.recompute import checkpointed
 from prism_megatron.engine.layers.sdpa import scaled_dot_product_attention
 from prism_megatron.engine.layers.specs import NumberedModules
+from prism_megatron.parallel.host_to_device import on_device
 
 EPS = 1e-6
 """LayerNorm epsilon, fixed in transformers and absent from the config file."""
 ROPE_BASE = 10000.0
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def patch_coordinates(grid_thw: Sequence[Sequence[int]], merge: int) -> Tensor:
@@ -47,9 +51,8 @@ def interpolation(grid_thw: Sequence[Sequence[int]], merge: int, side: int) -> t
     axes: list[tuple[Tensor, Tensor]] = []
     coordinates = patch_coordinates(grid_thw, merge)
     for axis in (0, 1):
-        sizes = torch.tensor([grid[1 + axis] for grid in grid_thw]).repeat_interleave(
-            torch.tensor([grid[0] * grid[1] * grid[2] for grid in grid_thw])
-        )
+        patches = [frames * height * width for frames, height, width in grid_thw]
+        sizes = torch.from_numpy(np.repeat([grid[1 + axis] for grid in grid_thw], patches))
         source = coordinates[:, axis].float() * (side - 1) / (sizes - 1).clamp(min=1)
         low = source.floor()
         neighbours = (low.long()[:, None] + torch.arange(2)).clamp(max=side - 1)
@@ -183,10 +186,9 @@ class VisionModel(MegatronModule):
         self.shape = shape
         self.recompute = recompute
         dtype, device = config.params_dtype, parameter_device(config)
-        # Made on meta and then emptied: torch's own initialisation would be thrown away.
-        self.patch_embed = nn.Linear(shape.patch_dim, shape.hidden, dtype=dtype, device="meta").to_empty(device=device)
-        self.pos_embed = nn.Embedding(shape.num_position_embeddings, shape.hidden, dtype=dtype, device="meta").to_empty(
-            device=device
+        self.patch_embed = _emptied(nn.Linear(shape.patch_dim, shape.hidden, dtype=dtype, device="meta"), device)
+        self.pos_embed = _emptied(
+            nn.Embedding(shape.num_position_embeddings, shape.hidden, dtype=dtype, device="meta"), device
         )
         self.blocks = NumberedModules(VisionBlock(config, shape, groups) for _ in range(shape.depth))
         self.merger = Merger(config, shape, groups, norm_after=False)
@@ -204,8 +206,8 @@ class VisionModel(MegatronModule):
             grid_thw = [(1, shape.merge, shape.merge)]
             pixels_P_D = pixels_P_D.new_zeros(shape.merge**2, shape.patch_dim)
         device = pixels_P_D.device
-        indices, weights = (x.to(device) for x in interpolation(grid_thw, shape.merge, shape.grid_side))
-        cos, sin = (x.to(device) for x in rotary_table(grid_thw, shape.merge, shape.head_dim))
+        indices, weights = (on_device(x, device) for x in interpolation(grid_thw, shape.merge, shape.grid_side))
+        cos, sin = (on_device(x, device) for x in rotary_table(grid_thw, shape.merge, shape.head_dim))
         frame_lengths = [height * width for frames, height, width in grid_thw for _ in range(frames)]
 
         hidden = self.patch_embed(pixels_P_D.to(self.patch_embed.weight.dtype))
@@ -222,6 +224,13 @@ class VisionModel(MegatronModule):
     def _run(self, module: nn.Module, *arguments: Any) -> Tensor:
         output: Tensor = checkpointed(module, *arguments) if self.recompute else module(*arguments)
         return output
+
+
+def _emptied(module: ModuleT, device: torch.device) -> ModuleT:
+    """A module made on meta, with uninitialised parameters: torch's own initialisation would be thrown away."""
+    for name, parameter in list(module.named_parameters()):
+        setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device)))
+    return module
 
 
 def _no_init(_weight: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prism_megatron.engine.runtime import World
 from prism_megatron.engine.vision.images import SharedImages
+from prism_megatron.parallel.host_to_device import on_device
 from prism_megatron.parallel.layout import zigzag
 from prism_megatron.types import ImageInput, TokenSequence
 
@@ -69,8 +70,9 @@ class Batch:
     A sequence fills a *slot* that ends in padding; padding is never read. Every slot of an unpacked batch is S long.
     ``images_by_sequence[q]`` lists, in order of appearance, which of the N images sequence q shows: sequences that show
     the same image name the same index, and the vision tower runs once for it. ``extras`` holds what a loss needs:
-    per-token tensors ``[B, S]`` or per-sequence tensors ``[Q]``. ``host_ids_B_S`` repeats the ids in host memory, so
-    that nothing has to wait for a device to find the images, which stay there until a vision tower reads them.
+    per-token tensors ``[B, S]`` or per-sequence tensors ``[Q]``. ``host_ids_B_S`` repeats the ids in host memory, and
+    ``host_extras`` what :func:`collate` was given, so that nothing has to wait for a device to find the images (which
+    stay there until a vision tower reads them), or to count labels.
     ``prefixes[q]`` names an earlier sequence of a packed row that sequence q goes on from: its tokens see all of that
     one's too and are counted from its end, as if both stood there in one piece. Several may share a prefix.
     """
@@ -85,6 +87,7 @@ class Batch:
     prefixes: tuple[int | None, ...] = ()
     tower_ids_Q: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    host_extras: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     shared_images: SharedImages = field(default_factory=SharedImages)
 
     @property
@@ -95,7 +98,7 @@ class Batch:
     @property
     def lengths_Q(self) -> Tensor:  # noqa: N802 # the suffix is its shape
         """Real tokens of each sequence, on the batch's device."""
-        return torch.tensor(self.lengths, dtype=torch.int64, device=self.input_ids_B_S.device)
+        return on_device(np.array(self.lengths, dtype=np.int64), self.input_ids_B_S.device)
 
     def row_slots(self) -> tuple[int, ...]:
         """Slots that lie one after the other in each row; they add up to S."""
@@ -128,11 +131,24 @@ def beside_logits(values_B_S: Tensor, batch: Batch, world: World) -> Tensor:
     """
     shifted_B_S = torch.nn.functional.pad(values_B_S[:, 1:], (0, 1))
     ends = np.cumsum(batch.row_slots()) - 1
-    shifted_B_S[:, torch.from_numpy(ends).to(shifted_B_S.device)] = 0
+    shifted_B_S[:, on_device(ends, shifted_B_S.device)] = 0
     if world.parallel.cp == 1:
         return shifted_B_S
     tokens_L = batch.tokens_of(cp_size=world.parallel.cp, cp_rank=world.cp_rank)
-    return shifted_B_S.index_select(1, torch.from_numpy(tokens_L).to(shifted_B_S.device))
+    return shifted_B_S.index_select(1, on_device(tokens_L, shifted_B_S.device))
+
+
+def label_places(batch: Batch, world: World) -> Tensor:
+    """``[N]``: which of this context-parallel rank's logits predict a label token, counted in ``[L, B]``.
+
+    Known from host memory, so that nobody waits for the device to learn how many there are.
+    """
+    labels_B_S = batch.host_extras[Extra.LABEL_MASK] != 0
+    tokens_L = batch.tokens_of(cp_size=world.parallel.cp, cp_rank=world.cp_rank)
+    has_next_L = ~np.isin(tokens_L, np.cumsum(batch.row_slots()) - 1)
+    chosen_L_B = np.zeros((len(tokens_L), len(labels_B_S)), dtype=np.bool_)
+    chosen_L_B[has_next_L] = labels_B_S[:, tokens_L[has_next_L] + 1].T
+    return on_device(np.flatnonzero(chosen_L_B), batch.input_ids_B_S.device)
 
 
 def away_from_logits(values_B_L: Tensor, batch: Batch, world: World) -> Tensor:
@@ -143,8 +159,8 @@ def away_from_logits(values_B_L: Tensor, batch: Batch, world: World) -> Tensor:
     tokens_L = batch.tokens_of(cp_size=world.parallel.cp, cp_rank=world.cp_rank)
     has_next_L = ~np.isin(tokens_L, np.cumsum(batch.row_slots()) - 1)
     values_B_S = values_B_L.new_zeros(batch.input_ids_B_S.shape)
-    here_L = torch.from_numpy(np.flatnonzero(has_next_L)).to(values_B_L.device)
-    labels_L = torch.from_numpy(tokens_L[has_next_L] + 1).to(values_B_L.device)
+    here_L = on_device(np.flatnonzero(has_next_L), values_B_L.device)
+    labels_L = on_device(tokens_L[has_next_L] + 1, values_B_L.device)
     return values_B_S.index_copy(1, labels_L, values_B_L.index_select(1, here_L))
 
 
@@ -152,7 +168,7 @@ def sequences_beside_logits(batch: Batch, world: World) -> Tensor:
     """``[B, L]``: the number of the sequence that each output of this context-parallel rank predicts a token of."""
     tokens_L = batch.tokens_of(cp_size=world.parallel.cp, cp_rank=world.cp_rank)
     slot_L_B, _ = token_sequences(batch, tokens_L)
-    return torch.from_numpy(np.ascontiguousarray(slot_L_B.T)).to(batch.input_ids_B_S.device)
+    return on_device(slot_L_B.T, batch.input_ids_B_S.device)
 
 
 def token_sequences(
@@ -201,19 +217,20 @@ def collate(
     _place([sequence.token_ids for sequence in sequences], slots, input_ids)
 
     images, images_by_sequence = _distinct_images(sequences)
-    extras: dict[str, Tensor] = {}
+    host_extras: dict[str, npt.NDArray[Any]] = {}
     for name, values in (token_extras or {}).items():
         for of_sequence, length in zip(values, lengths, strict=True):
             if len(of_sequence) != length:
                 raise ValueError(f"extra {name!r} has {len(of_sequence)} values for a sequence of {length} tokens")
         table = np.zeros(shape, dtype=np.float32)
         _place(values, slots, table)
-        extras[name] = torch.from_numpy(table).to(device)
+        host_extras[name] = table
     for name, per_sequence in (sequence_extras or {}).items():
-        extras[name] = torch.tensor(list(per_sequence), device=device)
+        whole = all(isinstance(value, int) for value in per_sequence)
+        host_extras[name] = np.array(list(per_sequence), dtype=np.int64 if whole else np.float32)
 
     return Batch(
-        input_ids_B_S=torch.from_numpy(input_ids).to(device),
+        input_ids_B_S=on_device(input_ids, device),
         host_ids_B_S=input_ids,
         lengths=lengths,
         slots=slots,
@@ -221,8 +238,9 @@ def collate(
         images=tuple(images),
         images_by_sequence=images_by_sequence,
         prefixes=tuple(prefixes),
-        tower_ids_Q=None if tower_ids is None else torch.tensor(list(tower_ids), dtype=torch.int64, device=device),
-        extras=extras,
+        tower_ids_Q=None if tower_ids is None else on_device(np.array(tower_ids, dtype=np.int64), device),
+        extras={name: on_device(values, device) for name, values in host_extras.items()},
+        host_extras=host_extras,
     )
 
 

@@ -67,23 +67,23 @@ class VocabularyOutput:
         padding_V = torch.arange(logits_L_B_V.shape[-1], device=logits_L_B_V.device) >= real
         return logits_L_B_V.masked_fill(padding_V, torch.finfo(logits_L_B_V.dtype).min)
 
-    def scores(self, targets_B_L: Tensor, mask_B_L: Tensor, *, temperature: float = 1.0) -> TokenScores:
-        """Under ``softmax(logits / temperature)``; alike on every rank of ``tp_group``, and 0 where the mask is.
+    def scores(self, targets_B_L: Tensor, places_N: Tensor, *, temperature: float = 1.0) -> TokenScores:
+        """Under ``softmax(logits / temperature)``; alike on every rank of ``tp_group``, and 0 beside ``places_N``.
 
+        ``places_N`` number the labelled tokens, counted as the hidden states have them, ``[L, B]`` (``places_of``).
         ``targets_B_L`` are ids below ``vocab_size``. Both are differentiable any number of ways; backward computes
         the logits a second time. The plain twin is ``log_softmax`` over the gathered logits.
         """
-        chosen_L_B = mask_B_L.bool().t()
         found_2_N: Tensor = _Scores.apply(  # type: ignore[no-untyped-call]  # torch's Function.apply
-            self.hidden_L_B_H[chosen_L_B], self.weight_V_H, targets_B_L.t()[chosen_L_B], self._columns(), temperature
+            self._hidden(places_N), self.weight_V_H, _chosen(targets_B_L, places_N), self._columns(), temperature
         )
-        return self._scattered(found_2_N, chosen_L_B)
+        return self._scattered(found_2_N, places_N)
 
     def learn(
         self,
         loss_of: TokenLoss,
         targets_B_L: Tensor,
-        mask_B_L: Tensor,
+        places_N: Tensor,
         *,
         temperature: float = 1.0,
         with_entropy: bool = True,
@@ -96,30 +96,44 @@ class VocabularyOutput:
         With ``at_once`` ``loss_of`` is called once for all tokens, even for none, so that it may look at whole answers
         and talk to other ranks; where they are several chunks, every logit is then computed twice.
         """
-        # In the order of the hidden states: Megatron's all-reduce of their gradient is lost where it is transposed.
-        chosen_L_B = mask_B_L.bool().t()
         loss, found_2_N = _Learn.apply(  # type: ignore[no-untyped-call]  # torch's Function.apply
-            self.hidden_L_B_H[chosen_L_B],
+            self._hidden(places_N),
             self.weight_V_H,
-            targets_B_L.t()[chosen_L_B],
+            _chosen(targets_B_L, places_N),
             self._columns(),
             temperature,
             with_entropy,
-            lambda logprobs_n, entropy_n, part: loss_of(logprobs_n, entropy_n, lambda of: of.t()[chosen_L_B][part]),
+            lambda logprobs_n, entropy_n, part: loss_of(logprobs_n, entropy_n, lambda of: _chosen(of, places_N[part])),
             torch.is_grad_enabled(),
             at_once,
         )
-        return loss, self._scattered(found_2_N, chosen_L_B)
+        return loss, self._scattered(found_2_N, places_N)
+
+    def _hidden(self, places_N: Tensor) -> Tensor:
+        # In the order of the hidden states: Megatron's all-reduce of their gradient is lost where it is transposed.
+        return self.hidden_L_B_H.flatten(0, 1).index_select(0, places_N)
 
     def _columns(self) -> _Columns:
         fp32 = self.fp32 and self.weight_V_H.dtype != torch.float32
         return _Columns(self.tp_group, self.tp_group.rank() * len(self.weight_V_H), len(self.weight_V_H),
                         self.vocab_size, fp32)  # fmt: skip
 
-    @staticmethod
-    def _scattered(found_2_N: Tensor, chosen_L_B: Tensor) -> TokenScores:
-        scores_2_L_B = found_2_N.new_zeros(2, *chosen_L_B.shape).masked_scatter(chosen_L_B.unsqueeze(0), found_2_N)
-        return TokenScores(*scores_2_L_B.transpose(1, 2))
+    def _scattered(self, found_2_N: Tensor, places_N: Tensor) -> TokenScores:
+        tokens, rows, _ = self.hidden_L_B_H.shape
+        scores_2_T = found_2_N.new_zeros(2, tokens * rows).index_copy(1, places_N, found_2_N)
+        return TokenScores(*scores_2_T.view(2, tokens, rows).transpose(1, 2))
+
+
+def places_of(mask_B_L: Tensor) -> Tensor:
+    """``[N]``: numbers of the tokens that a mask chooses, counted as hidden states have them, ``[L, B]``.
+
+    The host waits for the device, to know how many they are; ``engine.batch.label_places`` knows them already.
+    """
+    return mask_B_L.t().flatten().nonzero().squeeze(1)
+
+
+def _chosen(values_B_L: Tensor, places_N: Tensor) -> Tensor:
+    return values_B_L.t().flatten().index_select(0, places_N)
 
 
 @dataclass(frozen=True, eq=False)

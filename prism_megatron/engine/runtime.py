@@ -112,6 +112,12 @@ def start(
         backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
     )
     open_object_groups(parallel, timeout)
+    return divide(parallel, seed=seed, device=device, timeout=timeout)
+
+
+def divide(parallel: ParallelConfig, *, seed: int, device: torch.device, timeout: timedelta) -> World:
+    """Build the groups of ``parallel`` in a world that this process has joined, and say where it stands in each."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,

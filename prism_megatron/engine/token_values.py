@@ -31,7 +31,7 @@ def gather_token_values(found: Sequence[Tensor], batches: Sequence[Batch], world
     num_values = torch.tensor([found[0].shape[0] if found else 0], device=world.device)
     if world.parallel.pp > 1:
         dist.broadcast(num_values, group=groups.pp, group_src=last)
-    count = int(num_values)
+    count = found[0].shape[0] if found else int(num_values)
     sizes = [count * batch.input_ids_B_S.numel() for batch in batches]
     if found:
         whole = [

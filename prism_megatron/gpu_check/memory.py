@@ -14,7 +14,7 @@ from prism_megatron.config.presets import preset
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.host.cached_memory import give_back
-from prism_megatron.engine.logprobs import VocabularyOutput
+from prism_megatron.engine.logprobs import VocabularyOutput, places_of
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.gpu_check.bench import Bench
 from prism_megatron.gpu_check.rows import Row, measured, skipped, within
@@ -84,7 +84,10 @@ def _text(bench: Bench, shape: Qwen3VLShape) -> Batch:
 def _loss(output: VocabularyOutput, batch: Batch) -> LossOutput:
     ids_B_S = batch.input_ids_B_S
     loss, _ = output.learn(
-        lambda logprobs_n, *_: -logprobs_n.mean(), ids_B_S.roll(-1, 1), torch.ones_like(ids_B_S), with_entropy=False
+        lambda logprobs_n, *_: -logprobs_n.mean(),
+        ids_B_S.roll(-1, 1),
+        places_of(torch.ones_like(ids_B_S)),
+        with_entropy=False,
     )
     return LossOutput(loss=loss)
 

@@ -19,7 +19,7 @@ from prism_megatron.config.presets import preset
 from prism_megatron.engine.host.execution import PLAIN, Execution
 from prism_megatron.engine.layers.attention import Sequences
 from prism_megatron.engine.layers.fp8 import around_all_layers, around_layer
-from prism_megatron.engine.logprobs import VocabularyOutput
+from prism_megatron.engine.logprobs import VocabularyOutput, places_of
 from prism_megatron.engine.runtime import World
 
 PRESET = "2B"
@@ -158,7 +158,7 @@ class Head:
                 logprobs_n * of(logprob_factors) + entropy_n * of(entropy_factors)
             ).sum(),
             self.targets_1_L,
-            torch.ones_like(self.targets_1_L),
+            places_of(torch.ones_like(self.targets_1_L)),
         )
         return loss.detach(), *torch.autograd.grad(loss, (self.hidden_L_1_H, self.weight_V_H))
 

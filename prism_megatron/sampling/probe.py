@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from prism_megatron.data.loader import Example
-from prism_megatron.engine.batch import Batch, Extra, beside_logits
+from prism_megatron.engine.batch import Batch, beside_logits, label_places
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World
@@ -97,6 +97,5 @@ def _gap(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, float]:
 
 
 def _scores(output: VocabularyOutput, batch: Batch, *, world: World) -> Tensor:
-    mask_B_L = beside_logits(batch.extras[Extra.LABEL_MASK], batch, world)
-    logprobs_B_L, _ = output.scores(beside_logits(batch.input_ids_B_S, batch, world), mask_B_L)
+    logprobs_B_L, _ = output.scores(beside_logits(batch.input_ids_B_S, batch, world), label_places(batch, world))
     return logprobs_B_L[None]

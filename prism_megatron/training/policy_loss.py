@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prism_megatron.config.stages.objective import PolicyObjective
-from prism_megatron.engine.batch import Batch, Extra, beside_logits, sequences_beside_logits
+from prism_megatron.engine.batch import Batch, Extra, beside_logits, label_places, sequences_beside_logits
 from prism_megatron.engine.logprobs import Chosen, VocabularyOutput
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
@@ -174,7 +174,7 @@ def policy_loss(
     loss, (logprobs_B_L, entropy_B_L) = output.learn(
         token_loss,
         beside(batch.input_ids_B_S),
-        mask_B_L,
+        label_places(batch, world),
         temperature=temperature,
         at_once=objective.ratio == "sequence",
     )

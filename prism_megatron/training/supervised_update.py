@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from prism_megatron.data.stream.prefetch import Demonstration
-from prism_megatron.engine.batch import Batch, Extra, beside_logits
+from prism_megatron.engine.batch import Batch, Extra, beside_logits, label_places
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.provider import LossOutput, StepResult
@@ -33,11 +33,11 @@ class SFTUpdate:
 
 def cross_entropy(output: VocabularyOutput, batch: Batch, *, world: World, label_tokens: float) -> LossOutput:
     """Negative log-likelihood summed over label tokens, divided by the step's global count of them."""
-    targets_B_L, mask_B_L = (
-        beside_logits(values, batch, world) for values in (batch.input_ids_B_S, batch.extras[Extra.LABEL_MASK])
-    )
     loss, _ = output.learn(
-        lambda logprobs_n, *_: -logprobs_n.sum() / label_tokens, targets_B_L, mask_B_L, with_entropy=False
+        lambda logprobs_n, *_: -logprobs_n.sum() / label_tokens,
+        beside_logits(batch.input_ids_B_S, batch, world),
+        label_places(batch, world),
+        with_entropy=False,
     )
     return LossOutput(loss=loss, sums={"loss": loss.detach()})
 
@@ -48,7 +48,7 @@ def likelihood(output: VocabularyOutput, batch: Batch, *, world: World, num_sour
         beside_logits(values, batch, world)
         for values in (batch.input_ids_B_S, batch.extras[Extra.LABEL_MASK], batch.extras[Extra.SOURCE])
     )
-    logprobs_B_L, _ = output.scores(targets_B_L, mask_B_L)
+    logprobs_B_L, _ = output.scores(targets_B_L, label_places(batch, world))
     sums: dict[str, Tensor] = {}
     for source in range(num_sources):
         here_B_L = mask_B_L * (source_B_L == source)

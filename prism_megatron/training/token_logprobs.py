@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prism_megatron.config.stages.objective import CorrectionConfig
-from prism_megatron.engine.batch import Batch, Extra, beside_logits
+from prism_megatron.engine.batch import Batch, beside_logits, label_places
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.engine.runtime import World
@@ -60,10 +60,8 @@ def token_scores(
 
 
 def _scores(output: VocabularyOutput, batch: Batch, *, temperature: float, world: World) -> Tensor:
-    targets_B_L, mask_B_L = (
-        beside_logits(values, batch, world) for values in (batch.input_ids_B_S, batch.extras[Extra.LABEL_MASK])
-    )
-    return torch.stack(output.scores(targets_B_L, mask_B_L, temperature=temperature))
+    targets_B_L = beside_logits(batch.input_ids_B_S, batch, world)
+    return torch.stack(output.scores(targets_B_L, label_places(batch, world), temperature=temperature))
 
 
 def with_old_logprobs(experience: Experience, scores: Sequence[TokenScores]) -> Experience:

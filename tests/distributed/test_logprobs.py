@@ -65,7 +65,7 @@ def sharded(world: World, temperature: float, chunk_elements: int, loss_of: str,
     hidden = logits.clone().requires_grad_()
     weight = torch.eye(PADDED)[world.tp_rank * width : (world.tp_rank + 1) * width].requires_grad_()
     output = logprobs.VocabularyOutput(hidden, weight, world.groups.tp, VOCAB)
-    everywhere = torch.ones_like(targets)
+    everywhere = logprobs.places_of(torch.ones_like(targets))
     if learns:
         loss, result = output.learn(
             lambda logprobs_n, entropy_n, of: _loss(logprobs_n, entropy_n, [of(one) for one in weights], loss_of),

@@ -20,7 +20,7 @@ from prism_megatron.conversion.checkpoints.folder import ModelFiles
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch, beside_logits, collate
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import VocabularyOutput
+from prism_megatron.engine.logprobs import VocabularyOutput, places_of
 from prism_megatron.engine.provider import LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
 from prism_megatron.types import ImageInput, TokenSequence
@@ -150,7 +150,7 @@ def _shifted(values: Tensor) -> Tensor:
 
 
 def cross_entropy(output: VocabularyOutput, batch: Batch, *, count: float) -> LossOutput:
-    logprobs, _ = output.scores(_shifted(batch.input_ids_B_S), _shifted(batch.extras["mask"]))
+    logprobs, _ = output.scores(_shifted(batch.input_ids_B_S), places_of(_shifted(batch.extras["mask"])))
     loss = -logprobs.sum() / count
     return LossOutput(loss=loss, sums={"loss": loss.detach()}, rows={"logprob": logprobs.detach().sum(1)})
 
@@ -188,7 +188,7 @@ def _context_parallel_cross_entropy(
     output: VocabularyOutput, batch: Batch, *, world: World, count: float
 ) -> LossOutput:
     targets, mask = (beside_logits(values, batch, world) for values in (batch.input_ids_B_S, batch.extras["mask"]))
-    logprobs, _ = output.scores(targets, mask)
+    logprobs, _ = output.scores(targets, places_of(mask))
     loss = -logprobs.sum() / count
     return LossOutput(loss=loss, sums={"loss": loss.detach()})
 

@@ -15,7 +15,7 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import VocabularyOutput
+from prism_megatron.engine.logprobs import VocabularyOutput, places_of
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.training.batches import supervised_batch
@@ -41,7 +41,7 @@ def checkpoint_logprobs(world: World, folder: Path, num_scenes: int) -> list[lis
 
     def collect(output: VocabularyOutput, batch: Batch) -> LossOutput:
         targets = beside_logits(batch.input_ids_B_S, batch, world)
-        logprobs, _ = output.scores(targets, torch.ones_like(targets))
+        logprobs, _ = output.scores(targets, places_of(torch.ones_like(targets)))
         return LossOutput(loss=logprobs.sum(), rows={"logprobs": logprobs})
 
     (output,) = policy.forward([batch], collect).rows

@@ -111,7 +111,7 @@ def batch_of(
     extras["sequence_share"] = torch.tensor([1.0 / case.sequence_counts[t] for t in towers])
     if balance:
         extras["load_balance_weight"] = balance * extras["sequence_share"]
-    return dataclasses.replace(batch, extras=extras)
+    return dataclasses.replace(batch, extras=extras, host_extras={"dropout_key": np.array(keys, dtype=np.int64)})
 
 
 def pair_rows(batch: Batch) -> PairRows:

@@ -18,7 +18,7 @@ from prism_megatron.config.experiments.mini import MINI_ALIGN
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import VocabularyOutput
+from prism_megatron.engine.logprobs import VocabularyOutput, places_of
 from prism_megatron.engine.offload import own_state
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.provider import LossFn, LossOutput
@@ -126,7 +126,7 @@ def policy_gradients(
 
     def logprobs_of(output: VocabularyOutput, batch: Batch) -> Tensor:
         targets, mask = (beside_logits(one, batch, world) for one in (batch.input_ids_B_S, batch.extras["label_mask"]))
-        return output.scores(targets, mask).logprobs_B_L
+        return output.scores(targets, places_of(mask)).logprobs_B_L
 
     def old_forward(output: VocabularyOutput, batch: Batch) -> LossOutput:
         old = logprobs_of(output, batch).detach()

@@ -14,7 +14,7 @@ from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.conversion.hf.reader import HFFolder
 from prism_megatron.engine.batch import Batch, beside_logits
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.logprobs import VocabularyOutput
+from prism_megatron.engine.logprobs import VocabularyOutput, places_of
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.parity.matrix import LAYOUTS, num_ranks
@@ -89,7 +89,7 @@ def our_losses(world: World, folder: Path, pack: bool) -> list[float]:
             real_B_S = torch.zeros(batch.input_ids_B_S.shape)
             for (row, start), length in zip(batch.places(), batch.lengths, strict=True):
                 real_B_S[row, start + 1 : start + length] = 1.0
-            scores = output.scores(labels_B_L, beside_logits(real_B_S, batch, world))
+            scores = output.scores(labels_B_L, places_of(beside_logits(real_B_S, batch, world)))
             loss = -scores.logprobs_B_L.sum() / num_labels(samples)
             return LossOutput(loss=loss, sums={"loss": loss.detach()})
 

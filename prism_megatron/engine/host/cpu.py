@@ -21,7 +21,24 @@ from torch import Tensor
 from prism_megatron.engine.host.lone_rank import nothing_alone
 from prism_megatron.engine.host.unequal_collectives import gather_unequal, reduce_scatter_unequal
 
-_CPU = torch.device("cpu")
+
+class _Place:
+    """Where "the CUDA device" is, for as long as the process lives."""
+
+    device = torch.device("cpu")
+
+
+@contextlib.contextmanager
+def standing_for_cuda(device: torch.device) -> Iterator[None]:
+    """Let ``device`` be what Megatron takes for the CUDA device, once the door is open.
+
+    For a process that plays a step on fake tensors (``engine.dry``); everybody else has the CPU.
+    """
+    before, _Place.device = _Place.device, device
+    try:
+        yield
+    finally:
+        _Place.device = before
 
 
 class _NoStream:
@@ -53,7 +70,7 @@ _THE_STREAM = _NoStream()
 
 
 def _current_device() -> torch.device:
-    return _CPU
+    return _Place.device
 
 
 def _current_stream(_device: object = None) -> _NoStream:
@@ -82,16 +99,16 @@ def _manual_seed(seed: int) -> None:
 
 
 def _tensor_cuda(self: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-    return self
+    return self.to(_Place.device)
 
 
 def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A tensor factory that reads ``device="cuda"`` as the CPU."""
+    """A tensor factory that reads ``device="cuda"`` as the CPU, or what stands for CUDA."""
 
     @functools.wraps(factory)
     def build(*args: Any, **kwargs: Any) -> Tensor:
         if kwargs.get("device") == "cuda":
-            kwargs["device"] = _CPU
+            kwargs["device"] = _Place.device
         return factory(*args, **kwargs)
 
     return build

@@ -27,6 +27,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from prism_megatron.engine.layers.recompute import checkpointed
 from prism_megatron.engine.layers.sdpa import scaled_dot_product_attention
+from prism_megatron.parallel.host_to_device import on_device
 from prism_megatron.parallel.layout import zigzag
 
 
@@ -58,9 +59,7 @@ class Sequences:
         if cp_size == 1:
             return cls(slots, prefixes)
         tokens = np.concatenate([zigzag(slots, cp_size=cp_size, cp_rank=rank) for rank in range(cp_size)])
-        return cls(
-            slots, prefixes, torch.from_numpy(tokens).to(device), torch.from_numpy(np.argsort(tokens)).to(device)
-        )
+        return cls(slots, prefixes, on_device(tokens, device), on_device(np.argsort(tokens), device))
 
     def runs(self) -> Iterator[tuple[int, int, slice]]:
         """Each run of neighbours of one length and one prefix: length, how many, and the prefix's tokens."""

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.engine.batch import Batch, beside_logits, collate
+from prism_megatron.engine.batch import Batch, Extra, beside_logits, collate, label_places
+from prism_megatron.engine.logprobs import places_of
 from prism_megatron.engine.runtime import World
 from prism_megatron.types import TokenSequence
 
@@ -78,3 +79,17 @@ def test_numbers_of_sequences_keep_their_kind() -> None:
     batch = batch_of(LENGTHS, pack=False, sequence_extras={"key": keys, "weight": [0.5, 1.0, 2.0]})
     assert batch.extras["key"].tolist() == keys
     assert (batch.extras["key"].dtype, batch.extras["weight"].dtype) == (torch.int64, torch.float32)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("cp", [1, 2])
+def test_labels_are_counted_in_host_memory(world: World, pack: bool, cp: int) -> None:
+    """Claim: the host finds the places that the device would find from the mask brought to the logits."""
+    rng = np.random.default_rng(3)
+    mask = [rng.integers(0, 2, length).astype(float).tolist() for length in LENGTHS]
+    batch = batch_of(LENGTHS, pack=pack, token_extras={Extra.LABEL_MASK: mask})
+    for cp_rank in range(cp):
+        rank = dataclasses.replace(world, parallel=ParallelConfig(cp=cp), cp_rank=cp_rank)
+        found = label_places(batch, rank)
+        assert torch.equal(found, places_of(beside_logits(batch.extras[Extra.LABEL_MASK], batch, rank)))
+        assert len(found)

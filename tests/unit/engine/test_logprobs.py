@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prism_megatron.engine import logprobs
-from prism_megatron.engine.logprobs import VocabularyOutput
+from prism_megatron.engine.logprobs import VocabularyOutput, places_of
 from prism_megatron.engine.runtime import World
 
 TOKENS, ROWS, WIDTH, VOCAB, PADDED = 7, 2, 5, 11, 16
@@ -57,7 +57,7 @@ class Case:
 
 
 def scored(case: Case, world: World, temperature: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    found = case.output(world).scores(case.targets, case.mask, temperature=temperature)
+    found = case.output(world).scores(case.targets, places_of(case.mask), temperature=temperature)
     return sum((f * one).sum() for f, one in zip(case.factors, found, strict=True)), found
 
 
@@ -65,7 +65,7 @@ def learnt(case: Case, world: World, temperature: float) -> tuple[Tensor, tuple[
     def loss_of(logprobs_n: Tensor, entropy_n: Tensor, of: logprobs.Chosen) -> Tensor:
         return (of(case.factors[0]) * logprobs_n + of(case.factors[1]) * entropy_n).sum()
 
-    return case.output(world).learn(loss_of, case.targets, case.mask, temperature=temperature)
+    return case.output(world).learn(loss_of, case.targets, places_of(case.mask), temperature=temperature)
 
 
 @pytest.mark.parametrize("way", [scored, learnt])
@@ -95,7 +95,7 @@ def test_equals_log_softmax_in_float64(
 @pytest.mark.parametrize("which", [0, 1], ids=["log-probs", "entropy"])
 def test_a_loss_may_be_of_one_of_them(world: World, which: int) -> None:
     case = Case.draw()
-    loss, _ = case.output(world).learn(lambda *args: args[which].sum(), case.targets, case.mask)
+    loss, _ = case.output(world).learn(lambda *args: args[which].sum(), case.targets, places_of(case.mask))
     twin = (case.twin(1.0)[which] * case.mask).sum()
     for mine, other in zip(case.gradients(loss), case.gradients(twin), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
@@ -111,7 +111,7 @@ def test_bfloat16_sums_over_chunks_in_fp32(world: World, monkeypatch: pytest.Mon
     weight = torch.zeros(PADDED, WIDTH, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.zeros(1, 600, dtype=torch.int64)
     output = VocabularyOutput(hidden, weight, world.groups.tp, VOCAB)
-    loss, _ = output.learn(lambda logprobs_n, *_: logprobs_n.sum(), targets, torch.ones(1, 600))
+    loss, _ = output.learn(lambda logprobs_n, *_: logprobs_n.sum(), targets, places_of(torch.ones(1, 600)))
     hidden_grad, weight_grad = torch.autograd.grad(loss, (hidden, weight))
     assert hidden_grad.dtype == weight_grad.dtype == torch.bfloat16
     expected = torch.full((VOCAB, WIDTH), -600 / VOCAB)
@@ -140,10 +140,10 @@ def bf16_errors(world: World, *, fp32: bool, learns: bool) -> Bf16Errors:
     if learns:
         loss, found = output.learn(
             lambda logprobs_n, entropy_n, of: (of(factors[0]) * logprobs_n + of(factors[1]) * entropy_n).sum(),
-            targets, torch.ones(2, 40),
+            targets, places_of(torch.ones(2, 40)),
         )  # fmt: skip
     else:
-        found = output.scores(targets, torch.ones(2, 40))
+        found = output.scores(targets, places_of(torch.ones(2, 40)))
         loss = (factors[0] * found.logprobs_B_L + factors[1] * found.entropy_B_L).sum()
     wide_hidden, wide_weight = (one.detach().double().requires_grad_() for one in (hidden, weight))
     table = functional.log_softmax((wide_hidden @ wide_weight.t())[..., :890], dim=-1).transpose(0, 1)
@@ -179,8 +179,8 @@ def test_a_bf16_head_in_fp32_is_a_thousand_times_closer(
 def test_an_fp32_head_of_an_fp32_model_is_the_plain_one(world: World) -> None:
     case = Case.draw()
     output = VocabularyOutput(case.hidden, case.weight, world.groups.tp, VOCAB, fp32=True)
-    assert torch.equal(output.scores(case.targets, case.mask)[0],
-                       case.output(world).scores(case.targets, case.mask)[0])  # fmt: skip
+    assert torch.equal(output.scores(case.targets, places_of(case.mask))[0],
+                       case.output(world).scores(case.targets, places_of(case.mask))[0])  # fmt: skip
 
 
 def test_no_labels_are_a_loss_of_nothing_with_a_gradient(world: World) -> None:
@@ -215,7 +215,7 @@ def test_without_entropies_loss_and_gradients_are_the_same_bits(world: World) ->
         loss, scores = case.output(world).learn(
             lambda logprobs_n, _, of: (of(case.factors[0]) * logprobs_n).sum(),
             case.targets,
-            case.mask,
+            places_of(case.mask),
             with_entropy=with_entropy,
         )
         found.append((loss.detach(), scores, case.gradients(loss)))

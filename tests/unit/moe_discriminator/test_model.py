@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.types import TokenSequence
 from tests.distributed import checkpoint_ranks, tiny
 
-KEYS = torch.tensor([11, 2**62 + 1, 5])
+KEYS = np.array([11, 2**62 + 1, 5])
 
 
 def head_of(dropout: float, dtype: torch.dtype = torch.float32) -> ScoreHead:
