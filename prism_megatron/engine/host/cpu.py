@@ -99,7 +99,7 @@ def _manual_seed(seed: int) -> None:
 
 
 def _tensor_cuda(self: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-    return self.to(_Place.device)
+    return self if self.device.type == "meta" else self.to(_Place.device)  # a model that is only counted has no place
 
 
 def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
