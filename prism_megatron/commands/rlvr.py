@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import policy_shape, world_size
-from prism_megatron.commands.on_ranks import in_world, main_on_ranks
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks, wants_forecast
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, named_value, parse_over
 from prism_megatron.config.experiments.mini_rlvr import mini_rlvr
 from prism_megatron.config.stages.rlvr import RLVRConfig, check_rlvr, check_rlvr_values
+from prism_megatron.engine.launch import quiet_vendors
 from prism_megatron.run.start import defaults_of, find_start
 
 STAGE = "rlvr"
@@ -43,6 +44,18 @@ def check(config: RLVRConfig) -> None:
     check_rlvr(config, policy_shape(config.model, of_the_mini="aligned"), world_size=world_size(config.parallel))
 
 
+def foretell(config: RLVRConfig) -> bool:
+    """Say what a step needs of a device, where that is wanted; whether the run is to begin. Raises ConfigError."""
+    if not wants_forecast(config.forecast):
+        return True
+    quiet_vendors()
+    from prism_megatron.forecast.before_start import foretell as tell
+    from prism_megatron.forecast.build import plan_rlvr
+
+    shape = policy_shape(config.model, of_the_mini="aligned")
+    return tell(plan_rlvr(config, shape, world_size=world_size(config.parallel)))
+
+
 def run(config: RLVRConfig) -> None:
     """One rank's work."""
     from prism_megatron.stages.rlvr.build import reinforce_on
@@ -52,4 +65,6 @@ def run(config: RLVRConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    return main_on_ranks(argv, parse=parse, check=check, run=run, preload="prism_megatron.stages.rlvr.build")
+    return main_on_ranks(
+        argv, parse=parse, check=check, run=run, foretell=foretell, preload="prism_megatron.stages.rlvr.build"
+    )

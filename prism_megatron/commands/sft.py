@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prism_megatron.commands.named_models import policy_shape, world_size
-from prism_megatron.commands.on_ranks import in_world, main_on_ranks
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks, wants_forecast
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, parse_over
 from prism_megatron.config.stages.sft import SFTConfig, check_sft, check_sft_values, mini_sft
+from prism_megatron.engine.launch import quiet_vendors
 from prism_megatron.run.start import defaults_of, find_start
 
 STAGE = "sft"
@@ -38,6 +39,18 @@ def check(config: SFTConfig) -> None:
     check_sft(config, policy_shape(config.model, of_the_mini="base"), world_size=world_size(config.parallel))
 
 
+def foretell(config: SFTConfig) -> bool:
+    """Say what a step needs of a device, where that is wanted; whether the run is to begin. Raises ConfigError."""
+    if not wants_forecast(config.forecast):
+        return True
+    quiet_vendors()
+    from prism_megatron.forecast.before_start import foretell as tell
+    from prism_megatron.forecast.build import plan_sft
+
+    shape = policy_shape(config.model, of_the_mini="base")
+    return tell(plan_sft(config, shape, world_size=world_size(config.parallel)))
+
+
 def run(config: SFTConfig) -> None:
     """One rank's work."""
     from prism_megatron.stages.sft.build import fine_tune_on
@@ -47,4 +60,6 @@ def run(config: SFTConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    return main_on_ranks(argv, parse=parse, check=check, run=run, preload="prism_megatron.stages.sft.build")
+    return main_on_ranks(
+        argv, parse=parse, check=check, run=run, foretell=foretell, preload="prism_megatron.stages.sft.build"
+    )

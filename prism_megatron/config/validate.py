@@ -8,6 +8,7 @@ from typing import Protocol
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.engine.forecast import check_forecast
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
 from prism_megatron.config.engine.recompute import RecomputeConfig
@@ -54,6 +55,7 @@ class TrainsDiscriminator(Protocol):
 def check_align_values(config: AlignConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use, or for a folder that is not there."""
     check_values(config)
+    check_forecast(config.forecast)
     check_game(config.game)
     check_prompts(config.prompts)
     check_correction(config.correction, top_p=config.rollout.top_p)

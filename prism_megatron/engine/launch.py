@@ -107,7 +107,7 @@ def launch(
         return 0
     print(f"{wanted} processes are needed and this is one: starting {wanted} on this host", flush=True)
     try:
-        return _run_world(fn, config, wanted, preload=() if _has_gpu() else (*preload, fn.__module__))
+        return _run_world(fn, config, wanted, preload=() if has_gpu() else (*preload, fn.__module__))
     except PrismError as error:  # of the launcher itself: ranks report their own
         return report_error(error)
 
@@ -159,7 +159,7 @@ def quiet_vendors() -> None:
             warnings.filterwarnings("ignore", category=category, module=r"(torch|megatron)\.")
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     """Whether the kernel shows an NVIDIA device; asking torch would initialise CUDA."""
     return any(Path("/dev").glob("nvidia[0-9]*"))
 

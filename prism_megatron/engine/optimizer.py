@@ -34,7 +34,7 @@ def build_optimizer(
 
     ``distributed`` shards masters and moments over data-parallel ranks. Every parameter is decayed, norms and biases
     included, as plain AdamW does: Megatron spares vectors only through its own scheduler, which is not used.
-    State is allocated here, so a checkpoint can be taken or loaded at any step.
+    State is allocated here, so a checkpoint can be taken or loaded at any step. torch's AdamW goes tensor by tensor.
     """
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -55,8 +55,21 @@ def build_optimizer(
         use_gloo_process_groups=False,
         pg_collection=groups,
     )
+    _update_one_by_one(optimizer)
     set_adam_step(optimizer, 0)
     return optimizer
+
+
+def _update_one_by_one(optimizer: ChainedOptimizer) -> None:
+    """Have torch's AdamW update a tensor at a time, which takes temporary memory for one of them.
+
+    Left open, it takes all of them at once on CUDA, which is faster and needs several more copies of the shard. The
+    fused optimizers of Transformer Engine and Apex need none, and are left alone. On CPUs this is torch's own choice.
+    """
+    for inner in inner_optimizers(optimizer):
+        if isinstance(inner, torch.optim.AdamW):
+            for group in inner.param_groups:
+                group["foreach"] = False
 
 
 def set_learning_rate(optimizer: ChainedOptimizer, lr: float) -> None:

@@ -1,4 +1,4 @@
-"""Plays cases in a process of their own: pickled ``plays.Case`` in a file, one line of JSON for each on the way.
+"""Plays cases in a process of their own: a file of JSON in (``case_file``), a line of JSON out for each.
 
 ``python -m prism_megatron.forecast FILE`` prints, for each case, ``{"counted": …}`` or ``{"error": …}``.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 import time
 import traceback
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from prism_megatron.engine.dry.watch import DevicePassError
 from prism_megatron.errors import PrismError
+from prism_megatron.forecast.case_file import read_cases
 from prism_megatron.forecast.plays import Case, play
 
 
@@ -33,8 +33,7 @@ def _line(case: Case) -> dict[str, object]:
 
 def main() -> None:
     """Play the cases of the file that is named."""
-    cases: list[Case] = pickle.loads(Path(sys.argv[1]).read_bytes())
-    for case in cases:
+    for case in read_cases(Path(sys.argv[1])):
         print(json.dumps(_line(case)), flush=True)
 
 

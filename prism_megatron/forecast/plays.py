@@ -11,6 +11,7 @@ import torch
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.towers import Towers
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
+from prism_megatron.config.architecture.model import FreezeGroup
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.experts import NO_ROUTER_LOSSES, RouterLosses
 from prism_megatron.config.engine.optimizer import OptimizerConfig
@@ -57,6 +58,9 @@ class Case:
     load_balance: float = 0.0
     """coefficient of a discriminator's load-balancing loss"""
     dtype: torch.dtype = torch.bfloat16
+    freeze: tuple[FreezeGroup, ...] = ()
+    """parts that stay as loaded; of a discriminator its vision tower with the projector, or nothing"""
+    fp32_head: bool = False
 
 
 def play(case: Case) -> Counted:
@@ -95,10 +99,12 @@ def step(case: Case, engine: MegatronEngine, world: World) -> None:
 
 def provider_of(case: Case) -> ModelProvider:
     """What builds the role that is played."""
-    execution = Execution(case.recompute)
+    execution = Execution(case.recompute, PrecisionConfig(fp32_head=case.fp32_head))
     if case.play == "judge":
-        return DiscriminatorProvider(case.shape, case.towers, execution=execution)
-    return Qwen3VLProvider(case.shape, router_losses=case.router_losses, execution=execution)
+        return DiscriminatorProvider(
+            case.shape, case.towers, freeze_vision="vision" in case.freeze, execution=execution
+        )
+    return Qwen3VLProvider(case.shape, freeze=case.freeze, router_losses=case.router_losses, execution=execution)
 
 
 def _sft(case: Case, engine: MegatronEngine, form: BatchFormat, world: World) -> None:

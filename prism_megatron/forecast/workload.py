@@ -34,8 +34,8 @@ class Workload:
     """of each prompt; as many demonstrations, where none are drawn"""
     text_tokens: int = 64
     """of a prompt, beside its image"""
-    image_grid: tuple[int, int, int] = (1, 16, 16)
-    """frames, rows and columns of patches"""
+    image_grid: tuple[int, int, int] | None = (1, 16, 16)
+    """frames, rows and columns of patches; None for no image"""
     answer_tokens: int = 128
     tokens_per_microbatch: int = 2048
     """token slots of a micro-batch at most"""
@@ -43,10 +43,13 @@ class Workload:
 
 
 def prompts_of(shape: Qwen3VLShape, work: Workload) -> list[Prompt]:
-    """Prompts with an image each."""
+    """Prompts with an image each, if there are images at all."""
+    text = (TEXT_TOKEN,) * work.text_tokens
+    if work.image_grid is None:
+        return [Prompt(str(number), text, (), "") for number in range(work.prompts)]
     patches = int(np.prod(work.image_grid))
     visual = (shape.image_token_id,) * (patches // shape.vision.merge**2)
-    tokens = (*visual, *(TEXT_TOKEN,) * work.text_tokens)
+    tokens = (*visual, *text)
     return [
         Prompt(
             str(number),

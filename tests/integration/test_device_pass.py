@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.presets import preset
 from prism_megatron.engine.host.memory import bytes_of_rank
+from prism_megatron.forecast.case_file import write_cases
 from prism_megatron.forecast.plays import Case, Play, provider_of
 from prism_megatron.forecast.workload import Workload
 
@@ -80,8 +80,8 @@ LAYOUTS: Mapping[str, tuple[ParallelConfig, int]] = {
 
 def lines_of(cases: Mapping[str, Case], folder: Path) -> dict[str, dict[str, Any]]:
     """What a child process says of each case."""
-    file = folder / "cases"
-    file.write_bytes(pickle.dumps(list(cases.values())))
+    file = folder / "cases.json"
+    write_cases(file, list(cases.values()))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "prism_megatron.forecast", str(file)],

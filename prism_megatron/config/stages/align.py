@@ -10,6 +10,7 @@ import tyro
 
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.engine.forecast import ForecastConfig
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig
@@ -45,6 +46,7 @@ class AlignConfig:
     """how answers to held-out prompts are checked; what the policy is rewarded by is the discriminator's score alone"""
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
+    forecast: tyro.conf.OmitArgPrefixes[ForecastConfig] = field(default_factory=ForecastConfig)
     policy: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="discriminator")] = field(
         default_factory=OptimizerConfig

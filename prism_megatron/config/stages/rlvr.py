@@ -14,6 +14,7 @@ import tyro
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.engine.forecast import ForecastConfig, check_forecast
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
@@ -52,6 +53,7 @@ class RLVRConfig:
     exam: tyro.conf.OmitArgPrefixes[ExamConfig] = field(default_factory=ExamConfig)
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
+    forecast: tyro.conf.OmitArgPrefixes[ForecastConfig] = field(default_factory=ForecastConfig)
     policy: OptimizerConfig = field(default_factory=OptimizerConfig)
     prompts: Path | None = None
     """records to train on, of those of --data, or scenes of the mini world, which then come again every epoch:
@@ -91,6 +93,7 @@ class RLVRConfig:
 def check_rlvr_values(config: RLVRConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use."""
     check_fields(config)
+    check_forecast(config.forecast)
     check_data(config.data)
     check_objective(config.objective, like=algorithm(config.algo).objective, top_p=config.rollout.top_p)
     check_dynamic_sampling(config.dynamic, config.rollout)

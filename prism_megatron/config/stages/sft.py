@@ -11,6 +11,7 @@ from prism_megatron.config.architecture.model import ALL_VISION, FreezeGroup, Mi
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.engine.experts import PolicyExpertsConfig, check_policy_experts
+from prism_megatron.config.engine.forecast import ForecastConfig, check_forecast
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
@@ -43,6 +44,7 @@ class SFTConfig:
     experts: tyro.conf.OmitArgPrefixes[PolicyExpertsConfig] = field(default_factory=PolicyExpertsConfig)
     speed: tyro.conf.OmitArgPrefixes[SpeedConfig] = field(default_factory=SpeedConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
+    forecast: tyro.conf.OmitArgPrefixes[ForecastConfig] = field(default_factory=ForecastConfig)
     policy: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1e-5, schedule="cosine", warmup_ratio=0.1)
     )
@@ -65,6 +67,7 @@ class SFTConfig:
 def check_sft_values(config: SFTConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use, or for data that are not there."""
     check_fields(config)
+    check_forecast(config.forecast)
     data = config.data
     for path in data.data:
         if not path.exists():
