@@ -109,24 +109,15 @@ class SGLangRollout:
         self._servers = servers
         self._keeper = Keeper(urls, servers, board, return_seconds=self._options.return_seconds)
         shape = Qwen3VLShape.from_folder(model_folder)
-        self._format = RequestFormat(
-            ImagePreprocessor.from_folder(model_folder),
-            image_token_id=shape.image_token_id,
-            end_token_ids=end_token_ids,
-            never_sampled=[shape.image_token_id, shape.video_token_id],
-        )
-        shapes = per_expert_shapes(HFFolder(model_folder), shape)
-        check = WeightCheck(shapes, tied=shape.text.tied)
+        self._format = _request_format(model_folder, shape, end_token_ids)
+        check = WeightCheck(per_expert_shapes(HFFolder(model_folder), shape), tied=shape.text.tied)
         self._clients = tuple(ServerClient(url, api_key=api_key, patience=self._options.patience) for url in urls)
         model = ServedModel(model_folder, shape.model_type, tuple(check.shapes))
         check_server = partial(
             attach, model=model, colocated=self._options.colocated, over_http=self._options.transport == "tensor"
         )
         self._context_length = min(map(check_server, self._clients))
-        self._routed = self._clients
-        if self._options.router is not None:
-            self._routed = (ServerClient(self._options.router, api_key=api_key, patience=self._options.patience),)
-            attach_router(*self._routed)
+        self._routed = _routed(self._clients, self._options, api_key)
         self._weights = ServedWeights(
             self._clients,
             check,
@@ -295,3 +286,22 @@ class SGLangRollout:
         if self._servers is not None:
             self._servers.stop()
         self._weights.remove()
+
+
+def _request_format(model_folder: Path, shape: Qwen3VLShape, end_token_ids: Sequence[int]) -> RequestFormat:
+    """How prompts of this model are asked about, and which of its tokens are never answers."""
+    return RequestFormat(
+        ImagePreprocessor.from_folder(model_folder),
+        image_token_id=shape.image_token_id,
+        end_token_ids=end_token_ids,
+        never_sampled=[shape.image_token_id, shape.video_token_id],
+    )
+
+
+def _routed(clients: tuple[ServerClient, ...], options: SGLangOptions, api_key: str | None) -> tuple[ServerClient, ...]:
+    """Who is asked for answers: the servers themselves, or the router before them. Raises as ``attach_router``."""
+    if options.router is None:
+        return clients
+    router = ServerClient(options.router, api_key=api_key, patience=options.patience)
+    attach_router(router)
+    return (router,)

@@ -7,7 +7,6 @@ to the memory itself and to CUDA.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,18 @@ from prism_megatron.conversion.announced_weights import AnnouncedWeights
 from prism_megatron.errors import RolloutError, WeightSyncError
 from prism_megatron.rollout.sglang.engine import SGLangRollout
 from tests.unit.rollout.attached import FakeSupervision, attached, draw
-from tests.unit.rollout.fake_sglang import FakeSGLang, running
+from tests.unit.rollout.fake_sglang import FakeSGLang
 from tests.unit.rollout.weights import mini_weights
 
 RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
 
 
 @pytest.fixture
-def fakes() -> Iterator[list[FakeSGLang]]:
-    with ExitStack() as stack:
-        fakes = [stack.enter_context(running(image_token_id=498)) for _ in range(2)]
-        for fake in fakes:
-            fake.saves_memory = True
-        yield fakes
+def fakes(fakes: list[FakeSGLang]) -> list[FakeSGLang]:
+    """Those of all tests here, started so that they can release memory."""
+    for fake in fakes:
+        fake.saves_memory = True
+    return fakes
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from prism_megatron.rollout import spool_writer
 from prism_megatron.rollout.sglang.weights import LostVersionError, Transport
 from prism_megatron.rollout.weight_spool import Spool
 from tests.unit.rollout.attached import FakeSupervision, draw
-from tests.unit.rollout.fake_sglang import FOLDER, UPDATES, FakeSGLang, running
+from tests.unit.rollout.fake_sglang import FOLDER, UPDATES, FakeSGLang
 from tests.unit.rollout.sharing import NAMES, SHARES, Together
 from tests.unit.rollout.test_weight_group import lazy
 from tests.unit.rollout.weight_servers import BY_GROUP, BY_TENSOR, VISION, assert_holds
@@ -34,12 +33,11 @@ TRANSPORTS: tuple[Transport, ...] = ("tensor", "disk", "group")
 
 
 @pytest.fixture
-def fakes() -> Iterator[list[FakeSGLang]]:
-    with ExitStack() as stack:
-        fakes = [stack.enter_context(running(image_token_id=498)) for _ in range(2)]
-        for fake in fakes:
-            fake.saves_memory = True
-        yield fakes
+def fakes(fakes: list[FakeSGLang]) -> list[FakeSGLang]:
+    """Those of all tests here, started so that they can release memory."""
+    for fake in fakes:
+        fake.saves_memory = True
+    return fakes
 
 
 @pytest.fixture
