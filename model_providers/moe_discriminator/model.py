@@ -20,7 +20,7 @@ from prism_megatron.config.stages.discriminator import LoadBalanceScope
 from prism_megatron.engine.batch import Batch, Extra, token_sequences
 from prism_megatron.engine.layers.norms import parameter_device
 from prism_megatron.engine.layers.specs import mark_tensor_parallel
-from prism_megatron.losses.load_balance import merge_towers
+from prism_megatron.losses.load_balance import member_sums, merge_towers
 from prism_megatron.parallel.host_to_device import on_device
 
 
@@ -111,20 +111,24 @@ class Discriminator(Qwen3VLTrunk):
         device = batch.input_ids_B_S.device
         slot_L_B, is_real_L_B = (on_device(of, device) for of in token_sequences(batch, tokens_L))
         tower_ids_L_B, lengths_Q = batch.tower_ids_Q[slot_L_B], batch.lengths_Q
+        sequence_L_B = slot_L_B.where(is_real_L_B, len(lengths_Q))
         balance_Q, z_Q = self._loss_weights(batch)
         if balance_Q is None and z_Q is None:
-            return tower_ids_L_B, slot_L_B.where(is_real_L_B, len(lengths_Q)), lengths_Q
-        if batch.row_prefixes():
-            raise ValueError("a router's losses are means over whole sequences; collate without prefixes for them")
+            return tower_ids_L_B, sequence_L_B, lengths_Q
         nothing = lengths_Q.new_zeros(len(lengths_Q), dtype=torch.float32)
-        balance_Q = nothing if balance_Q is None else balance_Q
-        z_weights_L_B = ((nothing if z_Q is None else z_Q) / lengths_Q)[slot_L_B] * is_real_L_B
+        balance_Q, z_Q = (nothing if weights_Q is None else weights_Q for weights_Q in (balance_Q, z_Q))
+        slot_P, sequence_P = (on_device(of, device) for of in batch.stretches())
+        lengths_Q = member_sums(lengths_Q, slot_P, sequence_P, num=len(lengths_Q))
+        # A prompt's tokens count in every sequence that goes on from it.
+        z_weights_Q = member_sums(z_Q / lengths_Q.clamp(min=1), sequence_P, slot_P, num=len(lengths_Q))
+        z_weights_L_B = z_weights_Q[slot_L_B] * is_real_L_B
         if self.load_balance_scope == "microbatch":
             towers_Q, num_towers = batch.tower_ids_Q % self.towers.num_towers, self.towers.num_towers
-            lengths_Q, balance_Q = merge_towers(towers_Q, lengths_Q, balance_Q, num_towers=num_towers)
-            slot_L_B = towers_Q[slot_L_B]
-        sequence_L_B = slot_L_B.where(is_real_L_B, len(lengths_Q))
-        return tower_ids_L_B, sequence_L_B, lengths_Q, balance_Q, z_weights_L_B
+            lengths_K, weights_K = merge_towers(towers_Q, lengths_Q, balance_Q, num_towers=num_towers)
+            members_2_P = torch.stack([slot_P, towers_Q[sequence_P]])
+        else:
+            lengths_K, weights_K, members_2_P = lengths_Q, balance_Q, torch.stack([slot_P, sequence_P])
+        return tower_ids_L_B, sequence_L_B, lengths_Q, members_2_P, lengths_K, weights_K, z_weights_L_B
 
     def _loss_weights(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """What each sequence's load-balancing and z-losses are multiplied by; None where there is nothing to attach."""

@@ -60,13 +60,16 @@ class TowerRouter(ExpertRouter):
         tower_ids_S_B: Tensor,
         sequence_S_B: Tensor,
         lengths_Q: Tensor,
-        balance_weights_Q: Tensor | None = None,
+        members_2_P: Tensor | None = None,
+        lengths_K: Tensor | None = None,
+        balance_weights_K: Tensor | None = None,
         z_weights_S_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gates ``[T, E]`` (float32) and routing map ``[T, E]`` (bool).
 
-        ``sequence_S_B`` is the number of each token's sequence, and Q for padding. The weights are those of each
-        sequence's load-balancing loss and of each token's z-loss (``losses.load_balance``); None attaches nothing.
+        ``sequence_S_B`` is the number of each token's slot, and Q for padding. ``members_2_P`` says which slots are
+        balanced together, as one of K (``balance_of_sequences``); lengths and weights are theirs, and those of each
+        token's z-loss (``losses.load_balance``). None attaches nothing.
         """
         tower_ids_T, sequence_T = tower_ids_S_B.flatten(), sequence_S_B.flatten()
         logits_T_E = functional.linear(hidden_S_B_H.flatten(0, 1).float(), self.weight.float())
@@ -74,10 +77,11 @@ class TowerRouter(ExpertRouter):
         gates_T_E, chosen_T_E = choose_experts(masked_T_E, self.towers.top_k)
         chosen_and_real_T_E = chosen_T_E & (sequence_T < len(lengths_Q)).unsqueeze(-1)
         self.load_K_E.index_add_(0, tower_ids_T, chosen_and_real_T_E.to(self.load_K_E.dtype))
-        if balance_weights_Q is not None and z_weights_S_B is not None:
+        if lengths_K is not None and balance_weights_K is not None and z_weights_S_B is not None:
             balance = balance_of_sequences(
-                masked_T_E.softmax(dim=-1), chosen_T_E, sequence_T, lengths_Q=lengths_Q, weights_Q=balance_weights_Q,
+                masked_T_E.softmax(dim=-1), chosen_T_E, sequence_T, lengths_Q=lengths_K, weights_Q=balance_weights_K,
                 top_k=self.towers.top_k, experts_per_tower=self.towers.experts_per_tower, group=self.sequence_group,
+                num_slots=len(lengths_Q), members_2_P=members_2_P,
             )  # fmt: skip
             loss = balance + router_z_loss(masked_T_E, z_weights_S_B.flatten())
             gates_T_E = AttachLoss.apply(gates_T_E, loss)  # type: ignore[no-untyped-call]

@@ -49,6 +49,12 @@ class Extra(StrEnum):
     """[Q] place of the reference that a sequence is compared with"""
     IS_ROLLOUT = "is_rollout"
     """[Q] 1 for rollouts, 0 for references and prompts"""
+    KNOWN_SCORES = "known_scores"
+    """[parts] scores of references that were scored in another pass"""
+    KNOWN_DROPPED = "known_dropped"
+    """[parts] the same with dropout"""
+    SCORE_SLOPE = "score_slope"
+    """[Q] what the step's loss changes by with a sequence's score"""
     DROPOUT_KEY = "dropout_key"
     """[Q] what the head's dropout mask is drawn from"""
     SEQUENCE_SHARE = "sequence_share"
@@ -117,6 +123,18 @@ class Batch:
             return ()
         places = self.places()
         return tuple((0, 0) if p is None else (places[p][1], self.lengths[p]) for p in self.prefixes)
+
+    def stretches(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Pairs (slot, sequence) ``[P], [P]``: each sequence's own slot, and the one of its prefix.
+
+        A prefix is no sequence of its own here.
+        """
+        prefixes = self.prefixes or (None,) * len(self.slots)
+        prompts = set(prefixes) - {None}
+        pairs = [(q, q) for q in range(len(self.slots)) if q not in prompts]
+        pairs += [(prefix, q) for q, prefix in enumerate(prefixes) if prefix is not None]
+        slot_P, sequence_P = np.array(pairs, dtype=np.int64).T
+        return slot_P, sequence_P
 
     def tokens_of(self, *, cp_size: int, cp_rank: int) -> npt.NDArray[np.int64]:
         """Which of a row's S tokens a context-parallel rank holds (see ``parallel.layout.zigzag``); all rows alike."""

@@ -7,8 +7,8 @@ over the ranks that its docstring names, and makes the same number of collective
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,6 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
-from megatron.core.transformer import MegatronModule
 from torch import Tensor
 
 from prism_megatron.config.engine.optimizer import OptimizerConfig
@@ -40,14 +39,14 @@ from prism_megatron.engine.optimizer import (
     set_learning_rate,
     state_stretches,
 )
+from prism_megatron.engine.passes import forward_step, shared_outputs, unreduced
 from prism_megatron.engine.pieces import Piece, Stretch, is_shard, pieces_of
 from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
 from prism_megatron.engine.token_values import ValuesFn, gather_token_values
 from prism_megatron.engine.vision.cache import VisionCache
 from prism_megatron.engine.vision.images import SharedImages
-from prism_megatron.observability.activity import Activity, Advance
-from prism_megatron.parallel.collectives import broadcast_object, max_numbers, sum_numbers
+from prism_megatron.observability.activity import Activity
 
 DEFAULT_BUCKET_BYTES = 256 * 2**20
 PLAIN_SPEED = SpeedConfig()
@@ -218,28 +217,34 @@ class MegatronEngine:
             spread = max(spread, difference / (float(first.norm()) or 1.0))
         return spread
 
-    def forward_backward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
+    def forward_backward(
+        self, batches: Sequence[Batch], loss: LossFn, *, adds: bool = False, more: bool = False
+    ) -> PassOutput:
         """Gradients of the summed loss of ``batches``, replacing those of an earlier call; summed over DP ranks.
 
         ``batches`` are this data-parallel rank's micro-batches, at least one, the same on all its ranks. Every
         data-parallel rank calls this, with losses that return the same names of sums.
+        A step may take several calls: all but the last have ``more``, which leaves gradients and what the provider
+        measures to the calls that follow, and all but the first have ``adds``.
         Raises RuntimeError for an engine that is not to be trained.
         """
         if self.optimizer is None:
             raise RuntimeError(f"engine {self.name!r} was built without an optimizer; it only runs forward")
-        if self._offload is not None:
-            self._offload.restore()
-        self.zero_grad()
+        if not adds:
+            if self._offload is not None:
+                self._offload.restore()
+            self.zero_grad()
         for chunk in self._chunks:
             chunk.train()
-        return self._run(batches, loss, forward_only=False)
+        with unreduced(self.config, self._chunks) if more else nullcontext():
+            return self._run(batches, loss, forward_only=False, more=more)
 
-    def forward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
+    def forward(self, batches: Sequence[Batch], loss: LossFn, *, more: bool = False) -> PassOutput:
         """As ``forward_backward`` without gradients, in evaluation mode; gradients of an earlier call stay."""
         for chunk in self._chunks:
             chunk.eval()
         with torch.no_grad():
-            return self._run(batches, loss, forward_only=True)
+            return self._run(batches, loss, forward_only=True, more=more)
 
     def token_values(self, batches: Sequence[Batch], values: ValuesFn) -> list[list[Tensor]]:
         """What ``values`` finds for every token: for each micro-batch and sequence ``[K, tokens]``, on all its ranks.
@@ -257,7 +262,7 @@ class MegatronEngine:
 
         with torch.no_grad():
             outputs = self._outputs(batches, kept, forward_only=True)
-        self.provider.measure(self.modules, self._sum_over_ranks)  # forgets what this pass counted
+        self._measured()  # forgets what this pass counted
         return gather_token_values([output.rows["values"] for output in outputs], batches, self.world)
 
     def zero_grad(self) -> None:
@@ -355,8 +360,16 @@ class MegatronEngine:
     def _checkpoint_metadata(self) -> dict[str, Any]:
         return {"dp_cp_group": self.world.groups.dp_cp}
 
-    def _run(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> PassOutput:
-        return self._share(self._outputs(batches, loss, forward_only=forward_only))
+    def _run(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool, more: bool = False) -> PassOutput:
+        outputs = self._outputs(batches, loss, forward_only=forward_only)
+        return self._share(outputs, more=more)
+
+    def _share(self, outputs: Sequence[LossOutput], *, more: bool) -> PassOutput:
+        return shared_outputs(outputs, dict if more else self._measured, self.world)
+
+    def _measured(self) -> Mapping[str, float]:
+        """What the provider has counted since it was asked last."""
+        return self.provider.measure(self.modules, self._sum_over_ranks)
 
     def _outputs(self, batches: Sequence[Batch], loss: LossFn, *, forward_only: bool) -> list[LossOutput]:
         """What the loss returned for every micro-batch; empty on ranks of other than the last stage."""
@@ -368,7 +381,7 @@ class MegatronEngine:
         # Megatron runs every chunk of a virtual pipeline over every micro-batch.
         with self.activity.task(f"micro-batches of the {self.name}", total=len(batches) * len(self._chunks)) as advance:
             outputs: list[LossOutput] = get_forward_backward_func()(
-                forward_step_func=partial(_forward_step, loss=loss, advance=advance),
+                forward_step_func=partial(forward_step, loss=loss, advance=advance),
                 data_iterator=[iter(batches) for _ in self._chunks],
                 model=self._chunks,
                 num_microbatches=len(batches),
@@ -395,28 +408,6 @@ class MegatronEngine:
             return {}
         return {"p2p_communicator": P2PCommunicator(pp_group=self.world.groups.pp, config=self.config)}
 
-    def _share(self, outputs: Sequence[LossOutput]) -> PassOutput:
-        """Bring what the last stage's losses returned to every stage; reduce sums and maxima over dp and cp ranks."""
-        world = self.world
-        payload = None
-        if world.is_last_stage:
-            sums: dict[str, float] = {}
-            maxima: dict[str, float] = {}
-            for output in outputs:
-                for key, value in output.sums.items():
-                    sums[key] = sums.get(key, 0.0) + float(value)
-                for key, value in output.maxima.items():
-                    maxima[key] = max(float(value), maxima.get(key, -math.inf))
-            rows_of_batches = [{key: value.detach().cpu() for key, value in output.rows.items()} for output in outputs]
-            payload = sums, maxima, rows_of_batches
-        sums, maxima, rows = broadcast_object(payload, source=world.parallel.pp - 1, group=world.groups.pp)
-        measured = self.provider.measure(self.modules, self._sum_over_ranks)
-        return PassOutput(
-            sums={**sum_numbers(sums, device=world.device, group=world.groups.dp_cp), **measured},
-            maxima=max_numbers(maxima, device=world.device, group=world.groups.dp_cp) if maxima else {},
-            rows=[{key: value.to(world.device) for key, value in row.items()} for row in rows],
-        )
-
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         dist.all_reduce(values)
         return values.cpu()
@@ -428,19 +419,3 @@ def _nothing(_parameter_name: str) -> bool:
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _forward_step(
-    batches: Iterator[Batch], chunk: MegatronModule, *, loss: LossFn, advance: Advance
-) -> tuple[Any, Callable[[Any], tuple[Tensor, Tensor, LossOutput]]]:
-    """Megatron's ``forward_step_func``; the second value is called on the last stage only."""
-    batch = next(batches)
-
-    def reduce(output: Any) -> tuple[Tensor, Tensor, LossOutput]:
-        result = loss(output, batch)
-        # Three values keep Megatron from dividing by the number of micro-batches; the count itself is not used.
-        return result.loss, torch.zeros((), dtype=torch.int, device=result.loss.device), result
-
-    output = chunk(batch)
-    advance(1)
-    return output, reduce

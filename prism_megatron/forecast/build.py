@@ -17,8 +17,6 @@ from prism_megatron.config.architecture.model import ALL_VISION
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.forecast import ForecastConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.config.engine.precision import PrecisionConfig
-from prism_megatron.config.engine.transformer_engine import installed_transformer_engine
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.config.stages.rlvr import RLVRConfig
@@ -76,7 +74,7 @@ def plan_sft(config: SFTConfig, shape: Qwen3VLShape, *, world_size: int) -> Plan
 def plan_rlvr(config: RLVRConfig, shape: Qwen3VLShape, *, world_size: int) -> Planned:
     """Reinforcement of a policy of this shape."""
     objective = replace(config.objective, mini_batches=1, epochs=1, kl="none", kl_coefficient=0.0)
-    policy = _player(config, shape, world_size=world_size, share_prompts=_shares(config.precision), objective=objective)
+    policy = _player(config, shape, world_size=world_size, objective=objective)
     return Planned(
         {"policy": policy},
         config.forecast,
@@ -88,9 +86,8 @@ def plan_rlvr(config: RLVRConfig, shape: Qwen3VLShape, *, world_size: int) -> Pl
 def plan_align(config: AlignConfig, shape: Qwen3VLShape, judge: Qwen3VLShape | None, *, world_size: int) -> Planned:
     """Both players of an alignment; ``judge`` is the shape that a discriminator is made of, if not the policy's."""
     flags = config.discriminator
-    shares = _shares(config.precision) and not flags.router_z_loss
-    policy = _player(config, shape, world_size=world_size, share_prompts=shares,
-                     objective=PolicyObjective(correction=config.correction))  # fmt: skip
+    objective = PolicyObjective(correction=config.correction)
+    policy = _player(config, shape, world_size=world_size, objective=objective)
     variant = Variant.of(flags)
     work = policy.work
     if variant.modality == "text":
@@ -113,7 +110,6 @@ def _player(
     shape: Qwen3VLShape,
     *,
     world_size: int,
-    share_prompts: bool,
     objective: PolicyObjective,
 ) -> Case:
     return Case(
@@ -122,7 +118,7 @@ def _player(
         config.parallel,
         0,
         world_size,
-        replace(_answers(config, shape, world_size), share_prompts=share_prompts),
+        replace(_answers(config, shape, world_size), share_prompts=True),
         config.recompute,
         config.policy,
         objective,
@@ -166,8 +162,3 @@ def _tokens(shape: Qwen3VLShape, grid: tuple[int, int, int]) -> int:
 
 def _data_parallel(parallel: ParallelConfig, world_size: int) -> int:
     return world_size // parallel.model_parallel_size
-
-
-def _shares(precision: PrecisionConfig) -> bool:
-    """Whether prompts are read once for their answers: Transformer Engine's attention does not."""
-    return precision.transformer_engine == "off" or installed_transformer_engine() is None

@@ -148,8 +148,7 @@ class DiscriminatorOrigin:
             world,
             execution,
             unseen=unseen_tokens(self.flags, shape),
-            # Transformer Engine's attention has no shared prefixes, and a z-loss is a mean over whole sequences.
-            share_prompts=execution.layers == "torch" and not self.flags.router_z_loss,
+            share_prompts=True,
         )
 
     def size_line(self, policy: Qwen3VLShape) -> str:

@@ -8,7 +8,8 @@ from prism_megatron.data.loader import Example
 from prism_megatron.data.render import Renderer
 from prism_megatron.evaluation.health import Figures, JudgedGroup, agreement, tower_figures
 from prism_megatron.evaluation.scenes import SceneJudgement, judge
-from prism_megatron.game.judge import Judgement, TrunkCost
+from prism_megatron.game.judge import Judgement
+from prism_megatron.game.scoring_plan import TrunkCost
 from prism_megatron.types import TOWER_NAMES, TOWERS, PreferenceGroup
 
 Truths = Sequence[Sequence[SceneJudgement] | None]
@@ -93,10 +94,12 @@ def _scores(
     return [scores[index, tower, r] for r in group.valid_rollouts]
 
 
-def cost_row(cost: TrunkCost, *, pairs: int) -> Figures:
-    """What the discriminator's pass ran: tokens through the trunk, tokens judged, and rollouts to a reference."""
+def cost_row(cost: TrunkCost) -> Figures:
+    """What the discriminator's pass ran, and which way references were run."""
     return {
         "discriminator/trunk_tokens": cost.trunk_tokens,
         "discriminator/unique_tokens": cost.unique_tokens,
-        "discriminator/rollouts_per_reference": pairs / cost.references,
+        "discriminator/pass_overhead": cost.overhead,
+        "discriminator/rollouts_per_reference": cost.rollouts / cost.references,
+        "discriminator/references_apart": int(cost.apart),
     }

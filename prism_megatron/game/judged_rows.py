@@ -15,7 +15,6 @@ from torch import Tensor
 from prism_megatron.engine.batch import Batch, Extra, collate
 from prism_megatron.losses.load_balance import sequence_shares
 from prism_megatron.training.batches import BatchFormat
-from prism_megatron.training.microbatches import MicroBatch
 from prism_megatron.types import TOWER_NAMES, PreferenceGroup, Response, Rollout, TokenSequence
 
 
@@ -26,6 +25,31 @@ class ScoreRow:
     group: int
     tower: int
     rollout: int | None
+
+
+@dataclass(frozen=True)
+class ScorePart:
+    """What a micro-batch has of a group, for one tower: some of its answers, None standing for the reference.
+
+    Exactly one part of a group and tower has a reference that is not ``repeated``: what counts a reference once counts
+    that one. Example: ``ScorePart(0, REASONING, (None, 4, 7))`` compares two rollouts with the reference beside them.
+    """
+
+    group: int
+    tower: int
+    answers: tuple[int | None, ...]
+    repeated: bool = False
+
+
+ScoreMicroBatch = tuple[ScorePart, ...]
+
+
+@dataclass(frozen=True)
+class ReferenceScore:
+    """What a reference that is not in the micro-batch got: without dropout, and with it."""
+
+    clean: float
+    dropped: float
 
 
 def judged_prompt(group: PreferenceGroup, form: BatchFormat) -> TokenSequence:
@@ -61,14 +85,14 @@ def segment_row(group: PreferenceGroup, answer: Response | Rollout, tower: int, 
 
 
 def prompt_slots(group: PreferenceGroup, form: BatchFormat) -> int:
-    """Token slots of a part's prompts, one for each tower of the group, where the segments do not repeat them."""
-    return len(group.towers) * form.slot(len(judged_prompt(group, form).token_ids)) if form.share_prompts else 0
+    """Token slots of a part's prompt, where the segments do not repeat it."""
+    return form.slot(len(judged_prompt(group, form).token_ids)) if form.share_prompts else 0
 
 
-def segment_slots(group: PreferenceGroup, answer: Response | Rollout, form: BatchFormat) -> int:
-    """Token slots that a valid answer takes in a packed micro-batch, for all towers of the group."""
+def segment_slots(group: PreferenceGroup, answer: Response | Rollout, tower: int, form: BatchFormat) -> int:
+    """Token slots that a valid answer takes in a packed micro-batch, for one tower."""
     row = judged_segment if form.share_prompts else segment_tokens
-    return sum(form.slot(len(row(group, answer, tower, form))) for tower in group.towers)
+    return form.slot(len(row(group, answer, tower, form)))
 
 
 def segment_tokens(
@@ -89,29 +113,29 @@ class JudgedSequence:
     prefix: int | None = None
 
 
-def judged_sequences(groups: Sequence[PreferenceGroup], parts: MicroBatch, form: BatchFormat) -> list[JudgedSequence]:
-    """Per part and tower of its group: the prompt, if it is shared, then reference and rollouts by their length.
+def judged_sequences(
+    groups: Sequence[PreferenceGroup], parts: ScoreMicroBatch, form: BatchFormat
+) -> list[JudgedSequence]:
+    """Per part: the prompt, if it is shared, then reference and rollouts by their length.
 
     (Neighbours of one length attend in one call of the kernel.) A repeated reference does not count.
     """
     sequences: list[JudgedSequence] = []
     for part in parts:
-        group = groups[part.group]
-        answers: list[tuple[int | None, Response | Rollout]] = [(None, group.reference)]
-        answers += [(r, group.rollouts[r]) for r in part.rollouts]
-        for tower in group.towers:
-            prefix = None
+        group, tower = groups[part.group], part.tower
+        prefix = None
+        if form.share_prompts:
+            prefix = len(sequences)
+            sequences.append(JudgedSequence(judged_prompt(group, form), tower, None, counts=False))
+        rows = []
+        for index in part.answers:
+            answer = group.reference if index is None else group.rollouts[index]
+            row = segment_row(group, answer, tower, form)
             if form.share_prompts:
-                prefix = len(sequences)
-                sequences.append(JudgedSequence(judged_prompt(group, form), tower, None, counts=False))
-            rows = []
-            for index, answer in answers:
-                row = segment_row(group, answer, tower, form)
-                if form.share_prompts:
-                    row = TokenSequence(judged_segment(group, answer, tower, form))
-                key, counts = ScoreRow(part.group, tower, index), index is not None or not part.repeated
-                rows.append(JudgedSequence(row, tower, key, counts, prefix))
-            sequences += sorted(rows, key=lambda row: form.slot(len(row.tokens.token_ids)))
+                row = TokenSequence(judged_segment(group, answer, tower, form))
+            key, counts = ScoreRow(part.group, tower, index), index is not None or not part.repeated
+            rows.append(JudgedSequence(row, tower, key, counts, prefix))
+        sequences += sorted(rows, key=lambda row: form.slot(len(row.tokens.token_ids)))
     if not form.share_prompts:
         sequences.sort(key=lambda row: form.slot(len(row.tokens.token_ids)))
     return sequences
@@ -119,30 +143,44 @@ def judged_sequences(groups: Sequence[PreferenceGroup], parts: MicroBatch, form:
 
 def discriminator_batch(
     groups: Sequence[PreferenceGroup],
-    parts: MicroBatch,
+    parts: ScoreMicroBatch,
     *,
     form: BatchFormat,
     seed: int,
     step: int,
     load_balance: float = 0.0,
     sequences_per_tower: Sequence[int],
+    references: Mapping[tuple[int, int], ReferenceScore] | None = None,
+    slopes: Mapping[tuple[int, int], float] | None = None,
 ) -> tuple[Batch, tuple[ScoreRow | None, ...]]:
     """One packed micro-batch, and what each of its scores belongs to; None for a shared prompt's, which means nothing.
 
     ``groups`` are all of the step. Extras by sequence: ``reference_row`` place of its reference (its own for a prompt),
     ``is_rollout`` 1 for rollouts, ``dropout_key`` (see :func:`dropout_key`), all int64; ``sequence_share`` is 1 over
     the step's ``sequences_per_tower``, 0 for a reference that another micro-batch counts, and ``load_balance_weight``
-    that times a ``load_balance`` coefficient above 0, with which prompts cannot be shared.
+    that times a ``load_balance`` coefficient above 0.
+    ``references`` have scores by group and tower, where they are not in the micro-batch: those of each part stand
+    behind its sequences, at the places that ``reference_row`` then names, as ``known_scores`` and ``known_dropped``.
+    ``slopes`` say what the step's loss changes by with each reference's score: ``score_slope``.
     """
     sequences = judged_sequences(groups, parts, form)
     keys = [sequence.key for sequence in sequences]
     places = {(key.group, key.tower): at for at, key in enumerate(keys) if key is not None and key.rollout is None}
+    own_extras: dict[str, Sequence[float]] = {}
+    if references is not None:
+        units = [(part.group, part.tower) for part in parts]
+        places |= {unit: len(keys) + number for number, unit in enumerate(units)}
+        own_extras[Extra.KNOWN_SCORES] = [references[unit].clean for unit in units]
+        own_extras[Extra.KNOWN_DROPPED] = [references[unit].dropped for unit in units]
+    if slopes is not None:
+        own_extras[Extra.SCORE_SLOPE] = [
+            slopes[row.key.group, row.key.tower] if row.key is not None and row.counts else 0.0 for row in sequences
+        ]
     towers = [sequence.tower for sequence in sequences]
     counted = torch.tensor([sequence.counts for sequence in sequences])
     shares_Q = sequence_shares(towers, sequence_counts=sequences_per_tower).masked_fill(~counted, 0.0)
-    balance: dict[str, Sequence[float]] = {}
     if load_balance > 0.0:
-        balance = {Extra.LOAD_BALANCE_WEIGHT: (load_balance * shares_Q).tolist()}
+        own_extras[Extra.LOAD_BALANCE_WEIGHT] = (load_balance * shares_Q).tolist()
     batch = collate(
         [sequence.tokens for sequence in sequences],
         pad_token_id=form.pad_token_id,
@@ -152,7 +190,7 @@ def discriminator_batch(
         prefixes=[sequence.prefix for sequence in sequences] if form.share_prompts else (),
         tower_ids=towers,
         sequence_extras={
-            **balance,
+            **own_extras,
             Extra.SEQUENCE_SHARE: shares_Q.tolist(),
             Extra.REFERENCE_ROW: [at if key is None else places[key.group, key.tower] for at, key in enumerate(keys)],
             Extra.IS_ROLLOUT: [int(key is not None and key.rollout is not None) for key in keys],

@@ -22,6 +22,14 @@ def sequence_sums(values_T_X: Tensor, sequence_T: Tensor, *, num: int) -> Tensor
     return values_T_X.new_zeros((num + 1, values_T_X.shape[-1])).index_add(0, sequence_T, values_T_X)[:num]
 
 
+def member_sums(values_Q_X: Tensor, from_P: Tensor, to_P: Tensor, *, num: int) -> Tensor:
+    """``out[k]`` is the sum of ``values[q]`` over the pairs of ``from_P`` and ``to_P`` that lead from q to k.
+
+    With them a prompt that stands once counts in every sequence that goes on from it. ``[num]`` or ``[num, X]``.
+    """
+    return values_Q_X.new_zeros((num, *values_Q_X.shape[1:])).index_add(0, to_P, values_Q_X[from_P])
+
+
 def load_balance_loss(
     counts_Q_E: Tensor,
     prob_sums_Q_E: Tensor,

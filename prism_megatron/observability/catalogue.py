@@ -184,9 +184,13 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
         "experts/z_loss": Metric("squared log-partition of a router's logits, without its coefficient"),
     },
     "What the discriminator's pass ran": {
-        "discriminator/trunk_tokens": Metric("tokens through the trunk"),
-        "discriminator/unique_tokens": Metric("tokens judged, each counted once"),
+        "discriminator/trunk_tokens": Metric("token slots that ran forward, padding and repetition included"),
+        "discriminator/unique_tokens": Metric("tokens judged, each counted once, a prompt once for each tower"),
+        "discriminator/pass_overhead": Metric(
+            "passes over token slots (a backward one counts 2) over those that each token once would take"
+        ),
         "discriminator/rollouts_per_reference": Metric("answers that share one reference's pass"),
+        "discriminator/references_apart": Metric("1 where references had micro-batches of their own"),
     },
     "Against the known truth (the mini's scenes)": {
         "truth/responses": Metric("answers judged"),

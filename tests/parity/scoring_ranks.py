@@ -23,8 +23,10 @@ from prism_megatron.engine.offload import own_state
 from prism_megatron.engine.optimizer import inner_optimizers
 from prism_megatron.engine.provider import LossFn, LossOutput
 from prism_megatron.engine.runtime import World
+from prism_megatron.game import scoring_plan
 from prism_megatron.game.credit import credit_groups, experience_of
-from prism_megatron.game.judge import Judgement, TrunkCost, train
+from prism_megatron.game.judge import Judgement, train
+from prism_megatron.game.scoring_plan import TrunkCost
 from prism_megatron.losses.policy.clipped import clipped
 from prism_megatron.losses.reduction import global_mean
 from prism_megatron.training.batches import BatchFormat
@@ -63,6 +65,8 @@ class Setting:
     balance: float = 0.0
     share_prompts: bool = False
     freeze_vision: bool = False
+    apart: bool = False
+    """whether references have micro-batches of their own, which is cheaper only for long answers"""
 
 
 def judged(world: World, groups: Sequence[RolloutGroup], setting: Setting) -> Judged:
@@ -90,6 +94,7 @@ def judged(world: World, groups: Sequence[RolloutGroup], setting: Setting) -> Ju
         patch.setattr(balance, "encode", counting_encode)
         patch.setattr(Decoder, "forward", counting_decode)
         patch.setattr(engine, "step", step_after_export)
+        patch.setattr(scoring_plan, "WAYS", (scoring_plan.apart if setting.apart else scoring_plan.beside,))
         result = judge(engine, groups, form, world, tokens=setting.tokens, balance=setting.balance)
     return Judged(dict(result.scores), dict(result.sums), result.cost, gradients, trunk_tokens, encoded)
 

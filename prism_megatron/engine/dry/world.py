@@ -88,10 +88,10 @@ class DryEngine(CountedEngine):
             return {}
         return {"p2p_communicator": _Neighbours(self.world.groups.pp, self.config, self._to_come)}
 
-    def _share(self, outputs: Sequence[LossOutput]) -> PassOutput:
+    def _share(self, outputs: Sequence[LossOutput], *, more: bool) -> PassOutput:
         if self.world.is_last_stage:
-            return super()._share(outputs)
-        self.provider.measure(self.modules, self._sum_over_ranks)
+            return super()._share(outputs, more=more)
+        self._measured()
         return PassOutput(_Told(), _Told(), [_Rows(count, self.world.device) for count in self._rows])
 
 

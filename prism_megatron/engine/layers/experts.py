@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from prism_megatron.engine.layers.layer_parts import LayerParts
 from prism_megatron.engine.layers.norms import parameter_device
 from prism_megatron.engine.layers.specs import TORCH_PARTS
-from prism_megatron.losses.load_balance import load_balance_loss, sequence_sums
+from prism_megatron.losses.load_balance import load_balance_loss, member_sums, sequence_sums
 
 
 class ExpertRouter(MegatronModule):
@@ -114,18 +114,27 @@ def balance_of_sequences(
     top_k: int,
     experts_per_tower: int,
     group: dist.ProcessGroup,
+    num_slots: int | None = None,
+    members_2_P: Tensor | None = None,
 ) -> Tensor:
     """``losses.load_balance.load_balance_loss`` of whole sequences, of which each rank of ``group`` has some tokens.
 
+    ``sequence_T`` numbers each token's slot. Where a sequence is more, or less, than one slot, there are ``num_slots``
+    of them, and ``members_2_P`` has pairs (slot, sequence): a slot's tokens count in each of its sequences.
     Every rank ends with the same loss. Backward is the identity over ranks: a rank's gradient is that of its own
     tokens, and the router's weight gradient is summed over the group. Two all-reduces, whatever the data.
     """
+    num = len(lengths_Q) if num_slots is None else num_slots
     counts_Q_E, prob_sums_Q_E = (
-        sequence_sums(of, sequence_T, num=len(lengths_Q)) for of in (chosen_T_E.to(probs_T_E.dtype), probs_T_E)
+        sequence_sums(of, sequence_T, num=num) for of in (chosen_T_E.to(probs_T_E.dtype), probs_T_E)
     )
     if group.size() > 1:
         dist.all_reduce(counts_Q_E, group=group)
         prob_sums_Q_E = reduce_from_tensor_model_parallel_region(prob_sums_Q_E, group=group)
+    if members_2_P is not None:
+        counts_Q_E, prob_sums_Q_E = (
+            member_sums(of, *members_2_P, num=len(lengths_Q)) for of in (counts_Q_E, prob_sums_Q_E)
+        )
     return load_balance_loss(
         counts_Q_E, prob_sums_Q_E, lengths_Q, weights_Q, top_k=top_k, experts_per_tower=experts_per_tower
     )

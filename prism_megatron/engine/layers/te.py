@@ -29,7 +29,7 @@ from megatron.core.utils import is_te_min_version
 from torch import Tensor, nn
 
 from prism_megatron.config.engine.transformer_engine import PACKED_ALL_GATHER
-from prism_megatron.engine.layers.attention import Sequences
+from prism_megatron.engine.layers.attention import SDPACoreAttention, Sequences
 from prism_megatron.engine.layers.layer_parts import LayerParts
 from prism_megatron.errors import ConfigError
 
@@ -39,6 +39,8 @@ class TECoreAttention(nn.Module):
 
     Rows of one sequence each go in as they are; rows of several as packed sequences, for which B must be 1. Under
     context parallelism both hold zigzag shares of every sequence, the order in which Transformer Engine cuts them.
+    Where sequences go on from a prompt that stands once, which Transformer Engine's packed rows cannot say, torch's
+    attention takes its place, beside the same linears: on CUDA a flash kernel for each run of equal sequences.
     """
 
     def __init__(self, *, config: TransformerConfig, cp_comm_type: str | None = None, **keywords: Any) -> None:
@@ -48,17 +50,16 @@ class TECoreAttention(nn.Module):
         self.cp_comm_type = cp_comm_type
         keywords.pop("name", None)  # 0.19 names its modules, its TEDotProductAttention takes none
         self.inner = TEDotProductAttention(config=config, cp_comm_type=cp_comm_type, **keywords)
+        self.behind_prompts = SDPACoreAttention(config=config, cp_comm_type=cp_comm_type, **keywords)
 
     def forward(
         self, query_L_B_H_D: Tensor, key_L_B_G_D: Tensor, value_L_B_G_D: Tensor, sequences: Sequences
     ) -> Tensor:
-        """Attend inside each of ``sequences``. Raises ConfigError for what this Transformer Engine cannot pack.
-
-        Sequences with prefixes are torch's attention's alone.
-        """
-        if sequences.prefixes:
-            raise ValueError("Transformer Engine's attention is given no shared prefixes; collate without them")
+        """Attend inside each of ``sequences``. Raises ConfigError for what this Transformer Engine cannot pack."""
         tensors = (query_L_B_H_D, key_L_B_G_D, value_L_B_G_D)
+        if sequences.prefixes:
+            shared: Tensor = self.behind_prompts(*tensors, sequences)
+            return shared
         if len(sequences.slots) == 1:
             context: Tensor = self.inner(*tensors, attention_mask=None, attn_mask_type=AttnMaskType.causal)
             return context

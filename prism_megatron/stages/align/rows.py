@@ -104,7 +104,7 @@ def step_row(step: AlignStep, renderer: Renderer) -> Figures:
     }
     row |= advantage_row(step)
     row |= game_row(step.groups, step.judgement, rights_of(step.examples, step.groups, renderer))
-    row |= cost_row(step.judgement.cost, pairs=num_valid + num_replayed)
+    row |= cost_row(step.judgement.cost)
     own = ("gap/", "importance/", "correction/")
     row |= {name: value for name, value in step.policy.sums.items() if not name.startswith(own)}
     row |= gap_row(step.policy.sums) | importance_row(step.policy.sums) | correction_row(step.policy.sums)

@@ -101,7 +101,7 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
     session.watch(*(engine for engine in (policy, reference, rollout) if engine is not None))
     assert policy.optimizer is not None
     check_adam(capabilities, inner_optimizers(policy.optimizer))
-    form = batch_format(renderer, world, execution, share_prompts=execution.layers == "torch")
+    form = batch_format(renderer, world, execution, share_prompts=True)
     prospector = _prospector(config, rollout, prompts, rewards, world)
     handover = build_handover(config.rollout, policy, rollout, examples=prompts.batch(0), form=form)
     learner = Learner(policy, reference, rollout, prospector, rewarder, handover)

@@ -44,7 +44,7 @@ def step_row(step: WarmStartStep, renderer: Renderer) -> Figures:
         "response_tokens": sum(len(answer.token_ids) for answer in answers),
     }
     row |= game_row(groups, judgement, step.pairs.rights(renderer))
-    row |= cost_row(judgement.cost, pairs=num_valid)
+    row |= cost_row(judgement.cost)
     return row | update_row("discriminator", judgement.result)
 
 

@@ -74,8 +74,11 @@ def core(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(te, "TEDotProductAttention", FakeAttention)
 
     def build(*, cp: int = 1, cp_comm_type: str = "all_gather") -> te.TECoreAttention:
-        config = SimpleNamespace(context_parallel_size=cp)
-        return te.TECoreAttention(config=config, cp_comm_type=cp_comm_type, layer_number=3, name="core")
+        config = SimpleNamespace(context_parallel_size=cp, attention_dropout=0.0)
+        return te.TECoreAttention(
+            config=config, cp_comm_type=cp_comm_type, layer_number=3, name="core", attention_type="self",
+            attn_mask_type=AttnMaskType.causal, pg_collection=SimpleNamespace(cp=None),
+        )  # fmt: skip
 
     return build
 
@@ -119,9 +122,22 @@ def test_an_old_transformer_engine_packs_under_a2a_only(core: Any, monkeypatch: 
         call(core(cp=2), (4, 8), rows=1)
 
 
+def test_what_goes_on_from_a_prompt_is_torchs(core: Any) -> None:
+    """Claim: two sequences behind one prompt attend to it, by torch's attention; Transformer Engine's is not asked."""
+    built = core()
+    query, key, value = (torch.randn(12, 1, heads, 4) for heads in (8, 2, 2))
+    context = built(query, key, value, Sequences((4, 4, 4), ((0, 0), (0, 4), (0, 4))))
+    assert built.inner.calls == []
+    for start in (4, 8):
+        places = [*range(4), *range(start, start + 4)]
+        alone = built.behind_prompts(query[places], key[places], value[places], Sequences((8,)))
+        torch.testing.assert_close(context[start : start + 4], alone[4:])
+
+
 def test_attention_is_built_with_what_megatron_passes_but_a_name(core: Any) -> None:
     built = core(cp=2, cp_comm_type="a2a")
-    assert built.inner.built_with.keys() == {"config", "cp_comm_type", "layer_number"}
+    passed = {"layer_number", "attention_type", "attn_mask_type", "pg_collection"}
+    assert built.inner.built_with.keys() == {"config", "cp_comm_type", *passed}
     assert built.inner.built_with["cp_comm_type"] == "a2a"
     assert built.sharded_state_dict("any.") == {}
 

@@ -17,7 +17,8 @@ from prism_megatron.evaluation.proxies import ResponseForm
 from prism_megatron.evaluation.scenes import SceneJudgement
 from prism_megatron.experiments.variants import BEFORE, compare
 from prism_megatron.game.figures import game_row
-from prism_megatron.game.judge import Judgement, TrunkCost
+from prism_megatron.game.judge import Judgement
+from prism_megatron.game.scoring_plan import TrunkCost
 from prism_megatron.sampling.scene_answers import MODES, Responses, SceneResponse
 
 
@@ -63,7 +64,7 @@ def test_figures_come_from_the_variant_s_own_responses() -> None:
         **{name: [responses(response(right=True, items=4), response(right=True, items=4))] for name in VARIANTS},
         "dense": [responses(response(right=False, items=None), response(right=False, items=None))],
     }
-    judged = game_row([], Judgement({}, {"discriminator_loss": 0.0}, (), TrunkCost(0, 0, 0)), [])
+    judged = game_row([], Judgement({}, {"discriminator_loss": 0.0}, (), TrunkCost(0, 1, 0, 1, 0)), [])
     held_out = {name: {**judged, "reasoning/auc": 0.75} for name in VARIANTS}
     supervision = [ResponseForm(4, 2, 40)]
     comparison = compare(VariantsConfig(output=Path("unused"), scenes=2), runs, supervision, held_out)

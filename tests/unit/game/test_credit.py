@@ -13,7 +13,8 @@ import torch
 from prism_megatron.advantages import GroupAdvantages, joint_advantages, per_expert_advantages
 from prism_megatron.config.stages.game import GameConfig
 from prism_megatron.game.credit import credit_groups, group_advantages, token_advantages
-from prism_megatron.game.judge import Judgement, TrunkCost
+from prism_megatron.game.judge import Judgement
+from prism_megatron.game.scoring_plan import TrunkCost
 from prism_megatron.types import TOWERS, RolloutGroup, VersionSpan
 from tests.unit.game.tiny_game import group, invalid, response, rollout
 
@@ -42,7 +43,7 @@ def judgement(scores: Mapping[tuple[int, int], list[float]]) -> Judgement:
     by_rollout |= {
         (*key, r): score for key, own in scores.items() for r, score in enumerate(own) if not math.isnan(score)
     }
-    return Judgement(by_rollout, {}, [], TrunkCost(0, 0, 1))
+    return Judgement(by_rollout, {}, [], TrunkCost(0, 1, 0, 1, 0))
 
 
 def advantages_of(g: int, game: GameConfig, given: Judgement | None = None) -> GroupAdvantages:

@@ -12,7 +12,8 @@ from prism_megatron.data.records import Record
 from prism_megatron.data.render import Renderer
 from prism_megatron.evaluation.health import tower_figures
 from prism_megatron.game.figures import Right, game_row, is_right, judged_groups, rights_of
-from prism_megatron.game.judge import Judgement, TrunkCost
+from prism_megatron.game.judge import Judgement
+from prism_megatron.game.scoring_plan import TrunkCost
 from prism_megatron.types import PreferenceGroup
 from tests.unit.game.tiny_game import group, invalid, response, rollout
 
@@ -66,7 +67,7 @@ def two_groups() -> tuple[list[PreferenceGroup], Judgement]:
     alone = group(response([8]), *[rollout([9] * length, [10]) for length in (1, 2, 3)])
     answers = [rollout([9], [10, 11]), invalid(12), rollout([9, 9], [10]), rollout([9] * 4, [10] * 3)]
     scores = {(*key, r): score for key, own in SCORES.items() for r, score in own.items()}
-    judgement = Judgement(scores, {"discriminator_loss": 0.5}, [], TrunkCost(0, 0, 1))
+    judgement = Judgement(scores, {"discriminator_loss": 0.5}, [], TrunkCost(0, 1, 0, 1, 0))
     return [alone, group(response([8], [9]), *answers)], judgement
 
 

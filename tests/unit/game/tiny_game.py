@@ -124,14 +124,19 @@ class Player(ABC):
     def output(self, batch: Batch) -> Any:
         """What the model says of a batch: scores, or what logits are made of."""
 
-    def forward_backward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
+    def forward_backward(
+        self, batches: Sequence[Batch], loss: LossFn, *, adds: bool = False, more: bool = False
+    ) -> PassOutput:
+        del more
         self.calls.append(f"{self.name} learns")
-        self.weight.grad = None
+        if not adds:
+            self.weight.grad = None
         outputs = self._outputs(batches, loss)
         torch.stack([output.loss for output in outputs]).sum().backward()
         return _added(outputs)
 
-    def forward(self, batches: Sequence[Batch], loss: LossFn) -> PassOutput:
+    def forward(self, batches: Sequence[Batch], loss: LossFn, *, more: bool = False) -> PassOutput:
+        del more
         self.calls.append(f"{self.name} looks")
         with torch.no_grad():
             return _added(self._outputs(batches, loss))

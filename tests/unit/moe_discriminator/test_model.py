@@ -12,12 +12,14 @@ from torch import Tensor
 from model_providers.moe_discriminator.model import Discriminator, ScoreHead, keyed_dropout
 from model_providers.moe_discriminator.provider import DiscriminatorProvider
 from model_providers.moe_discriminator.routing import TowerRouter, choose_experts, mask_other_towers
+from prism_megatron.config.stages.discriminator import LoadBalanceScope
 from prism_megatron.engine.batch import Batch, collate
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.provider import LossOutput
 from prism_megatron.engine.runtime import World
 from prism_megatron.types import TokenSequence
 from tests.distributed import checkpoint_ranks, tiny
+from tests.parity.discriminator_ranks import attached_losses
 
 KEYS = np.array([11, 2**62 + 1, 5])
 
@@ -94,14 +96,61 @@ def test_scores_are_read_at_the_last_real_token(world: World) -> None:
     torch.testing.assert_close(output.rows[0]["scores"], expected)
 
 
-def test_a_routers_losses_need_whole_sequences(world: World) -> None:
-    """Claim: sequences that go on from a prefix are refused with losses, and taken without them."""
-    module, prefixes = discriminator(world, router_z_loss=0.0), (None, 0)
-    with pytest.raises(ValueError, match="collate without prefixes"):
-        router_arguments(module, batch_of(prefixes=prefixes, load_balance_weight=0.5))
-    assert len(router_arguments(module, batch_of(prefixes=prefixes))) == 3
+def test_a_prefix_counts_in_what_goes_on_from_it(world: World) -> None:
+    """Claim: of a sequence of five behind a prompt of three the router's losses are means over eight tokens.
+
+    Without a gradient there are none.
+    """
+    module, prefixes = discriminator(world, router_z_loss=0.1), (None, 0)
+    batch = batch_of(prefixes=prefixes, load_balance_weight=0.25, sequence_share=0.5)
+    *_, members, lengths, weights, z_weights = router_arguments(module, batch)
+    assert {tuple(pair) for pair in members.T.tolist()} == {(0, 1), (1, 1)}
+    assert (lengths.tolist(), weights.tolist()) == ([0, 8], [0.25, 0.25])
+    expected = [0.1 * 0.5 / 8] * 3 + [0.0] + [0.1 * 0.5 / 8] * 5 + [0.0] * 3
+    assert z_weights.flatten().tolist() == pytest.approx(expected)
     with torch.no_grad():
-        assert len(router_arguments(module, batch_of(prefixes=prefixes, load_balance_weight=0.5))) == 3
+        assert len(router_arguments(module, batch)) == 3
+
+
+@pytest.mark.parametrize("scope", ["sequence", "microbatch"])
+def test_a_shared_prompt_changes_no_loss_of_a_router(world: World, scope: LoadBalanceScope) -> None:
+    """Claim: losses of every layer, and the gradient of the routers, equal those of whole sequences.
+
+    Two sequences of one tower and one of the other, the first two behind one prompt. fp32, to 1e-5 of the largest:
+    sums in another order.
+    """
+    prompt, ends = (5, 6, 7), ((8, 9), (10, 11, 12, 13), (14,))
+    weights = [0.5, 0.25, 1.0]
+    whole = collate(
+        [TokenSequence((*prompt, *end)) for end in ends], pad_token_id=tiny.PAD, multiple_of=4,
+        device=torch.device("cpu"), pack=True, tower_ids=[0, 0, 1],
+        sequence_extras={"load_balance_weight": weights, "sequence_share": weights},
+    )  # fmt: skip
+    shared = collate(
+        [TokenSequence(one) for one in (prompt, ends[0], ends[1], prompt, ends[2])], pad_token_id=tiny.PAD,
+        multiple_of=4, device=torch.device("cpu"), pack=True, prefixes=(None, 0, 0, None, 3),
+        tower_ids=[0, 0, 0, 1, 1],
+        sequence_extras={
+            name: [0.0, 0.5, 0.25, 0.0, 1.0] for name in ("load_balance_weight", "sequence_share")
+        },
+    )  # fmt: skip
+    engine = checkpoint_ranks.build(world, "discriminator")
+    (module,) = engine.modules
+    assert isinstance(module, Discriminator)
+    module.load_balance_scope, module.router_z_loss = scope, 0.1
+    found = []
+    for batch in (whole, shared):
+        with attached_losses() as (balance, z):
+            engine.forward_backward([batch], lambda scores, _batch: LossOutput(0.0 * scores.sum()))
+        gates = {name: of for name, of in engine.export_gradients() if "gate" in name}
+        found.append((balance, z, {name: gradient.clone() for name, gradient in gates.items()}))
+    (balance, z, gradients), shares = found
+    assert shares[0] == pytest.approx(balance, rel=1e-5)
+    assert shares[1] == pytest.approx(z, rel=1e-5)
+    assert balance and min(balance) > 0.0 and min(z) > 0.0
+    assert any(gradient.any() for name, gradient in gradients.items() if name.endswith("gate.weight"))
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(shares[2][name], gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()) + 1e-9)
 
 
 def test_a_z_loss_needs_the_share_of_each_sequence(world: World) -> None:
@@ -109,8 +158,8 @@ def test_a_z_loss_needs_the_share_of_each_sequence(world: World) -> None:
     module = discriminator(world, router_z_loss=0.1)
     with pytest.raises(ValueError, match=r"z-loss of 0.1 needs .*sequence_share"):
         router_arguments(module, batch_of(load_balance_weight=0.5))
-    *_, balance_Q, z_weights = router_arguments(module, batch_of(sequence_share=0.5))
-    assert balance_Q.tolist() == [0.0, 0.0]
+    *_, balance_K, z_weights = router_arguments(module, batch_of(sequence_share=0.5))
+    assert balance_K.tolist() == [0.0, 0.0]
     expected = [0.1 * 0.5 / 3] * 3 + [0.0] + [0.1 * 0.5 / 5] * 5 + [0.0] * 3
     assert z_weights.flatten().tolist() == pytest.approx(expected)
 

@@ -27,9 +27,10 @@ from prism_megatron.engine.runtime import World
 from prism_megatron.evaluation.health import Figures
 from prism_megatron.evaluation.held_out import GREEDY, SAMPLED
 from prism_megatron.game.credit import GroupCredit, credit_groups
-from prism_megatron.game.judge import Judgement, JudgePlan, TrunkCost
+from prism_megatron.game.judge import Judgement, JudgePlan
 from prism_megatron.game.judged_rows import ScoreRow, dropout_key
 from prism_megatron.game.replay import ReplayBuffer
+from prism_megatron.game.scoring_plan import TrunkCost
 from prism_megatron.run.exports import Exports
 from prism_megatron.run.session import Session
 from prism_megatron.sampling.exam import ExamTimes, Sitting
@@ -126,7 +127,7 @@ class Table:
         session: Any = Session(world, Path(), quiet=True)
         session.go_back = lambda _engines: self.calls.append("roll back")
         judging = JudgePlan(
-            form(), 10, score_regulariser=self.game.score_regulariser, seed=SEED, load_balance=self.load_balance
+            form(), 1000, score_regulariser=self.game.score_regulariser, seed=SEED, load_balance=self.load_balance
         )
         stage = Alignment(
             Players(self.policy, self.discriminator, rollout_engine, queue, handover),
@@ -294,7 +295,7 @@ def test_controls_see_figures_of_the_rollouts_and_what_became_of_gradients(world
     fine, dropped = StepResult(1.0, 0.1, True), StepResult(math.inf, 0.1, False)
 
     def outcome(results: Sequence[StepResult], policy: StepResult | None) -> Any:
-        return observation_of(GROUPS, Judgement(scores, {}, results, TrunkCost(0, 0, 1)), policy)
+        return observation_of(GROUPS, Judgement(scores, {}, results, TrunkCost(0, 1, 0, 1, 0)), policy)
 
     found = outcome([fine], fine)
     assert found.valid_share == 0.75

@@ -17,8 +17,9 @@ from prism_megatron.evaluation.sample import png_url
 from prism_megatron.evaluation.scenes import SceneJudgement, item_accuracy
 from prism_megatron.game.controls import Decision
 from prism_megatron.game.credit import credit_groups
-from prism_megatron.game.judge import Judgement, TrunkCost
+from prism_megatron.game.judge import Judgement
 from prism_megatron.game.samples import game_samples
+from prism_megatron.game.scoring_plan import TrunkCost
 from prism_megatron.observability.catalogue import describe
 from prism_megatron.sampling.queue import SampledStep, Staleness
 from prism_megatron.stages.align.rows import AlignStep, policy_version, step_row, truth_row
@@ -102,7 +103,7 @@ def step_of(verdict: Any, policy_result: StepResult | None) -> AlignStep:
     }
     scores |= {(0, 0, 0): 2.0, (0, 1, 0): 12.0, (1, 0, 0): 0.5}
     results = [StepResult(1.5, 0.1, True), StepResult(2.5, 0.2, True)]
-    judgement = Judgement(scores, {"discriminator_loss": 0.25}, results, TrunkCost(100, 60, 5))
+    judgement = Judgement(scores, {"discriminator_loss": 0.25}, results, TrunkCost(100, 60, 250, 5, 3))
     credited = credit_groups(groups, judgement, GameConfig(), seed=0, step=6, version=5)
     policy_sums = sums(text=1.0, image=2.0) | {
         f"importance/{name}": 4.0 for name in ("tokens", "sum", "squares", "truncated", "clamped", "max")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prism_megatron.game.judged_rows import (
+    ScorePart,
     ScoreRow,
     collect_scores,
     discriminator_batch,
@@ -19,8 +20,7 @@ from prism_megatron.game.judged_rows import (
 )
 from prism_megatron.training.batches import BatchFormat, policy_batch, supervised_batch
 from prism_megatron.training.experience import ExperienceRow
-from prism_megatron.training.microbatches import GroupPart
-from prism_megatron.types import PERCEPTION, REASONING, TokenSequence, VersionSpan
+from prism_megatron.types import PERCEPTION, REASONING, Response, Rollout, TokenSequence, VersionSpan
 from tests.unit.game.tiny_game import END, form, group, image, invalid, response, rollout, sequences_of
 
 CAPTION_ALONE = group(response([8, 9]), rollout([10], [11, 12]), prompt=(4, 4))
@@ -29,7 +29,15 @@ GROUPS = [
     group(response([13, 14], [15]), rollout([16], [17, 18]), invalid(19, 20), rollout([21, 22, 23], [24])),
     group(response([25], [26, 27, 28]), rollout([29], [30]), prompt=(3, 1, 3, 1)),
 ]
-SHARES = (GroupPart(1, (2,)), GroupPart(0, (0,)), GroupPart(1, (0,), repeated=True), GroupPart(2, (0,)))
+SHARES = (
+    ScorePart(1, PERCEPTION, (None, 2)),
+    ScorePart(1, REASONING, (None, 2)),
+    ScorePart(0, PERCEPTION, (None, 0)),
+    ScorePart(1, PERCEPTION, (None, 0), repeated=True),
+    ScorePart(1, REASONING, (None, 0), repeated=True),
+    ScorePart(2, PERCEPTION, (None, 0)),
+    ScorePart(2, REASONING, (None, 0)),
+)
 COUNTS = (10, 4)
 """sequences of each tower in the whole step: more than are in this micro-batch"""
 
@@ -115,12 +123,12 @@ def test_planned_slots_are_those_of_the_batch(share_prompts: bool, multiple: int
     """Claim: what micro-batches are planned by, prompts included, is the length of the row that is then built."""
     own = form(multiple, share_prompts=share_prompts)
     for g, one in enumerate(GROUPS):
-        batch, _ = discriminator_batch(
-            GROUPS, (GroupPart(g, one.valid_rollouts),), form=own, seed=1, step=2, sequences_per_tower=COUNTS
-        )
-        rollouts = sum(segment_slots(one, one.rollouts[r], own) for r in one.valid_rollouts)
-        planned = prompt_slots(one, own) + segment_slots(one, one.reference, own) + rollouts
-        assert batch.input_ids_B_S.numel() == planned
+        for tower in one.towers:
+            parts = (ScorePart(g, tower, (None, *one.valid_rollouts)),)
+            batch, _ = discriminator_batch(GROUPS, parts, form=own, seed=1, step=2, sequences_per_tower=COUNTS)
+            answers: list[Response | Rollout] = [one.reference, *(one.rollouts[r] for r in one.valid_rollouts)]
+            planned = prompt_slots(one, own) + sum(segment_slots(one, answer, tower, own) for answer in answers)
+            assert batch.input_ids_B_S.numel() == planned
 
 
 def test_a_length_is_padded_to_the_next_multiple() -> None:
@@ -146,7 +154,7 @@ def test_images_stand_where_the_prompt_does(share_prompts: bool) -> None:
     shown = group(response([8], [9]), rollout([10], [11]), prompt=(5, 6), images=[image()])
     batch, keys = discriminator_batch(
         [shown],
-        (GroupPart(0, (0,)),),
+        (ScorePart(0, PERCEPTION, (None, 0)), ScorePart(0, REASONING, (None, 0))),
         form=form(share_prompts=share_prompts),
         seed=1,
         step=2,
