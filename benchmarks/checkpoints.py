@@ -103,6 +103,7 @@ def measured(world: World, root: Path, way: str, steps: int, save_every: int) ->
     """Steps of two rows of 64 tokens a rank."""
     from prism_megatron.conversion.checkpoints.folder import step_folder
     from prism_megatron.engine import checkpoint
+    from prism_megatron.engine.saving import Saving
     from prism_megatron.training.batches import BatchFormat, supervised_batch
     from prism_megatron.training.supervised_update import learn
     from prism_megatron.types import TokenSequence
@@ -110,7 +111,7 @@ def measured(world: World, root: Path, way: str, steps: int, save_every: int) ->
     engine, found = built(world, steps), Measured()
     form = BatchFormat(pad_token_id=0, end_token_id=1, length_multiple=1, device=world.device)
     found.written = sum(piece.tensor.nbytes for piece in engine.pieces() if piece.is_written)
-    under_way: tuple[checkpoint.Saving, float] | None = None
+    under_way: tuple[Saving, float] | None = None
     began = last = time.perf_counter()
 
     def settle() -> None:

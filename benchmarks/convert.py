@@ -103,8 +103,8 @@ def convert(command: str, source: Path, target: Path, arguments: Sequence[str] =
 
 def memory_cgroup(num_bytes: int) -> Path:
     """A new cgroup below this process's own that holds so much memory, page cache included."""
-    own = dict(reversed(line.split(":", 2)[1:]) for line in Path("/proc/self/cgroup").read_text().splitlines())
-    places = {path.lstrip("/"): names for path, names in own.items()}
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    places = {path.lstrip("/"): names for _, names, path in lines}
     version_1 = next((path for path, names in places.items() if "memory" in names.split(",")), None)
     if version_1 is None:
         folder = CGROUPS / next(path for path, names in places.items() if not names)

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
-from weight_sync import LAYERS, NoSegments, cut_down
 
+from benchmarks.weight_sync import LAYERS, NoSegments, cut_down
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig

@@ -38,7 +38,7 @@ from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.gpu_check.works import PRESET, bare_arithmetic, head, layer_flops, one_layer, spread
 from prism_megatron.testing import GlooWorld
 
-Work = Callable[[], object]
+Work = Callable[[], Any]
 Works = Callable[..., Mapping[str, Work]]
 """Builds named works for a world: ``works(world, *arguments)``."""
 
@@ -120,7 +120,8 @@ def transformers_layer(dtype: torch.dtype) -> nn.Module:
         num_hidden_layers=1,
     )
     config._attn_implementation = "sdpa"
-    return Qwen3VLTextDecoderLayer(config, layer_idx=0).to(dtype)
+    layer: nn.Module = Qwen3VLTextDecoderLayer(config, layer_idx=0).to(dtype)
+    return layer
 
 
 def bench_layer(world: World, dtype: torch.dtype) -> bool:
@@ -206,7 +207,7 @@ def bench_head(world: World, dtype: torch.dtype) -> bool:
     tokens, vocab = 2 * TOKENS, preset(PRESET).text.vocab
     print(f"\noutput layer, log-probs and entropy of {tokens} tokens over {vocab} columns in {dtype}, with gradients")
     made = head_works(world, dtype, tokens)
-    apart = spread(made["chunked"](), made["plain"]())  # type: ignore[arg-type]  # tuples of tensors
+    apart = spread(made["chunked"](), made["plain"]())
     print(f"  loss and gradients apart by at most {apart:.1e} of their norms")
     times = fastest(made, turns=2)
     memory = {name: peak_bytes(head_works, (dtype, tokens), name) for name in made}
@@ -225,7 +226,7 @@ def bench_sharded_head(world: World, dtype: torch.dtype) -> bool:
     good = True
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plain.safetensors"
-        loss, hidden_grad, weight_grad = head_works(world, dtype, tokens)["plain"]()  # type: ignore[misc]  # tensors
+        loss, hidden_grad, weight_grad = head_works(world, dtype, tokens)["plain"]()
         plain_norms = [float(one.float().norm()) for one in (loss, hidden_grad, weight_grad)]
         save_file({"weight": weight_grad, "loss": loss}, path)
         del weight_grad
@@ -252,7 +253,7 @@ def _head_share(world: World, dtype: torch.dtype, tokens: int, path: str) -> dic
     work = head_works(world, dtype, tokens)["chunked"]
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    loss, hidden_grad, weight_grad = work()  # type: ignore[misc]  # three tensors
+    loss, hidden_grad, weight_grad = work()
     grown = _status("VmHWM") - before
     with safe_open(path, framework="pt") as plain:
         rows = plain.get_slice("weight")

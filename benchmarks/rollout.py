@@ -232,7 +232,7 @@ def sides_of(bench: Bench, work: Workload, new_tokens: int, seeds: Iterator[int]
     """What each side runs for one row; SGLang, which keeps what it has read, reads new prompts every time."""
     prompts = bench.prompts(work, seeds)
     sampling = Sampling(max_new_tokens=new_tokens)
-    embedded = partial(bench.embedded.generate, prompts, bench.samples, sampling, seed=0, step=0)
+    embedded = partial(bench.embedded.generate, SampleRequest(prompts, bench.samples, sampling, seed=0, step=0))
     vendor = partial(
         bench.vendor.generate, prompts, new_tokens, do_sample=True, top_k=0, num_return_sequences=bench.samples
     )

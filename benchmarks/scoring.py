@@ -57,12 +57,11 @@ from prism_megatron.data.render import Renderer
 from prism_megatron.engine.batch import Batch, Extra, collate
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.engine.vision.images import SharedImages
-from prism_megatron.game.judged_rows import ScoreRow, discriminator_batch, segment_row
+from prism_megatron.game.judged_rows import ScorePart, ScoreRow, discriminator_batch, segment_row
 from prism_megatron.rollout.base import Sampling
 from prism_megatron.sampling.replicas import build_replica
 from prism_megatron.sampling.shares import sample_groups
 from prism_megatron.training.batches import BatchFormat
-from prism_megatron.training.microbatches import Share
 from prism_megatron.training.roles import batch_format
 from prism_megatron.types import ImageInput, Prompt, Response, Rollout, RolloutGroup, Segments, Span, TokenSequence
 
@@ -118,7 +117,11 @@ class Workload:
 
 def ways(work: Workload) -> dict[str, Way]:
     """Every way by its name; the pairs in one order."""
-    shares = [Share(g, tuple(group.valid_rollouts)) for g, group in enumerate(work.groups)]
+    parts = [
+        ScorePart(g, tower, (None, *group.valid_rollouts))
+        for g, group in enumerate(work.groups)
+        for tower in group.towers
+    ]
     pairs, once = work.pairs(), _rows_once(work)
     by_tower = [[row for row in once if row.tower == tower] for tower in (0, 1)]
     repeated = [
@@ -127,8 +130,8 @@ def ways(work: Workload) -> dict[str, Way]:
         for tower in (0, 1)
     ]
     return {
-        OURS: _packed(work, shares, share_prompts=True),
-        "packed": _packed(work, shares, share_prompts=False),
+        OURS: _packed(work, parts, share_prompts=True),
+        "packed": _packed(work, parts, share_prompts=False),
         "padded": _padded(work, [once]),
         "padded by segment": _padded(work, by_tower),
         "released": _released(work, repeated),
@@ -144,10 +147,10 @@ def _rows_once(work: Workload) -> list[ScoreRow]:
     ]
 
 
-def _packed(work: Workload, shares: Sequence[Share], *, share_prompts: bool) -> Way:
+def _packed(work: Workload, parts: Sequence[ScorePart], *, share_prompts: bool) -> Way:
     form = dataclasses.replace(work.form, share_prompts=share_prompts)
     counts = [sum(row.tower == tower for row in _rows_once(work)) for tower in (0, 1)]
-    batch, keys = discriminator_batch(work.groups, tuple(shares), form=form, seed=0, step=0, sequences_per_tower=counts)
+    batch, keys = discriminator_batch(work.groups, tuple(parts), form=form, seed=0, step=0, sequences_per_tower=counts)
     return _way([batch], keys, work.pairs())
 
 

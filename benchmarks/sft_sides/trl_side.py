@@ -30,7 +30,9 @@ class Waiting(TrainerCallback):
         self.rounds.begin()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.rounds.took(float(self.losses.pop()), **self.collated.pop(0))
+        counted = self.collated.pop(0)
+        loss = float(self.losses.pop())
+        self.rounds.took(loss, tokens=counted["tokens"], labels=counted["labels"], ids=counted["ids"])
 
 
 def configuration(output: Path, dtype: str, steps: int) -> SFTConfig:
