@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.game import scoring_plan
 from prism_megatron.testing import GlooWorld
+from prism_megatron.training.microbatches import of_rank
 from prism_megatron.types import RolloutGroup
 from tests.parity.align_ranks import sample
 from tests.parity.scoring_ranks import (
@@ -19,6 +21,7 @@ from tests.parity.scoring_ranks import (
     offloaded_rounds,
     policy_gradients,
 )
+from tests.unit.game.tiny_game import form
 
 ONE_RANK, DP2, EP2 = (1, ParallelConfig()), (2, ParallelConfig()), (2, ParallelConfig(ep=2))
 PP2, CP2 = (2, ParallelConfig(pp=2)), (2, ParallelConfig(cp=2))
@@ -116,6 +119,24 @@ def test_a_step_does_not_depend_on_its_micro_batches(
         assert cost.references > 2 * len(groups), "blind: no reference is repeated"
     if setting.share_prompts and not setting.apart:
         assert cost.trunk_tokens < whole[0.0].cost.trunk_tokens
+
+
+def compared_on(groups: Sequence[RolloutGroup], budget: int) -> list[set[tuple[int, int]]]:
+    """Groups and towers that each of two ranks has rollouts of, where references are apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring_plan, "WAYS", (scoring_plan.apart,))
+        plan = scoring_plan.plan_scoring(groups, form(share_prompts=True), tokens_per_microbatch=budget, rounds_of=2)
+    shares = [of_rank(plan.pairs, dp_rank=rank, dp_size=2) for rank in (0, 1)]
+    return [{(part.group, part.tower) for parts in own for part in parts} for own in shares]
+
+
+def test_a_group_on_two_ranks_is_what_it_is_on_one(gloo: GlooWorld, groups: Sequence[RolloutGroup]) -> None:
+    """Claim: a reference that is apart, on one rank, learns from the rollouts of both."""
+    few = groups[:3]
+    budget = next(budget for budget in range(30, 400) if set.intersection(*compared_on(few, budget)))
+    (expected,) = run(gloo, few, ONE_RANK, Setting(ALL, BALANCE))
+    for result in run(gloo, few, DP2, Setting(budget, BALANCE, share_prompts=True, apart=True)):
+        assert_same(result, expected)
 
 
 def test_load_balancing_shows_in_the_gradients(whole: dict[float, Judged]) -> None:

@@ -118,6 +118,19 @@ def test_dropout_keys_differ_by_all_that_they_are_keyed_by() -> None:
 
 
 @pytest.mark.parametrize("share_prompts", [False, True])
+def test_only_what_counts_learns_by_its_slope(share_prompts: bool) -> None:
+    """Claim: a reference that only fills up a micro-batch, and a prompt, have slope 0."""
+    parts = (ScorePart(1, PERCEPTION, (None,)), ScorePart(0, PERCEPTION, (None,), repeated=True))
+    batch, keys = discriminator_batch(
+        GROUPS, parts, form=form(share_prompts=share_prompts), seed=1, step=2, sequences_per_tower=COUNTS,
+        slopes={(1, PERCEPTION): 2.0, (0, PERCEPTION): 3.0},
+    )  # fmt: skip
+    expected = [2.0 if key == ScoreRow(1, PERCEPTION, None) else 0.0 for key in keys]
+    assert batch.extras["score_slope"].tolist() == expected
+    assert sum(expected) == 2.0
+
+
+@pytest.mark.parametrize("share_prompts", [False, True])
 @pytest.mark.parametrize("multiple", [1, 3])
 def test_planned_slots_are_those_of_the_batch(share_prompts: bool, multiple: int) -> None:
     """Claim: what micro-batches are planned by, prompts included, is the length of the row that is then built."""
