@@ -10,6 +10,7 @@ Example::
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing as mp
 import os
 import sys
@@ -29,6 +30,9 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 
 _PRELOAD = ("pytest", "torch._dynamo", "prism_megatron.engine.engine", "model_providers.qwen3_vl.provider")
 """Imported once, in the fork server. pytest is there because every child re-imports the main module."""
+
+_LATE = 0.9
+"""Part of its time after which a rank writes where it is; what it waits for raises at the end of it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class GlooWorld:
 
         Returns one result per rank. Raises RankError with the traceback of the first rank that raised, or
         TimeoutError after ``timeout_s``; after either the processes are ended, and the next call starts new ones.
+        Where time was running out both say where every rank's threads were.
         """
         assert self._folder is not None, "GlooWorld is a context manager"
         if not self._processes:
@@ -93,7 +98,7 @@ class GlooWorld:
         try:
             for pipe in self._pipes[:size]:
                 pipe.send(job)
-            return self._collect(size)
+            return self._collect(size, rendezvous)
         except BaseException:
             self._end()
             raise
@@ -122,14 +127,15 @@ class GlooWorld:
                 process.join()
         self._processes, self._pipes = [], []
 
-    def _collect(self, size: int) -> list[Any]:
+    def _collect(self, size: int, rendezvous: str) -> list[Any]:
         results: dict[int, Any] = {}
         deadline = time.monotonic() + self.timeout_s
         while len(results) < size:
             pending = {self._pipes[rank]: rank for rank in range(size) if rank not in results}
             ready = wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise TimeoutError(f"ranks {sorted(pending.values())} gave no answer within {self.timeout_s:.0f} s")
+                raise TimeoutError(f"ranks {sorted(pending.values())} gave no answer within {self.timeout_s:.0f} s"
+                                   + _late(size, rendezvous))  # fmt: skip
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 rank = pending[pipe]
@@ -138,9 +144,20 @@ class GlooWorld:
                 except EOFError:
                     raise RankError(f"rank {rank} died without an answer") from None
                 if not succeeded:
-                    raise RankError(f"rank {rank} of {size} raised:\n{value}")
+                    raise RankError(f"rank {rank} of {size} raised:\n{value}{_late(size, rendezvous)}")
                 results[rank] = value
         return [results[rank] for rank in range(size)]
+
+
+def _stacks(rank: int, rendezvous: str) -> Path:
+    """Where a rank writes what its threads are doing when its time runs out."""
+    return Path(f"{rendezvous}-rank-{rank}.txt")
+
+
+def _late(size: int, rendezvous: str) -> str:
+    """What ranks wrote there."""
+    files = [(rank, _stacks(rank, rendezvous)) for rank in range(size)]
+    return "".join(f"\nrank {rank}: {text}" for rank, file in files if file.exists() and (text := file.read_text()))
 
 
 def _serve(rank: int, pipe: Connection, path: list[str]) -> None:
@@ -151,10 +168,14 @@ def _serve(rank: int, pipe: Connection, path: list[str]) -> None:
             job: _Job = pipe.recv()
         except (EOFError, OSError):
             return
-        try:
-            answer = (True, _run_job(rank, job))
-        except BaseException:  # noqa: BLE001 - whatever it is, the parent raises it with this traceback
-            answer = (False, traceback.format_exc())
+        with _stacks(rank, job.rendezvous).open("w") as file:
+            faulthandler.dump_traceback_later(_LATE * job.timeout_s, file=file)
+            try:
+                answer = (True, _run_job(rank, job))
+            except BaseException:  # noqa: BLE001 - whatever it is, the parent raises it with this traceback
+                answer = (False, traceback.format_exc())
+            finally:
+                faulthandler.cancel_dump_traceback_later()
         try:
             pipe.send(answer)
         except BrokenPipeError:  # the parent has given this world up

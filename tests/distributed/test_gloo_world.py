@@ -89,11 +89,11 @@ def test_an_exception_of_one_rank_is_raised_with_its_traceback(gloo: GlooWorld) 
 
 
 def test_a_hang_ends_in_a_timeout_and_leaves_no_process() -> None:
-    """Claim: ranks that wait for one that never comes are given up on, and killed."""
+    """Claim: ranks that wait for one that never comes are given up on, and killed; the error says where they were."""
     with GlooWorld(2, timeout_s=15.0) as world:
         world.run(place)
         processes = list(world._processes)
         world.timeout_s = 1.0
-        with pytest.raises((TimeoutError, RankError)):
+        with pytest.raises((TimeoutError, RankError), match="in hang_unless_first"):
             world.run(hang_unless_first)
         assert not any(process.is_alive() for process in processes)
