@@ -43,7 +43,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lmms-eval test-lmms-eval lint types defects golden parity gpu-check bench-model bench-convert bench-scoring bench-rollout \
-    bench-data bench-curation bench-weight-sync bench-handover-shares bench-vision-cache bench-checkpoints bench-rewards bench-sft bench-grpo trl te-check effect image-use variants mini clean
+    bench-data bench-curation bench-weight-sync bench-handover-shares bench-memory-plan bench-vision-cache bench-checkpoints bench-rewards bench-sft bench-grpo trl te-check effect image-use variants mini clean
 
 help:
 	@echo "make sft [ARGS=...]     fine-tune the mini world's policy: torchrun tools/run_sft.py --tp 2 --pp 2"
@@ -68,6 +68,7 @@ help:
 	@echo "make bench-data         an index of 1.37 million records: time, memory, start-up, records a second (10 minutes)"
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
 	@echo "make bench-handover-shares  what each of four ranks gathers, sends and writes of a hand-over, beside rank 0 alone"
+	@echo "make bench-memory-plan  what a GPU holds of a 4B run on eight, by stage and layout, played on the CPU (15 minutes)"
 	@echo "make bench-vision-cache a step with a frozen vision tower, its features computed or from disk: time and memory"
 	@echo "make bench-checkpoints  the same steps without saves, with saves at once and with saves beside them (2 minutes)"
 	@echo "make bench-rewards      checks of answers a second, by kind, of hostile ones too, with 1 and 2 workers (1 minute)"
@@ -148,6 +149,9 @@ bench-weight-sync: $(VENV)/.installed
 
 bench-handover-shares: $(VENV)/.installed-dev
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/handover_shares.py $(ARGS)
+
+bench-memory-plan: $(VENV)/.installed
+	$(RUN) OMP_NUM_THREADS=1 python -W ignore benchmarks/memory_plan.py $(ARGS)
 
 bench-vision-cache: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/vision_cache.py $(ARGS)
