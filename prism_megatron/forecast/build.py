@@ -18,6 +18,7 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.forecast import ForecastConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.engine.transformer_engine import installed_transformer_engine
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.objective import PolicyObjective
@@ -41,6 +42,10 @@ class Planned:
     """whether a frozen copy of the policy is held, cut as the policy is"""
     samples_here: bool = False
     """whether the rank holds a whole policy that samples, on no more than its own device"""
+
+    def recomputing(self, recompute: RecomputeConfig) -> Planned:
+        """The same run with another setting, which both roles have."""
+        return replace(self, roles={name: replace(case, recompute=recompute) for name, case in self.roles.items()})
 
     @property
     def policy(self) -> Case:
