@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from prism_megatron.commands.first_rank import FirstRank
+from prism_megatron.commands.foretold import foretold
 from prism_megatron.commands.named_models import named_shapes, world_size
-from prism_megatron.commands.on_ranks import in_world, main_on_ranks, wants_forecast
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, parse_over
 from prism_megatron.config.experiments.mini import mini_align
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.validate import check_align, check_align_values
-from prism_megatron.engine.launch import quiet_vendors
 from prism_megatron.run.start import defaults_of, find_start
+
+if TYPE_CHECKING:
+    from prism_megatron.forecast.build import Planned
 
 STAGE = "align"
 
@@ -46,16 +51,19 @@ def check(config: AlignConfig) -> None:
     check_align(config, shape, world_size=world_size(config.parallel), discriminator=judge)
 
 
-def foretell(config: AlignConfig) -> bool:
-    """Say what a step needs of a device, where that is wanted; whether the run is to begin. Raises ConfigError."""
-    if not wants_forecast(config.forecast):
-        return True
-    quiet_vendors()
-    from prism_megatron.forecast.before_start import foretell as tell
-    from prism_megatron.forecast.build import plan_align
+def foretell(config: AlignConfig, first: FirstRank) -> AlignConfig | None:
+    """The configuration to begin with, once rank 0 has said what a step needs of a device, where that is wanted.
 
-    shape, judge = named_shapes(config.model, config.discriminator, scenes=config.data.data is None)
-    return tell(plan_align(config, shape, judge, world_size=world_size(config.parallel)))
+    None where the run is not to begin. Raises PrismError.
+    """
+
+    def plan() -> Planned:
+        from prism_megatron.forecast.build import plan_align
+
+        shape, judge = named_shapes(config.model, config.discriminator, scenes=config.data.data is None)
+        return plan_align(config, shape, judge, world_size=world_size(config.parallel))
+
+    return foretold(config, plan, first)
 
 
 def run(config: AlignConfig) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from prism_megatron.commands.first_rank import FirstRank
+from prism_megatron.commands.foretold import foretold
 from prism_megatron.commands.named_models import policy_shape, world_size
-from prism_megatron.commands.on_ranks import in_world, main_on_ranks, wants_forecast
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, named_value, parse_over
 from prism_megatron.config.experiments.mini_rlvr import mini_rlvr
 from prism_megatron.config.stages.rlvr import RLVRConfig, check_rlvr, check_rlvr_values
-from prism_megatron.engine.launch import quiet_vendors
 from prism_megatron.run.start import defaults_of, find_start
+
+if TYPE_CHECKING:
+    from prism_megatron.forecast.build import Planned
 
 STAGE = "rlvr"
 
@@ -44,16 +49,19 @@ def check(config: RLVRConfig) -> None:
     check_rlvr(config, policy_shape(config.model, of_the_mini="aligned"), world_size=world_size(config.parallel))
 
 
-def foretell(config: RLVRConfig) -> bool:
-    """Say what a step needs of a device, where that is wanted; whether the run is to begin. Raises ConfigError."""
-    if not wants_forecast(config.forecast):
-        return True
-    quiet_vendors()
-    from prism_megatron.forecast.before_start import foretell as tell
-    from prism_megatron.forecast.build import plan_rlvr
+def foretell(config: RLVRConfig, first: FirstRank) -> RLVRConfig | None:
+    """The configuration to begin with, once rank 0 has said what a step needs of a device, where that is wanted.
 
-    shape = policy_shape(config.model, of_the_mini="aligned")
-    return tell(plan_rlvr(config, shape, world_size=world_size(config.parallel)))
+    None where the run is not to begin. Raises PrismError.
+    """
+
+    def plan() -> Planned:
+        from prism_megatron.forecast.build import plan_rlvr
+
+        shape = policy_shape(config.model, of_the_mini="aligned")
+        return plan_rlvr(config, shape, world_size=world_size(config.parallel))
+
+    return foretold(config, plan, first)
 
 
 def run(config: RLVRConfig) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from prism_megatron.commands.first_rank import FirstRank
+from prism_megatron.commands.foretold import foretold
 from prism_megatron.commands.named_models import policy_shape, world_size
-from prism_megatron.commands.on_ranks import in_world, main_on_ranks, wants_forecast
+from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, parse_over
 from prism_megatron.config.stages.sft import SFTConfig, check_sft, check_sft_values, mini_sft
-from prism_megatron.engine.launch import quiet_vendors
 from prism_megatron.run.start import defaults_of, find_start
+
+if TYPE_CHECKING:
+    from prism_megatron.forecast.build import Planned
 
 STAGE = "sft"
 
@@ -39,16 +44,19 @@ def check(config: SFTConfig) -> None:
     check_sft(config, policy_shape(config.model, of_the_mini="base"), world_size=world_size(config.parallel))
 
 
-def foretell(config: SFTConfig) -> bool:
-    """Say what a step needs of a device, where that is wanted; whether the run is to begin. Raises ConfigError."""
-    if not wants_forecast(config.forecast):
-        return True
-    quiet_vendors()
-    from prism_megatron.forecast.before_start import foretell as tell
-    from prism_megatron.forecast.build import plan_sft
+def foretell(config: SFTConfig, first: FirstRank) -> SFTConfig | None:
+    """The configuration to begin with, once rank 0 has said what a step needs of a device, where that is wanted.
 
-    shape = policy_shape(config.model, of_the_mini="base")
-    return tell(plan_sft(config, shape, world_size=world_size(config.parallel)))
+    None where the run is not to begin. Raises PrismError.
+    """
+
+    def plan() -> Planned:
+        from prism_megatron.forecast.build import plan_sft
+
+        shape = policy_shape(config.model, of_the_mini="base")
+        return plan_sft(config, shape, world_size=world_size(config.parallel))
+
+    return foretold(config, plan, first)
 
 
 def run(config: SFTConfig) -> None:

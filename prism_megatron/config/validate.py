@@ -55,7 +55,7 @@ class TrainsDiscriminator(Protocol):
 def check_align_values(config: AlignConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use, or for a folder that is not there."""
     check_values(config)
-    check_forecast(config.forecast)
+    check_forecast(config.forecast, config.recompute)
     check_game(config.game)
     check_prompts(config.prompts)
     check_correction(config.correction, top_p=config.rollout.top_p)
@@ -171,7 +171,7 @@ def _check_rollout_pairs(rollout: RolloutConfig) -> None:
 
 def check_recompute(recompute: RecomputeConfig) -> None:
     """Raise ConfigError for modules named where nothing is chosen by module."""
-    if recompute.recompute_modules and recompute.recompute != "selective":
+    if recompute.recompute_modules and recompute.recompute not in {"selective", "auto"}:
         raise ConfigError(
             f"--recompute-modules {' '.join(recompute.recompute_modules)} needs --recompute selective, "
             f"not {recompute.recompute}"

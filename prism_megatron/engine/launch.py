@@ -89,8 +89,7 @@ def launch(
     one traceback and status 1. SIGTERM and SIGINT are passed on to the ranks as SIGTERM, once; a second one ends all.
     Raises ConfigError for a number of processes that the layout cannot use.
     """
-    if _TORCHRUN in os.environ:
-        die_with_parent()
+    die_with_torchrun()
     present = int(os.environ.get("WORLD_SIZE", "1"))
     wanted = world_size or model_parallel_size
     if present > 1 or wanted == 1:
@@ -133,6 +132,12 @@ def advise(text: str) -> None:
     """What the launcher of this rank is to say if a rank is lost: how to go on. Without a launcher nobody hears it."""
     if _to_launcher is not None:
         _to_launcher.send((None, text))
+
+
+def die_with_torchrun() -> None:
+    """:func:`die_with_parent` where that is torchrun."""
+    if _TORCHRUN in os.environ:
+        die_with_parent()
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prism_megatron.engine.dry.watch import DevicePassError
+from prism_megatron.engine.launch import die_with_parent
 from prism_megatron.errors import PrismError
 from prism_megatron.forecast.case_file import read_cases
 from prism_megatron.forecast.plays import Case, play
@@ -32,7 +33,8 @@ def _line(case: Case) -> dict[str, object]:
 
 
 def main() -> None:
-    """Play the cases of the file that is named."""
+    """Play the cases of the file that is named, unless the command that wants them ends."""
+    die_with_parent()
     for case in read_cases(Path(sys.argv[1])):
         print(json.dumps(_line(case)), flush=True)
 

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.engine.dry.counted import Counted
 from prism_megatron.engine.host.memory import bytes_of_rank
+from prism_megatron.engine.launch import has_gpu
 from prism_megatron.errors import ConfigError
 from prism_megatron.forecast.build import Planned
 from prism_megatron.forecast.case_file import write_cases
 from prism_megatron.forecast.plays import Case, provider_of
-from prism_megatron.forecast.verdict import GIB, RankNeed, check_fits, table
+from prism_megatron.forecast.verdict import GIB, RankNeed, check_fits, neediest, room_of, table
 
 _ASK_SMALLEST = (
     "import torch; print(min((torch.cuda.get_device_properties(i).total_memory"
@@ -27,44 +29,76 @@ _ASK_SMALLEST = (
 )
 
 
-def foretell(planned: Planned, *, say: Callable[[str], None] = print) -> bool:
-    """Play, print and judge; whether the run is to go on.
+class CannotPlayError(ConfigError):
+    """A step cannot be played, or the process that plays has failed: nothing is known of what the run needs."""
 
-    Raises ConfigError where a device does not hold it, or where ``--forecast only`` could not be played; ``auto`` says
-    so and lets the run begin.
+
+def foretell(planned: Planned, *, say: Callable[[str], None] = print) -> RecomputeConfig | None:
+    """Play, print and judge. What the run recomputes, with --recompute auto settled; None where it is not to go on.
+
+    Raises ConfigError where a device does not hold it, and where it cannot be played but has to be, for
+    ``--forecast only`` or ``--recompute auto``; otherwise that is said, and the run begins.
     """
-    settings = planned.settings
-    say(f"counting what a step needs ({len(planned.roles) * len(planned.ranks())} plays; --forecast off leaves it out)")
+    settings, asked = planned.settings, planned.policy.recompute
+    is_open = asked.recompute == "auto"
+    device_gib = settings.device_gib or _smallest_device()
+    if is_open and not device_gib:
+        raise ConfigError(
+            "--recompute auto is settled by what a device holds, and this host shows no GPU; give the size of one by "
+            "--device-gib, or name --recompute none, selective or full"
+        )
+    plays = len(planned.roles) * len(planned.ranks())
+    off = "for each setting of --recompute until one fits" if is_open else "--forecast off leaves it out"
+    say(f"counting what a step needs ({plays} plays; {off})")
     try:
-        needs = needs_of(planned)
-    except ConfigError as error:
+        recompute, needs = _settled(planned, device_gib, say) if is_open else (asked, needs_of(planned))
+    except CannotPlayError as error:
+        if is_open:
+            raise ConfigError(f"--recompute auto: {error}, and name --recompute none, selective or full") from error
         if settings.forecast == "only":
             raise
         say(f"no forecast: {error}")
-        return True
+        return asked
     for line in (*_assumed(planned), *table(needs)):
         say(line)
-    device_gib = settings.device_gib or _smallest_device()
     if device_gib:
         check_fits(
             needs,
             device_gib=device_gib,
             reserve_gib=settings.device_reserve_gib,
-            recompute=planned.policy.recompute.recompute,
+            recompute=recompute.recompute,
             rows_flag="--max-tokens" if planned.policy.play == "sft" else "--tokens-per-microbatch",
+            anyway=f"{recompute.as_flags()} --forecast off" if is_open else "--forecast off",
         )
         say(f"this fits a device of {device_gib:g} GiB beside --device-reserve-gib {settings.device_reserve_gib:g}")
-    return settings.forecast != "only"
+    return None if settings.forecast == "only" else recompute
+
+
+def _settled(planned: Planned, device_gib: float, say: Callable[[str], None]) -> tuple[RecomputeConfig, list[RankNeed]]:
+    """The first setting that fits, by arithmetic, with its needs; the last one where none does."""
+    room = room_of(device_gib=device_gib, reserve_gib=planned.settings.device_reserve_gib)
+    for recompute in planned.policy.recompute.by_arithmetic():
+        needs = needs_of(planned.recomputing(recompute))
+        need = neediest(needs)
+        worst, size = need.at_worst()
+        fits = size <= room
+        say(
+            f"{recompute.as_flags()}: rank {need.rank} needs {size / GIB:.2f} GiB in the step of the {worst}, which "
+            f"{'fits' if fits else 'does not fit'}"
+        )
+        if fits:
+            break
+    return recompute, needs
 
 
 def needs_of(planned: Planned) -> list[RankNeed]:
-    """What the played ranks need. Raises ConfigError, naming role and rank, for a case that cannot be played."""
+    """What the played ranks need. Raises CannotPlayError, naming role and rank, for a case that cannot be played."""
     places = [(rank, role) for rank in planned.ranks() for role in planned.roles]
     lines = played([replace(planned.roles[role], rank=rank) for rank, role in places])
     counted: dict[tuple[int, str], Counted] = {}
     for (rank, role), line in zip(places, lines, strict=True):
         if "error" in line:
-            raise ConfigError(f"the {role} of rank {rank} could not be played: {line['error']}; use --forecast off")
+            raise CannotPlayError(f"the {role} of rank {rank} could not be played: {line['error']}; use --forecast off")
         counted[rank, role] = Counted(**line["counted"])
     offloaded = [role for role, case in planned.roles.items() if case.optimizer.offload]
     whole = _whole_policy(planned.policy) if planned.samples_here else 0
@@ -80,7 +114,7 @@ def needs_of(planned: Planned) -> list[RankNeed]:
 
 
 def played(cases: Sequence[Case]) -> list[Mapping[str, Any]]:
-    """A line for each case, of a child process that sees no GPU. Raises ConfigError where the child itself fails."""
+    """A line for each case, of a child process that sees no GPU. Raises CannotPlayError where the child fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cases.json"
         write_cases(file, cases)
@@ -91,7 +125,7 @@ def played(cases: Sequence[Case]) -> list[Mapping[str, Any]]:
         )  # fmt: skip
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise ConfigError(f"a step could not be played: {last}; use --forecast off")
+        raise CannotPlayError(f"a step could not be played: {last}; use --forecast off")
     return [json.loads(line) for line in child.stdout.splitlines()]
 
 
@@ -125,5 +159,7 @@ def _assumed(planned: Planned) -> list[str]:
 
 def _smallest_device() -> float:
     """GiB of this host's smallest GPU, asked in another process, for it initialises CUDA. 0 where there is none."""
+    if not has_gpu():
+        return 0.0
     child = subprocess.run([sys.executable, "-c", _ASK_SMALLEST], capture_output=True, text=True, check=False)
     return int(child.stdout or 0) / GIB if child.returncode == 0 else 0.0

@@ -17,6 +17,7 @@ from prism_megatron.config.architecture.model import ALL_VISION
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.forecast import ForecastConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.config.stages.rlvr import RLVRConfig
@@ -39,6 +40,10 @@ class Planned:
     """whether a frozen copy of the policy is held, cut as the policy is"""
     samples_here: bool = False
     """whether the rank holds a whole policy that samples, on no more than its own device"""
+
+    def recomputing(self, recompute: RecomputeConfig) -> Planned:
+        """The same run with another setting, which both roles have."""
+        return replace(self, roles={name: replace(case, recompute=recompute) for name, case in self.roles.items()})
 
     @property
     def policy(self) -> Case:

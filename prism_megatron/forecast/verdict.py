@@ -58,24 +58,40 @@ def table(needs: Sequence[RankNeed]) -> list[str]:
     return lines
 
 
+def neediest(needs: Sequence[RankNeed]) -> RankNeed:
+    """The rank that needs most at its worst."""
+    return max(needs, key=lambda one: one.at_worst()[1])
+
+
+def room_of(*, device_gib: float, reserve_gib: float) -> float:
+    """Bytes of a device beside the reserve."""
+    return (device_gib - reserve_gib) * GIB
+
+
 def check_fits(
-    needs: Sequence[RankNeed], *, device_gib: float, reserve_gib: float, recompute: str, rows_flag: str
+    needs: Sequence[RankNeed],
+    *,
+    device_gib: float,
+    reserve_gib: float,
+    recompute: str,
+    rows_flag: str,
+    anyway: str = "--forecast off",
 ) -> None:
     """Raise ConfigError where a rank needs more than the device has beside the reserve; the message says what helps.
 
     What an offload saves is counted. Of other flags only the part that they act on is known, and its size is named.
-    ``rows_flag`` bounds the tokens of a micro-batch.
+    ``rows_flag`` bounds the tokens of a micro-batch; the flags of ``anyway`` start the run in spite of the counts.
     """
-    need = max(needs, key=lambda one: one.at_worst()[1])
+    need = neediest(needs)
     worst, size = need.at_worst()
-    room = (device_gib - reserve_gib) * GIB
+    room = room_of(device_gib=device_gib, reserve_gib=reserve_gib)
     if size <= room:
         return
     advice = _advice(need, room, recompute=recompute, rows_flag=rows_flag)
     raise ConfigError(
         f"rank {need.rank} needs {size / GIB:.2f} GiB in the step of the {worst}, and a device of {device_gib:g} GiB "
         f"has {room / GIB:.2f} beside --device-reserve-gib {reserve_gib:g}; {advice}; or start it all the same by "
-        "--forecast off"
+        f"{anyway}"
     )
 
 
@@ -88,10 +104,11 @@ def _advice(need: RankNeed, room: float, *, recompute: str, rows_flag: str) -> s
         flags = " ".join(OFFLOAD[name] for name in more)
         parts.append(f"{flags} brings this down to {left / GIB:.2f} GiB{', which fits' if left <= room else ''}")
     if counted.pass_peak > counted.step_peak:
-        full = "" if recompute == "full" else "--recompute full and "
+        helps = (
+            f"a smaller {rows_flag} is" if recompute == "full" else f"--recompute full and a smaller {rows_flag} are"
+        )
         parts.append(
-            f"{full}a smaller {rows_flag} are for the {counted.pass_peak / GIB:.2f} GiB of its pass (a row longer than "
-            "that runs alone)"
+            f"{helps} for the {counted.pass_peak / GIB:.2f} GiB of its pass (a row longer than that runs alone)"
         )
     whole = sum(held(one) for one in need.roles.values())
     parts.append(f"a larger --tp or --pp is for the {whole / GIB:.2f} GiB that are held")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from prism_megatron.commands import align, on_ranks
+from prism_megatron.commands import align, foretold, on_ranks
+from prism_megatron.commands.first_rank import FirstRank
 from prism_megatron.errors import PrismError
 
 
@@ -29,10 +30,9 @@ def test_an_alignment_that_does_not_fit_starts_no_rank(
 
 def test_without_a_device_nothing_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claim: a run of a mini on CPUs is as fast as ever: no forecast unless a device is there or its size is given."""
-    monkeypatch.setattr(on_ranks, "has_gpu", lambda: False)
-    assert align.foretell(align.parse([]))
-    monkeypatch.setattr(on_ranks, "has_gpu", lambda: True)
-    assert on_ranks.wants_forecast(align.parse([]).forecast)
-    assert not on_ranks.wants_forecast(align.parse(["--forecast", "off"]).forecast)
-    monkeypatch.setenv("RANK", "1")
-    assert not on_ranks.wants_forecast(align.parse([]).forecast)
+    monkeypatch.setattr(foretold, "has_gpu", lambda: False)
+    config = align.parse([])
+    assert align.foretell(config, FirstRank()) == config
+    monkeypatch.setattr(foretold, "has_gpu", lambda: True)
+    assert foretold.wants_forecast(config)
+    assert not foretold.wants_forecast(align.parse(["--forecast", "off"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from prism_megatron.config.engine.recompute import RecomputeConfig, check_settled
 from prism_megatron.config.fields import NOT_NEGATIVE, POSITIVE, OnResume
 from prism_megatron.errors import ConfigError
 
@@ -25,8 +26,8 @@ class ForecastConfig:
     """GiB that are kept free for what is not counted: an allocator's rounding, NCCL's and cuBLAS's buffers"""
 
 
-def check_forecast(config: ForecastConfig) -> None:
-    """Raise ConfigError for a reserve that leaves nothing of the device."""
+def check_forecast(config: ForecastConfig, recompute: RecomputeConfig) -> None:
+    """Raise ConfigError for a reserve that leaves nothing of the device, and for a forecast that is wanted and off."""
     if config.device_gib is not None and config.device_reserve_gib >= config.device_gib:
         raise ConfigError(
             f"--device-reserve-gib {config.device_reserve_gib:g} leaves nothing of --device-gib {config.device_gib:g}; "
@@ -34,3 +35,5 @@ def check_forecast(config: ForecastConfig) -> None:
         )
     if config.forecast == "off" and config.device_gib is not None:
         raise ConfigError("--device-gib is what a forecast is held against, and --forecast off makes none; drop one")
+    if config.forecast == "off":
+        check_settled(recompute)

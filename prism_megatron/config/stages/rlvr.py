@@ -93,7 +93,7 @@ class RLVRConfig:
 def check_rlvr_values(config: RLVRConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use."""
     check_fields(config)
-    check_forecast(config.forecast)
+    check_forecast(config.forecast, config.recompute)
     check_data(config.data)
     check_objective(config.objective, like=algorithm(config.algo).objective, top_p=config.rollout.top_p)
     check_dynamic_sampling(config.dynamic, config.rollout)

@@ -67,7 +67,7 @@ class SFTConfig:
 def check_sft_values(config: SFTConfig) -> None:
     """Raise ConfigError for a value that no model and no world could use, or for data that are not there."""
     check_fields(config)
-    check_forecast(config.forecast)
+    check_forecast(config.forecast, config.recompute)
     data = config.data
     for path in data.data:
         if not path.exists():

@@ -14,7 +14,7 @@ from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig
-from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig, check_settled
 from prism_megatron.config.engine.rollout import RolloutConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, OnResume
 from prism_megatron.config.run import RunConfig
@@ -166,6 +166,7 @@ def check_warm_start(
     if pairs.pairs is None and config.steps is None and config.data.data is None:
         raise ConfigError("scenes have no end: say how many --steps to take, or name records with --data")
     check_values(config)
+    check_settled(config.recompute)
     check_shared(config, shape, world_size=world_size, discriminator=discriminator)
 
 

@@ -9,7 +9,7 @@ import tyro
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig, check_settled
 from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.fields import check_fields
 from prism_megatron.config.validate import check_recompute
@@ -66,6 +66,7 @@ def check_verify(
     if config.by_layer:
         check_by_layer(config, shape)
     check_recompute(config.recompute)
+    check_settled(config.recompute)
     check_world(parallel, world_size)
 
 

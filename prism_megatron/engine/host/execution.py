@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prism_megatron.config.engine.precision import PrecisionConfig
-from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.recompute import RecomputeConfig, check_settled
 from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.engine.host.capabilities import Capabilities, choose, installed
 
@@ -40,8 +40,10 @@ def execution_here(
 ) -> tuple[Execution, Capabilities]:
     """How layers run on this machine, with what is installed here; ``say`` is told what does what.
 
-    Raises ConfigError for what is asked of Transformer Engine, or of the device, that it cannot do.
+    Raises ConfigError for what is asked of Transformer Engine, or of the device, that it cannot do, and for
+    --recompute auto, which is settled before ranks start.
     """
+    check_settled(recompute)
     capabilities = choose(installed(), precision, speed)
     for line in capabilities.lines():
         say(line)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from prism_megatron.commands import on_ranks
+from prism_megatron.commands.first_rank import FirstRank
 from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine import runtime
@@ -65,6 +66,23 @@ def test_as_many_processes_as_the_layout_takes_or_as_are_asked_for(monkeypatch: 
     main_on_ranks(["1"], parse=parse, check=check, run=run, preload="own", processes=lambda config: config.ranks)
     wanted = {"fn": run, "model_parallel_size": 4, "preload": (*PRELOAD, "own")}
     assert launched == [{**wanted, "seed": 3, "world_size": 8}, {**wanted, "seed": 1, "world_size": 3}]
+
+
+def test_ranks_get_the_configuration_that_the_forecast_came_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: what was asked for and settled is what is launched; nothing is, where a run is not to begin."""
+    launched: list[Config] = []
+
+    def launch(_fn: Any, config: Config, **_named: Any) -> int:
+        launched.append(config)
+        return 0
+
+    def foretell(config: Config, _first: FirstRank) -> Config | None:
+        return None if config.seed else replace(config, seed=70)
+
+    monkeypatch.setattr(on_ranks, "launch", launch)
+    for argv in ([], ["1"]):
+        assert main_on_ranks(argv, parse=parse, check=check, run=run, foretell=foretell, preload="x") == 0
+    assert [config.seed for config in launched] == [70]
 
 
 def test_work_is_done_in_a_world(monkeypatch: pytest.MonkeyPatch) -> None:

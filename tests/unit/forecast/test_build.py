@@ -83,4 +83,4 @@ def test_fine_tuning_is_played_on_whole_packed_rows() -> None:
 )
 def test_settings_that_contradict_one_another_are_refused(settings: ForecastConfig, flag: str) -> None:
     with pytest.raises(ConfigError, match=flag):
-        check_forecast(settings)
+        check_forecast(settings, RecomputeConfig())
