@@ -87,7 +87,7 @@ every_step = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @every_step
 def test_fakes_count_what_real_tensors_hold(
     found: Callable[[str], Mapping[tuple[str, str], Both]], layout: str, play: str, recompute: str
@@ -102,7 +102,7 @@ def test_fakes_count_what_real_tensors_hold(
         assert fake.pass_peak == pytest.approx(real.pass_peak, rel=1e-3)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @every_step
 def test_a_process_grows_by_what_was_counted(
     found: Callable[[str], Mapping[tuple[str, str], Both]], layout: str, play: str, recompute: str

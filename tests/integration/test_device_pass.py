@@ -131,7 +131,7 @@ def test_a_step_holds(name: str, lines: dict[str, dict[str, Any]]) -> None:
     check(name, lines[name], QUICK[name])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_published_models_hold(name: str, tmp_path: Path) -> None:
     """Claim: the same at whole depth, for alignment's update on the first and the last rank of a layout, and, of a

@@ -34,7 +34,7 @@ def test_the_page_has_every_row_and_judges_it_right() -> None:
         assert fits == ("yes" if float(at_most) <= DEVICE - RESERVE else "no")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["sft", "rlvr --recompute full"])
 def test_a_row_is_what_is_counted(row: str) -> None:
     """Exact, but for 0.1 GiB: versions of Megatron pad buffers in their own ways."""
