@@ -159,7 +159,7 @@ def _run_pytest(job: Job, copy: Path, log: Path) -> int:
     os.environ["PYTHONPATH"] = str(copy)
     recorder = _Recorder(log.with_suffix(".json"))
     options = ["-x"] if job.first_failure_is_enough else []
-    return int(pytest.main([*options, "-q", "-p", "no:cacheprovider", *job.tests], plugins=[recorder]))
+    return int(pytest.main([*options, "--slow", "-q", "-p", "no:cacheprovider", *job.tests], plugins=[recorder]))
 
 
 def _repository() -> Path:
