@@ -216,29 +216,15 @@ def check_shared(
         raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
     data_parallel = check_world(config.parallel, world_size)
     prompts = config.rollout.prompts_per_step
-    if prompts % data_parallel:
+    if config.data.format_sft and prompts % data_parallel:
         near = [rounds * data_parallel for rounds in (prompts // data_parallel, prompts // data_parallel + 1)]
         raise ConfigError(
-            f"--prompts-per-step {prompts} must be a multiple of the {data_parallel} data-parallel ranks; "
-            f"use {listed(count for count in near if count)}"
+            f"--format-sft takes --prompts-per-step {prompts} records a step, which must be a multiple of the "
+            f"{data_parallel} data-parallel ranks; use {listed(count for count in near if count)}"
         )
-    _check_microbatches(config, data_parallel)
-
-
-def _check_microbatches(config: TrainsDiscriminator, data_parallel: int) -> None:
-    """Megatron's interleaved schedule takes whole rounds of pp micro-batches, of at least one answer each."""
     pp, vpp = config.parallel.pp, config.parallel.vpp
-    if vpp == 1:
-        return
-    if config.data.format_sft:
+    if vpp > 1 and config.data.format_sft:
         raise ConfigError(
             f"--vpp {vpp} needs a multiple of --pp {pp} micro-batches, and --format-sft has one; leave --format-sft "
             "out or use --vpp 1"
-        )
-    answers, wanted = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt, data_parallel * pp
-    if answers % wanted:
-        raise ConfigError(
-            f"--vpp {vpp} takes --pp {pp} micro-batches at a time on each of {data_parallel} data-parallel ranks, but "
-            f"--prompts-per-step times --rollouts-per-prompt is {answers}; make it a multiple of {wanted}, or use "
-            "--vpp 1"
         )

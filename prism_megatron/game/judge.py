@@ -143,6 +143,7 @@ class _Pass:
             plan.form,
             tokens_per_microbatch=plan.tokens_per_microbatch,
             rounds_of=world.microbatch_rounds,
+            ranks=world.dp_size,
             learns=learns,
         )
         pairs = [sum(len(group.valid_rollouts) for group in learnt if tower in group.towers) for tower in TOWERS]

@@ -66,12 +66,13 @@ def plan_scoring(
     *,
     tokens_per_microbatch: int,
     rounds_of: int,
+    ranks: int = 1,
     learns: bool = True,
 ) -> ScoringPlan:
     """The cheaper of both plans; references stay beside their rollouts where both cost the same."""
     slots = _Slots.of(groups, form)
     ways = WAYS if any(slots.rollouts) else (beside,)
-    plans = [way(slots, tokens_per_microbatch, rounds_of, learns=learns) for way in ways]
+    plans = [way(slots, tokens_per_microbatch, rounds_of, ranks, learns=learns) for way in ways]
     return min(plans, key=lambda plan: plan.cost.passes)
 
 
@@ -117,12 +118,12 @@ class _Slots:
         )
 
 
-def beside(slots: _Slots, budget: int, rounds_of: int, *, learns: bool) -> ScoringPlan:
+def beside(slots: _Slots, budget: int, rounds_of: int, ranks: int, *, learns: bool) -> ScoringPlan:
     """Every micro-batch has the references of its rollouts."""
     references = [prompt + own for prompt, own in zip(slots.prompts, slots.references, strict=True)]
     plan = [
         tuple(_part(slots.units, part, None, *part.rollouts) for part in parts)
-        for parts in plan_pairs(references, slots.rollouts, budget=budget, rounds_of=rounds_of)
+        for parts in plan_pairs(references, slots.rollouts, budget=budget, rounds_of=rounds_of, ranks=ranks)
     ]
     tokens = slots.tokens(plan)
     passes = tokens * (FORWARD + BACKWARD * learns)
@@ -130,7 +131,7 @@ def beside(slots: _Slots, budget: int, rounds_of: int, *, learns: bool) -> Scori
     return ScoringPlan(plan, (), slots.cost(tokens, passes, references=copies, learns=learns, apart=False))
 
 
-def apart(slots: _Slots, budget: int, rounds_of: int, *, learns: bool) -> ScoringPlan:
+def apart(slots: _Slots, budget: int, rounds_of: int, ranks: int, *, learns: bool) -> ScoringPlan:
     """References have micro-batches of their own.
 
     A micro-batch of rollouts that only makes up the number has a reference that counts nowhere.
@@ -142,6 +143,7 @@ def apart(slots: _Slots, budget: int, rounds_of: int, *, learns: bool) -> Scorin
         [slots.rollouts[unit] for unit in having],
         budget=budget,
         rounds_of=rounds_of,
+        ranks=ranks,
     )
     pairs = [
         tuple(
@@ -153,7 +155,7 @@ def apart(slots: _Slots, budget: int, rounds_of: int, *, learns: bool) -> Scorin
     whole = [prompt + own for prompt, own in zip(slots.prompts, slots.references, strict=True)]
     references = [
         tuple(_part(slots.units, part, None) for part in parts)
-        for parts in plan_pairs(whole, [{} for _ in whole], budget=budget, rounds_of=rounds_of)
+        for parts in plan_pairs(whole, [{} for _ in whole], budget=budget, rounds_of=rounds_of, ranks=ranks)
     ]
     of_pairs, of_references = slots.tokens(pairs), slots.tokens(references)
     tokens = of_pairs + of_references * (1 + learns)

@@ -82,7 +82,10 @@ def _sequences(rows: Sequence[ExperienceRow], form: BatchFormat) -> list[_Sequen
 def planned_batch(
     numbers: Sequence[int], rows: Sequence[ExperienceRow], *, version: int, form: BatchFormat
 ) -> PlannedBatch:
-    """:func:`policy_batch` of those of ``rows`` that have these numbers."""
+    """:func:`policy_batch` of those of ``rows`` that have these numbers; of none, a short one nobody learns from."""
+    if not numbers:
+        shortest = min(rows, key=lambda row: len(row.prompt.token_ids) + len(row.rollout.token_ids))
+        return PlannedBatch((None,), policy_batch([shortest], version=version, form=form, learnt=False))
     own = [rows[number] for number in numbers]
     laid_out = _sequences(own, form)
     return PlannedBatch(
@@ -91,14 +94,15 @@ def planned_batch(
     )
 
 
-def policy_batch(rows: Sequence[ExperienceRow], *, version: int, form: BatchFormat) -> Batch:
+def policy_batch(rows: Sequence[ExperienceRow], *, version: int, form: BatchFormat, learnt: bool = True) -> Batch:
     """One packed micro-batch of prompts with a rollout each, or with all that follow them where prompts are shared.
 
     Token extras stand at the position of the *label* token:
     ``label_mask`` 1 on response tokens, ``image_mask`` the same for prompts with images only, ``on_policy_mask`` the
     same for tokens drawn with ``version`` of the policy only, ``advantages``, and ``rollout_logprobs`` as the rollout
     engine drew them. ``old_logprobs``, ``reference_logprobs`` and ``correction`` are there where the rows have them,
-    all or none; ``kept_tokens`` counts a sequence's. Of a shared prompt all of them are 0.
+    all or none; ``kept_tokens`` counts a sequence's. Of a shared prompt all of them are 0, and so are the masks of rows
+    that are not ``learnt``.
     """
     laid_out = _sequences(rows, form)
     names = (Extra.LABEL_MASK, Extra.IMAGE_MASK, Extra.ON_POLICY_MASK, Extra.ADVANTAGES, Extra.ROLLOUT_LOGPROBS)
@@ -113,9 +117,12 @@ def policy_batch(rows: Sequence[ExperienceRow], *, version: int, form: BatchForm
             continue
         row = rows[one.row]
         prompt, rollout = row.prompt, row.rollout
-        extras[Extra.LABEL_MASK].append(zeros + [1.0] * len(rollout.token_ids))
-        extras[Extra.IMAGE_MASK].append(zeros + [float(bool(prompt.images))] * len(rollout.token_ids))
-        extras[Extra.ON_POLICY_MASK].append([*zeros, *(float(drawn == version) for drawn in rollout.token_versions())])
+        extras[Extra.LABEL_MASK].append(zeros + [float(learnt)] * len(rollout.token_ids))
+        shows = float(learnt and bool(prompt.images))
+        extras[Extra.IMAGE_MASK].append(zeros + [shows] * len(rollout.token_ids))
+        extras[Extra.ON_POLICY_MASK].append(
+            [*zeros, *(float(learnt and drawn == version) for drawn in rollout.token_versions())]
+        )
         extras[Extra.ADVANTAGES].append([*zeros, *row.advantages])
         extras[Extra.ROLLOUT_LOGPROBS].append([*zeros, *rollout.logprobs])
         for name, given in _optional(row).items():
@@ -129,7 +136,7 @@ def policy_batch(rows: Sequence[ExperienceRow], *, version: int, form: BatchForm
         prefixes=[one.prefix for one in laid_out] if any(one.row is None for one in laid_out) else (),
         token_extras=extras,
     )
-    kept = [0.0 if one.row is None else float(rows[one.row].kept_tokens) for one in laid_out]
+    kept = [0.0 if one.row is None else float(learnt * rows[one.row].kept_tokens) for one in laid_out]
     kept_Q = torch.tensor(kept, dtype=torch.float32, device=form.device)
     return replace(batch, extras={**batch.extras, Extra.KEPT_TOKENS: kept_Q})
 

@@ -29,56 +29,112 @@ class GroupPart:
 MicroBatch = tuple[GroupPart, ...]
 
 
-def plan_rows(costs: Sequence[int], *, budget: int, rounds_of: int) -> tuple[tuple[int, ...], ...]:
-    """Rows of each micro-batch: every row once, none above ``budget`` but a row that is so by itself.
-
-    Their number is a multiple of ``rounds_of``, and so must be that of the rows, or ValueError is raised: every row may
-    need a micro-batch of its own.
-    """
-    if len(costs) % rounds_of:
-        raise ValueError(f"{len(costs)} rows cannot fill whole rounds of {rounds_of} micro-batches")
-
-    def cost(rows: Sequence[int]) -> int:
-        return sum(costs[row] for row in rows)
-
-    def halves(rows: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-        return (rows[::2], rows[1::2]) if len(rows) > 1 else None
-
-    bins = _split_to_rounds([tuple(rows) for rows in _first_fit(costs, budget)], rounds_of, cost, halves)
-    return tuple(sorted(tuple(sorted(rows)) for rows in bins))
-
-
 def plan_pairs(
-    references: Sequence[int], rollouts: Sequence[Mapping[int, int]], *, budget: int, rounds_of: int
+    references: Sequence[int], rollouts: Sequence[Mapping[int, int]], *, budget: int, rounds_of: int, ranks: int = 1
 ) -> tuple[MicroBatch, ...]:
     """Parts of each micro-batch: every rollout once, beside its group's reference, and every group at least once.
 
-    ``references[g]`` and ``rollouts[g][r]`` are the slots of both segments of a reference and of its rollouts. A part
-    has as many rollouts as the budget holds beside the reference, and parts of several groups fill a micro-batch up.
-    No micro-batch is above ``budget`` but a reference with one rollout, or alone, that is so by itself: a run must not
-    end because one answer is long. Their number is a multiple of ``rounds_of``; where there are too few pairs for that,
-    references alone fill the rest. They come in the order of their groups, so that neighbours show the same images.
+    ``references[g]`` and ``rollouts[g][r]`` are the slots of a reference and of its rollouts. No micro-batch is above
+    ``budget`` but a reference with one rollout, or alone, that is so by itself: a run must not end because one answer
+    is long. Their number is a multiple of ``rounds_of``, itself one of ``ranks``; where there are too few pairs for
+    that, references alone fill the rest. Of two ways to fill micro-batches of several data-parallel ranks
+    (``_by_groups``, ``_evenly``) the one is taken whose busiest rank has least to do. They come by ranks
+    (``of_rank``), and on each in the order of their groups, so that neighbours show the same images.
     """
+    costs = _Costs(references, rollouts)
+    ways = WAYS if ranks > 1 else (_by_groups,)
+    plans = [costs.balanced(fill(costs, budget, rounds_of), ranks) for fill in ways]
+    loads = [costs.of_ranks(plan, ranks) for plan in plans]
+    best = min(range(len(plans)), key=lambda number: (max(loads[number]), sum(loads[number]), number))
 
-    def cost(parts: Sequence[GroupPart]) -> int:
-        return sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in parts)
-
-    parts: list[GroupPart] = []
-    for group, costs in enumerate(rollouts):
-        numbers = list(costs)
-        fitting = _first_fit([costs[r] for r in numbers], budget - references[group]) or [[]]
-        parts += [GroupPart(group, tuple(numbers[i] for i in sorted(places))) for places in fitting]
-    bins = [tuple(parts[i] for i in places) for places in _first_fit([cost([part]) for part in parts], budget)]
-    bins = _split_to_rounds(bins, rounds_of, cost, _halves)
-    bins += [(GroupPart(0, ()),)] * (-len(bins) % rounds_of)
-
-    ordered = sorted((tuple(sorted(parts, key=_order)) for parts in bins), key=lambda parts: _order(parts[0]))
     seen: set[int] = set()
     plan = []
-    for parts_of_bin in ordered:
-        plan.append(tuple(replace(part, repeated=part.group in seen) for part in parts_of_bin))
-        seen |= {part.group for part in parts_of_bin}
+    for parts in plans[best]:
+        plan.append(tuple(replace(part, repeated=part.group in seen) for part in parts))
+        seen |= {part.group for part in parts}
     return tuple(plan)
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Slots of references and of their rollouts."""
+
+    references: Sequence[int]
+    rollouts: Sequence[Mapping[int, int]]
+
+    def of(self, parts: Sequence[GroupPart]) -> int:
+        return sum(self.references[s.group] + sum(self.rollouts[s.group][r] for r in s.rollouts) for s in parts)
+
+    def of_ranks(self, plan: Sequence[MicroBatch], ranks: int) -> list[int]:
+        return [sum(map(self.of, of_rank(plan, dp_rank=rank, dp_size=ranks))) for rank in range(ranks)]
+
+    def balanced(self, bins: Sequence[MicroBatch], ranks: int) -> list[MicroBatch]:
+        """The bins, as many for each rank: the costliest first, each to the rank that has least so far."""
+        size = len(bins) // ranks
+        shares: list[list[MicroBatch]] = [[] for _ in range(ranks)]
+        loads = [0] * ranks
+        ordered = [tuple(sorted(parts, key=_order)) for parts in bins]
+        for parts in sorted(ordered, key=lambda parts: (-self.of(parts), _order(parts[0]))):
+            free = [rank for rank in range(ranks) if len(shares[rank]) < size]
+            rank = min(free, key=loads.__getitem__)
+            shares[rank].append(parts)
+            loads[rank] += self.of(parts)
+        return [parts for share in shares for parts in sorted(share, key=lambda parts: _order(parts[0]))]
+
+
+def _by_groups(costs: _Costs, budget: int, rounds_of: int) -> list[MicroBatch]:
+    """A part has as many rollouts as the budget holds beside the reference; parts of several groups fill bins up.
+
+    References are repeated as seldom as can be. The costliest bins are halved until there are whole rounds.
+    """
+    parts: list[GroupPart] = []
+    for group, own in enumerate(costs.rollouts):
+        numbers = list(own)
+        fitting = _first_fit([own[r] for r in numbers], budget - costs.references[group]) or [[]]
+        parts += [GroupPart(group, tuple(numbers[i] for i in sorted(places))) for places in fitting]
+    bins = [tuple(parts[i] for i in places) for places in _first_fit([costs.of([part]) for part in parts], budget)]
+    return _filled(_split_to_rounds(bins, rounds_of, costs.of), rounds_of)
+
+
+def _evenly(costs: _Costs, budget: int, rounds_of: int) -> list[MicroBatch]:
+    """Rollouts spread over as few whole rounds as hold them, the costliest first, each where least lies so far.
+
+    That repeats more references, and leaves no rank with a long row more than another (longest processing time first,
+    Graham 1969).
+    """
+    items: list[tuple[int, int | None]] = [
+        (group, r) for group, own in enumerate(costs.rollouts) for r in (own or (None,))
+    ]
+
+    def alone(item: tuple[int, int | None]) -> int:
+        group, r = item
+        return 0 if r is None else costs.rollouts[group][r]
+
+    items.sort(key=lambda item: (-costs.references[item[0]] - alone(item), item[0], -1 if item[1] is None else item[1]))
+    count = max(1, -(-sum(map(alone, items)) // (budget * rounds_of))) * rounds_of
+    while True:
+        bins: list[dict[int, list[int]]] = [{} for _ in range(count)]
+        loads = [0] * count
+        for group, r in items:
+            added = [load + alone((group, r)) + costs.references[group] * (group not in bins[i])
+                     for i, load in enumerate(loads)]  # fmt: skip
+            place = min(range(count), key=added.__getitem__)
+            bins[place].setdefault(group, []).extend(() if r is None else (r,))
+            loads[place] = added[place]
+        if max(loads) <= budget or count >= len(items):
+            return _filled([_bin(parts) for parts in bins if parts], rounds_of)
+        count += rounds_of
+
+
+WAYS = (_by_groups, _evenly)
+
+
+def _bin(rollouts: Mapping[int, Sequence[int]]) -> MicroBatch:
+    return tuple(GroupPart(group, tuple(sorted(own))) for group, own in rollouts.items())
+
+
+def _filled(bins: list[MicroBatch], rounds_of: int) -> list[MicroBatch]:
+    return bins + [(GroupPart(0, ()),)] * (-len(bins) % rounds_of)
 
 
 def of_rank(plan: Sequence[Bin], *, dp_rank: int, dp_size: int) -> Sequence[Bin]:
@@ -116,14 +172,12 @@ def _first_fit(costs: Sequence[int], budget: int) -> list[list[int]]:
     return bins
 
 
-def _split_to_rounds(
-    bins: Sequence[Bin], rounds_of: int, cost: Callable[[Bin], int], halves: Callable[[Bin], tuple[Bin, Bin] | None]
-) -> list[Bin]:
+def _split_to_rounds(bins: Sequence[MicroBatch], rounds_of: int, cost: Callable[[MicroBatch], int]) -> list[MicroBatch]:
     """Halve the costliest bin that can be, until their number is a multiple or none can be."""
     bins = list(bins)
     while len(bins) % rounds_of:
         for index in sorted(range(len(bins)), key=lambda i: (-cost(bins[i]), i)):
-            parts = halves(bins[index])
+            parts = _halves(bins[index])
             if parts is not None:
                 bins[index : index + 1] = parts
                 break

@@ -14,7 +14,7 @@ from prism_megatron.engine.provider import LossOutput, PassOutput, StepResult
 from prism_megatron.engine.runtime import World
 from prism_megatron.training.batches import BatchFormat, PlannedBatch, planned_batch
 from prism_megatron.training.experience import Experience, ExperienceRow
-from prism_megatron.training.microbatches import of_rank, plan_pairs, plan_rows
+from prism_megatron.training.microbatches import of_rank, plan_pairs
 from prism_megatron.training.policy_loss import denominators_of, policy_loss
 from prism_megatron.training.token_logprobs import (
     TokenScores,
@@ -152,44 +152,38 @@ def policy_batches(experience: Experience, plan: UpdatePlan, *, world: World) ->
 def planned_batches(experience: Experience, plan: UpdatePlan, *, world: World) -> list[PlannedBatch]:
     """The same with the rows that lie in each."""
     rows, form = experience.rows, plan.form
-    plan_of = plan_shared_rows if form.share_prompts else plan_single_rows
-    microbatches = plan_of(rows, form, budget=plan.tokens_per_microbatch, rounds_of=world.microbatch_rounds)
+    microbatches = plan_microbatches(
+        rows, form, budget=plan.tokens_per_microbatch, rounds_of=world.microbatch_rounds, ranks=world.dp_size
+    )
     return [
         planned_batch(numbers, rows, version=experience.version, form=form)
         for numbers in of_rank(microbatches, dp_rank=world.dp_rank, dp_size=world.dp_size)
     ]
 
 
-def plan_single_rows(
-    rows: Sequence[ExperienceRow], form: BatchFormat, *, budget: int, rounds_of: int
+def plan_microbatches(
+    rows: Sequence[ExperienceRow], form: BatchFormat, *, budget: int, rounds_of: int, ranks: int = 1
 ) -> list[tuple[int, ...]]:
-    """Numbers of the rows of each micro-batch, each with its prompt, the shortest first."""
-    costs = [form.slot(len(row.prompt.token_ids) + len(row.rollout.token_ids)) for row in rows]
-    return [
-        tuple(sorted(numbers, key=lambda i: costs[i]))
-        for numbers in plan_rows(costs, budget=budget, rounds_of=rounds_of)
-    ]
+    """Numbers of the rows of each micro-batch, those of a prompt together, the shortest first.
 
-
-def plan_shared_rows(
-    rows: Sequence[ExperienceRow], form: BatchFormat, *, budget: int, rounds_of: int
-) -> list[tuple[int, ...]]:
-    """The same where neighbours of one prompt share it: those of a micro-batch stand together, the shortest first.
-
-    Raises ValueError for rows that fill no whole rounds.
+    Neighbours of one prompt share it where ``form`` says so. A micro-batch that only makes up the number has none.
     """
-    if len(rows) % rounds_of:
-        raise ValueError(f"{len(rows)} rows cannot fill whole rounds of {rounds_of} micro-batches")
     groups = [[number for number, _ in same] for _, same in groupby(enumerate(rows), key=lambda one: id(one[1].prompt))]
-    prompts = [form.slot(len(rows[numbers[0]].prompt.token_ids) - 1) for numbers in groups]
-    answers = [{number: form.slot(1 + len(rows[number].rollout.token_ids)) for number in numbers} for numbers in groups]
-    microbatches = plan_pairs(prompts, answers, budget=budget, rounds_of=rounds_of)
+    shares = form.share_prompts
+    prompts = [form.slot(len(rows[numbers[0]].prompt.token_ids) - 1) * shares for numbers in groups]
+    answers = [{number: form.slot(_own_tokens(rows[number], form)) for number in numbers} for numbers in groups]
+    microbatches = plan_pairs(prompts, answers, budget=budget, rounds_of=rounds_of, ranks=ranks)
     return [
         tuple(
             number for part in parts for number in sorted(part.rollouts, key=lambda number: answers[part.group][number])
         )
         for parts in microbatches
     ]
+
+
+def _own_tokens(row: ExperienceRow, form: BatchFormat) -> int:
+    """Tokens of a row beside a shared prompt's, the last of which begins every answer's sequence."""
+    return len(row.rollout.token_ids) + (1 if form.share_prompts else len(row.prompt.token_ids))
 
 
 def update_figures(update: PolicyUpdate) -> dict[str, float | None]:

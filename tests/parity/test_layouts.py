@@ -26,6 +26,8 @@ LAYOUTS = {
     "CP2, a2a": (2, ParallelConfig(cp=2, cp_comm="a2a"), FEW),
     "TP2·SP·CP2·PP2": (8, ParallelConfig(tp=2, cp=2, pp=2), SOME),
     "DP2, unequal valid counts": (2, ParallelConfig(), SOME),
+    "DP8, more ranks than prompts": (8, ParallelConfig(), SOME),
+    "DP7, no whole number of prompts": (7, ParallelConfig(), FEW),
     "EP2": (2, ParallelConfig(ep=2), FEW),
     "TP2·EP2·PP2": (4, ParallelConfig(tp=2, ep=2, pp=2), SOME),
 }

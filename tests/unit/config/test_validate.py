@@ -75,12 +75,10 @@ def test_all_experts_without_load_balancing_pass() -> None:
             2,
             "--ep 2 needs a model with experts",
         ),
-        (AlignConfig(), 3, "--prompts-per-step 4 must be a multiple of the 3 data-parallel ranks; use 3 or 6"),
-        (AlignConfig(), 8, "--prompts-per-step 4 must be a multiple of the 8 data-parallel ranks; use 8"),
         (
-            AlignConfig(parallel=ParallelConfig(pp=2, vpp=2), rollout=RolloutConfig(rollouts_per_prompt=3)),
-            8,
-            "--vpp 2 takes --pp 2 micro-batches at a time on each of 4 data-parallel ranks, but --prompts-per-step",
+            AlignConfig(data=DataConfig(data=Path(), format_sft=3)),
+            3,
+            "--format-sft takes --prompts-per-step 4 records a step, which must be a multiple of the 3",
         ),
         (
             AlignConfig(parallel=ParallelConfig(pp=2, vpp=2), data=DataConfig(data=Path(), format_sft=3)),
@@ -314,3 +312,10 @@ def test_to_skip_what_is_bad_needs_all_images_looked_at(check_images: str, mini:
         "images only at their step; use --check-images all, or --on-bad fail"
     )
     check_align(AlignConfig(data=DataConfig(on_bad="skip", check_images="all")), mini, world_size=1)
+
+
+def test_there_may_be_more_ranks_than_prompts(mini: Qwen3VLShape) -> None:
+    """Claim: four prompts on eight data-parallel ranks, or in interleaved rounds that they do not fill, are a run."""
+    check_align(AlignConfig(), mini, world_size=8)
+    uneven = RolloutConfig(rollouts_per_prompt=3)
+    check_align(AlignConfig(parallel=ParallelConfig(pp=2, vpp=2), rollout=uneven), mini, world_size=8)

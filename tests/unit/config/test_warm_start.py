@@ -81,7 +81,6 @@ def test_the_mini_recipes_pass_their_own_checks(tmp_path: Path) -> None:
         (["--score-regulariser", "-1"], "--score-regulariser -1 must be"),
         (["--discriminator.warmup-ratio", "2"], "--discriminator.warmup-ratio 2 must be"),
         (["--tp", "3"], "--tp 3"),
-        (["--prompts-per-step", "3"], "--prompts-per-step 3 must be a multiple of the 2"),
         (["--logprob-gap-alarm", "0.1"], "--logprob-gap-alarm compares with a policy that trains"),
         (["--rollout-probe-every", "3"], "--rollout-probe-every compares with a policy that trains"),
         (["--fp32-head"], "--fp32-head is for a policy that trains"),

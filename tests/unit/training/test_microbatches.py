@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prism_megatron.training.microbatches import GroupPart, of_rank, plan_pairs, plan_rows
+from prism_megatron.training import microbatches
+from prism_megatron.training.microbatches import GroupPart, of_rank, plan_pairs
 
 COSTS = st.integers(1, 60)
 GROUPS = st.lists(st.tuples(COSTS, st.dictionaries(st.integers(0, 15), COSTS, max_size=8)), min_size=1, max_size=6)
@@ -52,22 +55,55 @@ def test_a_reference_is_repeated_only_where_the_budget_forces_it(
                 assert references[one.group] + joined > budget
 
 
-@given(costs=st.lists(COSTS, min_size=1, max_size=12), budget=BUDGETS, rounds_of=ROUNDS)
-def test_every_row_once_within_the_budget(costs: list[int], budget: int, rounds_of: int) -> None:
-    """The same for rows without references, and the ranks' parts together are the plan."""
-    costs = costs * rounds_of
-    plan = plan_rows(costs, budget=budget, rounds_of=rounds_of)
-    assert sorted(row for rows in plan for row in rows) == list(range(len(costs)))
-    assert all(rows and (len(rows) == 1 or sum(costs[row] for row in rows) <= budget) for rows in plan)
-    parts = [of_rank(plan, dp_rank=rank, dp_size=rounds_of) for rank in range(rounds_of)]
-    assert len({len(part) for part in parts}) == 1
-    assert [rows for part in parts for rows in part] == list(plan)
+@given(groups=GROUPS, budget=BUDGETS, ranks=ROUNDS, rounds=st.integers(1, 2))
+def test_ranks_have_as_many_and_the_busiest_no_more_than_by_groups(
+    groups: list[tuple[int, dict[int, int]]], budget: int, ranks: int, rounds: int
+) -> None:
+    """The ranks' parts together are the plan, and it is never worse than the way that repeats references least."""
+    references, rollouts = [reference for reference, _ in groups], [costs for _, costs in groups]
+
+    def busiest(ways: tuple[Any, ...]) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(microbatches, "WAYS", ways)
+            plan = plan_pairs(references, rollouts, budget=budget, rounds_of=ranks * rounds, ranks=ranks)
+        shares = [of_rank(plan, dp_rank=rank, dp_size=ranks) for rank in range(ranks)]
+        assert len({len(own) for own in shares}) == 1
+        assert [parts for own in shares for parts in own] == list(plan)
+        return max(
+            sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for parts in own for s in parts)
+            for own in shares
+        )
+
+    assert busiest(microbatches.WAYS) <= busiest(microbatches.WAYS[:1])
+
+
+@pytest.mark.parametrize(("ranks", "limit"), [(8, 1.08), (32, 1.15)])
+@pytest.mark.parametrize("seed", range(5))
+def test_ranks_have_about_as_much_to_do(ranks: int, limit: float, seed: int) -> None:
+    """Claim: of 4 x 16 answers of 2,450 to 7,350 tokens to prompts of 1,500 no rank has many more than the mean.
+
+    (Neighbours in equal numbers were 1.19 and 1.40.)
+    """
+    draw = random.Random(seed)
+    rollouts = [{r: round(4900 * draw.uniform(0.5, 1.5)) for r in range(16)} for _ in range(4)]
+    plan = plan_pairs([1500] * 4, rollouts, budget=16_384, rounds_of=ranks, ranks=ranks)
+    loads = [
+        sum(1500 + sum(rollouts[s.group][r] for r in s.rollouts) for parts in own for s in parts)
+        for own in (of_rank(plan, dp_rank=rank, dp_size=ranks) for rank in range(ranks))
+    ]
+    print(f"most {max(loads) * ranks / sum(loads):.3f} of the mean, in all {sum(loads):,} tokens")
+    assert max(loads) * ranks <= limit * sum(loads)
 
 
 def test_long_rows_are_placed_first_and_the_costliest_micro_batch_is_halved() -> None:
     """In their own order the first rows would take three micro-batches; of three, two that are full make four."""
-    assert plan_rows([10, 10, 20, 20], budget=30, rounds_of=1) == ((0, 2), (1, 3))
-    assert plan_rows([5, 5, 5, 5, 1, 1], budget=10, rounds_of=2) == ((0,), (1,), (2, 3), (4, 5))
+
+    def rows(costs: list[int], budget: int, rounds_of: int) -> list[tuple[int, ...]]:
+        plan = plan_pairs([0], [dict(enumerate(costs))], budget=budget, rounds_of=rounds_of)
+        return [part.rollouts for (part,) in plan]
+
+    assert rows([10, 10, 20, 20], 30, 1) == [(0, 2), (1, 3)]
+    assert rows([5, 5, 5, 5, 1, 1], 10, 2) == [(0,), (1,), (2, 3), (4, 5)]
 
 
 def test_examples() -> None:
@@ -79,5 +115,3 @@ def test_examples() -> None:
     assert plan_pairs([10], [{0: 90}], budget=30, rounds_of=1) == ((GroupPart(0, (0,)),),)
     (alone,), (filler,) = plan_pairs([10], [{0: 10}], budget=30, rounds_of=2)
     assert {alone.rollouts, filler.rollouts} == {(0,), ()}
-    with pytest.raises(ValueError, match="whole rounds"):
-        plan_rows([5] * 3, budget=30, rounds_of=2)

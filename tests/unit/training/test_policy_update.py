@@ -8,21 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from prism_megatron.config.stages.objective import CorrectionConfig, PolicyObjective
+from prism_megatron.config.stages.objective import CorrectionConfig, Family, PolicyObjective
 from prism_megatron.engine.batch import Extra
 from prism_megatron.engine.runtime import World
+from prism_megatron.training import policy_update
 from prism_megatron.training.experience import Experience, ExperienceRow
 from prism_megatron.training.policy_update import (
     UpdatePlan,
     beside_reference,
     measure_policy,
-    plan_shared_rows,
+    plan_microbatches,
     planned_batches,
     scores_of,
     update_figures,
@@ -300,15 +301,36 @@ def test_neighbours_share_their_prompt_and_keep_its_last_token(world: World) -> 
 def test_shared_prompts_fit_the_budget_and_fill_rounds() -> None:
     """Claim: a micro-batch is charged each prompt once, and there are as many of them as a round asks for."""
     rows, own = of_one_prompt().rows, form(1)
-    for budget, rounds in ((100, 1), (len(PROMPT) + 6, 1), (1, 1), (100, 2), (100, 4)):
-        planned = plan_shared_rows(rows, own, budget=budget, rounds_of=rounds)
+    for budget, rounds in ((100, 1), (len(PROMPT) + 6, 1), (1, 1), (100, 2), (100, 3), (100, 4), (100, 6)):
+        planned = plan_microbatches(rows, own, budget=budget, rounds_of=rounds, ranks=rounds)
         assert sorted(number for numbers in planned for number in numbers) == [0, 1, 2, 3]
-        assert len(planned) % rounds == 0 and all(planned)
-        for numbers in planned:
+        assert len(planned) % rounds == 0 and sum(not numbers for numbers in planned) == max(0, rounds - 4)
+        for numbers in filter(None, planned):
             cost = len(PROMPT) - 1 + sum(1 + len(ANSWERS[number]) for number in numbers)
             assert cost <= budget or len(numbers) == 1
-    with pytest.raises(ValueError, match="4 rows cannot fill whole rounds of 3"):
-        plan_shared_rows(rows, own, budget=100, rounds_of=3)
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_a_micro_batch_that_fills_up_teaches_nothing(
+    world: World, family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: figures and weights after the update are those without it."""
+    planned, found = policy_update.plan_microbatches, []
+    for fillers in (0, 2):
+        policy: Any = Bigram()
+
+        def filled(*rest: Any, count: int = fillers, **named: Any) -> list[tuple[int, ...]]:
+            return [*planned(*rest, **named), *[()] * count]
+
+        monkeypatch.setattr(policy_update, "plan_microbatches", filled)
+        given = drawn_by(policy.weight, (0.1, -0.1, 0.2, 0.0))
+        update = update_policy(policy, given, plan(PolicyObjective(family=family), budget=100), world=world)
+        assert len(policy.passes[-1]) == 1 + fillers
+        found.append((update, policy.weight.detach().clone()))
+    (alone, weight), (other, same) = found
+    assert other.sums == pytest.approx(alone.sums)
+    assert other.result == alone.result
+    torch.testing.assert_close(same, weight)
 
 
 def test_planned_rows_are_those_that_lie_in_a_batch(world: World) -> None:
