@@ -111,6 +111,6 @@ def test_credit_by_segment_reaches_the_tokens(world: World) -> None:
 
 
 def test_a_micro_batch_stays_within_its_budget_with_padding(world: World) -> None:
-    """Answers of 8, 7, 6 and 6 tokens in slots of 10: three would fit into 21 by their tokens, two do."""
-    batches = policy_batches(given(), learning(budget=21, own=form(5)), world=world)
+    """Answers of 8, 7, 6 and 6 tokens in slots of 10: all would fit into 27 by their tokens, two do."""
+    batches = policy_batches(given(), learning(budget=27, own=form(5)), world=world)
     assert [batch.input_ids_B_S.numel() for batch in batches] == [20, 20]

@@ -19,22 +19,24 @@ BUDGETS = st.integers(1, 300)
 ROUNDS = st.integers(1, 8)
 
 
-@given(groups=GROUPS, budget=BUDGETS, rounds_of=ROUNDS)
+@given(groups=GROUPS, budget=BUDGETS, rounds_of=ROUNDS, way=st.sampled_from(microbatches.WAYS))
 def test_every_pair_once_within_the_budget(
-    groups: list[tuple[int, dict[int, int]]], budget: int, rounds_of: int
+    groups: list[tuple[int, dict[int, int]]], budget: int, rounds_of: int, way: object
 ) -> None:
     """Every rollout stands in one micro-batch beside its own reference; every group's reference counts once.
 
     None is above the budget but one of a single reference with at most one rollout; their number fills whole rounds.
     """
     references, rollouts = [reference for reference, _ in groups], [costs for _, costs in groups]
-    plan = plan_pairs(references, rollouts, budget=budget, rounds_of=rounds_of)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(microbatches, "WAYS", (way,))
+        plan = plan_pairs(references, rollouts, budget=budget, rounds_of=2 * rounds_of, ranks=2)
 
     judged = Counter((part.group, r) for parts in plan for part in parts for r in part.rollouts)
     assert judged == Counter((g, r) for g, costs in enumerate(rollouts) for r in costs)
     counted = Counter(part.group for parts in plan for part in parts if not part.repeated)
     assert counted == Counter(range(len(groups)))
-    assert len(plan) % rounds_of == 0
+    assert len(plan) % (2 * rounds_of) == 0
     for parts in plan:
         cost = sum(references[s.group] + sum(rollouts[s.group][r] for r in s.rollouts) for s in parts)
         assert cost <= budget or (len(parts) == 1 and len(parts[0].rollouts) <= 1)

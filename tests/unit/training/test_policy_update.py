@@ -300,7 +300,7 @@ def test_neighbours_share_their_prompt_and_keep_its_last_token(world: World) -> 
 
 def test_shared_prompts_fit_the_budget_and_fill_rounds() -> None:
     """Claim: a micro-batch is charged each prompt once, and there are as many of them as a round asks for."""
-    rows, own = of_one_prompt().rows, form(1)
+    rows, own = of_one_prompt().rows, form(1, share_prompts=True)
     for budget, rounds in ((100, 1), (len(PROMPT) + 6, 1), (1, 1), (100, 2), (100, 3), (100, 4), (100, 6)):
         planned = plan_microbatches(rows, own, budget=budget, rounds_of=rounds, ranks=rounds)
         assert sorted(number for numbers in planned for number in numbers) == [0, 1, 2, 3]
