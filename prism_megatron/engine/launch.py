@@ -23,21 +23,20 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
+from prism_megatron.engine.supervision import FAILURE, Wishes, supervise
 from prism_megatron.errors import ConfigError, LostRankError, PrismError, RunStopped
 from prism_megatron.temporary import folder_for_sockets
-from prism_megatron.terminal import INTERRUPTED_TEXT, tolerate
+from prism_megatron.terminal import tolerate
 
 ConfigT = TypeVar("ConfigT")
 
 USER_ERROR = PrismError.status
 STOPPED = RunStopped.status
-FAILURE = 1
 LAUNCHER_PID = "PRISM_LAUNCHER_PID"
 """Set for the fork server: the process it must not outlive."""
 
@@ -62,9 +61,6 @@ module starts at import would be broken, or shared, in every rank."""
 _TORCHRUN = "TORCHELASTIC_RUN_ID"
 _HOSTS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 """This host, as its ranks know it: the second where the first is not set up."""
-_GRACE_SECONDS = 3.0
-_ECHO_SECONDS = 1.0
-"""A wrapper may send on what its whole process group was sent: two signals within this time are one."""
 _PR_SET_PDEATHSIG = 1
 _to_launcher: Connection | None = None
 """In a rank that a launcher forked: where it listens."""
@@ -176,7 +172,7 @@ def _run_world(fn: Callable[[Any], None], config: object, world_size: int, *, pr
     context.set_forkserver_preload(["prism_megatron.engine.fork_server", *preload])
     ranks: list[ForkServerProcess] = []
     reports: list[Connection] = []
-    wishes = _Wishes(ranks, world_size)
+    wishes = Wishes(ranks, world_size)
     with (
         _environment(_fork_server_environment(world_size)),
         _sockets_in(folder),
@@ -198,11 +194,11 @@ def _run_world(fn: Callable[[Any], None], config: object, world_size: int, *, pr
                 ranks.append(process)
                 reports.append(receiver)
             listener.close()
-            return wishes.status_of(_supervise(ranks, reports, wishes))
+            return wishes.status_of(supervise(ranks, reports, wishes))
         except KeyboardInterrupt:
             return wishes.status_of(FAILURE)
         finally:
-            _end(ranks)
+            wishes.end()
             wishes.forget()
 
 
@@ -237,106 +233,6 @@ def _listener() -> socket.socket:
         except OSError as error:
             complaints.append(f"{host}: {error.strerror or error}")
     raise ConfigError(f"ranks of this host cannot meet ({'; '.join(complaints)}); set up its loopback device (lo)")
-
-
-class _Wishes:
-    """Signals to this process: the first is passed on to the ranks, which end by themselves; a second ends them all."""
-
-    def __init__(self, ranks: Sequence[ForkServerProcess], world_size: int) -> None:
-        self._ranks = ranks
-        self._world_size = world_size
-        self.heard: signal.Signals | None = None
-        self._since = 0.0
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        first, self.heard = self.heard is None, self.heard or signal.Signals(number)
-        if first:
-            self._since = time.monotonic()
-        elif time.monotonic() - self._since < _ECHO_SECONDS:
-            return
-        if not first or len(self._ranks) < self._world_size:
-            raise KeyboardInterrupt
-        for process in self._ranks:
-            if process.exitcode is None:
-                process.terminate()
-
-    def status_of(self, status: int) -> int:
-        """The command's own: ranks that knew of no wish were ended by the signal, as the command then was."""
-        if self.heard is None or status != FAILURE:
-            return status
-        if self.heard is signal.SIGINT:
-            print(INTERRUPTED_TEXT, file=sys.stderr, flush=True)
-        return 128 + self.heard
-
-    def forget(self) -> None:
-        """Leave signals to whoever had them before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def _supervise(ranks: Sequence[ForkServerProcess], reports: Sequence[Connection], wishes: _Wishes) -> int:
-    """Wait for all ranks, or for the first that fails; what that one reports is all that is printed.
-
-    A rank that was ended from outside comes before the others' complaints about it.
-    """
-    running = dict(enumerate(ranks))
-    advice = ""
-    while running:
-        wait(
-            [
-                *(process.sentinel for process in running.values()),
-                *(reports[rank] for rank in running if not reports[rank].closed),
-            ]
-        )
-        for rank, process in sorted(running.items(), key=lambda item: not _was_ended(item[1])):
-            while (report := _report(reports[rank])) is not None:
-                status, text = report
-                if status is not None:
-                    print(text, file=sys.stderr, flush=True)
-                    return status
-                advice = f"; {text}"
-            if process.exitcode is not None:
-                del running[rank]
-                if process.exitcode:
-                    how = (
-                        f"was ended by {signal.Signals(-process.exitcode).name}"
-                        if process.exitcode < 0
-                        else f"ended with status {process.exitcode}"
-                    )
-                    if wishes.heard is None:
-                        print(f"rank {rank} {how}{advice}", file=sys.stderr, flush=True)
-                    return FAILURE
-    return 0
-
-
-def _was_ended(process: ForkServerProcess) -> bool:
-    return process.exitcode is not None and process.exitcode < 0
-
-
-def _report(connection: Connection) -> tuple[int | None, str] | None:
-    """What a rank says, with the status it fails with or None for advice; None where it says nothing (more)."""
-    if connection.closed or not connection.poll():
-        return None
-    try:
-        status, text = connection.recv()
-    except EOFError:
-        connection.close()
-        return None
-    return None if status is None else int(status), str(text)
-
-
-def _end(ranks: Sequence[ForkServerProcess]) -> None:
-    """End every rank that still runs: SIGTERM, and SIGKILL for those that have not gone in time."""
-    for process in ranks:
-        if process.exitcode is None:
-            process.terminate()
-    deadline = time.monotonic() + _GRACE_SECONDS
-    for process in ranks:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.exitcode is None:
-            process.kill()
-            process.join()
 
 
 def _rank_main(

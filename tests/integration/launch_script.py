@@ -16,7 +16,8 @@ from prism_megatron.errors import ConfigError
 
 @dataclass(frozen=True)
 class Order:
-    """``action``: add, hang, config-error, crash (on the last rank), die (on the last rank, without a word)."""
+    """``action``: add, hang, config-error, crash (on the last rank), die (on the last rank, without a word), linger
+    (config-error on the first rank, and none hears SIGTERM)."""
 
     action: str
     folder: Path
@@ -35,6 +36,12 @@ def run(order: Order) -> None:
     (order.folder / f"rank{rank}.tmp").write_text(json.dumps(line), encoding="utf-8")
     (order.folder / f"rank{rank}.tmp").replace(order.folder / f"rank{rank}.json")
     dist.barrier()
+    if order.action == "linger":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        dist.barrier()  # then all are deaf
+        if rank:
+            time.sleep(300)  # until it is ended
+        raise ConfigError("all is over")
     if order.action == "config-error":
         raise ConfigError("--tp 3 must divide\nthe model's 4 KV heads")
     if order.action == "hang":

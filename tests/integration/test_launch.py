@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -157,6 +158,21 @@ def test_failure_is_told_once_and_ends_the_world(action: str, start: Start, tmp_
     assert errors.splitlines()[0] == first
     assert errors.count("Traceback") == tracebacks
     assert tracebacks or len(errors.splitlines()) == 1
+    assert_gone([int(line["pid"]) for line in lines], 5.0)
+
+
+def test_signals_while_ranks_are_ended_leave_none(start: Start, tmp_path: Path) -> None:
+    """Claim: whoever is impatient while a failed world ends waits for its ranks' grace, not for ranks that sleep."""
+    process = start(OUTER["python"], "linger", tmp_path, 2)
+    lines = ranks(tmp_path, 2)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "error: all is over\n"
+    process.send_signal(signal.SIGTERM)
+    later = time.monotonic() + 1.1  # than what would be an echo
+    wait_for(lambda: time.monotonic() >= later)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30.0)
+    assert (process.returncode, errors) == (2, "")
     assert_gone([int(line["pid"]) for line in lines], 5.0)
 
 

@@ -163,9 +163,12 @@ def test_torchrun_passes_the_wish_on(tmp_path: Path, number: signal.Signals) -> 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     """Claim: whoever does not want to wait for the step need not; what was saved before is whole."""
     output = tmp_path / "run"
-    process = started(output, "python", "--rollouts-per-prompt", "256", "--save-every", "1")
+    process = started(output, "python", "--save-every", "1")
     family = family_of(process)
-    # A step of so many answers takes longer than two signals that are no echo of each other.
+    ranks = [rank for below in family[0].children() for rank in below.children()]  # of the fork server
+    assert len(ranks) == 2
+    for rank in ranks:
+        rank.suspend()  # a step that takes for ever
     process.send_signal(signal.SIGTERM)
     later = time.monotonic() + 1.1
     wait_for(lambda: time.monotonic() >= later)
@@ -174,6 +177,8 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert process.returncode == 143, errors
     assert errors == ""
     assert_gone(family)
+    saved = list((output / "checkpoints").glob("step_*[0-9]"))
+    assert saved and all((path / "state.json").is_file() for path in saved)
 
 
 @pytest.mark.long

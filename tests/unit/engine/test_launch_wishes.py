@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.engine import launch
+from prism_megatron.engine import supervision
 from prism_megatron.errors import RunStopped
 
 
@@ -18,10 +18,10 @@ def rank(sent: list[str], name: str, *, exitcode: int | None = None) -> Any:
 
 def test_the_first_is_passed_on_and_the_second_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [10.0]
-    monkeypatch.setattr(launch.time, "monotonic", lambda: now[0])  # type: ignore[attr-defined]
+    monkeypatch.setattr(supervision.time, "monotonic", lambda: now[0])  # type: ignore[attr-defined]
     sent: list[str] = []
     before = signal.getsignal(signal.SIGTERM)
-    wishes = launch._Wishes([rank(sent, "0"), rank(sent, "1", exitcode=0)], 2)
+    wishes = supervision.Wishes([rank(sent, "0"), rank(sent, "1", exitcode=0)], 2)
     try:
         signal.raise_signal(signal.SIGTERM)
         assert sent == ["0"], "a rank that has ended hears nothing"
@@ -34,8 +34,12 @@ def test_the_first_is_passed_on_and_the_second_ends_all(monkeypatch: pytest.Monk
         now[0] += 0.5
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pytest.fail("a third breaks off what the second began")
         assert wishes.heard == signal.SIGTERM
-        assert wishes.status_of(launch.FAILURE) == 128 + signal.SIGTERM
+        assert wishes.status_of(supervision.FAILURE) == 128 + signal.SIGTERM
         assert wishes.status_of(RunStopped.status) == RunStopped.status
     finally:
         wishes.forget()
@@ -43,7 +47,7 @@ def test_the_first_is_passed_on_and_the_second_ends_all(monkeypatch: pytest.Monk
 
 
 def test_while_ranks_are_started_there_is_nothing_to_wait_for() -> None:
-    wishes = launch._Wishes([], 2)
+    wishes = supervision.Wishes([], 2)
     try:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
