@@ -12,7 +12,7 @@ from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.engine.forecast import ForecastConfig
 from prism_megatron.config.engine.optimizer import OptimizerConfig
-from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import SAME_LAYOUT, DiscriminatorLayoutConfig, ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.engine.rollout import RolloutConfig
@@ -39,6 +39,7 @@ class AlignConfig:
     data: tyro.conf.OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     rollout: tyro.conf.OmitArgPrefixes[RolloutConfig] = field(default_factory=RolloutConfig)
     discriminator: tyro.conf.OmitArgPrefixes[DiscriminatorConfig] = field(default_factory=DiscriminatorConfig)
+    discriminator_layout: tyro.conf.OmitArgPrefixes[DiscriminatorLayoutConfig] = SAME_LAYOUT
     game: tyro.conf.OmitArgPrefixes[GameConfig] = field(default_factory=GameConfig)
     correction: tyro.conf.OmitArgPrefixes[CorrectionConfig] = field(default_factory=CorrectionConfig)
     exam: tyro.conf.OmitArgPrefixes[ExamConfig] = NO_EXAM

@@ -12,7 +12,7 @@ from prism_megatron.config.architecture.model import MiniWorld, ModelConfig
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.engine.optimizer import OptimizerConfig
-from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import SAME_LAYOUT, DiscriminatorLayoutConfig, ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig, check_settled
 from prism_megatron.config.engine.rollout import RolloutConfig
@@ -72,6 +72,7 @@ class WarmStartConfig:
         default_factory=lambda: RolloutConfig(prompts_per_step=128, rollouts_per_prompt=1)
     )
     discriminator: tyro.conf.OmitArgPrefixes[DiscriminatorConfig] = field(default_factory=DiscriminatorConfig)
+    discriminator_layout: tyro.conf.OmitArgPrefixes[DiscriminatorLayoutConfig] = SAME_LAYOUT
     gate: tyro.conf.OmitArgPrefixes[GateConfig] = field(default_factory=GateConfig)
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
