@@ -34,9 +34,11 @@ class GoldenRun:
     ranks: int = 1
 
     def text(self) -> str:
-        """The resolved configuration as YAML, without how the run is kept and watched."""
+        """The resolved configuration as YAML, without how the run is kept, watched and made faster."""
         plain = to_plain(self._config(()))
-        return yaml.safe_dump({name: part for name, part in plain.items() if name not in ("checkpoint", "run")})
+        return yaml.safe_dump(
+            {name: part for name, part in plain.items() if name not in ("checkpoint", "run", "speed")}
+        )
 
     def play(self, world: World, output: Path) -> None:
         """One rank's part of the run."""
