@@ -29,6 +29,7 @@ from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.host.fast_paths import FastPaths
 from prism_megatron.engine.layers.experts import ExpertLayer
+from prism_megatron.engine.layers.te_twins import PERMUTATION, ROUTER, indices_on_the_cpu
 from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider
 from prism_megatron.engine.runtime import World
 from tests.distributed import checkpoint_ranks, tiny
@@ -118,14 +119,15 @@ def twins(calls: Counter[str]) -> Iterator[None]:
         stack.enter_context(mock.patch.object(layers, "fused_weight_gradient_mlp_cuda", apex, create=True))
         stack.enter_context(mock.patch.object(layers, "_grad_accum_fusion_available", True))
         stack.enter_context(mock.patch.object(moe_utils, "HAVE_TE", True))
-        for name, function in _PERMUTATION.items():
+        for name, function in PERMUTATION.items():
             stand_in(moe_utils, name, function)
         stack.enter_context(mock.patch.object(moe_utils, "fused_permute_and_pad_with_probs", None, create=True))
-        stand_in(extensions, "fused_topk_with_score_function", moe_utils.topk_routing_with_score_function)
+        for name, function in ROUTER.items():
+            stand_in(extensions, name, function)
         stand_in(token_dispatcher, "fused_dispatch", _dispatch)
         stand_in(token_dispatcher, "fused_combine", _combine)
         stack.enter_context(mock.patch.object(token_dispatcher, "set_deepep_num_sms", mock.Mock(), create=True))
-        stack.enter_context(_indices_on_the_cpu())
+        stack.enter_context(indices_on_the_cpu())
         # Megatron compiles a method of the flexible dispatcher.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
@@ -133,54 +135,6 @@ def twins(calls: Counter[str]) -> Iterator[None]:
 
 def _add_weight_gradient(inputs: Tensor, grad_outputs: Tensor, total: Tensor) -> None:
     total.add_(grad_outputs.t().matmul(inputs))
-
-
-def _permute(tokens: Tensor, routing_map: Tensor, *, num_out_tokens: int | None = None) -> Any:
-    permuted, _, indices, *_ = moe_utils.permute(tokens, routing_map, num_out_tokens=num_out_tokens)
-    return permuted, indices
-
-
-def _permute_with_probs(
-    tokens: Tensor, probs: Tensor, routing_map: Tensor, *, num_out_tokens: int | None = None
-) -> Any:
-    return moe_utils.permute(tokens, routing_map, probs=probs, num_out_tokens=num_out_tokens)[:3]
-
-
-def _unpermute(
-    permuted: Tensor, indices: Tensor, *, merging_probs: Tensor | None, restore_shape: Any, **_padding: Any
-) -> Any:
-    return moe_utils.unpermute(permuted, indices, restore_shape, probs=merging_probs)
-
-
-def _sort_chunks(inputs: Tensor, sizes: Tensor, order: Tensor) -> Any:
-    return moe_utils.sort_chunks_by_idxs(inputs, sizes, order)[0]
-
-
-def _sort_chunks_with_probs(inputs: Tensor, probs: Tensor, sizes: Tensor, order: Tensor) -> Any:
-    return moe_utils.sort_chunks_by_idxs(inputs, sizes, order, probs=probs)
-
-
-_PERMUTATION: dict[str, Callable[..., Any]] = {
-    "fused_permute": _permute,
-    "fused_permute_with_probs": _permute_with_probs,
-    "fused_unpermute": _unpermute,
-    "fused_sort_chunks_by_index": _sort_chunks,
-    "fused_sort_chunks_by_index_with_probs": _sort_chunks_with_probs,
-}
-
-
-@contextmanager
-def _indices_on_the_cpu() -> Iterator[None]:
-    """Megatron's dispatcher makes its indices on the device ``cuda`` where permutation is fused."""
-    original = token_dispatcher.MoEAlltoAllTokenDispatcher.__init__
-
-    def init(self: Any, *arguments: Any, config: Any, **keywords: Any) -> None:
-        wanted, config.moe_permute_fusion = config.moe_permute_fusion, False
-        original(self, *arguments, config=config, **keywords)
-        config.moe_permute_fusion = wanted
-
-    with mock.patch.object(token_dispatcher.MoEAlltoAllTokenDispatcher, "__init__", init):
-        yield
 
 
 def _dispatch(  # as Megatron calls it
