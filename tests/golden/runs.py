@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -74,10 +74,11 @@ RUNS: Mapping[str, GoldenRun] = {
 }
 
 
-def play(world: World, name: str, output: Path) -> str:
-    """The run called ``name``; returns what ended it, if anything did."""
+def play(world: World, name: str, output: Path, flags: tuple[str, ...] = ()) -> str:
+    """The run called ``name``, with more ``flags``; returns what ended it, if anything did."""
+    run = RUNS[name]
     try:
-        RUNS[name].play(world, output)
+        replace(run, flags=(*run.flags, *flags)).play(world, output)
     except PrismError as error:
         return str(error)
     return ""
