@@ -32,6 +32,7 @@ LAYOUTS = {
     "DP2 untied": (2, ParallelConfig(), False),
     "TP2-SP-DP2": (4, ParallelConfig(tp=2, sp="on"), True),
     "PP2-DP2": (4, ParallelConfig(pp=2), True),
+    "PP2-VPP2-DP2": (4, ParallelConfig(pp=2, vpp=2), True),
 }
 
 
@@ -47,7 +48,7 @@ Ran = tuple[list[tuple[float, float]], float, dict[str, Tensor], Counter[str]]
 def run(world: World, fast: FastPaths, tied: bool, dtype: torch.dtype) -> Ran:
     """Four steps; after the second weights are exported, after the third a pass runs without gradients.
 
-    The first step has one micro-batch, the others have more.
+    The first step has one micro-batch, or one round of them, the others have more.
     """
     model = tiny.provider(tied=tied)
     engine = MegatronEngine(
@@ -61,7 +62,7 @@ def run(world: World, fast: FastPaths, tied: bool, dtype: torch.dtype) -> Ran:
     )
     engine.load_hf(tiny.weights(model))
     batches, loss = tiny.batches_of(world, 0)
-    engine.forward_backward(batches[:1], loss)
+    engine.forward_backward(batches[: world.parallel.microbatches_of_a_rank], loss)
     engine.step()
     history = tiny.train(engine, range(1))
     between = tiny.exported(engine)
