@@ -13,6 +13,7 @@ from prism_megatron.config.engine.parallel import DiscriminatorLayoutConfig, Par
 from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.engine.speed import SpeedConfig, check_speed
 from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.fields import check_fields
 from prism_megatron.config.stages.align import AlignConfig
@@ -38,6 +39,8 @@ class TrainsDiscriminator(Protocol):
     def recompute(self) -> RecomputeConfig: ...
     @property
     def precision(self) -> PrecisionConfig: ...
+    @property
+    def speed(self) -> SpeedConfig: ...
     @property
     def model(self) -> ModelConfig: ...
     @property
@@ -68,6 +71,7 @@ def check_values(config: TrainsDiscriminator) -> None:
     """:func:`check_align_values` of what the stages have in common."""
     check_fields(config)
     check_data(config.data)
+    check_speed(config.speed, distributed_optimizer=config.parallel.distributed_optimizer)
     discriminator = config.discriminator
     check_kind(discriminator)
     check_upcycling(discriminator)

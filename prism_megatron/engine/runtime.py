@@ -73,6 +73,12 @@ class World:
         return self.pp_rank == self.parallel.pp - 1
 
     @property
+    def gradient_ranks(self) -> int:
+        """Ranks over which gradients are summed: those of experts, or of the rest, whichever are more."""
+        sizes: tuple[int, int] = (self.groups.dp_cp.size(), self.groups.expt_dp.size())
+        return max(sizes)
+
+    @property
     def microbatch_rounds(self) -> int:
         """The number of micro-batches of all data-parallel ranks together must be a multiple of this.
 

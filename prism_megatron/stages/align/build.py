@@ -84,7 +84,9 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     if session.restored is not None:
         origin.check_checkpoint(session.restored)
     dtype = resolve_dtype(config.model.dtype, shape)
-    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    execution, capabilities = execution_here(
+        config.recompute, config.precision, config.speed, world=world, dtype=dtype, say=session.say
+    )
     if (advice := recommended_correction(config.correction, config.rollout)) is not None:
         session.say(advice)
     renderer = renderer_of(folder, config.data)

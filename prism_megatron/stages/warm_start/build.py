@@ -128,7 +128,9 @@ def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmS
     files = files_folder(policy, "policy")
     shape = Qwen3VLShape.from_folder(files)
     dtype = resolve_dtype(config.model.dtype, shape)
-    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    execution, capabilities = execution_here(
+        config.recompute, config.precision, config.speed, world=world, dtype=dtype, say=session.say
+    )
     origin.check(files)
     if session.restored is not None:
         origin.check_checkpoint(session.restored)
