@@ -13,7 +13,7 @@ from prism_megatron.config.engine.parallel import DiscriminatorLayoutConfig, Par
 from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.engine.rollout import RolloutConfig
-from prism_megatron.config.engine.speed import SpeedConfig, check_speed
+from prism_megatron.config.engine.speed import SpeedConfig, check_speed, check_speed_of_experts
 from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.fields import check_fields
 from prism_megatron.config.stages.align import AlignConfig
@@ -232,6 +232,9 @@ def check_shared(
         discriminator=discriminator,
         discriminator_layout=config.discriminator_layout,
     )
+    towers = towers_layout(config, shape)
+    split = (config.parallel if shape.text.num_experts else None, towers)
+    check_speed_of_experts(config.speed, [layout for layout in split if layout is not None])
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype)
     if discriminator is not None:
@@ -241,7 +244,7 @@ def check_shared(
             raise ConfigError(f"--discriminator: {error}") from error
     if config.data.format_sft and config.data.data is None:
         raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
-    data_parallel = check_world(config.parallel, world_size, towers=towers_layout(config, shape))
+    data_parallel = check_world(config.parallel, world_size, towers=towers)
     prompts = config.rollout.prompts_per_step
     if config.data.format_sft and prompts % data_parallel:
         near = [rounds * data_parallel for rounds in (prompts // data_parallel, prompts // data_parallel + 1)]

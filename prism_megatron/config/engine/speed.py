@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, OnResume
 from prism_megatron.errors import ConfigError
 
@@ -52,3 +54,21 @@ def check_speed(speed: SpeedConfig, *, distributed_optimizer: bool) -> None:
         )
     if speed.bucket_parameters is not None and speed.overlap_grad_reduce == "off":
         raise ConfigError("--bucket-parameters is for --overlap-grad-reduce, which is off; leave one of them out")
+
+
+def check_speed_of_experts(speed: SpeedConfig, layouts: Sequence[ParallelConfig]) -> None:
+    """Raise ConfigError for what only experts could use; ``layouts`` are those of the run's models that have some."""
+    asked = {
+        "--fuse-swiglu on": speed.fuse_swiglu == "on",
+        "--fuse-permutation on": speed.fuse_permutation == "on",
+        "--fuse-router": speed.fuse_router,
+        "--moe-dispatcher deepep": speed.moe_dispatcher == "deepep",
+    }
+    for flag, is_set in asked.items():
+        if is_set and not layouts:
+            raise ConfigError(f"{flag} is for models with experts, and none that trains has any; leave it out")
+    if speed.moe_dispatcher == "deepep" and any(layout.ep * layout.expert_tp == 1 for layout in layouts):
+        raise ConfigError(
+            "--moe-dispatcher deepep carries tokens between ranks, and a model of this run has its experts whole on "
+            "every rank (--ep 1, or --discriminator-ep 1); split them, or leave it out"
+        )

@@ -20,7 +20,7 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.engine.rollout import RolloutConfig
-from prism_megatron.config.engine.speed import SpeedConfig, check_speed
+from prism_megatron.config.engine.speed import SpeedConfig, check_speed, check_speed_of_experts
 from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.fields import AT_LEAST_ONE, POSITIVE, ZERO_IS_OFF, OnResume, check_fields
 from prism_megatron.config.run import RunConfig
@@ -122,6 +122,7 @@ def check_rlvr(config: RLVRConfig, shape: Qwen3VLShape, *, world_size: int) -> N
     check_rollout(config.rollout)
     check_timeouts(config.rollout, config.parallel)
     check_layout(config.parallel, shape, experts_per_tower=0)
+    check_speed_of_experts(config.speed, [config.parallel] if shape.text.num_experts else [])
     if config.parallel.vpp > 1 and config.data.format_sft:
         raise ConfigError("--format-sft has one micro-batch, and --vpp needs several; leave one of them out")
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype

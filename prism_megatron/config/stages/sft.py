@@ -16,7 +16,7 @@ from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
 from prism_megatron.config.engine.recompute import RecomputeConfig
-from prism_megatron.config.engine.speed import SpeedConfig, check_speed
+from prism_megatron.config.engine.speed import SpeedConfig, check_speed, check_speed_of_experts
 from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.engine.vision_cache import VisionCacheConfig, check_vision_cache
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, ZERO_IS_OFF, OnResume, check_fields
@@ -152,6 +152,7 @@ def check_sft(config: SFTConfig, shape: Qwen3VLShape, *, world_size: int) -> Non
         raise ConfigError("--freeze router is for models with experts, and --model has none; leave it out")
     check_policy_experts(config.experts, shape.text.experts, frozen="router" in config.freeze)
     check_layout(config.parallel, shape, experts_per_tower=0)
+    check_speed_of_experts(config.speed, [config.parallel] if shape.text.num_experts else [])
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype, packs=config.data.packing)
     data_parallel, data = check_world(config.parallel, world_size), config.data

@@ -14,7 +14,7 @@ from megatron.core.tensor_parallel import layers
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.config.engine.speed import SpeedConfig, check_speed
+from prism_megatron.config.engine.speed import SpeedConfig, check_speed, check_speed_of_experts
 from prism_megatron.engine.host.capabilities import Installed
 from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.host.fast_paths import PLAIN_PATHS, FastPaths, Setting, fast_paths
@@ -164,3 +164,25 @@ def test_linears_of_torch_fuse_weight_gradients_with_apex_alone(apex: bool, monk
     ).transformer_config(ParallelConfig(), torch.float32)
     assert torch_linears.torch_linears(config).gradient_accumulation_fusion == apex
     assert config.gradient_accumulation_fusion
+
+
+@pytest.mark.parametrize(
+    ("speed", "flag"),
+    [
+        (SpeedConfig(fuse_swiglu="on"), "--fuse-swiglu on"),
+        (SpeedConfig(fuse_permutation="on"), "--fuse-permutation on"),
+        (SpeedConfig(fuse_router=True), "--fuse-router"),
+        (SpeedConfig(moe_dispatcher="deepep"), "--moe-dispatcher deepep"),
+    ],
+)
+def test_flags_of_experts_are_refused_where_there_are_none(speed: SpeedConfig, flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag} is for models with experts"):
+        check_speed_of_experts(speed, [])
+    check_speed_of_experts(speed, [ParallelConfig(ep=2), ParallelConfig(tp=2)])
+
+
+def test_deepep_is_refused_where_a_model_has_its_experts_whole() -> None:
+    """Claim: of the discriminator too, whose split may be its own."""
+    deep = SpeedConfig(moe_dispatcher="deepep")
+    with pytest.raises(ConfigError, match="carries tokens between ranks"):
+        check_speed_of_experts(deep, [ParallelConfig(ep=8), ParallelConfig()])
