@@ -11,6 +11,7 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
 from prism_megatron.errors import PrismError
+from prism_megatron.observability import start_up
 
 if TYPE_CHECKING:
     from prism_megatron.engine.runtime import World
@@ -46,11 +47,14 @@ def main_on_ranks(
     ``preload`` names the module that ``run`` works by, which forked ranks find imported; ``processes`` says how many
     are started where torchrun has started none.
     """
+    start_up.begin()
     with FirstRank() as first:
         try:
             asked = parse(sys.argv[1:] if argv is None else argv)
             check(asked)
+            start_up.mark("flags")
             config = foretell(asked, first)
+            start_up.mark("forecast")
         except PrismError as error:
             return report_error(error)
         if config is None:
@@ -68,6 +72,8 @@ def in_world(config: ConfigT, work: Callable[[World, ConfigT], object]) -> None:
     """One rank's work in a world that is there meanwhile."""
     from prism_megatron.engine.runtime import start, stop
 
+    start_up.mark("ranks")
     world = start(config.parallel, seed=config.seed)
+    start_up.mark("groups")
     work(world, config)
     stop(world)

@@ -16,6 +16,7 @@ from prism_megatron.engine.host.garbage import GarbageCollection
 from prism_megatron.engine.launch import advise
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import DiskError, LostRankError, NothingTrainsError, PrismError, RunStopped
+from prism_megatron.observability import start_up
 from prism_megatron.observability.metrics import MetricsWriter
 from prism_megatron.parallel.collectives import on_main
 from prism_megatron.run.advice import how_to_go_on
@@ -69,10 +70,13 @@ def drive(world: World, config: ConfigT, build: Build[ConfigT], *, kind: str) ->
         closing(build(config, session)) as stage,
         reporting(stage) as reporter,
     ):
+        start_up.mark("build")
         first_step = _restore(session, stage, config, start)
         on_main(lambda: _settle(session, config, start))
         session.is_settled = True
+        start_up.mark("restore")
         stage.prepare(first_step)
+        start_up.mark("prepare")
         if stage.may_go_back and checkpoints.good_step is None:
             _save(session, stage, first_step, seed=config.seed, good=True)
         ended = play(session, stage, range(first_step, stage.total_steps), config, reporter)
@@ -101,7 +105,10 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
     idleness, saved, good = session.idleness, steps.start, True
     on_main(lambda: reporter.begin(steps.start))
     garbage = GarbageCollection()
-    with closing(_Rows(session, reporter, first_step=steps.start)) as rows, closing(garbage):
+    with (
+        closing(_Rows(session, reporter, first_step=steps.start, timings=config.run.timings)) as rows,
+        closing(garbage),
+    ):
         garbage.begin(config.run.manual_gc)
         for step in steps:
             if (wish := session.stopping.agreed()) is not None:
@@ -143,8 +150,9 @@ def _why_no_step_is_left(stage: Stage, steps: range) -> str | None:
 class _Rows:
     """Where a step's figures go."""
 
-    def __init__(self, session: Session, reporter: Reporter, *, first_step: int) -> None:
+    def __init__(self, session: Session, reporter: Reporter, *, first_step: int, timings: bool) -> None:
         self._session, self._reporter = session, reporter
+        self._tells_start = timings
         path = session.output / METRICS
         self._writer = MetricsWriter(path, first_step=first_step) if session.world.is_main else None
 
@@ -157,6 +165,10 @@ class _Rows:
                 self._writer.write(row)
             self._reporter.step(row)
         session.show(row)
+        if self._tells_start:
+            start_up.mark("first step")
+            session.say(start_up.told())
+            self._tells_start = False
 
     def close(self) -> None:
         self._session.activity.step = None

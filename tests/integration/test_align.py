@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -52,7 +53,7 @@ def run(output: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One uninterrupted run at TP2·PP2, with held-out prompts."""
     output = tmp_path_factory.mktemp("align") / "run"
-    result = run(output, "--tp", "2", "--pp", "2", *EXAM)
+    result = run(output, "--tp", "2", "--pp", "2", "--timings", *EXAM)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return output
@@ -82,6 +83,17 @@ def test_summary_has_what_users_read(finished: Path) -> None:
     assert summary["layout"] == {"tp": 2, "pp": 2, "cp": 1, "dp": 1, "ep": 1, "etp": 2}
     assert summary["totals"]["rollouts"] == STEPS * 2 * 4
     assert summary["totals"]["pairs"]["perception"] == summary["totals"]["valid_rollouts"] > 0
+
+
+def test_the_time_to_the_first_row_is_told_by_phase(finished: Path) -> None:
+    """Claim: once, from the command on, over its ranks; the parts add up."""
+    lines = [line for line in (finished / "console.log").read_text().splitlines() if "to the first row: " in line]
+    assert len(lines) == 1
+    total, parts = re.fullmatch(r" *[\d.]+ s  ([\d.]+) s from the command to the first row: (.*)", lines[0]).groups()  # type: ignore[union-attr]
+    seconds = {name: float(spent) for name, spent in (part.rsplit(" ", 1) for part in parts.split(", "))}
+    assert list(seconds) == ["flags", "forecast", "ranks", "groups", "build", "restore", "prepare", "first step"]
+    assert sum(seconds.values()) == pytest.approx(float(total), abs=0.05 * (len(seconds) + 1))
+    assert seconds["ranks"] > 0 and seconds["first step"] > 0
 
 
 def test_every_step_trains_both_players(finished: Path) -> None:
