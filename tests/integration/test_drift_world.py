@@ -46,7 +46,7 @@ def test_the_discriminator_that_sees_knows_and_does_not_go_by_length(gloo: GlooW
     assert min(figures[f"{name}/auc_pairs"] or 0 for name in TOWER_NAMES) >= 150
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_discriminator_that_reads_text_alone_knows_nothing(gloo: GlooWorld, tmp_path: Path) -> None:
     """Claim: after the same warm-start its AUC inside held-out groups is at most 0.6 in both towers.
 

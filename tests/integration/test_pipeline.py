@@ -105,7 +105,7 @@ def kill(folder: Path, key: str, lines: int) -> None:
     assert not [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_and_left_alone_come_to_the_same(tmp_path: Path) -> None:
     """Claim: rows and report are equal; then a changed section replays its stage and what uses it, and no more."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

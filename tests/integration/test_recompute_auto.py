@@ -109,6 +109,7 @@ def test_what_cannot_be_played_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -
         sft.foretell(sft.parse(asked(80)), FirstRank())
 
 
+@pytest.mark.long
 def test_every_rank_of_torchrun_begins_with_the_one_answer(
     needs: Callable[[RecomputeConfig, int], float], tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_every_rank_of_torchrun_begins_with_the_one_answer(
     assert "\n  recompute: selective\n" in result.stdout
 
 
+@pytest.mark.slow
 def test_what_rank_0_refuses_ends_every_rank_in_the_same_words(
     needs: Callable[[RecomputeConfig, int], float], tmp_path: Path
 ) -> None:

@@ -64,7 +64,7 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("form", ["records", "shards"])
+@pytest.mark.parametrize("form", [pytest.param("records", marks=pytest.mark.slow), "shards"])
 def test_killed_runs_learn_from_each_sample_once(form: str, tmp_path: Path) -> None:
     """Claim: with 1, 2, 4 and 1 ranks, and other readers each time, rows are those of one rank left alone."""
     write_records(tmp_path / "records", RECORDS)
