@@ -66,13 +66,19 @@ class ExpertLayer(MoELayer):
 
     def forward(self, hidden_S_B_H: Tensor, *routing_args: Tensor) -> tuple[Tensor, None]:
         """``hidden [S, B, H]`` through the chosen experts, weighted by their gates; ``None`` stands for the bias."""
+        try:
+            return self._routed(hidden_S_B_H, *routing_args), None
+        finally:
+            # A layer that is recomputed does not end: torch breaks it off once backward has what it needs.
+            self._forget()
+
+    def _routed(self, hidden_S_B_H: Tensor, *routing_args: Tensor) -> Tensor:
         gates_T_E, chosen_T_E = self.router(hidden_S_B_H, *routing_args)
         tokens, gates = self.preprocess(hidden_S_B_H, gates_T_E, chosen_T_E)
         tokens, gates = self.dispatch(tokens, gates)
         output, _ = self.routed_experts_compute(tokens, gates)
         combined: Tensor = self.postprocess(self.combine(output), None)
-        self._forget()
-        return combined, None
+        return combined
 
     def _forget(self) -> None:
         """Drop what Megatron's dispatcher keeps of a micro-batch and only its forward pass reads.
