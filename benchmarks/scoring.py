@@ -160,7 +160,7 @@ def _way(batches: Sequence[Batch], keys: Sequence[ScoreRow | None], pairs: Seque
 
 
 def _padded(work: Workload, parts: Sequence[Sequence[ScoreRow]]) -> Way:
-    batches = [_padded_batch(work, [(key, _row(work, key)) for key in keys]) for keys in parts]
+    batches = [padded_batch(work.form, [(key, row_of(work.groups, key, work.form)) for key in keys]) for keys in parts]
     return _way(batches, [key for keys in parts for key in keys], work.pairs())
 
 
@@ -169,8 +169,8 @@ def _released(work: Workload, parts: Sequence[Sequence[tuple[Pair, ScoreRow]]]) 
     rollouts: dict[Pair, int] = {}
     batches, start = [], 0
     for part in parts:
-        own = [(key, _row(work, key)) for _, key in part]
-        batches.append(_padded_batch(work, [(key, _with_own_image(row)) for key, row in own]))
+        own = [(key, with_own_image(row_of(work.groups, key, work.form))) for _, key in part]
+        batches.append(padded_batch(work.form, own))
         places = {pair: start + at for at, (pair, _) in enumerate(part)}
         (references if part[0][1].rollout is None else rollouts).update(places)
         start += len(part)
@@ -178,22 +178,25 @@ def _released(work: Workload, parts: Sequence[Sequence[tuple[Pair, ScoreRow]]]) 
     return Way(batches, {p: references[p] for p in pairs}, {p: rollouts[p] for p in pairs})
 
 
-def _row(work: Workload, key: ScoreRow) -> TokenSequence:
-    group = work.groups[key.group]
+def row_of(groups: Sequence[RolloutGroup], key: ScoreRow, form: BatchFormat) -> TokenSequence:
+    """Prompt and segment of one answer."""
+    group = groups[key.group]
     answer: Response | Rollout = group.reference if key.rollout is None else group.rollouts[key.rollout]
-    return segment_row(group, answer, key.tower, work.form)
+    return segment_row(group, answer, key.tower, form)
 
 
-def _with_own_image(row: TokenSequence) -> TokenSequence:
+def with_own_image(row: TokenSequence) -> TokenSequence:
+    """The row with a copy of its image, which is encoded for it alone."""
     return dataclasses.replace(row, images=tuple(dataclasses.replace(image) for image in row.images))
 
 
-def _padded_batch(work: Workload, rows: Sequence[tuple[ScoreRow, TokenSequence]]) -> Batch:
+def padded_batch(form: BatchFormat, rows: Sequence[tuple[ScoreRow, TokenSequence]]) -> Batch:
+    """Whole rows side by side."""
     return collate(
         [row for _, row in rows],
-        pad_token_id=work.form.pad_token_id,
+        pad_token_id=form.pad_token_id,
         multiple_of=1,
-        device=work.form.device,
+        device=form.device,
         tower_ids=[key.tower for key, _ in rows],
         sequence_extras={Extra.DROPOUT_KEY: [0 for _ in rows]},
     )
@@ -213,20 +216,25 @@ def mini(world: World) -> Workload:
 
 
 def wide(world: World, like: Workload) -> Workload:
-    """Widths of 2B, two layers of each kind, random weights and tokens; the lengths of ``like``'s segments."""
-    shape = preset("2B")
-    vocab, image = 1024, 1000  # an embedding of the real size would be read at a few rows and fill the memory
-    shape = dataclasses.replace(
-        shape,
-        text=dataclasses.replace(shape.text, num_layers=2, vocab=vocab),
-        vision=dataclasses.replace(shape.vision, depth=2, taps=(0, 1)),
-        image_token_id=image,
-        video_token_id=image + 1,
-    )
+    """Random weights and tokens; the lengths of ``like``'s segments."""
+    shape = layers_of_2b(2)
     rng = np.random.default_rng(0)
     groups = [_random_group(rng, shape, group) for group in like.groups[:2]]
     return Workload(
         "2B widths x 2 layers, 2 prompts x 4 rollouts", build_chunk(shape, world, std=0.02), groups, like.form
+    )
+
+
+def layers_of_2b(count: int) -> Qwen3VLShape:
+    """The widths of 2B, ``count`` layers of each kind."""
+    shape = preset("2B")
+    vocab, image = 1024, 1000  # an embedding of the real size would be read at a few rows and fill the memory
+    return dataclasses.replace(
+        shape,
+        text=dataclasses.replace(shape.text, num_layers=count, vocab=vocab),
+        vision=dataclasses.replace(shape.vision, depth=count, taps=tuple(range(count))),
+        image_token_id=image,
+        video_token_id=image + 1,
     )
 
 
@@ -262,11 +270,16 @@ def build_chunk(shape: Qwen3VLShape, world: World, *, std: float) -> MegatronMod
     provider = DiscriminatorProvider(shape, Towers(), head_dropout=0.0)
     config = provider.transformer_config(ParallelConfig(), torch.float32)
     chunk = provider.build_chunk(config, world.groups, pre_process=True, post_process=True, vp_stage=None)
+    draw_weights(chunk, std=std)
+    return chunk
+
+
+def draw_weights(chunk: MegatronModule, *, std: float) -> None:
+    """The same random weights for every module of these names and sizes."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in chunk.named_parameters():
             parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, std)
-    return chunk
 
 
 def run(work: Workload, way: Way, kind: str) -> Tensor:
@@ -290,10 +303,10 @@ def peak_bytes(action: Callable[[], object]) -> int:
         signal.alarm(600)
         LIBC.mallopt(M_MMAP_THRESHOLD, 65536)
         LIBC.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
-        before = _status("VmRSS")
+        forget_peak()
+        before = status_bytes("VmRSS")
         action()
-        os.write(writing, str(_status("VmHWM") - before).encode())
+        os.write(writing, str(status_bytes("VmHWM") - before).encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
@@ -302,8 +315,13 @@ def peak_bytes(action: Callable[[], object]) -> int:
     return int(answer)
 
 
-def _status(field: str) -> int:
-    """Bytes, from Linux's account of this process."""
+def forget_peak() -> None:
+    """Let this process's peak start again from what is resident now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def status_bytes(field: str) -> int:
+    """A field in bytes, from Linux's account of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

@@ -20,7 +20,7 @@ _PARTS = ("gate", "up", "down")
 _NOISE, _ROUTER_STD = 0.01, 0.2
 
 
-def write_mini_with_experts(folder: Path, layout: ExpertLayout = "hub") -> Path:
+def write_mini_with_experts(folder: Path, layout: ExpertLayout = "hub", *, experts: int = NUM_EXPERTS) -> Path:
     """Experts are copies of the layer's MLP with noise, two for each token; routers are random, and so is a third tap.
 
     SGLang's Qwen3-VL-MoE takes three DeepStack taps, whatever the config says; the mini has two.
@@ -29,18 +29,18 @@ def write_mini_with_experts(folder: Path, layout: ExpertLayout = "hub") -> Path:
     for path in SOURCE.iterdir():
         if path.suffix != ".safetensors":
             shutil.copyfile(path, folder / path.name)
-    (folder / "config.json").write_text(json.dumps(_config()))
-    save_file(_tensors(layout), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(_config(experts)))
+    save_file(_tensors(layout, experts), folder / "model.safetensors")
     return folder
 
 
-def _config() -> dict[str, Any]:
+def _config(experts: int) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((SOURCE / "config.json").read_text())
     config |= {"model_type": "qwen3_vl_moe", "architectures": ["Qwen3VLMoeForConditionalGeneration"]}
     config["vision_config"] |= {"model_type": "qwen3_vl_moe", "deepstack_visual_indexes": [0, 1, 2]}
     config["text_config"] |= {
         "model_type": "qwen3_vl_moe_text",
-        "num_experts": NUM_EXPERTS,
+        "num_experts": experts,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": config["text_config"]["intermediate_size"],
         "norm_topk_prob": True,
@@ -50,7 +50,7 @@ def _config() -> dict[str, Any]:
     return config
 
 
-def _tensors(layout: ExpertLayout) -> dict[str, Tensor]:
+def _tensors(layout: ExpertLayout, experts: int) -> dict[str, Tensor]:
     """float32, and the same numbers whatever the layout."""
     generator = torch.Generator().manual_seed(0)
     held = {name: tensor.float() for name, tensor in load_file(SOURCE / "model.safetensors").items()}
@@ -61,11 +61,11 @@ def _tensors(layout: ExpertLayout) -> dict[str, Tensor]:
     layer = 0
     while (stem := f"model.language_model.layers.{layer}.mlp") + ".gate_proj.weight" in held:
         dense = [held.pop(f"{stem}.{part}_proj.weight") for part in _PARTS]
-        held[f"{stem}.gate.weight"] = _ROUTER_STD * torch.randn(NUM_EXPERTS, dense[0].shape[1], generator=generator)
-        gate, up, down = (one + _NOISE * torch.randn((NUM_EXPERTS, *one.shape), generator=generator) for one in dense)
+        held[f"{stem}.gate.weight"] = _ROUTER_STD * torch.randn(experts, dense[0].shape[1], generator=generator)
+        gate, up, down = (one + _NOISE * torch.randn((experts, *one.shape), generator=generator) for one in dense)
         if layout == "per_expert":
             for part, of in zip(_PARTS, (gate, up, down), strict=True):
-                for expert in range(NUM_EXPERTS):
+                for expert in range(experts):
                     held[f"{stem}.experts.{expert}.{part}_proj.weight"] = of[expert].clone()
         else:
             fused = {"gate_up_proj": torch.cat([gate, up], dim=1), "down_proj": down}

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from model_providers.moe_discriminator.towers import Towers
 from prism_megatron.config.stages.discriminator import SEGMENTS
-from prism_megatron.engine.layers.experts import AttachLoss, ExpertRouter, balance_of_sequences, spread
+from prism_megatron.engine.layers.experts import AttachLoss, ExpertRouter, balance_of_sequences, fused_choice, spread
 from prism_megatron.losses.load_balance import router_z_loss
 
 
@@ -74,7 +74,8 @@ class TowerRouter(ExpertRouter):
         tower_ids_T, sequence_T = tower_ids_S_B.flatten(), sequence_S_B.flatten()
         logits_T_E = functional.linear(hidden_S_B_H.flatten(0, 1).float(), self.weight.float())
         masked_T_E = mask_other_towers(logits_T_E, tower_ids_T, self.towers.num_towers)
-        gates_T_E, chosen_T_E = choose_experts(masked_T_E, self.towers.top_k)
+        choose = fused_choice if self.config.moe_router_fusion else choose_experts
+        gates_T_E, chosen_T_E = choose(masked_T_E, self.towers.top_k)
         chosen_and_real_T_E = chosen_T_E & (sequence_T < len(lengths_Q)).unsqueeze(-1)
         self.load_K_E.index_add_(0, tower_ids_T, chosen_and_real_T_E.to(self.load_K_E.dtype))
         if lengths_K is not None and balance_weights_K is not None and z_weights_S_B is not None:

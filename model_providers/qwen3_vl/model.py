@@ -37,6 +37,7 @@ from prism_megatron.conversion.ops import vocabulary
 from prism_megatron.engine.batch import Batch, Extra, token_sequences
 from prism_megatron.engine.layers.attention import Sequences
 from prism_megatron.engine.layers.specs import mark_tensor_parallel
+from prism_megatron.engine.layers.torch_linears import torch_linears
 from prism_megatron.engine.logprobs import VocabularyOutput
 from prism_megatron.parallel.host_to_device import on_device
 
@@ -205,7 +206,7 @@ class Qwen3VLModel(Qwen3VLTrunk):
             self.output_layer = ColumnParallelLinear(
                 config.hidden_size,
                 padded_vocab(shape, config),
-                config=config,
+                config=torch_linears(config),
                 init_method=config.init_method,
                 bias=False,
                 gather_output=False,

@@ -167,7 +167,6 @@ def text_config(
         "sequence_parallel": parallel.sequence_parallel(experts=experts is not None),
         # Payloads grow and shrink with the DeepStack taps they carry.
         "variable_seq_lengths": parallel.pp > 1,
-        "moe_token_dispatcher_type": "alltoall",  # the only one Megatron takes with them, experts or not
         # Interleaved schedules: batched sends mix up activations and gradients at pp 2 · vpp 2, silently.
         "overlap_p2p_comm": parallel.vpp > 1,
         "batch_p2p_comm": parallel.vpp == 1,
@@ -176,7 +175,6 @@ def text_config(
         "calculate_per_token_loss": True,
         "perform_initialization": False,
         "use_cpu_initialization": not torch.cuda.is_available(),
-        "gradient_accumulation_fusion": execution.fuse_weight_gradients,
         "deterministic_mode": parallel.deterministic,
     }
     if experts is not None:
@@ -192,4 +190,5 @@ def text_config(
             # Megatron refuses a top-1 router that softmaxes over its one choice; its own router is not used.
             "moe_router_pre_softmax": experts.per_token == 1,
         }
+    settings |= execution.fast.settings(experts=experts is not None)
     return TransformerConfig(**(settings | precision.transformer_settings()))

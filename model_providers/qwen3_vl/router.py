@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prism_megatron.config.engine.experts import ExpertSizes, RouterLosses
-from prism_megatron.engine.layers.experts import AttachLoss, ExpertRouter, balance_of_sequences, spread
+from prism_megatron.engine.layers.experts import AttachLoss, ExpertRouter, balance_of_sequences, fused_choice, spread
 from prism_megatron.losses.load_balance import router_z_loss
 
 LOSS_SUMS = ("load-balancing losses, weighed", "their weights", "z-losses, weighed", "their weights")
@@ -74,7 +74,8 @@ class SoftmaxRouter(ExpertRouter):
         """
         top_k: int = self.config.moe_router_topk
         logits_T_E = functional.linear(hidden_S_B_H.flatten(0, 1), self.weight)
-        gates_T_E, chosen_T_E = softmax_gates(logits_T_E, top_k)
+        choose = fused_choice if self.config.moe_router_fusion else softmax_gates
+        gates_T_E, chosen_T_E = choose(logits_T_E, top_k)
         sequence_T = sequence_S_B.flatten()
         counts_T = sequence_T < len(lengths_Q)
         if shares_Q is not None:

@@ -6,7 +6,6 @@ pixels per patch, C hidden size, R merged rows (P / merge²), H hidden size of t
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from prism_megatron.engine.layers.norms import LayerNorm, parameter_device
 from prism_megatron.engine.layers.recompute import checkpointed
 from prism_megatron.engine.layers.sdpa import scaled_dot_product_attention
 from prism_megatron.engine.layers.specs import NumberedModules
+from prism_megatron.engine.layers.torch_linears import torch_linears
 from prism_megatron.parallel.host_to_device import on_device
 
 EPS = 1e-6
@@ -178,7 +178,7 @@ class VisionModel(MegatronModule):
 
         ``recompute`` runs every block and merger again in the backward pass.
         """
-        config = copy.copy(config)
+        config = torch_linears(config)
         config.sequence_parallel = False
         config.fp8 = None
         super().__init__(config=config)

@@ -11,9 +11,10 @@ from prism_megatron.commands.named_models import named_shapes, world_size
 from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, parse_over
+from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.experiments.mini import mini_align
 from prism_megatron.config.stages.align import AlignConfig
-from prism_megatron.config.validate import check_align, check_align_values
+from prism_megatron.config.validate import check_align, check_align_values, towers_layout
 from prism_megatron.run.start import defaults_of, find_start
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def check(config: AlignConfig) -> None:
     """Raise PrismError for what cannot work; what a hub id stands for is downloaded."""
     find_start(config, stage=STAGE)
     shape, judge = named_shapes(config.model, config.discriminator, scenes=config.data.data is None)
-    check_align(config, shape, world_size=world_size(config.parallel), discriminator=judge)
+    size = world_size(config.parallel, towers_layout(config, shape))
+    check_align(config, shape, world_size=size, discriminator=judge)
 
 
 def foretell(config: AlignConfig, first: FirstRank) -> AlignConfig | None:
@@ -61,7 +63,8 @@ def foretell(config: AlignConfig, first: FirstRank) -> AlignConfig | None:
         from prism_megatron.forecast.build import plan_align
 
         shape, judge = named_shapes(config.model, config.discriminator, scenes=config.data.data is None)
-        return plan_align(config, shape, judge, world_size=world_size(config.parallel))
+        size = world_size(config.parallel, towers_layout(config, shape))
+        return plan_align(config, shape, judge, world_size=size)
 
     return foretold(config, plan, first)
 
@@ -76,5 +79,11 @@ def run(config: AlignConfig) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     return main_on_ranks(
-        argv, parse=parse, check=check, run=run, foretell=foretell, preload="prism_megatron.stages.align.build"
+        argv,
+        parse=parse,
+        check=check,
+        run=run,
+        foretell=foretell,
+        preload="prism_megatron.stages.align.build",
+        processes=lambda config: smallest_world(config.parallel, towers_layout(config)),
     )

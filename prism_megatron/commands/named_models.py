@@ -54,7 +54,10 @@ def _checked_shape(folder: Path) -> Qwen3VLShape:
     return shape
 
 
-def world_size(parallel: ParallelConfig) -> int:
-    """How many processes there will be: those that torchrun started, or the fewest that the layout takes."""
+def world_size(parallel: ParallelConfig, towers: ParallelConfig | None = None) -> int:
+    """How many processes there will be: those that torchrun started, or the fewest that the layout takes.
+
+    ``towers`` is that of a discriminator's experts.
+    """
     present = int(os.environ.get("WORLD_SIZE", "1"))
-    return present if present > 1 else smallest_world(parallel)
+    return present if present > 1 else smallest_world(parallel, towers)

@@ -18,6 +18,7 @@ from prism_megatron.config.fields import check_fields
 from prism_megatron.config.presets import PRESETS, preset
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.tools.plan import PlanConfig, SizesConfig
+from prism_megatron.config.validate import towers_layout
 from prism_megatron.engine.launch import quiet_vendors, report_error
 from prism_megatron.errors import PrismError
 
@@ -82,15 +83,18 @@ def _run_of(stage: StageName, argv: Sequence[str], gpus: int | None) -> Run:
 
     config: Any = _parsed(stage, argv)
     name = config.model.model
-    judge = None
+    judge = towers = None
     if isinstance(config, AlignConfig):
         wanted = config.discriminator.discriminator
         if name not in PRESETS and wanted not in PRESETS:
             shape, judge = named_shapes(config.model, config.discriminator, scenes=config.data.data is None)
-            return Run(stage, config, shape, gpus or smallest_world(config.parallel), judge)
+            towers = towers_layout(config, shape)
+            return Run(stage, config, shape, gpus or smallest_world(config.parallel, towers), judge)
         judge = preset(wanted) if wanted in PRESETS else None
     shape = preset(name) if name in PRESETS else policy_shape(config.model)
-    return Run(stage, config, shape, gpus or smallest_world(config.parallel), judge)
+    if isinstance(config, AlignConfig):
+        towers = towers_layout(config, shape)
+    return Run(stage, config, shape, gpus or smallest_world(config.parallel, towers), judge)
 
 
 def _parsed(stage: StageName, argv: Sequence[str]) -> Any:

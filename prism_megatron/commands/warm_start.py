@@ -8,8 +8,9 @@ from prism_megatron.commands.named_models import named_shapes, world_size
 from prism_megatron.commands.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, parse_over
+from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.stages.warm_start import WarmStartConfig, check_warm_start, mini_warm_start
-from prism_megatron.config.validate import check_values
+from prism_megatron.config.validate import check_values, towers_layout
 from prism_megatron.run.start import defaults_of, find_start
 
 STAGE = "warm-start"
@@ -40,7 +41,8 @@ def check(config: WarmStartConfig) -> None:
     find_start(config, stage=STAGE)
     scenes = config.data.data is None and config.pairs.pairs is None
     shape, judge = named_shapes(config.model, config.discriminator, scenes=scenes)
-    check_warm_start(config, shape, world_size=world_size(config.parallel), discriminator=judge)
+    size = world_size(config.parallel, towers_layout(config, shape))
+    check_warm_start(config, shape, world_size=size, discriminator=judge)
 
 
 def run(config: WarmStartConfig) -> None:
@@ -52,4 +54,11 @@ def run(config: WarmStartConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    return main_on_ranks(argv, parse=parse, check=check, run=run, preload="prism_megatron.stages.warm_start.build")
+    return main_on_ranks(
+        argv,
+        parse=parse,
+        check=check,
+        run=run,
+        preload="prism_megatron.stages.warm_start.build",
+        processes=lambda config: smallest_world(config.parallel, towers_layout(config)),
+    )

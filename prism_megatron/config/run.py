@@ -26,6 +26,8 @@ class RunConfig:
     """save and end after the step in which so many minutes have passed since the command began; --load goes on"""
     max_idle_steps: Annotated[int, ZERO_IS_OFF] = 20
     """end the run after so many steps on end that ought to have trained a role and did not; 0 never does"""
+    manual_gc: Annotated[int, ZERO_IS_OFF] = 0
+    """collect Python's garbage every so many steps, on all ranks at once, and never between; 0 leaves it to Python"""
     report_every: Annotated[int, AT_LEAST_ONE] = 10
     """steps between updates of summary.json and report.html, which are also written at any end"""
     log_to: tuple[Sink, ...] = ()

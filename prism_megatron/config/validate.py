@@ -9,10 +9,11 @@ from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.engine.forecast import check_forecast
-from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import DiscriminatorLayoutConfig, ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.engine.speed import SpeedConfig, check_speed
 from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.fields import check_fields
 from prism_megatron.config.stages.align import AlignConfig
@@ -39,6 +40,8 @@ class TrainsDiscriminator(Protocol):
     @property
     def precision(self) -> PrecisionConfig: ...
     @property
+    def speed(self) -> SpeedConfig: ...
+    @property
     def model(self) -> ModelConfig: ...
     @property
     def data(self) -> DataConfig: ...
@@ -46,6 +49,8 @@ class TrainsDiscriminator(Protocol):
     def rollout(self) -> RolloutConfig: ...
     @property
     def discriminator(self) -> DiscriminatorConfig: ...
+    @property
+    def discriminator_layout(self) -> DiscriminatorLayoutConfig: ...
     @property
     def checkpoint(self) -> CheckpointConfig: ...
     @property
@@ -66,6 +71,7 @@ def check_values(config: TrainsDiscriminator) -> None:
     """:func:`check_align_values` of what the stages have in common."""
     check_fields(config)
     check_data(config.data)
+    check_speed(config.speed, distributed_optimizer=config.parallel.distributed_optimizer)
     discriminator = config.discriminator
     check_kind(discriminator)
     check_upcycling(discriminator)
@@ -189,6 +195,21 @@ def check_align(
     check_shared(config, shape, world_size=world_size, discriminator=discriminator)
 
 
+def towers_layout(config: TrainsDiscriminator, shape: Qwen3VLShape | None = None) -> ParallelConfig | None:
+    """How the discriminator's experts are split; None where it has none.
+
+    Without the policy's ``shape`` it is taken for one with experts: ranks that hold the policy's layout as well hold
+    that of a dense one.
+    """
+    if config.discriminator.routing == "dense":
+        return None
+    return config.discriminator_layout.of(
+        config.parallel,
+        experts_per_tower=config.discriminator.experts_per_tower,
+        beside_experts=shape is None or shape.text.experts is not None,
+    )
+
+
 def check_shared(
     config: TrainsDiscriminator, shape: Qwen3VLShape, *, world_size: int, discriminator: Qwen3VLShape | None
 ) -> None:
@@ -204,7 +225,13 @@ def check_shared(
         )
     routed = config.discriminator.routing != "dense"
     experts_per_tower = config.discriminator.experts_per_tower if routed else 0
-    check_layout(config.parallel, shape, experts_per_tower=experts_per_tower, discriminator=discriminator)
+    check_layout(
+        config.parallel,
+        shape,
+        experts_per_tower=experts_per_tower,
+        discriminator=discriminator,
+        discriminator_layout=config.discriminator_layout,
+    )
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype)
     if discriminator is not None:
@@ -214,7 +241,7 @@ def check_shared(
             raise ConfigError(f"--discriminator: {error}") from error
     if config.data.format_sft and config.data.data is None:
         raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
-    data_parallel = check_world(config.parallel, world_size)
+    data_parallel = check_world(config.parallel, world_size, towers=towers_layout(config, shape))
     prompts = config.rollout.prompts_per_step
     if config.data.format_sft and prompts % data_parallel:
         near = [rounds * data_parallel for rounds in (prompts // data_parallel, prompts // data_parallel + 1)]

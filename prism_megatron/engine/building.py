@@ -8,8 +8,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from torch import Tensor
 
-from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.engine.host.compat import buffer_layout_arguments
+from prism_megatron.engine.host.fast_paths import FastPaths
 from prism_megatron.engine.provider import ModelProvider
 from prism_megatron.engine.runtime import World
 
@@ -50,16 +50,16 @@ def build_chunks(
 
 
 def data_parallel(
-    module: MegatronModule, config: TransformerConfig, world: World, distributed: bool, speed: SpeedConfig
+    module: MegatronModule, config: TransformerConfig, world: World, distributed: bool, fast: FastPaths
 ) -> DistributedDataParallel:
     """Megatron's DDP: gradients accumulate in fp32 and are *summed* over data-parallel ranks, never averaged."""
     assert config.calculate_per_token_loss, "providers set calculate_per_token_loss, or DDP would average gradients"
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=distributed,
-        overlap_grad_reduce=speed.overlap_grad_reduce,
-        overlap_param_gather=speed.overlap_param_gather,
-        bucket_size=speed.bucket_parameters,
+        overlap_grad_reduce=fast.overlap_grad_reduce,
+        overlap_param_gather=fast.overlap_param_gather,
+        bucket_size=fast.bucket_parameters,
     )
     return DistributedDataParallel(
         config=config,

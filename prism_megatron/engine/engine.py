@@ -22,7 +22,6 @@ from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from torch import Tensor
 
 from prism_megatron.config.engine.optimizer import OptimizerConfig
-from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.conversion.announced_weights import AnnouncedWeights, WeightShare
 from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
@@ -30,6 +29,7 @@ from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.building import build_chunks, data_parallel, sum_gradients
 from prism_megatron.engine.export import WeightTable
 from prism_megatron.engine.gradients import gather_gradients, gradient_of
+from prism_megatron.engine.host.fast_paths import PLAIN_PATHS, FastPaths
 from prism_megatron.engine.offload import Offload
 from prism_megatron.engine.optimizer import (
     adam_step,
@@ -49,7 +49,6 @@ from prism_megatron.engine.vision.images import SharedImages
 from prism_megatron.observability.activity import Activity
 
 DEFAULT_BUCKET_BYTES = 256 * 2**20
-PLAIN_SPEED = SpeedConfig()
 
 
 class MegatronEngine:
@@ -68,7 +67,7 @@ class MegatronEngine:
         dtype: torch.dtype,
         optimizer: OptimizerConfig | None,
         total_steps: int,
-        speed: SpeedConfig = PLAIN_SPEED,
+        fast: FastPaths = PLAIN_PATHS,
     ) -> None:
         """Build on all ranks. Raises ConfigError for a layout that does not fit the model (see the provider)."""
         self.name = name
@@ -102,8 +101,8 @@ class MegatronEngine:
         self._chunks: list[Any] = self.modules
         if optimizer is not None:
             distributed = world.parallel.distributed_optimizer
-            self._chunks = [data_parallel(module, self.config, world, distributed, speed) for module in self.modules]
-            if speed.overlap_grad_reduce:
+            self._chunks = [data_parallel(module, self.config, world, distributed, fast) for module in self.modules]
+            if fast.overlap_grad_reduce:
                 functions = [chunk.no_sync for chunk in self._chunks]
                 self.config.no_sync_func = functions if len(functions) > 1 else functions[0]
             self.optimizer = build_optimizer(
@@ -111,10 +110,10 @@ class MegatronEngine:
                 optimizer,
                 dtype=dtype,
                 distributed=distributed,
-                overlap_param_gather=speed.overlap_param_gather,
+                overlap_param_gather=fast.overlap_param_gather,
                 groups=world.groups,
             )
-        self._gathers_late = optimizer is not None and speed.overlap_param_gather
+        self._gathers_late = optimizer is not None and fast.overlap_param_gather
         self._is_stale = False
         """whether ranks hold weights that an update of other ranks has changed: the next pass gathers them"""
         self._offload = Offload(self._chunks, self.optimizer) if optimizer and optimizer.offload else None

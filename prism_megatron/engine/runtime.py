@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 
 import torch
@@ -20,10 +21,24 @@ from prism_megatron.engine.host.cpu import open_cpu_door
 from prism_megatron.engine.host.determinism import be_deterministic
 from prism_megatron.engine.launch import loopback_variables
 from prism_megatron.errors import ConfigError
+from prism_megatron.parallel.layout import expert_groups
 from prism_megatron.parallel.object_groups import close_object_groups, open_object_groups
 
 _UNUSED_GROUPS = frozenset({"hcp", "inter_dist_opt", "dp_cp_ag", "expt_dp_ag"})
 """Made only for hierarchical context parallelism, several optimizer instances, and overlapped FSDP all-gathers."""
+
+_EXPERT_GROUPS = {
+    "ep": "ep",
+    "expt_tp": "etp",
+    "tp_ep": "etp_ep",
+    "tp_ep_pp": "etp_ep_pp",
+    "tp_ep_pp_with_egtp_remat": "etp_ep_pp",
+    "expt_dp": "edp",
+    "expt_dp_gtp_remat": "edp",
+    "intra_expt_dp": "edp",
+}
+"""Megatron's names of the groups that depend on how experts are split, and which of ``layout.ExpertGroups`` they are.
+Weights of experts are not made anew per use (gtp_remat), and there is one instance of the optimizer (intra)."""
 
 _END_STAGE_GROUPS = frozenset({"embd", "pos_embd"})
 """Megatron gives these to the stages that share an embedding, and None to the stages between."""
@@ -56,6 +71,12 @@ class World:
     @property
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.parallel.pp - 1
+
+    @property
+    def gradient_ranks(self) -> int:
+        """Ranks over which gradients are summed: those of experts, or of the rest, whichever are more."""
+        sizes: tuple[int, int] = (self.groups.dp_cp.size(), self.groups.expt_dp.size())
+        return max(sizes)
 
     @property
     def microbatch_rounds(self) -> int:
@@ -150,6 +171,33 @@ def divide(parallel: ParallelConfig, *, seed: int, device: torch.device, timeout
             "etp": parallel.expert_tp,
         },
     )
+
+
+def with_experts(world: World, parallel: ParallelConfig) -> World:
+    """The same ranks for a model whose experts are split as ``parallel`` says, which otherwise is the world's own.
+
+    Where it splits them otherwise than the world's, their groups are made here, by all ranks together.
+    """
+    assert replace(parallel, ep=world.parallel.ep, etp=world.parallel.etp) == world.parallel, "only experts may differ"
+    if (parallel.ep, parallel.expert_tp) == (world.parallel.ep, world.parallel.expert_tp):
+        return world
+    of_each = [
+        expert_groups(rank, world_size=world.world_size, parallel=parallel)._asdict()
+        for rank in range(world.world_size)
+    ]
+    timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
+    made = {
+        axes: dist.new_subgroups_by_enumeration(
+            [list(ranks) for ranks in sorted({groups[axes] for groups in of_each})], timeout=timeout
+        )[0]
+        for axes in of_each[0]
+    }
+    groups = copy.copy(world.groups)
+    for name, axes in _EXPERT_GROUPS.items():
+        if hasattr(groups, name):
+            setattr(groups, name, made[axes])
+    layout = {**world.layout, "ep": parallel.ep, "etp": parallel.expert_tp}
+    return replace(world, parallel=parallel, groups=groups, layout=layout)
 
 
 def stop(world: World) -> None:

@@ -22,6 +22,7 @@ from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.config.stages.rlvr import RLVRConfig
 from prism_megatron.config.stages.sft import SFTConfig
+from prism_megatron.config.validate import towers_layout
 from prism_megatron.forecast.plays import Case
 from prism_megatron.forecast.workload import Workload
 from prism_megatron.training.roles import resolve_dtype
@@ -100,6 +101,7 @@ def plan_align(config: AlignConfig, shape: Qwen3VLShape, judge: Qwen3VLShape | N
     frozen = flags.freeze_vision or variant.modality == "text"
     discriminator = replace(
         policy, play="judge", shape=judge or shape, work=work, optimizer=config.discriminator_optimizer,
+        parallel=towers_layout(config, shape) or config.parallel,
         towers=variant.towers, load_balance=flags.load_balance or 0.0, freeze=ALL_VISION if frozen else (),
         fp32_head=False,
     )  # fmt: skip

@@ -94,6 +94,7 @@ class DiscriminatorOrigin:
             dtype=dtype,
             optimizer=optimizer,
             total_steps=total_steps,
+            fast=execution.fast,
         )
         if self.folder is not None:
             load_weights(engine, self.folder)

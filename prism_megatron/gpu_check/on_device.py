@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prism_megatron.gpu_check.attention import check_attention
 from prism_megatron.gpu_check.bench import Bench, bench
+from prism_megatron.gpu_check.experts import check_experts
 from prism_megatron.gpu_check.head import check_head
 from prism_megatron.gpu_check.layer import check_layer
 from prism_megatron.gpu_check.memory import check_memory
@@ -16,6 +17,7 @@ _CHECKS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "parity": check_parity,
     "attention": check_attention,
     "layer": check_layer,
+    "experts": check_experts,
     "head": check_head,
     "memory": check_memory,
 }

@@ -40,6 +40,44 @@ def place_of(rank: int, *, world_size: int, parallel: ParallelConfig) -> Place:
     return Place(tp_rank=tp_rank, cp_rank=cp_rank, dp_rank=dp_rank, pp_rank=pp_rank)
 
 
+class ExpertGroups(NamedTuple):
+    """The ranks of one rank's groups, each in the order of the group."""
+
+    ep: tuple[int, ...]
+    """which share the experts of a layer among them"""
+    etp: tuple[int, ...]
+    """which share each expert"""
+    etp_ep: tuple[int, ...]
+    """which hold one copy of a layer's experts"""
+    etp_ep_pp: tuple[int, ...]
+    """which hold one copy of all experts"""
+    edp: tuple[int, ...]
+    """which hold the same experts"""
+
+
+def expert_groups(rank: int, *, world_size: int, parallel: ParallelConfig) -> ExpertGroups:
+    """The groups of ``rank`` in Megatron's order tp-ep-dp-pp of experts. ValueError where a world does not divide."""
+    one_copy = parallel.expert_tp * parallel.ep
+    stage, left_over = divmod(world_size, parallel.pp)
+    if left_over or stage % one_copy:
+        raise ValueError(f"{world_size} ranks are not a multiple of pp {parallel.pp} x etp and ep {one_copy}")
+    pp_rank, place = divmod(rank, stage)
+    edp_rank, place = divmod(place, one_copy)
+    ep_rank, etp_rank = divmod(place, parallel.expert_tp)
+
+    def at(*, etp: int = etp_rank, ep: int = ep_rank, edp: int = edp_rank, pp: int = pp_rank) -> int:
+        return etp + parallel.expert_tp * ep + one_copy * edp + stage * pp
+
+    inside = [(etp, ep) for ep in range(parallel.ep) for etp in range(parallel.expert_tp)]
+    return ExpertGroups(
+        ep=tuple(at(ep=ep) for ep in range(parallel.ep)),
+        etp=tuple(at(etp=etp) for etp in range(parallel.expert_tp)),
+        etp_ep=tuple(at(etp=etp, ep=ep) for etp, ep in inside),
+        etp_ep_pp=tuple(at(etp=etp, ep=ep, pp=pp) for pp in range(parallel.pp) for etp, ep in inside),
+        edp=tuple(at(edp=edp) for edp in range(stage // one_copy)),
+    )
+
+
 def zigzag(slots: Sequence[int], *, cp_size: int, cp_rank: int) -> npt.NDArray[np.int64]:
     """Numbers of the tokens that one context-parallel rank holds, in the order it holds them.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.errors import ConfigError
 from prism_megatron.planning.build import Layout, Run
 from prism_megatron.planning.floors import step_floor
@@ -18,6 +19,7 @@ from prism_megatron.planning.gpus import Gpu
 from prism_megatron.planning.needs import ESTIMATE_ERROR, Memory, counted_memory, estimated_memory
 from prism_megatron.planning.work import phases_of
 
+_TOWER = DiscriminatorConfig().experts_per_tower
 HOST = 8
 """GPUs of a host: tensor parallelism and servers stay inside one."""
 RECOMPUTE = (
@@ -80,10 +82,10 @@ def layouts(run: Run) -> Iterator[Layout]:
 
 def _parallels(run: Run) -> Iterator[ParallelConfig]:
     world, experts = run.world_size, run.policy.text.experts
-    judged = run.stage == "align"
+    # Beside a policy with experts a discriminator has a layout of its own by default.
     most = experts.count if experts is not None else 1
-    if judged:
-        most = 4 if experts is None else min(most, 4)
+    if run.stage == "align" and experts is None:
+        most = _TOWER
     for tp in _powers(min(HOST, world)):
         for cp in _powers(min(4, world // tp)):
             for pp in _powers(min(16, world // (tp * cp))):

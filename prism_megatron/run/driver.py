@@ -12,6 +12,7 @@ from typing import Any
 
 from prism_megatron.config.merge import to_plain, to_yaml
 from prism_megatron.disk import disk_error, writing
+from prism_megatron.engine.host.garbage import GarbageCollection
 from prism_megatron.engine.launch import advise
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import DiskError, LostRankError, NothingTrainsError, PrismError, RunStopped
@@ -99,7 +100,9 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
     session.begin_table(stage.view.columns, total_steps=steps.stop)
     idleness, saved, good = session.idleness, steps.start, True
     on_main(lambda: reporter.begin(steps.start))
-    with closing(_Rows(session, reporter, first_step=steps.start)) as rows:
+    garbage = GarbageCollection()
+    with closing(_Rows(session, reporter, first_step=steps.start)) as rows, closing(garbage):
+        garbage.begin(config.run.manual_gc)
         for step in steps:
             if (wish := session.stopping.agreed()) is not None:
                 if step > saved:
@@ -107,6 +110,7 @@ def play(session: Session, stage: Stage, steps: range, config: StageConfig, repo
                 _settle_save(session)
                 return _stopped(session, wish, step)
             session.activity.step = step + 1
+            garbage.before_step()
             outcome = stage.play(step)
             rows.write(outcome)
             for line in (*outcome.lines, *idleness.see(outcome.learned, outcome.idle)):

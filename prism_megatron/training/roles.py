@@ -15,7 +15,6 @@ from prism_megatron.config.architecture.model import FreezeGroup
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.experts import NO_ROUTER_LOSSES, RouterLosses
 from prism_megatron.config.engine.optimizer import OptimizerConfig
-from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.conversion.checkpoints.folder import ModelFiles, files_folder, is_checkpoint, read_state
 from prism_megatron.conversion.checkpoints.source import CheckpointSource
 from prism_megatron.conversion.checkpoints.torch_dist import TorchDistFolder
@@ -26,7 +25,7 @@ from prism_megatron.conversion.hf.writer import CONFIG, read_companions, stating
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine import checkpoint
-from prism_megatron.engine.engine import PLAIN_SPEED, MegatronEngine
+from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.host.execution import PLAIN, Execution
 from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
@@ -77,7 +76,6 @@ def build_policy(
     freeze: Collection[FreezeGroup] = (),
     router_losses: RouterLosses = NO_ROUTER_LOSSES,
     execution: Execution = PLAIN,
-    speed: SpeedConfig = PLAIN_SPEED,
 ) -> MegatronEngine:
     """The policy with the weights of ``folder`` (see ``load_weights``); without ``optimizer`` it stays as it is."""
     engine = MegatronEngine(
@@ -87,7 +85,7 @@ def build_policy(
         dtype=dtype,
         optimizer=optimizer,
         total_steps=total_steps,
-        speed=speed,
+        fast=execution.fast,
     )
     load_weights(engine, folder)
     return engine

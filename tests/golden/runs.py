@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -34,9 +34,11 @@ class GoldenRun:
     ranks: int = 1
 
     def text(self) -> str:
-        """The resolved configuration as YAML, without how the run is kept and watched."""
+        """The resolved configuration as YAML, without how the run is kept, watched and made faster."""
         plain = to_plain(self._config(()))
-        return yaml.safe_dump({name: part for name, part in plain.items() if name not in ("checkpoint", "run")})
+        return yaml.safe_dump(
+            {name: part for name, part in plain.items() if name not in ("checkpoint", "run", "speed")}
+        )
 
     def play(self, world: World, output: Path) -> None:
         """One rank's part of the run."""
@@ -72,10 +74,11 @@ RUNS: Mapping[str, GoldenRun] = {
 }
 
 
-def play(world: World, name: str, output: Path) -> str:
-    """The run called ``name``; returns what ended it, if anything did."""
+def play(world: World, name: str, output: Path, flags: tuple[str, ...] = ()) -> str:
+    """The run called ``name``, with more ``flags``; returns what ended it, if anything did."""
+    run = RUNS[name]
     try:
-        RUNS[name].play(world, output)
+        replace(run, flags=(*run.flags, *flags)).play(world, output)
     except PrismError as error:
         return str(error)
     return ""

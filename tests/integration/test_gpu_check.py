@@ -22,7 +22,7 @@ def test_all_checks_run_on_a_cpu(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     checks = json.loads((tmp_path / "out" / "gpu_check.json").read_text())["checks"]
-    assert list(checks) == ["parity", "attention", "layer", "head", "memory", "align"]
+    assert list(checks) == ["parity", "attention", "layer", "experts", "head", "memory", "align"]
     for name, rows in checks.items():
         verdicts = {row["verdict"] for row in rows}
         assert "FAILS" not in verdicts, rows

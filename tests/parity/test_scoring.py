@@ -27,8 +27,8 @@ ONE_RANK, DP2, EP2 = (1, ParallelConfig()), (2, ParallelConfig()), (2, ParallelC
 PP2, CP2 = (2, ParallelConfig(pp=2)), (2, ParallelConfig(cp=2))
 ALL, FEW, FEWER = 16384, 150, 90
 BALANCE = 0.05
-# fp32 sums in another order; measured about 5e-6 of a gradient's norm.
-TOLERANCE = 1e-4
+# fp32 sums in another order; measured about 5e-6 of a gradient's norm, and 1.2e-5 of the vision tower's least.
+TOLERANCE = 2e-5
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from prism_megatron.config.fields import AT_LEAST_ONE, OnResume
@@ -98,3 +99,27 @@ class ParallelConfig:
         if self.tp == 1:
             return False
         return self.sp == "on" or (self.sp == "auto" and experts)
+
+
+@dataclass(frozen=True)
+class DiscriminatorLayoutConfig:
+    """How a discriminator's experts are split over the ranks, beside a policy that splits its own otherwise."""
+
+    ON_RESUME: ClassVar[OnResume] = OnResume.FREE
+
+    discriminator_ep: Annotated[int | None, AT_LEAST_ONE] = None
+    """expert-parallel size of the discriminator; by default --ep, and beside a policy with experts the largest divisor
+    of --ep that divides a tower's experts"""
+    discriminator_etp: Annotated[int | None, AT_LEAST_ONE] = None
+    """tensor-parallel size of the discriminator's experts; by default --etp, or what follows for it where that is left
+    out"""
+
+    def of(self, parallel: ParallelConfig, *, experts_per_tower: int, beside_experts: bool) -> ParallelConfig:
+        """The discriminator's layout on the ranks of ``parallel``, the policy's; ``beside_experts``: that has some."""
+        ep = self.discriminator_ep
+        if ep is None:
+            ep = math.gcd(parallel.ep, experts_per_tower) if beside_experts and experts_per_tower else parallel.ep
+        return replace(parallel, ep=ep, etp=self.discriminator_etp or parallel.etp)
+
+
+SAME_LAYOUT = DiscriminatorLayoutConfig()

@@ -16,12 +16,21 @@ PACKED_ALL_GATHER = "2.20"
 """Known to take packed sequences with keys and values gathered; 2.11 refuses them."""
 
 
+FUSED_ROUTER = "2.7"
+"""megatron-core looks for the fused choice of experts from here on (``extensions/transformer_engine.py``)."""
+
+
 def installed_transformer_engine() -> str | None:
     """Its version; None where it is not installed. Whether it loads is not known."""
     try:
         return version("transformer-engine")
     except PackageNotFoundError:
         return None
+
+
+def is_at_least(found: str, least: str) -> bool:
+    """Whether a version is that one, or a later one."""
+    return _numbers(found) >= _numbers(least)
 
 
 def why_unfit(found: str) -> str | None:

@@ -12,10 +12,11 @@ from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.engine.forecast import ForecastConfig
 from prism_megatron.config.engine.optimizer import OptimizerConfig
-from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import SAME_LAYOUT, DiscriminatorLayoutConfig, ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.engine.speed import SpeedConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, OnResume
 from prism_megatron.config.run import RunConfig
 from prism_megatron.config.stages.data import DataConfig
@@ -35,10 +36,12 @@ class AlignConfig:
     parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
     recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
     precision: tyro.conf.OmitArgPrefixes[PrecisionConfig] = field(default_factory=PrecisionConfig)
+    speed: tyro.conf.OmitArgPrefixes[SpeedConfig] = field(default_factory=SpeedConfig)
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
     data: tyro.conf.OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     rollout: tyro.conf.OmitArgPrefixes[RolloutConfig] = field(default_factory=RolloutConfig)
     discriminator: tyro.conf.OmitArgPrefixes[DiscriminatorConfig] = field(default_factory=DiscriminatorConfig)
+    discriminator_layout: tyro.conf.OmitArgPrefixes[DiscriminatorLayoutConfig] = SAME_LAYOUT
     game: tyro.conf.OmitArgPrefixes[GameConfig] = field(default_factory=GameConfig)
     correction: tyro.conf.OmitArgPrefixes[CorrectionConfig] = field(default_factory=CorrectionConfig)
     exam: tyro.conf.OmitArgPrefixes[ExamConfig] = NO_EXAM

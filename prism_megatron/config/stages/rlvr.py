@@ -20,6 +20,7 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.engine.speed import SpeedConfig, check_speed
 from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.fields import AT_LEAST_ONE, POSITIVE, ZERO_IS_OFF, OnResume, check_fields
 from prism_megatron.config.run import RunConfig
@@ -42,6 +43,7 @@ class RLVRConfig:
     parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
     recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
     precision: tyro.conf.OmitArgPrefixes[PrecisionConfig] = field(default_factory=PrecisionConfig)
+    speed: tyro.conf.OmitArgPrefixes[SpeedConfig] = field(default_factory=SpeedConfig)
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
     data: tyro.conf.OmitArgPrefixes[DataConfig] = field(default_factory=lambda: DataConfig(max_response_tokens=8192))
     rollout: tyro.conf.OmitArgPrefixes[RolloutConfig] = field(
@@ -95,6 +97,7 @@ def check_rlvr_values(config: RLVRConfig) -> None:
     check_fields(config)
     check_forecast(config.forecast, config.recompute)
     check_data(config.data)
+    check_speed(config.speed, distributed_optimizer=config.parallel.distributed_optimizer)
     check_objective(config.objective, like=algorithm(config.algo).objective, top_p=config.rollout.top_p)
     check_dynamic_sampling(config.dynamic, config.rollout)
     longest = config.data.max_response_tokens

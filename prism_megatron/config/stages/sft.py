@@ -16,9 +16,9 @@ from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig, check_precision
 from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.speed import SpeedConfig, check_speed
 from prism_megatron.config.engine.validate_layout import check_layout, check_world
 from prism_megatron.config.engine.vision_cache import VisionCacheConfig, check_vision_cache
-from prism_megatron.config.experiments.speed import SpeedConfig, check_speed
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, ZERO_IS_OFF, OnResume, check_fields
 from prism_megatron.config.formats import FormatConfig
 from prism_megatron.config.run import RunConfig

@@ -12,10 +12,11 @@ from prism_megatron.config.architecture.model import MiniWorld, ModelConfig
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.engine.optimizer import OptimizerConfig
-from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import SAME_LAYOUT, DiscriminatorLayoutConfig, ParallelConfig
 from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig, check_settled
 from prism_megatron.config.engine.rollout import RolloutConfig
+from prism_megatron.config.engine.speed import SpeedConfig
 from prism_megatron.config.fields import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, OnResume
 from prism_megatron.config.run import RunConfig
 from prism_megatron.config.stages.data import DataConfig
@@ -65,6 +66,7 @@ class WarmStartConfig:
     parallel: tyro.conf.OmitArgPrefixes[ParallelConfig] = field(default_factory=ParallelConfig)
     recompute: tyro.conf.OmitArgPrefixes[RecomputeConfig] = field(default_factory=RecomputeConfig)
     precision: tyro.conf.OmitArgPrefixes[PrecisionConfig] = field(default_factory=PrecisionConfig)
+    speed: tyro.conf.OmitArgPrefixes[SpeedConfig] = field(default_factory=SpeedConfig)
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
     data: tyro.conf.OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
     pairs: tyro.conf.OmitArgPrefixes[PairsConfig] = field(default_factory=PairsConfig)
@@ -72,6 +74,7 @@ class WarmStartConfig:
         default_factory=lambda: RolloutConfig(prompts_per_step=128, rollouts_per_prompt=1)
     )
     discriminator: tyro.conf.OmitArgPrefixes[DiscriminatorConfig] = field(default_factory=DiscriminatorConfig)
+    discriminator_layout: tyro.conf.OmitArgPrefixes[DiscriminatorLayoutConfig] = SAME_LAYOUT
     gate: tyro.conf.OmitArgPrefixes[GateConfig] = field(default_factory=GateConfig)
     checkpoint: tyro.conf.OmitArgPrefixes[CheckpointConfig] = field(default_factory=CheckpointConfig)
     run: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)

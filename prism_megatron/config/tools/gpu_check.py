@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 from prism_megatron.config.fields import Range, check_fields
 from prism_megatron.errors import ConfigError
 
-Check = Literal["parity", "attention", "layer", "head", "memory", "align"]
+Check = Literal["parity", "attention", "layer", "experts", "head", "memory", "align"]
 CHECKS: tuple[Check, ...] = get_args(Check)
 
 

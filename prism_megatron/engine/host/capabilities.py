@@ -8,6 +8,8 @@ the layer specs, and what Megatron chooses by itself (Adam) is compared with it.
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +19,6 @@ import torch
 
 from prism_megatron.config.engine.precision import Fp8Recipe, PrecisionConfig
 from prism_megatron.config.engine.transformer_engine import why_unfit
-from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.errors import ConfigError
 
 Library = Literal["te", "apex", "torch"]
@@ -46,6 +47,9 @@ class Installed:
     flash_attn: str | None = None
     fused_weight_gradients: bool = False
     """NVIDIA apex's CUDA extension of that name, which megatron-core's linear layers use"""
+    deep_ep: bool = False
+    compiler: str | None = None
+    """why torch cannot compile kernels for the device; None where it can"""
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,15 @@ def installed() -> Installed:
         apex=_has("apex.optimizers", "FusedAdam"),
         flash_attn=_version("flash-attn") if _has("flash_attn", "flash_attn_func") else None,
         fused_weight_gradients=_has("fused_weight_gradient_mlp_cuda", "wgrad_gemm_accum_fp32"),
+        deep_ep=_has("deep_ep", "Buffer"),
+        compiler=_lacking_compiler(),
     )
 
 
-def choose(machine: Installed, precision: PrecisionConfig, speed: SpeedConfig | None = None) -> Capabilities:
-    """The implementations of a run with ``precision`` on ``machine``; of one that has a ``speed``, with its lines.
+def choose(machine: Installed, precision: PrecisionConfig) -> Capabilities:
+    """The implementations of a run with ``precision`` on ``machine``.
 
-    Raises ConfigError where Transformer Engine, FP8 or fused weight gradients are asked for and cannot be had.
+    Raises ConfigError where Transformer Engine or FP8 are asked for and cannot be had.
     """
     cuda = machine.compute_capability is not None
     missing = [*_lacking_te(machine.transformer_engine), *([] if cuda else ["there is no CUDA device"])]
@@ -106,9 +112,7 @@ def choose(machine: Installed, precision: PrecisionConfig, speed: SpeedConfig | 
     in_te = f"Transformer Engine {machine.transformer_engine}"
     rows = _te_rows(machine, precision, in_te) if layers == "te" else _torch_rows(why)
     head = Choice("output layer", "torch matmul", "logits in fp32" if precision.fp32_head else "logits in the dtype")
-    return Capabilities(
-        layers=layers, adam=adam, choices=(*rows, head, _adam_row(machine, adam, in_te), *_speed_rows(machine, speed))
-    )
+    return Capabilities(layers=layers, adam=adam, choices=(*rows, head, _adam_row(machine, adam, in_te)))
 
 
 def check_adam(capabilities: Capabilities, optimizers: Iterable[Any]) -> None:
@@ -175,35 +179,6 @@ def _adam_row(machine: Installed, adam: Library, in_te: str) -> Choice:
     return Choice("Adam", "torch AdamW", f"torch {machine.torch}: Transformer Engine and NVIDIA apex are missing")
 
 
-def _speed_rows(machine: Installed, speed: SpeedConfig | None) -> list[Choice]:
-    """What steps are made faster by, for a stage that has the flags."""
-    if speed is None:
-        return []
-    if speed.fuse_weight_gradients and (not machine.fused_weight_gradients or machine.compute_capability is None):
-        raise ConfigError(
-            "--fuse-weight-gradients needs a CUDA device and fused_weight_gradient_mlp_cuda, an extension of NVIDIA "
-            "apex (built with --cuda_ext), and this machine lacks one of them; leave it out"
-        )
-
-    def row(part: str, on: bool, *, yes: str, flag: str) -> Choice:
-        return Choice(part, yes if on else "after the pass", flag if on else f"{flag} is not asked for")
-
-    fused, extension = speed.fuse_weight_gradients, machine.fused_weight_gradients
-    return [
-        row("gradient sums", speed.overlap_grad_reduce, yes="during backward", flag="--overlap-grad-reduce"),
-        row("weight gathers", speed.overlap_param_gather, yes="during forward", flag="--overlap-param-gather"),
-        Choice(
-            "weight gradients",
-            "summed in the product" if fused else "summed after the product",
-            "NVIDIA apex's extension is here" if extension else "NVIDIA apex's extension is missing",
-        ),
-        Choice(
-            "garbage", f"every {speed.manual_gc} steps" if speed.manual_gc else "when Python likes",
-            f"--manual-gc {speed.manual_gc}",
-        ),
-    ]  # fmt: skip
-
-
 def _version(distribution: str) -> str | None:
     try:
         return version(distribution)
@@ -217,6 +192,19 @@ def _has(module: str, name: str) -> bool:
         return hasattr(importlib.import_module(module), name)
     except ImportError:
         return False
+
+
+def _lacking_compiler() -> str | None:
+    """torch compiles for CUDA with Triton, which needs a C compiler, and for the CPU with a C++ compiler."""
+    if torch.cuda.is_available():
+        if not _has("triton", "compile"):
+            return "Triton is missing"
+        names = (os.environ.get("CC"), "gcc", "clang")
+    else:
+        names = (os.environ.get("CXX"), "g++", "clang++")
+    if any(shutil.which(name) for name in names if name):
+        return None
+    return f"there is no compiler ({', '.join(name for name in names if name)}) for torch"
 
 
 def _dotted(capability: tuple[int, int]) -> str:

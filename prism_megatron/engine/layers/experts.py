@@ -15,6 +15,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.token_dispatcher import MoEFlexTokenDispatcher
 from torch import Tensor, nn
 
 from prism_megatron.engine.layers.layer_parts import LayerParts
@@ -74,6 +75,8 @@ class ExpertLayer(MoELayer):
 
     def _routed(self, hidden_S_B_H: Tensor, *routing_args: Tensor) -> Tensor:
         gates_T_E, chosen_T_E = self.router(hidden_S_B_H, *routing_args)
+        if isinstance(self.token_dispatcher, MoEFlexTokenDispatcher):
+            gates_T_E = gates_T_E.float()  # what DeepEP carries; Megatron would cast them too, with a warning each time
         tokens, gates = self.preprocess(hidden_S_B_H, gates_T_E, chosen_T_E)
         tokens, gates = self.dispatch(tokens, gates)
         output, _ = self.routed_experts_compute(tokens, gates)
@@ -86,9 +89,13 @@ class ExpertLayer(MoELayer):
         Left there, differentiable tensors hold the whole graph until the next micro-batch, and after the last one
         for good: a cycle through the graph is one that Python cannot collect.
         """
-        for name, value in vars(self.token_dispatcher).items():
-            if isinstance(value, Tensor) and value.requires_grad:
-                setattr(self.token_dispatcher, name, None)
+        keepers = [self.token_dispatcher]
+        if isinstance(self.token_dispatcher, MoEFlexTokenDispatcher):
+            keepers.append(self.token_dispatcher._comm_manager)
+        for keeper in keepers:
+            for name, value in vars(keeper).items():
+                if isinstance(value, Tensor) and value.requires_grad:
+                    setattr(keeper, name, None)
 
 
 class AttachLoss(torch.autograd.Function):
@@ -151,6 +158,27 @@ def spread(values_K: Tensor, experts_K: Tensor, num_experts: int) -> tuple[Tenso
     empty_E = values_K.new_zeros((*values_K.shape[:-1], num_experts))
     chosen_E = torch.zeros_like(empty_E, dtype=torch.bool).scatter(-1, experts_K, value=True)
     return empty_E.scatter(-1, experts_K, values_K), chosen_E
+
+
+def fused_choice(logits_T_E: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Gates and chosen experts ``[T, E]`` by Transformer Engine's kernel: a softmax over the K largest logits.
+
+    That is a full softmax, divided by what the chosen have of it. Logits of minus infinity are never chosen while K
+    others are there. Which of two equal logits is chosen the kernel does not say.
+    """
+    from megatron.core.extensions.transformer_engine import fused_topk_with_score_function
+
+    gates_T_E, chosen_T_E = fused_topk_with_score_function(
+        logits=logits_T_E,
+        topk=top_k,
+        use_pre_softmax=False,
+        num_groups=None,
+        group_topk=None,
+        scaling_factor=None,
+        score_function="softmax",
+        expert_bias=None,
+    )
+    return gates_T_E, chosen_T_E
 
 
 def expert_layer(

@@ -16,13 +16,13 @@ from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor, nn
 
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.engine.layers.attention import RotaryAttention, SDPACoreAttention, Sequences
+from prism_megatron.engine.layers.expert_mlps import LoopedExperts
 from prism_megatron.engine.layers.layer_parts import LayerParts
 from prism_megatron.engine.layers.norms import RMSNorm
 from prism_megatron.engine.layers.recompute import checkpointed
@@ -33,7 +33,7 @@ TORCH_PARTS = LayerParts(
     norm=RMSNorm,
     core_attention=SDPACoreAttention,
     experts=ModuleSpec(
-        module=SequentialMLP,
+        module=LoopedExperts,
         submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
     ),
 )

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from prism_megatron.config.engine.transformer_engine import PACKED_ALL_GATHER
 from prism_megatron.engine.layers.attention import SDPACoreAttention, Sequences
+from prism_megatron.engine.layers.expert_mlps import GroupedExperts
 from prism_megatron.engine.layers.layer_parts import LayerParts
 from prism_megatron.errors import ConfigError
 
@@ -122,8 +123,8 @@ def _grouped_experts() -> Any:
     """
     linears = {"linear_fc1": TEColumnParallelGroupedLinear, "linear_fc2": TERowParallelGroupedLinear}
     if hasattr(experts, "GroupedMLPSubmodules"):  # 0.19: a callable
-        return functools.partial(experts.TEGroupedMLP, submodules=experts.GroupedMLPSubmodules(**linears))
-    return ModuleSpec(module=experts.TEGroupedMLP, submodules=MLPSubmodules(**linears))
+        return functools.partial(GroupedExperts, submodules=experts.GroupedMLPSubmodules(**linears))
+    return ModuleSpec(module=GroupedExperts, submodules=MLPSubmodules(**linears))
 
 
 TE_PARTS = LayerParts(

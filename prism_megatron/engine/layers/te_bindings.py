@@ -15,13 +15,16 @@ from unittest import mock
 
 import torch
 import transformer_engine.pytorch as te
+from megatron.core.extensions import transformer_engine as extensions
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.moe import moe_utils
 from torch import Tensor, nn
 
 from prism_megatron.engine.layers.attention import Sequences
 from prism_megatron.engine.layers.te import TECoreAttention
+from prism_megatron.engine.layers.te_twins import PERMUTATION, ROUTER, indices_on_the_cpu
 
 
 @dataclass
@@ -62,9 +65,24 @@ def stand_ins(ledger: Ledger) -> Iterator[None]:
             if run is not None:
                 stack.enter_context(mock.patch.object(owner, "_apply", nn.Module._apply))  # the real one wants CUDA
                 stack.enter_context(mock.patch.object(owner, "forward", _bound_forward(ledger, owner, run)))
+        for module, twins in ((moe_utils, PERMUTATION), (extensions, ROUTER)):
+            for name, twin in twins.items():
+                bound = _bound_function(ledger, name, getattr(module, name), twin)
+                stack.enter_context(mock.patch.object(module, name, bound))
+        stack.enter_context(indices_on_the_cpu())
         stack.enter_context(mock.patch.object(te, "fp8_autocast", _bound_autocast(ledger, te.fp8_autocast)))
         stack.enter_context(mock.patch.object(te, "checkpoint", _bound_checkpoint(ledger, te.checkpoint)))
         yield
+
+
+def _bound_function(
+    ledger: Ledger, name: str, original: Callable[..., Any], twin: Callable[..., Any]
+) -> Callable[..., Any]:
+    def function(*arguments: Any, **keywords: Any) -> Any:
+        ledger.bind(name, original, *arguments, **keywords)
+        return twin(*arguments, **keywords)
+
+    return function
 
 
 def _bound_init(ledger: Ledger, owner: Any, make: Callable[[Any, dict[str, Any]], None]) -> Callable[..., None]:

@@ -14,6 +14,7 @@ from prism_megatron.config.architecture.model import ALL_VISION
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.objective import PolicyObjective, recommended_correction
+from prism_megatron.config.validate import towers_layout
 from prism_megatron.conversion.checkpoints.folder import files_folder
 from prism_megatron.conversion.checkpoints.model_names import policy_folder, title_of
 from prism_megatron.data.loader import Example
@@ -23,7 +24,7 @@ from prism_megatron.data.selection import read_selection
 from prism_megatron.engine.host.capabilities import check_adam
 from prism_megatron.engine.host.execution import Execution, execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
-from prism_megatron.engine.runtime import World
+from prism_megatron.engine.runtime import World, with_experts
 from prism_megatron.errors import DataError
 from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.game.judge import JudgePlan
@@ -83,7 +84,9 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     if session.restored is not None:
         origin.check_checkpoint(session.restored)
     dtype = resolve_dtype(config.model.dtype, shape)
-    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    execution, capabilities = execution_here(
+        config.recompute, config.precision, config.speed, world=world, dtype=dtype, say=session.say
+    )
     if (advice := recommended_correction(config.correction, config.rollout)) is not None:
         session.say(advice)
     renderer = renderer_of(folder, config.data)
@@ -109,10 +112,13 @@ def _build(config: AlignConfig, session: Session) -> Alignment:
     )
     # Its adversary.
     session.say(origin.size_line(shape))
+    judges = with_experts(world, towers_layout(config, shape) or world.parallel)
+    if judges is not world:
+        session.say(f"discriminator: its experts are split over ep{judges.layout['ep']} etp{judges.layout['etp']}")
     discriminator = origin.build(
         source,
         shape,
-        world=world,
+        world=judges,
         dtype=dtype,
         optimizer=config.discriminator_optimizer,
         total_steps=config.steps * config.game.discriminator_updates_per_step,

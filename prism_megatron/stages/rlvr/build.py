@@ -75,7 +75,9 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
     folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)
-    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    execution, capabilities = execution_here(
+        config.recompute, config.precision, config.speed, world=world, dtype=dtype, say=session.say
+    )
     if (advice := recommended_correction(config.objective.correction, config.rollout)) is not None:
         session.say(advice)
     # What is asked, and how answers are checked.

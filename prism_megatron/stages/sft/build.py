@@ -78,7 +78,9 @@ def _build(config: SFTConfig, session: Session) -> SFT:
     folder = files_folder(source, "policy")
     shape = Qwen3VLShape.from_folder(folder)
     dtype = resolve_dtype(config.model.dtype, shape)
-    execution, capabilities = execution_here(config.recompute, config.precision, config.speed, say=session.say)
+    execution, capabilities = execution_here(
+        config.recompute, config.precision, config.speed, world=world, dtype=dtype, say=session.say
+    )
     renderer = Renderer.from_folder(
         folder, system_prompt=data.system_prompt, min_pixels=data.min_pixels, max_pixels=data.max_pixels
     )
@@ -95,7 +97,7 @@ def _build(config: SFTConfig, session: Session) -> SFT:
     policy = build_policy(
         source, shape, world=world, dtype=dtype, optimizer=config.policy, total_steps=min(ends), freeze=config.freeze,
         router_losses=config.experts.losses,
-        execution=execution, speed=config.speed,
+        execution=execution,
     )  # fmt: skip
     session.watch(policy)
     assert policy.optimizer is not None
@@ -109,7 +111,6 @@ def _build(config: SFTConfig, session: Session) -> SFT:
         save_every=config.checkpoint.save_every,
         eval_rows=config.eval_rows,
         vision_cache=config.vision_cache,
-        manual_gc=config.speed.manual_gc,
         throughput=_throughput(config, shape, dtype),
     )
     drift = _drift(config, policy, folder, renderer, dtype) if config.drift_scenes else None

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from prism_megatron.config.engine.vision_cache import VisionCacheConfig
 from prism_megatron.engine.batch import Batch, Extra
 from prism_megatron.engine.engine import MegatronEngine
-from prism_megatron.engine.host.garbage import GarbageCollection
 from prism_megatron.stages.sft.demonstrations import Demonstrations, Row, only
 from prism_megatron.stages.sft.drift import Drift
 from prism_megatron.stages.sft.throughput import Throughput
@@ -47,9 +46,6 @@ class Learner:
     """steps between checkpoints"""
     eval_rows: int
     """rows of it over all data-parallel ranks"""
-    manual_gc: int = 0
-    """steps between collections of garbage; 0 leaves it to Python"""
-    garbage: GarbageCollection = field(default_factory=GarbageCollection)
     seconds: float = 0.0
     """that the last step took"""
     throughput: Throughput | None = None
@@ -58,20 +54,14 @@ class Learner:
 
     def begin(self) -> None:
         """Before the first step, with the weights that the run begins or goes on with."""
-        self.garbage.begin(self.manual_gc)
         use_vision_cache(self.policy, self.vision_cache)
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Around a step's data and its update."""
         began = time.perf_counter()
-        self.garbage.before_step()
         yield
         self.seconds = time.perf_counter() - began
-
-    def end(self) -> None:
-        """After the last step, or a failure; may be called again."""
-        self.garbage.close()
 
     def batches(self, rows: Sequence[Row]) -> list[Batch]:
         """Micro-batches, in whole rounds; rows without labels fill the last one up."""

@@ -92,7 +92,6 @@ class SFT:
         return self.exports.write(self.learner.policy, output / EXPORT, self.session, figures)
 
     def close(self) -> None:
-        self.learner.end()
         self._steps.close()
         if self.lessons.drift is not None:
             self.lessons.drift.close()

@@ -9,6 +9,7 @@ import torch
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.stages.warm_start import WarmStartConfig
+from prism_megatron.config.validate import towers_layout
 from prism_megatron.conversion.checkpoints.folder import files_folder
 from prism_megatron.conversion.checkpoints.model_names import policy_folder
 from prism_megatron.data.admission import Checks, Look, look_alone
@@ -22,7 +23,7 @@ from prism_megatron.data.selection import read_selection
 from prism_megatron.engine.host.capabilities import check_adam
 from prism_megatron.engine.host.execution import execution_here
 from prism_megatron.engine.optimizer import inner_optimizers
-from prism_megatron.engine.runtime import World
+from prism_megatron.engine.runtime import World, with_experts
 from prism_megatron.errors import ConfigError
 from prism_megatron.game.discriminator import DiscriminatorOrigin
 from prism_megatron.game.judge import JudgePlan
@@ -127,7 +128,9 @@ def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmS
     files = files_folder(policy, "policy")
     shape = Qwen3VLShape.from_folder(files)
     dtype = resolve_dtype(config.model.dtype, shape)
-    execution, capabilities = execution_here(config.recompute, config.precision, say=session.say)
+    execution, capabilities = execution_here(
+        config.recompute, config.precision, config.speed, world=world, dtype=dtype, say=session.say
+    )
     origin.check(files)
     if session.restored is not None:
         origin.check_checkpoint(session.restored)
@@ -155,7 +158,7 @@ def _build(config: WarmStartConfig, sources: Sources, session: Session) -> WarmS
     discriminator = origin.build(
         policy,
         shape,
-        world=world,
+        world=with_experts(world, towers_layout(config, shape) or world.parallel),
         dtype=dtype,
         optimizer=config.discriminator_optimizer,
         total_steps=sources.steps,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
+import torch
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.forecast import ForecastConfig, check_forecast
 from prism_megatron.config.engine.precision import PrecisionConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
+from prism_megatron.config.engine.speed import SpeedConfig
 from prism_megatron.config.stages.align import AlignConfig
 from prism_megatron.config.stages.warm_start import WarmStartConfig, check_warm_start
 from prism_megatron.config.tools.verify import VerifyConfig, check_verify
 from prism_megatron.config.validate import check_align, check_recompute
 from prism_megatron.engine.host.execution import execution_here
+from prism_megatron.engine.runtime import World
 from prism_megatron.errors import ConfigError
 
 AUTO = RecomputeConfig("auto")
@@ -46,7 +50,9 @@ def test_auto_comes_to_a_configuration_that_stands_by_itself(asked: tuple[str, .
         lambda shape: check_warm_start(WarmStartConfig(steps=1, recompute=AUTO), shape, world_size=1),
         lambda shape: check_verify(VerifyConfig(recompute=AUTO), shape, world_size=1),
         lambda _shape: check_forecast(ForecastConfig("off"), AUTO),
-        lambda _shape: execution_here(AUTO, PrecisionConfig(), say=print),
+        lambda _shape: execution_here(
+            AUTO, PrecisionConfig(), SpeedConfig(), world=cast("World", None), dtype=torch.float32, say=print
+        ),
     ],
     ids=["prism-warm-start", "prism-verify", "--forecast off", "a stage called without its command"],
 )

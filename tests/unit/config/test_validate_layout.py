@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
-from prism_megatron.config.engine.parallel import ParallelConfig
+from prism_megatron.config.engine.parallel import DiscriminatorLayoutConfig, ParallelConfig
 from prism_megatron.config.engine.validate_layout import check_layout, check_world, smallest_world
 from prism_megatron.errors import ConfigError
 
@@ -121,6 +121,54 @@ def test_dense_model_refuses_ep_and_allows_sp_off(mini: Qwen3VLShape) -> None:
         check_layout(ParallelConfig(ep=2), mini, experts_per_tower=0)
     with pytest.raises(ConfigError, match="--etp 2 needs a model with experts"):
         check_layout(ParallelConfig(etp=2), mini, experts_per_tower=0)
+
+
+@pytest.fixture
+def with_experts(mini: Qwen3VLShape) -> Qwen3VLShape:
+    """The mini as a policy with 128 experts."""
+    return dataclasses.replace(
+        mini, text=dataclasses.replace(mini.text, num_experts=128, experts_per_token=8, expert_ffn=64)
+    )
+
+
+@pytest.mark.parametrize(("ep", "its_own"), [(1, 1), (2, 2), (8, 4), (64, 4), (3, 1)])
+def test_beside_experts_a_tower_is_split_as_far_as_it_goes(ep: int, its_own: int) -> None:
+    """Claim: of 4 experts a tower; beside a dense policy --ep is the discriminator's, as it stands."""
+    parallel = ParallelConfig(tp=2, ep=ep)
+    own = DiscriminatorLayoutConfig()
+    assert own.of(parallel, experts_per_tower=4, beside_experts=True) == dataclasses.replace(parallel, ep=its_own)
+    assert own.of(parallel, experts_per_tower=4, beside_experts=False) == parallel
+    asked = DiscriminatorLayoutConfig(discriminator_ep=2, discriminator_etp=2)
+    assert asked.of(parallel, experts_per_tower=4, beside_experts=True) == dataclasses.replace(parallel, ep=2, etp=2)
+
+
+def test_a_layout_of_its_own_is_checked_by_its_flags(mini: Qwen3VLShape, with_experts: Qwen3VLShape) -> None:
+    def looked_at(shape: Qwen3VLShape, parallel: ParallelConfig, experts: int = 4, **own: int) -> None:
+        check_layout(
+            parallel, shape, experts_per_tower=experts, discriminator=mini if shape is with_experts else None,
+            discriminator_layout=DiscriminatorLayoutConfig(**own),
+        )  # fmt: skip
+
+    looked_at(with_experts, ParallelConfig(ep=8))
+    looked_at(with_experts, ParallelConfig(ep=8), discriminator_ep=2)
+    with pytest.raises(ConfigError, match=r"--discriminator-ep 8 must divide the 4 experts of a tower"):
+        looked_at(with_experts, ParallelConfig(ep=8), discriminator_ep=8)
+    with pytest.raises(ConfigError, match=r"and this one has none: --ep and --etp are the discriminator's"):
+        looked_at(mini, ParallelConfig(), discriminator_ep=2)
+    with pytest.raises(ConfigError, match="and there are none; leave them out"):
+        looked_at(with_experts, ParallelConfig(ep=8), experts=0, discriminator_ep=2)
+    with pytest.raises(ConfigError, match=r"the discriminator: --etp 7 cuts every expert over 7 ranks"):
+        looked_at(with_experts, ParallelConfig(ep=8), discriminator_etp=7)
+
+
+def test_ranks_are_held_against_both_layouts() -> None:
+    """Claim: the smallest world fits both, and a smaller one is refused by the flag that it does not fit."""
+    parallel, towers = ParallelConfig(ep=2), ParallelConfig(ep=4, etp=2)
+    assert smallest_world(parallel, towers) == 8
+    assert check_world(parallel, 8, towers=towers) == 8
+    with pytest.raises(ConfigError, match=r"--discriminator-ep 4 --discriminator-etp 2 must divide the 4 processes .* "
+                                          r"use --discriminator-ep 1 or 2"):  # fmt: skip
+        check_world(parallel, 4, towers=towers)
 
 
 @pytest.mark.parametrize("size", ["2B", "4B", "8B", "32B"])

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from prism_megatron.config.engine.precision import PrecisionConfig
-from prism_megatron.config.experiments.speed import SpeedConfig
 from prism_megatron.engine.host.capabilities import Capabilities, Installed, check_adam, choose, installed
 from prism_megatron.errors import ConfigError
 
@@ -114,18 +113,3 @@ def test_another_adam_than_the_table_says_is_an_error() -> None:
     made = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(RuntimeError, match=r"torch\.optim\.adamw\.AdamW where the table .* 'te'"):
         check_adam(choose(HOPPER, PrecisionConfig()), [made])
-
-
-def test_what_makes_steps_faster_has_lines_and_is_refused_where_it_is_missing() -> None:
-    speed = SpeedConfig(overlap_grad_reduce=True, overlap_param_gather=True, manual_gc=50)
-    named = uses(choose(CPU, PrecisionConfig(), speed))
-    assert named["gradient sums"] == "during backward" and named["weight gathers"] == "during forward"
-    assert named["weight gradients"] == "summed after the product" and named["garbage"] == "every 50 steps"
-    assert uses(choose(CPU, PrecisionConfig(), SpeedConfig()))["gradient sums"] == "after the pass"
-    assert "garbage" not in uses(choose(CPU, PrecisionConfig()))
-    fused = SpeedConfig(fuse_weight_gradients=True)
-    for machine in (CPU, BARE_GPU):
-        with pytest.raises(ConfigError, match="--fuse-weight-gradients needs a CUDA device and fused_weight_gradient"):
-            choose(machine, PrecisionConfig(), fused)
-    able = dataclasses.replace(BARE_GPU, fused_weight_gradients=True)
-    assert uses(choose(able, PrecisionConfig(), fused))["weight gradients"] == "summed in the product"

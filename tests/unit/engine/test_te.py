@@ -15,7 +15,9 @@ import torch
 from megatron.core.enums import Fp8Recipe
 from megatron.core.fp8_utils import get_fp8_align_size, is_first_last_bf16_layer
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer import MegatronModule
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.moe.experts import TEGroupedMLP
 from torch import Tensor, nn
 
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
@@ -25,6 +27,7 @@ from prism_megatron.engine.export import canonical_name
 from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.layers import te
 from prism_megatron.engine.layers.attention import Sequences
+from prism_megatron.engine.layers.expert_mlps import GroupedExperts
 from prism_megatron.engine.layers.recompute import checkpointed
 from prism_megatron.errors import ConfigError
 from tests.distributed.tiny import provider
@@ -140,6 +143,58 @@ def test_attention_is_built_with_what_megatron_passes_but_a_name(core: Any) -> N
     assert built.inner.built_with.keys() == {"config", "cp_comm_type", *passed}
     assert built.inner.built_with["cp_comm_type"] == "a2a"
     assert built.sharded_state_dict("any.") == {}
+
+
+class FakeGroupedLinear(nn.Module):
+    """Transformer Engine's, as a loop over the experts' weights."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(*sizes, generator=torch.Generator().manual_seed(sum(sizes))))
+
+    def forward(self, tokens: Tensor, counts: list[int]) -> tuple[Tensor, None]:
+        parts = zip(tokens.split(counts), self.weights, strict=True)
+        return torch.cat([nn.functional.linear(part, weight) for part, weight in parts]), None
+
+
+class FakePadding(nn.Module):
+    """``Fp8Padding`` to multiples of 4, or its inverse."""
+
+    def __init__(self, *, undo: bool) -> None:
+        super().__init__()
+        self.undo = undo
+
+    def forward(self, tokens: Tensor, counts: list[int]) -> Any:
+        padded = [-(-count // 4) * 4 for count in counts]
+        if self.undo:
+            return torch.cat([part[:count] for part, count in zip(tokens.split(padded), counts, strict=True)])
+        rows = [nn.functional.pad(part, (0, 0, 0, -len(part) % 4)) for part in tokens.split(counts)]
+        return torch.cat(rows), padded
+
+
+@pytest.mark.parametrize("fp8", ["none", "hybrid"])
+def test_grouped_experts_are_megatrons_with_one_function_between_their_products(fp8: Any) -> None:
+    """Claim: outputs and gradients equal those of ``TEGroupedMLP.forward`` without fusion, to the bit, padded or not.
+
+    Blind spot: its linears and its padding are fakes.
+    """
+    execution = Execution(precision=PrecisionConfig(fp8=fp8), layers="te")
+    config = Qwen3VLProvider(provider().shape, execution=execution).transformer_config(ParallelConfig(), torch.bfloat16)
+    experts = GroupedExperts.__new__(GroupedExperts)
+    MegatronModule.__init__(experts, config)
+    experts.num_local_experts, experts.activation_func = 3, config.activation_func
+    experts.offload_expert_fc1 = experts.offload_moe_act = experts.activation_recompute = False
+    experts._with_fused_impl = False
+    experts.linear_fc1, experts.linear_fc2 = FakeGroupedLinear(3, 12, 8), FakeGroupedLinear(3, 8, 6)
+    experts.quantization_padding, experts.quantization_unpadding = FakePadding(undo=False), FakePadding(undo=True)
+    tokens, gates = torch.randn(7, 8, requires_grad=True), torch.rand(7, requires_grad=True)
+    inputs = (tokens, gates, *experts.parameters())
+    results = []
+    for forward in (GroupedExperts.forward, TEGroupedMLP.forward):
+        output, bias = forward(experts, tokens, torch.tensor([5, 0, 2]), gates)
+        assert bias is None
+        results.append((output, *torch.autograd.grad(output.square().sum(), inputs)))
+    assert all(torch.equal(mine, megatrons) for mine, megatrons in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from prism_megatron.config.presets import preset
 from prism_megatron.engine.host.capabilities import Installed
 from prism_megatron.engine.host.execution import Execution
+from prism_megatron.engine.layers import swiglu
 from prism_megatron.engine.offload import Offload
 from prism_megatron.gpu_check import attention, works
 from prism_megatron.gpu_check.bench import Bench, bench
+from prism_megatron.gpu_check.experts import check_experts
 from prism_megatron.gpu_check.layer import executions
 from prism_megatron.gpu_check.memory import check_memory
 from prism_megatron.gpu_check.parity import fp8_rows
@@ -152,3 +154,19 @@ def test_a_role_that_rests_goes_on_as_one_that_stays(on_cpu: Bench, monkeypatch:
 
     monkeypatch.setattr(Offload, "wait", forgetful)
     assert [row.verdict for row in check_memory(on_cpu)] == ["skipped", "FAILS"]
+
+
+def test_faster_ways_of_experts_are_held_to_the_plain_ones(on_cpu: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claim: the way that a CPU has holds, the others are skipped by name, and a wrong kernel fails.
+
+    What would be compiled is called as it is.
+    """
+    monkeypatch.setattr(swiglu, "_compiled", lambda function: function)
+    compiled, timed, *others = check_experts(on_cpu)
+    assert (compiled.verdict, timed.verdict) == ("holds", "measured") and compiled.value is not None
+    assert 0 < compiled.value < 1e-2, "another form, which rounds otherwise"
+    assert [row.verdict for row in others] == ["skipped"] * 3
+    assert {row.note for row in others} == {"it needs Transformer Engine and a CUDA device"}
+    wrong = swiglu._wide_gradients
+    monkeypatch.setattr(swiglu, "_wide_gradients", lambda *given: (wrong(*given)[0], 1.1 * wrong(*given)[1]))
+    assert next(check_experts(on_cpu)).verdict == "FAILS"

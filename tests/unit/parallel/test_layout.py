@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prism_megatron.config.engine.parallel import ParallelConfig
-from prism_megatron.parallel.layout import data_parallel_size, place_of, share_of, zigzag
+from prism_megatron.parallel.layout import data_parallel_size, expert_groups, place_of, share_of, zigzag
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,26 @@ def test_ranks_count_tp_first_then_cp_dp_and_pp(tp: int, cp: int, pp: int, world
     expected = list(itertools.product(range(pp), range(dp), range(cp), range(tp)))
     places = [place_of(rank, world_size=world_size, parallel=parallel) for rank in range(world_size)]
     assert [(place.pp_rank, place.dp_rank, place.cp_rank, place.tp_rank) for place in places] == expected
+
+
+@pytest.mark.parametrize(("ep", "etp", "pp", "world_size"), [(2, 1, 1, 2), (4, 1, 2, 8), (2, 2, 2, 16), (1, 4, 1, 8)])
+def test_expert_groups_are_slices_of_the_world(ep: int, etp: int, pp: int, world_size: int) -> None:
+    """Claim: rank r is the r-th element of the product pp x edp x ep x etp, and its groups are slices through it."""
+    parallel = ParallelConfig(ep=ep, etp=etp, pp=pp)
+    places = np.arange(world_size).reshape(pp, -1, ep, etp)
+    for rank in range(world_size):
+        groups = expert_groups(rank, world_size=world_size, parallel=parallel)
+        p, d, e, t = (int(axis[0]) for axis in np.nonzero(places == rank))
+        assert groups.ep == tuple(places[p, d, :, t])
+        assert groups.etp == tuple(places[p, d, e, :])
+        assert groups.etp_ep == tuple(places[p, d].ravel())
+        assert groups.etp_ep_pp == tuple(places[:, d].ravel())
+        assert groups.edp == tuple(places[p, :, e, t])
+
+
+def test_a_world_that_experts_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="6 ranks are not a multiple of pp 1 x etp and ep 4"):
+        expert_groups(0, world_size=6, parallel=ParallelConfig(ep=4))
 
 
 @pytest.mark.parametrize("cp_size", [1, 2, 4])

@@ -39,7 +39,7 @@ LENGTHS, SHARES = (5, 7), (0.25, 0.35)
 def case() -> tuple[Any, Tensor, Tensor]:
     """A router of 6 experts in float32, 14 tokens of which two are padding, and the number of each one's sequence."""
     config = SimpleNamespace(num_moe_experts=6, hidden_size=16, params_dtype=torch.float32, sequence_parallel=False,
-                             moe_router_topk=2, use_cpu_initialization=True)  # fmt: skip
+                             moe_router_topk=2, moe_router_fusion=False, use_cpu_initialization=True)  # fmt: skip
     groups = SimpleNamespace(tp_cp=SimpleNamespace(size=lambda: 1))
     router = SoftmaxRouter(config, groups, losses=RouterLosses(balance=0.3, z=0.7))
     router.layer_number = 1

@@ -14,6 +14,7 @@ import torch
 
 from prism_megatron.config.checkpoint import CheckpointConfig
 from prism_megatron.config.run import RunConfig
+from prism_megatron.engine.host.garbage import GarbageCollection
 from prism_megatron.errors import NothingTrainsError, PrismError, RunStopped
 from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import read_metrics
@@ -163,6 +164,18 @@ def test_every_step_has_its_row_with_its_seconds(tmp_path: Path, capsys: pytest.
     assert "counting: steps 1 to 5" in shown
     positions = [shown.index(text) for text in ("| seen |", "1/5 |    0 |", "saw 0", "2/5 |   10 |", "saved step_2")]
     assert positions == sorted(positions)
+
+
+def test_garbage_is_collected_before_its_steps_whatever_stage_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: the number of --manual-gc is taken over, every step is told, and Python gets its collection back."""
+    steps: list[str] = []
+    monkeypatch.setattr(GarbageCollection, "begin", lambda _self, every: steps.append(f"begin {every}"))
+    monkeypatch.setattr(GarbageCollection, "before_step", lambda _self: steps.append("before"))
+    monkeypatch.setattr(GarbageCollection, "close", lambda _self: steps.append("close"))
+    ended(tmp_path, range(2), run=RunConfig(manual_gc=2))
+    assert steps == ["begin 2", "before", "before", "close"]
 
 
 def test_a_stage_that_stops_is_saved_there(tmp_path: Path) -> None:

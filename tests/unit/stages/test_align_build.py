@@ -23,6 +23,7 @@ from prism_megatron.config.experiments.mini_world import MINI_FOLDER, mini_folde
 from prism_megatron.data.records import in_part, read_records
 from prism_megatron.engine.host import execution
 from prism_megatron.engine.host.capabilities import Installed
+from prism_megatron.engine.host.fast_paths import FastPaths
 from prism_megatron.errors import ConfigError, DataError
 from prism_megatron.game import discriminator
 from prism_megatron.game.judged_rows import segment_row
@@ -37,10 +38,11 @@ FLAGS = "--dtype bf16 --fp8 e4m3 --fp8-recipe blockwise --recompute full --recom
 
 
 class FakeEngine:
-    """Keeps the provider it was given."""
+    """Keeps the provider, and the faster ways, it was given."""
 
-    def __init__(self, *, provider: Any, **_keywords: Any) -> None:
+    def __init__(self, *, provider: Any, fast: Any, **_keywords: Any) -> None:
         self.provider = provider
+        self.fast = fast
         self.optimizer = "an optimizer"
 
     def load_hf(self, _source: Any) -> None:
@@ -55,8 +57,8 @@ def run_on(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(build, "broadcast_object", lambda value, **_keywords: value)
     monkeypatch.setattr(build, "inner_optimizers", lambda _optimizer: [])
     monkeypatch.setattr(prompts, "all_gather_objects", lambda value: [value])
-    sizes = {"parallel": ParallelConfig(), "layout": {}, "rank": 0, "world_size": 1, "is_main": True}
-    world: Any = SimpleNamespace(device=torch.device("cpu"), **sizes)
+    sizes = {"parallel": ParallelConfig(), "layout": {}, "rank": 0, "world_size": 1, "gradient_ranks": 1}
+    world: Any = SimpleNamespace(device=torch.device("cpu"), is_main=True, **sizes)
 
     def run(machine: Installed, flags: str) -> tuple[Any, list[str]]:
         monkeypatch.setattr(execution, "installed", lambda: machine)
@@ -76,6 +78,17 @@ def test_flags_reach_both_models_and_their_batches(run_on: Any) -> None:
         assert (model.recompute.recompute, model.recompute.recompute_vision) == ("full", True)
     assert run.plan.judging.form.length_multiple == 16
     assert any(line.startswith("fp8") and "e4m3, blockwise" in line for line in said)
+
+
+def test_faster_ways_reach_both_players_and_the_table(run_on: Any) -> None:
+    """Claim: engine and layers of the policy and of the discriminator are given what the table says."""
+    run, said = run_on(Installed("2.13.0"), "--overlap-grad-reduce on --overlap-param-gather on --fuse-swiglu on")
+    for engine in (run.players.policy, run.players.discriminator):
+        assert engine.fast == FastPaths(overlap_grad_reduce=True, overlap_param_gather=True, fuse_swiglu=True)
+        assert engine.provider.execution.fast == engine.fast
+    assert any(line.startswith("gradient sums") and "during backward" in line for line in said)
+    with pytest.raises(ConfigError, match="--fuse-weight-gradients cannot be had here: there is no CUDA device"):
+        run_on(Installed("2.13.0"), "--fuse-weight-gradients on")
 
 
 def test_defaults_keep_activations_and_use_torch_without_transformer_engine(run_on: Any) -> None:
