@@ -148,7 +148,9 @@ def _find_smallest(config: SizesConfig) -> int:
 
     gpu = gpu_of(config.gpu)
     rows = [
-        smallest(model, stage, gpu, say=tell, judge=config.judge) for model in config.model for stage in PAPER_STAGES
+        smallest(model, stage, gpu, say=tell, play=config.play, judge=config.judge)
+        for model in config.model
+        for stage in PAPER_STAGES
     ]
     found = [row for row in rows if row is not None]
     if config.json:

@@ -29,8 +29,8 @@ class Layout:
 
     parallel: ParallelConfig
     recompute: RecomputeConfig
-    offload: bool = False
-    """whether gradients and optimizer state leave the device while another role trains or samples"""
+    offload: tuple[str, ...] = ()
+    """roles whose gradients and optimizer state leave the device while another one trains, or answers are drawn"""
     rollout_tp: int = 0
     """GPUs of a colocated server; 0 for the rollouts that the configuration has"""
     rollout_servers: int = 0
@@ -48,7 +48,7 @@ class Layout:
         flags += [f"--sp {one.sp}"] if one.sp != default.sp else []
         flags += [self.recompute.as_flags()] if self.recompute.recompute != "none" else []
         flags += ["--recompute-vision"] if self.recompute.recompute_vision else []
-        flags += ["--policy.offload --discriminator.offload"] if self.offload else []
+        flags += [f"--{role}.offload" for role in self.offload]
         if self.rollout_tp:
             flags += ["--rollout sglang --rollout-colocated"]
             flags += [f"--rollout-tp {self.rollout_tp} --rollout-servers {self.rollout_servers}"]
@@ -69,7 +69,11 @@ class Run:
     @property
     def layout(self) -> Layout:
         rollout = self.rollout
-        own = Layout(self.config.parallel, self.config.recompute, self.config.policy.offload)
+        roles = {"policy": self.config.policy}
+        if isinstance(self.config, AlignConfig):
+            roles["discriminator"] = self.config.discriminator_optimizer
+        offload = tuple(role for role, optimizer in roles.items() if optimizer.offload)
+        own = Layout(self.config.parallel, self.config.recompute, offload)
         if rollout is None or not rollout.rollout_colocated:
             return own
         return replace(own, rollout_tp=rollout.rollout_tp, rollout_servers=rollout.rollout_servers)
@@ -90,9 +94,11 @@ class Run:
     def laid_out(self, layout: Layout) -> Run:
         """The same run otherwise laid out."""
         changed: dict[str, Any] = {"parallel": layout.parallel, "recompute": layout.recompute}
-        changed["policy"] = replace(self.config.policy, offload=layout.offload)
+        changed["policy"] = replace(self.config.policy, offload="policy" in layout.offload)
         if isinstance(self.config, AlignConfig):
-            changed["discriminator_optimizer"] = replace(self.config.discriminator_optimizer, offload=layout.offload)
+            changed["discriminator_optimizer"] = replace(
+                self.config.discriminator_optimizer, offload="discriminator" in layout.offload
+            )
         if layout.rollout_tp and self.rollout is not None:
             changed["rollout"] = replace(
                 self.rollout, rollout="sglang", rollout_colocated=True, rollout_tp=layout.rollout_tp,

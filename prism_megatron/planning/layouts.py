@@ -6,14 +6,14 @@ as are wanted fit (``confirmed``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.stages.discriminator import DiscriminatorConfig
 from prism_megatron.errors import ConfigError
-from prism_megatron.planning.build import Layout, Run
+from prism_megatron.planning.build import Layout, Run, StageName
 from prism_megatron.planning.floors import step_floor
 from prism_megatron.planning.gpus import Gpu
 from prism_megatron.planning.needs import ESTIMATE_ERROR, Memory, counted_memory, estimated_memory
@@ -28,6 +28,14 @@ RECOMPUTE = (
     RecomputeConfig("full"),
     RecomputeConfig("full", recompute_vision=True),
 )
+
+
+OFFLOAD: Mapping[StageName, tuple[tuple[str, ...], ...]] = {
+    "sft": ((),),
+    "align": ((), ("policy", "discriminator")),
+    "rlvr": ((), ("policy",)),
+}
+"""Roles that may rest in host memory: those beside which something else happens."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def layouts(run: Run) -> Iterator[Layout]:
         for recompute in RECOMPUTE:
             if recompute.recompute_vision and run.stage == "sft":
                 continue  # a frozen tower keeps nothing
-            for offload in (False, True) if run.stage == "align" else (False,):
+            for offload in OFFLOAD[run.stage]:
                 for rollout_tp in _servers(run):
                     servers = min(HOST, run.world_size) // rollout_tp if rollout_tp else 0
                     yield Layout(parallel, recompute, offload, rollout_tp, servers)
@@ -136,4 +144,4 @@ def _powers(most: int) -> list[int]:
 
 def _simple(layout: Layout) -> tuple[int, ...]:
     one = layout.parallel
-    return (layout.offload, one.pp, one.cp, one.tp, one.ep)
+    return (len(layout.offload), one.pp, one.cp, one.tp, one.ep)

@@ -62,14 +62,17 @@ def hours_of(run: Run, gpu: Gpu, *, share: float) -> Hours:
 
 
 def smallest(
-    model: str, stage: StageName, gpu: Gpu, *, say: Callable[[str], None], judge: str = JUDGE
+    model: str, stage: StageName, gpu: Gpu, *, say: Callable[[str], None], play: bool = True, judge: str = JUDGE
 ) -> Smallest | None:
-    """The smallest number of GPUs, a power of two, one layout of which fits when it is played; None for none."""
+    """The smallest number of GPUs, a power of two, one layout of which fits; None for none.
+
+    With ``play`` it fits when its step is played, otherwise by arithmetic.
+    """
     below = "there is no smaller one"
     for gpus in COUNTS:
         found = candidates(paper_run(stage, model, gpus=gpus, judge=judge), gpu)
-        played: Sequence[Candidate] = confirmed(found, gpu, wanted=1)
-        fitting = [one for one in played if one.fits]
+        played: Sequence[Candidate] = confirmed(found, gpu, wanted=1) if play else ()
+        fitting = [one for one in (played if play else found) if one.fits]
         say(f"{model} {stage} on {gpus}: {len(played)} of {len(found)} layouts played, {len(fitting)} fit")
         if fitting:
             return Smallest(model, stage, gpus, fitting[0], below)

@@ -112,14 +112,15 @@ def layout_lines(fitting: Sequence[Candidate], others: Sequence[Candidate]) -> I
 
 def smallest_lines(found: Sequence[Smallest]) -> Iterator[str]:
     """A table in Markdown."""
-    yield "| model | stage | GPUs | layout | GiB, counted | why not half as many |"
+    yield "| model | stage | GPUs | layout | GiB and margins | why not half as many |"
     yield "|---|---|---|---|---|---|"
     for one in found:
         memory = one.candidate.memory
         assert memory is not None
+        how = "counted" if memory.is_counted else "estimated"
         yield (
             f"| {one.model} | {one.stage} | {one.gpus} | `{one.candidate.layout.as_flags()}` | "
-            f"{memory.worst:.1f} + {memory.reserve:.1f} | {one.below} |"
+            f"{memory.worst:.1f} + {memory.reserve:.1f}, {how} | {one.below} |"
         )
 
 
