@@ -46,6 +46,7 @@ setup(
                 "pipeline",
                 "curate",
                 "make_pairs",
+                "plan",
             )
         ]
     },

@@ -30,6 +30,7 @@ COMMANDS = (
     "pipeline",
     "curate",
     "make-pairs",
+    "plan",
 )
 """Each is the module of that name in ``prism_megatron.commands``, and the console script ``prism-NAME``."""
 

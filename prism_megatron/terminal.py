@@ -167,6 +167,7 @@ def run(name: str) -> int:
     pipeline,
     curate,
     make_pairs,
+    plan,
 ) = (
     partial(run, name)
     for name in (
@@ -188,6 +189,7 @@ def run(name: str) -> int:
         "pipeline",
         "curate",
         "make_pairs",
+        "plan",
     )
 )
 """The console scripts."""

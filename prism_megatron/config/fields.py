@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -114,7 +115,8 @@ def check_fields(config: object, *, named: Callable[[Field], str] = lambda field
 
 
 def _walk(config: object, *, path: tuple[str, ...], prefix: str) -> Iterator[Field]:
-    for slot in _slots(type(config)):
+    form: Any = type(config)
+    for slot in _slots(form):
         value = getattr(config, slot.name)
         here = (*path, slot.name)
         inner = f"{prefix}{slot.spelled}." if slot.prefixed else prefix
@@ -127,6 +129,7 @@ def _walk(config: object, *, path: tuple[str, ...], prefix: str) -> Iterator[Fie
             yield Field(here, f"--{prefix}{slot.spelled}", value, slot.rules, slot.on_resume)
 
 
+@cache
 def _slots(form: type) -> tuple[_Slot, ...]:
     hints = get_type_hints(form, include_extras=True)
     section: OnResume | None = getattr(form, "ON_RESUME", None)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def needs_of(planned: Planned) -> list[RankNeed]:
             raise CannotPlayError(f"the {role} of rank {rank} could not be played: {line['error']}; use --forecast off")
         counted[rank, role] = Counted(**line["counted"])
     offloaded = [role for role, case in planned.roles.items() if case.optimizer.offload]
-    whole = _whole_policy(planned.policy) if planned.samples_here else 0
+    whole = whole_policy(planned.policy) if planned.samples_here else 0
     return [
         RankNeed(
             rank,
@@ -129,12 +130,16 @@ def played(cases: Sequence[Case]) -> list[Mapping[str, Any]]:
     return [json.loads(line) for line in child.stdout.splitlines()]
 
 
-def _whole_policy(case: Case) -> int:
+def whole_policy(case: Case) -> int:
     """Bytes of the policy that an embedded rollout engine has on a rank; its keys and values are gone in training."""
+    return _whole(Case("sft", case.shape, ParallelConfig(), dtype=case.dtype))
+
+
+@cache
+def _whole(case: Case) -> int:
     held = bytes_of_rank(
-        provider_of(case).weight_mappings(), ParallelConfig(), world_size=1, dtype=case.dtype,
-        is_frozen=lambda _name: True,
-    )  # fmt: skip
+        provider_of(case).weight_mappings(), case.parallel, world_size=1, dtype=case.dtype, is_frozen=lambda _name: True
+    )
     return held.parameters
 
 

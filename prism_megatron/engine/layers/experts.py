@@ -67,6 +67,13 @@ class ExpertLayer(MoELayer):
 
     def forward(self, hidden_S_B_H: Tensor, *routing_args: Tensor) -> tuple[Tensor, None]:
         """``hidden [S, B, H]`` through the chosen experts, weighted by their gates; ``None`` stands for the bias."""
+        try:
+            return self._routed(hidden_S_B_H, *routing_args), None
+        finally:
+            # A layer that is recomputed does not end: torch breaks it off once backward has what it needs.
+            self._forget()
+
+    def _routed(self, hidden_S_B_H: Tensor, *routing_args: Tensor) -> Tensor:
         gates_T_E, chosen_T_E = self.router(hidden_S_B_H, *routing_args)
         if isinstance(self.token_dispatcher, MoEFlexTokenDispatcher):
             gates_T_E = gates_T_E.float()  # what DeepEP carries; Megatron would cast them too, with a warning each time
@@ -74,8 +81,7 @@ class ExpertLayer(MoELayer):
         tokens, gates = self.dispatch(tokens, gates)
         output, _ = self.routed_experts_compute(tokens, gates)
         combined: Tensor = self.postprocess(self.combine(output), None)
-        self._forget()
-        return combined, None
+        return combined
 
     def _forget(self) -> None:
         """Drop what Megatron's dispatcher keeps of a micro-batch and only its forward pass reads.
