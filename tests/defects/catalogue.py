@@ -53,6 +53,8 @@ class Defect:
         if (found := text.count(self.old)) != 1:
             raise CatalogueError(f"{self.name}: the text to replace stands {found} times in {self.file}, not once")
         wrong = text.replace(self.old, self.new)
+        if path.suffix != ".py":
+            return wrong
         try:
             same = _code(text) == ast.dump(ast.parse(wrong))
         except SyntaxError as error:
