@@ -10,8 +10,9 @@ Example of one entry::
     claim = "the lower bound limits falling ratios, the upper one rising ratios"
     tests = ["tests/unit/losses/policy/test_clipped.py::test_clip_bounds_have_their_sides"]
 
-``old`` stands exactly once in ``file``. Every one of ``tests`` has to fail once ``new`` stands in its place. An entry
-with ``equivalent = "why"`` changes nothing that can be observed; its tests have to pass.
+``old`` stands exactly once in ``file``, which may be a script or YAML too. Every one of ``tests`` has to fail once
+``new`` stands in its place. An entry with ``equivalent = "why"`` changes nothing that can be observed; its tests have
+to pass.
 """
 
 from __future__ import annotations
