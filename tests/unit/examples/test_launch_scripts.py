@@ -13,7 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,8 +29,8 @@ RUN_STAGE, SLURM_STAGE, SERVE = (LAUNCH / name for name in ("run_stage.sh", "slu
 SCRIPTS = sorted(path for pattern in ("*/*.sh", "*/*.sbatch") for path in EXAMPLES.glob(pattern))
 DONE, STOPPED = '"ended": "done"', '"ended": "stopped by SIGTERM after step 3 of 9"'
 
-# A launcher that starts one rank. The rank writes that it is there and ends at SIGTERM, with the summary of a run that
-# was asked to stop; the launcher leaves a file if a SIGTERM reaches it.
+# A launcher that starts one rank. The rank writes that it is there and each SIGTERM that it hears, and ends when it
+# may, with the summary of a run that was asked to stop; the launcher leaves a file if a SIGTERM reaches it.
 TORCHRUN = f"""#!{sys.executable}
 import os, pathlib, signal, subprocess, sys, time
 output = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
@@ -37,10 +41,11 @@ if mode != "wait":
     if mode in ("done", "stopped"):
         (output / "summary.json").write_text('{{\\n  ' + os.environ["ENDED"] + '\\n}}\\n')
     sys.exit(int(mode == "failed"))
-rank = "import os, signal, sys; from pathlib import Path\\n" \\
-    "def end(*_): (Path(sys.argv[1]) / 'summary.json').write_text(os.environ['ENDED']); sys.exit(0)\\n" \\
-    "signal.signal(signal.SIGTERM, end); (Path(sys.argv[1]) / 'there').touch()\\n" \\
-    "while True: signal.pause()"
+rank = "import os, signal, sys, time; from pathlib import Path; here = Path(sys.argv[1])\\n" \\
+    "signal.signal(signal.SIGTERM, lambda *_: print('TERM', file=(here / 'heard').open('a')))\\n" \\
+    "(here / 'there').touch()\\n" \\
+    "while not (here / 'may_end').exists(): time.sleep(0.01)\\n" \\
+    "(here / 'summary.json').write_text(os.environ['ENDED'])"
 signal.signal(signal.SIGTERM, lambda *_: (output / "launcher_heard").touch())
 sys.exit(subprocess.Popen([sys.executable, "-c", rank, str(output)]).wait())
 """
@@ -55,6 +60,18 @@ def torchrun(tmp_path: Path) -> dict[str, str]:
     (folder / "torchrun").chmod(0o755)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PET_"))}
     return {**clean, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "NPROC": "4", "ENDED": DONE, "MODE": "done"}
+
+
+@contextmanager
+def started(words: Sequence[str], **more: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, of which nothing is left afterwards."""
+    process = subprocess.Popen(words, start_new_session=True, **more)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run_stage(environment: dict[str, str], output: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -131,30 +148,41 @@ def test_the_first_host_alone_says_it(torchrun: dict[str, str], tmp_path: Path) 
 
 
 def test_a_signal_reaches_ranks_and_not_torchrun(torchrun: dict[str, str], tmp_path: Path) -> None:
-    """Claim: SIGTERM to the process in OUTPUT.pid ends the ranks in their own time, with status 3."""
+    """Claim: SIGTERM to the process in OUTPUT.pid reaches the ranks, which end in their own time, with status 3;
+    however often it comes, the script waits for them.
+    """
     output = tmp_path / "run"
-    script = subprocess.Popen(
-        [str(RUN_STAGE), "sft", "own.yaml", str(output)], env=torchrun | {"MODE": "wait", "ENDED": STOPPED}
-    )
-    wait_for((output / "there").exists)
-    assert int((tmp_path / "run.pid").read_text(encoding="utf-8")) == script.pid
-    script.send_signal(signal.SIGTERM)
-    assert script.wait(timeout=60) == 3
+    heard = output / "heard"
+
+    def heard_times(times: int) -> bool:
+        return heard.exists() and heard.read_text(encoding="utf-8") == "TERM\n" * times
+
+    environment = torchrun | {"MODE": "wait", "ENDED": STOPPED}
+    with started([str(RUN_STAGE), "sft", "own.yaml", str(output)], env=environment) as script:
+        wait_for((output / "there").exists)
+        assert int((tmp_path / "run.pid").read_text(encoding="utf-8")) == script.pid
+        for times in (1, 2):
+            script.send_signal(signal.SIGTERM)
+            wait_for(partial(heard_times, times), seconds=20)
+        assert script.poll() is None
+        (output / "may_end").touch()
+        assert script.wait(timeout=60) == 3
     assert not (output / "launcher_heard").exists() and not (tmp_path / "run.pid").exists()
 
 
-def job(home: Path, srun: str, *, output: Path, nodes: int = 2, **more: str) -> subprocess.Popen[bytes]:
+def job(home: Path, srun: str, *, output: Path, nodes: int = 2) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """A job whose ``srun`` is this text."""
     environment = slurm(home, nodes=nodes)
     (home / "bin" / "srun").write_text(f"#!/usr/bin/env bash\n{srun}\n", encoding="utf-8")
     words = [bash(), str(SLURM_STAGE), "align", "own.yaml", str(output)]
-    return subprocess.Popen(words, env={**environment, "NPROC": "4", **more}, cwd=home)
+    return started(words, env={**environment, "NPROC": "4"}, cwd=home)
 
 
 @pytest.mark.parametrize(("status", "queued"), [(3, True), (0, False), (1, False)])
 def test_a_job_is_queued_again_where_its_run_goes_on(status: int, queued: bool, tmp_path: Path) -> None:
     """Claim: a stage that stopped before its end is queued again; one that is done, or failed, is not."""
-    assert job(tmp_path, f"exit {status}", output=tmp_path / "run").wait(timeout=60) == status
+    with job(tmp_path, f"exit {status}", output=tmp_path / "run") as script:
+        assert script.wait(timeout=60) == status
     log = tmp_path / "scontrol.log"
     assert (log.read_text(encoding="utf-8") if log.exists() else "") == ("requeue 4711\n" if queued else "")
 
@@ -163,22 +191,18 @@ def test_a_job_tells_its_run_of_the_time_limit(tmp_path: Path) -> None:
     """Claim: SIGTERM to the job's script reaches the first node's run_stage.sh alone, and a job that was told is queued
     again when its run has ended. A process id that a killed try has left is not signalled."""
     output = tmp_path / "run"
-    innocent = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-    Path(f"{output}.pid").write_text(str(innocent.pid), encoding="utf-8")
     step = (
         f"trap 'exit 3' TERM; while [[ -e {output}.pid ]]; do sleep 0.01; done; echo $$ >{output}.pid; "
         f"touch {output}.there; while :; do sleep 0.01; done"
     )
-    script = job(tmp_path, step, output=output)
-    try:
-        wait_for(Path(f"{output}.there").exists)
-        script.send_signal(signal.SIGTERM)
-        assert script.wait(timeout=60) == 3
+    with started([sys.executable, "-c", "import signal; signal.pause()"]) as innocent:
+        Path(f"{output}.pid").write_text(str(innocent.pid), encoding="utf-8")
+        with job(tmp_path, step, output=output) as script:
+            wait_for(Path(f"{output}.there").exists, seconds=20)
+            script.send_signal(signal.SIGTERM)
+            assert script.wait(timeout=60) == 3
         assert (tmp_path / "scontrol.log").read_text(encoding="utf-8") == "requeue 4711\n"
         assert innocent.poll() is None
-    finally:
-        innocent.kill()
-        innocent.wait()
 
 
 def test_nodes_that_serve_train_nothing(tmp_path: Path) -> None:
@@ -212,11 +236,11 @@ def test_a_server_is_started_again_until_it_is_told_to_end(tmp_path: Path) -> No
     python.chmod(0o755)
     environment = {**os.environ, "SGLANG_PYTHON": str(python), "PRISM_ROLLOUT_API_KEY": "k" * 64, "SERVER_PAUSE": "0",
                    "TMPDIR": str(tmp_path)}  # fmt: skip
-    script = subprocess.Popen([str(SERVE), "/models/own", "8208"], env=environment)
     starts = tmp_path / "starts"
-    wait_for(lambda: starts.exists() and len(starts.read_text(encoding="utf-8").splitlines()) == 2)
-    script.send_signal(signal.SIGTERM)
-    assert script.wait(timeout=60) == 0
+    with started([str(SERVE), "/models/own", "8208"], env=environment) as script:
+        wait_for(lambda: starts.exists() and len(starts.read_text(encoding="utf-8").splitlines()) == 2)
+        script.send_signal(signal.SIGTERM)
+        assert script.wait(timeout=60) == 0
     first, _ = starts.read_text(encoding="utf-8").splitlines()
     assert first.startswith("0 -m sglang.launch_server --config ") and "k" * 64 not in first
     arguments = (tmp_path / "arguments").read_text(encoding="utf-8")
