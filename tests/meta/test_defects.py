@@ -53,6 +53,12 @@ def test_an_edit_that_does_not_apply_is_an_error(old: str, new: str, message: st
         Defect("d", "code.py", old, new).edited(tmp_path)
 
 
+def test_an_edit_may_be_of_a_script(tmp_path: Path) -> None:
+    """Claim: a file that is no Python is edited as text."""
+    (tmp_path / "run.sh").write_text("set -e\nif true; then exit 3; fi\n")
+    assert Defect("d", "run.sh", "exit 3", "exit 0").edited(tmp_path) == "set -e\nif true; then exit 0; fi\n"
+
+
 def test_a_moved_file_and_a_doubled_or_unguarded_entry_are_errors(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match=r"gone\.py does not exist"):
         Defect("d", "gone.py", "a", "b").edited(tmp_path)

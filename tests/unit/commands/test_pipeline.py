@@ -22,7 +22,9 @@ from prism_megatron.pipeline.state import STATE
 from prism_megatron.pipeline.tools import value_at
 from tests.conftest import REPOSITORY
 
-EXAMPLES = REPOSITORY / "examples" / "pipeline"
+EXAMPLES = sorted((REPOSITORY / "examples").glob("pipeline/*.yaml")) + sorted(
+    (REPOSITORY / "examples").glob("single_node_*/pipeline.yaml")
+)
 
 
 def planned(path: Path, output: Path, **flags: object) -> Plan:
@@ -85,12 +87,12 @@ def test_steps_of_an_alignment_are_those_that_update_its_policy() -> None:
     assert align.policy_steps(AlignConfig(steps=10, game=game)) == 3  # steps 5, 7 and 9 of 0 to 9
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_examples_can_be_planned(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blind spot: what the models' checks say, which download hub ids."""
     monkeypatch.chdir(tmp_path)
-    for name in ("demonstrations", "records", "tabmwp", "puzzlevqa"):
-        (tmp_path / name).mkdir()
+    for name in ("data/demonstrations", "data/records", "tabmwp", "puzzlevqa"):
+        (tmp_path / name).mkdir(parents=True)
     assert len(planned(path, tmp_path / "run").steps) == 9
 
 

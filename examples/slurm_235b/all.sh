@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Queues the stages one after the other; each begins when the one before is done. From the checkout.
+set -euo pipefail
+
+if [[ ! -e runs/235b/judge ]]; then
+    python -m prism_megatron convert to-megatron --hf Qwen/Qwen3-VL-2B-Instruct --as discriminator --save runs/235b/judge
+fi
+before=()
+for stage in sft warm_start align rlvr; do
+    nodes=24
+    if [[ $stage == sft ]]; then
+        nodes=16
+    fi
+    job=$(sbatch --parsable --nodes="$nodes" "${before[@]}" examples/slurm_235b/stage.sbatch "$stage")
+    echo "$stage: job $job"
+    before=(--dependency="afterok:$job")
+done
