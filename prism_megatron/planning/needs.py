@@ -53,7 +53,7 @@ class Memory:
 
     @property
     def sequences(self) -> int | None:
-        """Longest answers that one engine draws at once; None where nobody samples."""
+        """Longest answers that one engine draws at once; None where nobody samples, or servers of others do."""
         if self.serving is None:
             return None
         return self.serving.sequences((self.device_gib - self.reserve) * GIB)
@@ -124,7 +124,7 @@ def _memory(run: Run, gpu: Gpu, count: Callable[[Sequence[Case]], Sequence[Count
 
 
 def _serving(run: Run, planned: Planned, needs: Sequence[RankNeed]) -> Serving | None:
-    if run.rollout is None:
+    if run.rollout is None or run.rollout.rollout_urls:  # others' servers may be cut in any way
         return None
     resting = max(
         sum(one.parameters if name in need.offloaded else held(one) for name, one in need.roles.items())

@@ -55,6 +55,8 @@ def memory_lines(plan: Plan) -> Iterator[str]:
     )
     yield from table_of_needs(memory.needs)
     yield from serving_lines(memory)
+    if plan.run.rollout is not None and plan.run.rollout.rollout_urls:
+        yield "sampling: by the servers of --rollout-urls, which may be cut in any way: their memory is not counted"
     for margin in memory.margins:
         yield f"{margin.gib:>8.2f} GiB assumed: {margin.name} ({margin.why})"
     verdict = "fits" if memory.fits else f"does not fit: {memory.reason()}"

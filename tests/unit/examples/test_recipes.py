@@ -20,6 +20,10 @@ from prism_megatron.errors import ConfigError
 from prism_megatron.forecast.before_start import needs_of
 from prism_megatron.forecast.build import Planned, plan_align, plan_rlvr, plan_sft
 from prism_megatron.forecast.verdict import GIB
+from prism_megatron.planning.build import Run as PlannedRun
+from prism_megatron.planning.build import StageName
+from prism_megatron.planning.gpus import gpu_of
+from prism_megatron.planning.needs import estimated_memory
 from tests.unit.examples.recipes import EXAMPLES, GPUS_OF_A_HOST, SIZES, STAGES, Run, every_run
 
 NAMES = [
@@ -153,6 +157,17 @@ def test_a_pipeline_goes_on_by_the_line_that_starts_it() -> None:
         config = (EXAMPLES / recipe / "pipeline.yaml").read_text(encoding="utf-8")
         assert f"discriminator: runs/{short}/judge" in config
     assert PipelineConfig().resume == "no", "blind: it would be the default"
+
+
+@pytest.mark.parametrize("name", PLAYED)
+def test_the_planner_finds_that_a_run_fits(name: str, runs: dict[str, Run]) -> None:
+    """Claim: every one that it takes does, by arithmetic, with margins. Blind spots: warm-start, servers by URL."""
+    run = runs[name]
+    stage: StageName = run.stage  # type: ignore[assignment]  # one of PLAYED
+    plan = PlannedRun(stage, run.config(), run.policy, run.ranks, run.judge if stage == "align" else None)
+    memory = estimated_memory(plan, gpu_of("h100-80"))
+    print(f"{name}: {memory.worst:.1f} GiB and {memory.reserve:.1f} of margins, of {memory.device_gib:g}")
+    assert memory.fits, memory.reason()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from dataclasses import replace
 from prism_megatron.config.stages.rlvr import RLVRConfig
 from prism_megatron.planning.gpus import gpu_of
 from prism_megatron.planning.layouts import _ends, candidates, layouts
+from prism_megatron.planning.needs import estimated_memory
 from prism_megatron.planning.paper import paper_run
 
 H100 = gpu_of("h100-80")
@@ -59,3 +60,13 @@ def test_servers_are_tried_where_none_are_asked_for() -> None:
     assert isinstance(run.config, RLVRConfig)
     served = replace(run, config=replace(run.config, rollout=replace(run.config.rollout, rollout="sglang")))
     assert {one.rollout_tp for one in layouts(served)} == {0}
+
+
+def test_servers_of_others_are_not_judged() -> None:
+    """Claim: how they are cut is not known here, so a run that names them is held to what it trains alone."""
+    run = paper_run("rlvr", "235B-A22B", gpus=256)
+    assert isinstance(run.config, RLVRConfig)
+    others = replace(run.config.rollout, rollout="sglang", rollout_urls=("http://node:30000",))
+    memory = estimated_memory(replace(run, config=replace(run.config, rollout=others)), H100)
+    assert memory.serving is None and memory.sequences is None
+    assert memory.fits == memory.trains
