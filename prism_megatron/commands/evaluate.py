@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prism_megatron.commands.named_models import shape_of
-from prism_megatron.commands.on_ranks import in_world, main_on_ranks
+from prism_megatron.commands.starting.named_models import shape_of
+from prism_megatron.commands.starting.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.cli import parse_over
 from prism_megatron.config.tools.evaluate import EvaluateConfig, check_evaluate
 from prism_megatron.errors import ConfigError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import tyro
 
 from prism_megatron.commands import align, rlvr, sft
-from prism_megatron.commands.named_models import named_shapes, policy_shape
+from prism_megatron.commands.starting.named_models import named_shapes, policy_shape
 from prism_megatron.config.cli import inputs_named, named_value, parse_flags
 from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.config.fields import check_fields

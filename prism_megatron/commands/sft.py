@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prism_megatron.commands.first_rank import FirstRank
-from prism_megatron.commands.foretold import foretold
-from prism_megatron.commands.named_models import policy_shape, world_size
-from prism_megatron.commands.on_ranks import in_world, main_on_ranks
+from prism_megatron.commands.starting.first_rank import FirstRank
+from prism_megatron.commands.starting.foretold import foretold
+from prism_megatron.commands.starting.named_models import policy_shape, world_size
+from prism_megatron.commands.starting.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, parse_over
 from prism_megatron.config.stages.sft import SFTConfig, check_sft, check_sft_values, mini_sft

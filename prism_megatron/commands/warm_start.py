@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prism_megatron.commands.named_models import named_shapes, world_size
-from prism_megatron.commands.on_ranks import in_world, main_on_ranks
+from prism_megatron.commands.starting.named_models import named_shapes, world_size
+from prism_megatron.commands.starting.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.architecture.model import ModelConfig
 from prism_megatron.config.cli import inputs_named, named_mini, parse_over
 from prism_megatron.config.engine.validate_layout import smallest_world

@@ -6,7 +6,6 @@ over the ranks that its docstring names, and makes the same number of collective
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,8 +26,8 @@ from prism_megatron.conversion.expert_layout import ExpertLayout
 from prism_megatron.conversion.mapping import TensorSource
 from prism_megatron.engine.batch import Batch
 from prism_megatron.engine.building import build_chunks, data_parallel, sum_gradients
-from prism_megatron.engine.export import WeightTable
-from prism_megatron.engine.gradients import gather_gradients, gradient_of
+from prism_megatron.engine.export import WeightTable, digest_of
+from prism_megatron.engine.gradients import gather_gradients, gradient_of, spread_of
 from prism_megatron.engine.host.fast_paths import PLAIN_PATHS, FastPaths
 from prism_megatron.engine.offload import Offload
 from prism_megatron.engine.optimizer import (
@@ -183,13 +182,7 @@ class MegatronEngine:
         Of names, dtypes, shapes and bits; the same on every rank, which call together.
         """
         self._gather_weights()
-        digests = {}
-        for name, tensor in self.weights.export(DEFAULT_BUCKET_BYTES, None, leave_out=lambda name: not wanted(name)):
-            content = tensor.detach().cpu().contiguous()
-            digest = hashlib.sha256(f"{name} {content.dtype} {tuple(content.shape)}".encode())
-            digest.update(content.reshape(-1).view(torch.uint8).numpy().data)
-            digests[name] = digest.digest()
-        return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()
+        return digest_of(self.weights.export(DEFAULT_BUCKET_BYTES, None, leave_out=lambda name: not wanted(name)))
 
     def export_gradients(
         self, bucket_bytes: int = DEFAULT_BUCKET_BYTES, *, layout: ExpertLayout | None = None
@@ -207,14 +200,7 @@ class MegatronEngine:
 
         Relative to the gradient's norm; anything but 0 would let the copies drift apart.
         """
-        spread = 0.0
-        for _, parameter in self.weights.replicated():
-            gradient = gradient_of(parameter)
-            first = gradient.clone()
-            dist.broadcast(first, group=self.world.groups.tp, group_src=0)
-            difference = float((gradient - first).norm())
-            spread = max(spread, difference / (float(first.norm()) or 1.0))
-        return spread
+        return spread_of((parameter for _, parameter in self.weights.replicated()), self.world.groups.tp)
 
     def forward_backward(
         self, batches: Sequence[Batch], loss: LossFn, *, adds: bool = False, more: bool = False

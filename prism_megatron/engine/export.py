@@ -8,9 +8,10 @@ Each expert layout has its list; the parameters that they name are the same (``c
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -360,3 +361,14 @@ def _without_other_ranks(tensor: Tensor, gathered: Tensor) -> Tensor:
     """
     shared = tensor.untyped_storage().data_ptr() == gathered.untyped_storage().data_ptr()
     return tensor.clone() if shared and gathered.shape[1] > 1 else tensor
+
+
+def digest_of(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of named tensors in whatever order they come: of names, dtypes, shapes and bits."""
+    digests = {}
+    for name, tensor in weights:
+        content = tensor.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{name} {content.dtype} {tuple(content.shape)}".encode())
+        digest.update(content.reshape(-1).view(torch.uint8).numpy().data)
+        digests[name] = digest.digest()
+    return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -30,3 +30,15 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
     """The accumulated fp32 gradient; zeros for a frozen parameter, which has none."""
     gradient: Tensor | None = getattr(parameter, "main_grad", None)
     return torch.zeros_like(parameter, dtype=torch.float32) if gradient is None else gradient
+
+
+def spread_of(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) -> float:
+    """How far this rank's gradients lie from those of the first rank of ``group``, at most, relative to their norms."""
+    spread = 0.0
+    for parameter in parameters:
+        gradient = gradient_of(parameter)
+        first = gradient.clone()
+        dist.broadcast(first, group=group, group_src=0)
+        difference = float((gradient - first).norm())
+        spread = max(spread, difference / (float(first.norm()) or 1.0))
+    return spread

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,18 +41,18 @@ def run(order: Order) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         dist.barrier()  # then all are deaf
         if rank:
-            time.sleep(300)  # until it is ended
+            threading.Event().wait()  # until it is ended
         raise ConfigError("all is over")
     if order.action == "config-error":
         raise ConfigError("--tp 3 must divide\nthe model's 4 KV heads")
     if order.action == "hang":
-        time.sleep(300)  # until it is ended
+        threading.Event().wait()  # until it is ended
     if order.action == "crash" and rank == dist.get_world_size() - 1:
         raise ValueError("the last rank trips")
     if order.action == "die" and rank == dist.get_world_size() - 1:
         os._exit(7)
     if order.action in ("crash", "die"):
-        time.sleep(300)  # until it is ended, because another rank was
+        threading.Event().wait()  # until it is ended, because another rank was
     dist.destroy_process_group()
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prism_megatron.commands import sft
-from prism_megatron.commands.on_ranks import main_on_ranks
+from prism_megatron.commands.starting.on_ranks import main_on_ranks
 from prism_megatron.config.stages.sft import SFTConfig
 
 FOLDER = Path(sys.argv[1])

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from prism_megatron.commands import align, foretold, on_ranks
-from prism_megatron.commands.first_rank import FirstRank
+from prism_megatron.commands import align
+from prism_megatron.commands.starting import foretold, on_ranks
+from prism_megatron.commands.starting.first_rank import FirstRank
 from prism_megatron.errors import PrismError
 
 

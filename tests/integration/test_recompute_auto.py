@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.commands import foretold, sft
-from prism_megatron.commands.first_rank import FirstRank
-from prism_megatron.commands.named_models import policy_shape
+from prism_megatron.commands import sft
+from prism_megatron.commands.starting import foretold
+from prism_megatron.commands.starting.first_rank import FirstRank
+from prism_megatron.commands.starting.named_models import policy_shape
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.config.yaml_file import read_yaml
 from prism_megatron.errors import ConfigError, PrismError

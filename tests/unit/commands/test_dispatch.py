@@ -23,7 +23,7 @@ POLICY = MINI_FOLDER / "policy"
 
 def test_every_command_is_a_module_with_a_main() -> None:
     stems = {path.stem for path in (REPOSITORY / "prism_megatron" / "commands").glob("*.py")}
-    helpers = {"__init__", "first_rank", "foretold", "named_models", "on_ranks"}
+    helpers = {"__init__"}
     assert {name.replace("-", "_") for name in COMMANDS} == stems - helpers
     for name in COMMANDS:
         assert callable(importlib.import_module(f"prism_megatron.commands.{name.replace('-', '_')}").main)

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # torch does not mark its re-exports
 
-from prism_megatron.commands import first_rank
-from prism_megatron.commands.first_rank import FirstRank
+from prism_megatron.commands.starting import first_rank
+from prism_megatron.commands.starting.first_rank import FirstRank
 from prism_megatron.errors import CheckpointError, ConfigError, LostRankError, PrismError, SpentError
 
 SIZE = 3

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from prism_megatron.commands import foretold as module
-from prism_megatron.commands.first_rank import FirstRank
-from prism_megatron.commands.foretold import foretold
+from prism_megatron.commands.starting import foretold as module
+from prism_megatron.commands.starting.first_rank import FirstRank
+from prism_megatron.commands.starting.foretold import foretold
 from prism_megatron.config.engine.forecast import ForecastConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.forecast.build import Planned

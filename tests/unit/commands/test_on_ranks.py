@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from prism_megatron.commands import on_ranks
-from prism_megatron.commands.first_rank import FirstRank
-from prism_megatron.commands.on_ranks import in_world, main_on_ranks
+from prism_megatron.commands.starting import on_ranks
+from prism_megatron.commands.starting.first_rank import FirstRank
+from prism_megatron.commands.starting.on_ranks import in_world, main_on_ranks
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine import runtime
 from prism_megatron.engine.launch import PRELOAD

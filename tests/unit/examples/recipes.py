@@ -154,7 +154,7 @@ def steps_of_job(recipe: str, stage: str, home: Path) -> list[dict[str, Any]]:
         nodes = own[1]
     log = home / f"srun-{recipe}-{stage}.jsonl"
     log.unlink(missing_ok=True)
-    work = home / "work"
+    work = home / "checkout"
     work.mkdir(exist_ok=True)
     if not (work / "examples").exists():
         (work / "examples").symlink_to(EXAMPLES)
@@ -225,5 +225,5 @@ def _at_home(config: Path, home: Path) -> str:
     """A copy whose folders of data, which stand at the root of a pod, are those of ``home``."""
     text = config.read_text(encoding="utf-8")
     copy = home / f"{config.parent.name}-{config.name}"
-    copy.write_text(re.sub(r"/(?:work/)?data/", f"{home}/data/", text), encoding="utf-8")
+    copy.write_text(re.sub(r"/(?:mnt/prism/)?data/", f"{home}/data/", text), encoding="utf-8")
     return str(copy)

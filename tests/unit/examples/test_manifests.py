@@ -77,7 +77,7 @@ def test_a_pods_command_is_the_script_that_hears_signals(job: dict[str, Any], tm
     said, _ = pod.communicate(timeout=60)
     assert said.split() == [
         str(pod.pid), "2", "1", "prism-align-node-0-0.prism-align", "29400", "4",
-        "align", "examples/kubernetes/align.yaml", "/work/runs/align",
+        "align", "examples/kubernetes/align.yaml", "/mnt/prism/runs/align",
     ]  # fmt: skip
 
 

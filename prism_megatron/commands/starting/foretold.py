@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from prism_megatron.commands.first_rank import FirstRank
+from prism_megatron.commands.starting.first_rank import FirstRank
 from prism_megatron.config.engine.forecast import ForecastConfig
 from prism_megatron.config.engine.recompute import RecomputeConfig
 from prism_megatron.engine.launch import has_gpu, quiet_vendors

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from prism_megatron.commands.first_rank import FirstRank
+from prism_megatron.commands.starting.first_rank import FirstRank
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.engine.validate_layout import smallest_world
 from prism_megatron.engine.launch import PRELOAD, launch, report_error
