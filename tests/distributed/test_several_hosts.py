@@ -94,6 +94,7 @@ def play(world: World, output: Path, python: str) -> dict[str, Any]:
         told[f"after {victim}"] = ask(shared, f"after {victim}")
         clients = (server.client, other)
         wait_for(partial(all_at, clients, 2 + victim))
+        wait_for(lambda: world.rank > 0 or not engine.out)  # whoever restores the server is done with it
         told[f"checksums {victim}"] = {checksum(client) for client in clients}
         told[f"restarted {victim}"] = server.pid != before
         dist.barrier()

@@ -49,11 +49,16 @@ COMMANDS: Mapping[str, Any] = {
     "select_prompts": select_prompts,
 }
 
+# Steps run beside each other: each writes its line at once, and training lasts until the servers' line is there.
 _FAKE_SRUN = """#!/usr/bin/env bash
-python3 - "$@" >>"$SRUN_LOG" <<'PY'
-import json, os, sys
+python3 - "$@" <<'PY'
+import json, os, pathlib, sys, time
 names = ("NNODES", "NPROC", "MASTER_ADDR", "MAX_MINUTES", "PRISM_ROLLOUT_API_KEY")
-print(json.dumps({"words": sys.argv[1:], "set": {name: os.environ.get(name) for name in names}}))
+line = json.dumps({"words": sys.argv[1:], "set": {name: os.environ.get(name) for name in names}}) + "\\n"
+log = os.open(os.environ["SRUN_LOG"], os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+os.write(log, line.encode())
+while "--rollout-urls" in sys.argv and "serve_policy.sh" not in pathlib.Path(os.environ["SRUN_LOG"]).read_text():
+    time.sleep(0.01)
 PY
 """
 _FAKE_SCONTROL = """#!/usr/bin/env bash
