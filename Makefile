@@ -42,7 +42,7 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lmms-eval test-lmms-eval lint types defects golden parity gpu-check bench-model bench-convert bench-scoring bench-scoring-long bench-rollout \
+.PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lmms-eval test-lmms-eval lint types defects golden parity gpu-check bench-model bench-convert bench-scoring bench-scoring-long bench-update-long bench-rollout \
     bench-data bench-curation bench-weight-sync bench-handover-shares bench-memory-plan bench-vision-cache bench-checkpoints bench-rewards bench-sft bench-grpo trl te-check effect image-use variants mini clean
 
 help:
@@ -65,6 +65,7 @@ help:
 	@echo "make bench-convert      a 4B model to Megatron and back beside cp: time, memory, equality (45 GB of disk)"
 	@echo "make bench-scoring      the discriminator's pass beside padded ways of doing it: time and memory (24 minutes)"
 	@echo "make bench-scoring-long one group of 16 answers at the paper's lengths, beside the released way (over an hour, 16 GiB)"
+	@echo "make bench-update-long  the policy's update on such a group, beside whole rows (over two hours, 16 GiB)"
 	@echo "make bench-rollout      embedded rollouts beside transformers.generate: tokens per second, same greedy tokens"
 	@echo "make bench-data         an index of 1.37 million records: time, memory, start-up, records a second (10 minutes)"
 	@echo "make bench-weight-sync  handing weights to servers: seconds, bytes and memory of each way beside a plain copy"
@@ -141,6 +142,9 @@ bench-scoring: $(VENV)/.installed
 
 bench-scoring-long: $(VENV)/.installed
 	$(RUN) python benchmarks/scoring_long.py $(ARGS)
+
+bench-update-long: $(VENV)/.installed
+	$(RUN) python benchmarks/update_long.py $(ARGS)
 
 bench-rollout: $(VENV)/.installed
 	$(RUN) OMP_NUM_THREADS=1 python benchmarks/rollout.py $(ARGS)
