@@ -44,9 +44,9 @@ from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
 from prism_megatron.config.stages.objective import PolicyObjective
-from prism_megatron.engine.batch import collate
+from prism_megatron.engine.batch import TokenSequence, collate
 from prism_megatron.engine.runtime import World, start, stop
-from prism_megatron.training.batches import BatchFormat, TokenSequence
+from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.experience import Experience, ExperienceRow
 from prism_megatron.training.policy_update import UpdatePlan, update_policy
 

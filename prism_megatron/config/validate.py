@@ -79,11 +79,27 @@ def check_values(config: TrainsDiscriminator) -> None:
 
 
 def check_data(data: DataConfig) -> None:
-    """Raise ConfigError for bad records that are to be skipped and could not all be known before the first step."""
+    """Raise ConfigError for what is said of records where there are none.
+
+    And for bad records that are to be skipped and could not all be known before the first step.
+    """
+    if data.format_sft and data.data is None:
+        raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
     if data.on_bad == "skip" and data.check_images != "all":
         raise ConfigError(
             f"--on-bad skip leaves out what is bad before the first step, and --check-images {data.check_images} finds "
             "damaged images only at their step; use --check-images all, or --on-bad fail"
+        )
+
+
+def check_format_sft(data: DataConfig, rollout: RolloutConfig, data_parallel: int) -> None:
+    """Raises ConfigError where ranks would have other shares of a step on the answers' form."""
+    prompts = rollout.prompts_per_step
+    if data.format_sft and prompts % data_parallel:
+        near = [rounds * data_parallel for rounds in (prompts // data_parallel, prompts // data_parallel + 1)]
+        raise ConfigError(
+            f"--format-sft takes --prompts-per-step {prompts} records a step, which must be a multiple of the "
+            f"{data_parallel} data-parallel ranks; use {listed(count for count in near if count)}"
         )
 
 
@@ -242,16 +258,8 @@ def check_shared(
             check_precision(config.precision, config.parallel, discriminator, dtype=dtype)
         except ConfigError as error:
             raise ConfigError(f"--discriminator: {error}") from error
-    if config.data.format_sft and config.data.data is None:
-        raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
     data_parallel = check_world(config.parallel, world_size, towers=towers)
-    prompts = config.rollout.prompts_per_step
-    if config.data.format_sft and prompts % data_parallel:
-        near = [rounds * data_parallel for rounds in (prompts // data_parallel, prompts // data_parallel + 1)]
-        raise ConfigError(
-            f"--format-sft takes --prompts-per-step {prompts} records a step, which must be a multiple of the "
-            f"{data_parallel} data-parallel ranks; use {listed(count for count in near if count)}"
-        )
+    check_format_sft(config.data, config.rollout, data_parallel)
     pp, vpp = config.parallel.pp, config.parallel.vpp
     if vpp > 1 and config.data.format_sft:
         raise ConfigError(

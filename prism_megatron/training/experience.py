@@ -60,15 +60,14 @@ class Experience:
         """Rollouts with a token that is learned from: the denominator of a mean over answers."""
         return sum(row.kept_tokens > 0 for row in self.rows)
 
-    def parts(self, count: int, *, rounds_of: int) -> list[Experience]:
-        """The rows in ``count`` mini-batches, in their order, each a multiple of ``rounds_of`` rows.
+    def parts(self, count: int) -> list[Experience]:
+        """The rows in ``count`` mini-batches, in their order, which differ by one row at most.
 
         Raises ValueError where there are too few rows for that.
         """
         if count == 1:
             return [self]
-        units = len(self.rows) // rounds_of
-        if len(self.rows) % rounds_of or units < count:
-            raise ValueError(f"{len(self.rows)} rollouts cannot be {count} mini-batches of multiples of {rounds_of}")
-        cuts = [part * units // count * rounds_of for part in range(count + 1)]
+        if len(self.rows) < count:
+            raise ValueError(f"{len(self.rows)} rollouts cannot be {count} mini-batches")
+        cuts = [part * len(self.rows) // count for part in range(count + 1)]
         return [replace(self, rows=self.rows[start:end]) for start, end in pairwise(cuts)]

@@ -81,7 +81,7 @@ def update_policy(policy: MegatronEngine, experience: Experience, plan: UpdatePl
     experience, correction = corrected(experience, objective.correction)
     updates: list[MiniUpdate] = []
     for _ in range(objective.epochs):
-        for part in experience.parts(objective.mini_batches, rounds_of=world.microbatch_rounds):
+        for part in experience.parts(objective.mini_batches):
             if not part.kept_tokens:  # AdamW's momentum would move the weights all the same
                 continue
             output = policy.forward_backward(policy_batches(part, plan, world=world), _loss(part, plan, world))

@@ -156,7 +156,7 @@ def test_what_cannot_work_is_one_line(tmp_path: Path) -> None:
         (("--max-batches", "3"), "--max-batches is for --dynamic-sampling"),
         (("--overlong-buffer", "97"), "--overlong-buffer 97 is more than the 96 of --max-response-tokens"),
         (("--rollouts-per-prompt", "1"), "--rollouts-per-prompt is 1"),
-        (("--mini-batches", "3"), "must be a multiple of 3"),
+        (("--mini-batches", "300"), "cannot be 300 --mini-batches"),
         (("--format-sft", "3"), "--format-sft trains on records"),
         (("--reward", "no.such:function"), "--reward no.such:function: it is not found"),
         (("--correction", "token-truncate", "--top-p", "0.9"), "--top-p 0.9 samples from a part of it"),

@@ -30,7 +30,7 @@ from prism_megatron.game.scoring_plan import TrunkCost
 from prism_megatron.losses.policy.clipped import clipped
 from prism_megatron.losses.reduction import global_mean
 from prism_megatron.training.batches import BatchFormat
-from prism_megatron.training.experience import Experience
+from prism_megatron.training.experience import Experience, ExperienceRow
 from prism_megatron.training.policy_loss import Denominators, policy_loss
 from prism_megatron.training.policy_update import UpdatePlan, policy_batches, update_policy
 from prism_megatron.training.roles import batch_format
@@ -162,6 +162,26 @@ def policy_gradients(
         replace(batch, extras={**batch.extras, "old": rows["old"]}) for batch, rows in zip(batches, old, strict=True)
     ]
     return once, gradients(with_old, against_old)
+
+
+def gradients_of_few(world: World, groups: Sequence[RolloutGroup], answers: int) -> dict[str, Tensor]:
+    """Gradients of a policy that learns from so many answers to one prompt."""
+    rows = [
+        ExperienceRow(groups[0].prompt, rollout, [number - 0.5] * len(rollout.token_ids))
+        for number, rollout in enumerate(groups[0].rollouts[:answers])
+    ]
+    policy, plan = mini_policy(world), plan_of(world, tokens=16384)
+    gradients: dict[str, Tensor] = {}
+    step = policy.step
+
+    def step_after_export() -> Any:
+        gradients.update({name: gradient.clone() for name, gradient in policy.export_gradients()})
+        return step()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "step", step_after_export)
+        update_policy(policy, Experience(rows, version=0), plan, world=world)
+    return gradients
 
 
 def fingerprint(engine: MegatronEngine) -> str:

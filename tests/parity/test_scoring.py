@@ -18,6 +18,7 @@ from tests.parity.scoring_ranks import (
     Judged,
     Setting,
     fingerprints_of_rounds,
+    gradients_of_few,
     judged,
     offloaded_rounds,
     policy_gradients,
@@ -175,6 +176,18 @@ def test_on_policy_gradients_need_no_second_forward(gloo: GlooWorld, groups: Seq
             assert float((once[name] - gradient).norm()) <= TOLERANCE * norm, name
             torch.testing.assert_close(once[name], twice[name], rtol=0, atol=1e-6 * norm + 1e-12)
     assert expected and any(float(gradient.norm()) > 0 for gradient in expected.values())
+
+
+@pytest.mark.parametrize("answers", [1, 3])
+def test_a_policy_learns_from_fewer_answers_than_ranks(
+    gloo: GlooWorld, groups: Sequence[RolloutGroup], answers: int
+) -> None:
+    """Claim: gradients on DP2 are those of one rank, though the answers cannot be divided by two."""
+    (expected,) = gloo.run(gradients_of_few, groups, answers, num_ranks=1)
+    for gradients in gloo.run(gradients_of_few, groups, answers):
+        for name, gradient in expected.items():
+            assert float((gradients[name] - gradient).norm()) <= TOLERANCE * float(gradient.norm()), name
+    assert any(float(gradient.norm()) > 0 for gradient in expected.values())
 
 
 @pytest.mark.parametrize("parallel", [ParallelConfig(tp=2), ParallelConfig(ep=2)], ids=["TP2", "EP2·DP2"])

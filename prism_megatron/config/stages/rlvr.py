@@ -30,7 +30,14 @@ from prism_megatron.config.stages.dynamic_sampling import DynamicSamplingConfig,
 from prism_megatron.config.stages.exam import ExamConfig
 from prism_megatron.config.stages.objective import PolicyObjective, check_objective
 from prism_megatron.config.stages.rewards import RewardsConfig
-from prism_megatron.config.validate import check_data, check_prompts, check_recompute, check_rollout, check_timeouts
+from prism_megatron.config.validate import (
+    check_data,
+    check_format_sft,
+    check_prompts,
+    check_recompute,
+    check_rollout,
+    check_timeouts,
+)
 from prism_megatron.errors import ConfigError
 
 
@@ -107,8 +114,6 @@ def check_rlvr_values(config: RLVRConfig) -> None:
             "every answer would lose; give a smaller one, or 0 for none"
         )
     check_prompts(config.prompts)
-    if config.data.format_sft and config.data.data is None:
-        raise ConfigError("--format-sft trains on records; name their folder with --data, or leave --format-sft out")
     if config.advantage != "gdpo" and config.rollout.rollouts_per_prompt == 1:
         raise ConfigError(
             f"--advantage {config.advantage} compares answers to one prompt, and --rollouts-per-prompt is 1; use more"
@@ -128,12 +133,10 @@ def check_rlvr(config: RLVRConfig, shape: Qwen3VLShape, *, world_size: int) -> N
     dtype = shape.dtype if config.model.dtype == "auto" else config.model.dtype
     check_precision(config.precision, config.parallel, shape, dtype=dtype)
     data_parallel = check_world(config.parallel, world_size)
-    rounds = data_parallel * config.parallel.microbatches_of_a_rank
-    rollouts = config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt
-    batches = config.objective.mini_batches
-    if rollouts % (rounds * batches):
+    check_format_sft(config.data, config.rollout, data_parallel)
+    prompts, batches = config.rollout.prompts_per_step, config.objective.mini_batches
+    if prompts * config.rollout.rollouts_per_prompt < batches:
         raise ConfigError(
-            f"{config.rollout.prompts_per_step} prompts of --prompts-per-step times "
-            f"{config.rollout.rollouts_per_prompt} rollouts must be a multiple of {rounds * batches}: of "
-            f"{data_parallel} data-parallel ranks with whole rounds of micro-batches, in {batches} --mini-batches"
+            f"{prompts} prompts of --prompts-per-step times {config.rollout.rollouts_per_prompt} rollouts cannot be "
+            f"{batches} --mini-batches; use fewer"
         )

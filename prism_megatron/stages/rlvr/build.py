@@ -119,7 +119,7 @@ def _build(config: RLVRConfig, session: Session) -> RLVR:
     )
     return RLVR(
         learner,
-        _plan(config, form, world),
+        _plan(config, form),
         Prompts(prompts, exam),
         exports,
         session,
@@ -240,7 +240,7 @@ def _prospector(
     return Prospector(queue, config.rollout.prompts_per_step, batches, selective)
 
 
-def _plan(config: RLVRConfig, form: BatchFormat, world: World) -> RLVRPlan:
+def _plan(config: RLVRConfig, form: BatchFormat) -> RLVRPlan:
     """What the loop keeps fixed."""
     longest = config.data.max_response_tokens
     return RLVRPlan(
@@ -248,7 +248,6 @@ def _plan(config: RLVRConfig, form: BatchFormat, world: World) -> RLVRPlan:
         UpdatePlan(config.objective, form, config.tokens_per_microbatch, config.rollout.temperature),
         steps=config.steps,
         prompts_per_step=config.rollout.prompts_per_step,
-        rounds_of=world.microbatch_rounds,
         rollouts_per_prompt=config.rollout.rollouts_per_prompt,
         logprob_gap_alarm=config.rollout.logprob_gap_alarm,
     )

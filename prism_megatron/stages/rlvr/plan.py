@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -69,20 +68,11 @@ class RLVRPlan:
     steps: int
     prompts_per_step: int
     """groups that a step wants to learn from"""
-    rounds_of: int
-    """micro-batches of a pass are a multiple of so many, and so are the answers of a mini-batch"""
     rollouts_per_prompt: int
     logprob_gap_alarm: float
-
-    @property
-    def whole_groups(self) -> int:
-        """Groups are learned from in multiples of so many, whose answers fill whole rounds of micro-batches."""
-        return self.rounds_of // math.gcd(self.rounds_of, self.rollouts_per_prompt)
 
     def learning_from(self, groups: int) -> UpdatePlan:
         """The update on so many groups: where they are fewer than wanted there may be fewer mini-batches."""
         objective = self.learning.objective
-        most = groups * self.rollouts_per_prompt // self.rounds_of
-        return replace(
-            self.learning, objective=replace(objective, mini_batches=max(1, min(objective.mini_batches, most)))
-        )
+        most = max(1, groups * self.rollouts_per_prompt)
+        return replace(self.learning, objective=replace(objective, mini_batches=min(objective.mini_batches, most)))

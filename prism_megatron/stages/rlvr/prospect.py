@@ -71,8 +71,8 @@ class Prospector:
     """whether groups without right and wrong answers are left out"""
     cursor: int = 0
 
-    def find(self, *, whole: int) -> Found:
-        """Groups for one step, at most ``wanted`` and a multiple of ``whole``; all ranks call it together.
+    def find(self) -> Found:
+        """Groups for one step, at most ``wanted``; all ranks call it together.
 
         Fewer, or none, where ``max_batches`` have no more. Raises as ``RolloutQueue.take``.
         """
@@ -87,5 +87,4 @@ class Prospector:
             asked += new
             kept += [one for one in new if one.informative or not self.selective]
         count = min(len(kept), self.wanted)
-        count -= count % whole
         return Found(kept[:count], asked, batches, surplus=len(kept) - count)

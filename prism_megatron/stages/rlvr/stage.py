@@ -50,7 +50,7 @@ class RLVR:
         learner, plan, phase = self.learner, self.plan, self.session.timers.phase
         # Prompts are answered, and answers checked, until enough groups have something to teach.
         with phase("rollout"):
-            found = learner.prospector.find(whole=plan.whole_groups)
+            found = learner.prospector.find()
             learner.rollout.sleep()
         # A right answer gains by how much it is above its group.
         experience, rewards = plan.crediting.experience(found.groups, version=found.version)

@@ -45,11 +45,17 @@ def test_every_algorithm_suits_the_mini(name: str, tmp_path: Path) -> None:
         check_rlvr(config, preset("4B"), world_size=4)
 
 
-def test_a_batch_is_divided_into_whole_rounds() -> None:
+def test_a_batch_is_divided_among_any_number_of_ranks(tmp_path: Path) -> None:
+    """Claim: each mini-batch needs an answer, and nothing else; records of ``--format-sft`` are the same on each."""
     config = mini_rlvr("gspo", records=False)
     few = replace(config, rollout=replace(config.rollout, prompts_per_step=3, rollouts_per_prompt=2))
-    with pytest.raises(ConfigError, match=r"must be a multiple of 8: of 2 data-parallel ranks .* in 4 --mini-batches"):
-        check_rlvr(few, preset("4B"), world_size=2)
+    check_rlvr(few, preset("4B"), world_size=8)
+    fewer = replace(few, rollout=replace(few.rollout, prompts_per_step=1))
+    with pytest.raises(ConfigError, match="1 prompts of --prompts-per-step times 2 rollouts cannot be 4 --mini-batch"):
+        check_rlvr(fewer, preset("4B"), world_size=2)
+    taught = replace(few, data=replace(few.data, data=tmp_path, format_sft=1))
+    with pytest.raises(ConfigError, match="must be a multiple of the 2 data-parallel ranks; use 2 or 4"):
+        check_rlvr(taught, preset("4B"), world_size=2)
 
 
 @pytest.mark.parametrize(

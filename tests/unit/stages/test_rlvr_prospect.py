@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from prism_megatron.rewards.presets import Reward
 from prism_megatron.sampling.queue import SampledStep, Staleness
 from prism_megatron.stages.rlvr.prospect import Prospector
@@ -42,7 +40,7 @@ def names(found: Any) -> list[str]:
 def test_without_selection_a_step_is_a_batch() -> None:
     queue = Batches([MIXED, RIGHT], [WRONG, MIXED])
     one = prospector(queue, wanted=2)
-    first, second = one.find(whole=1), one.find(whole=1)
+    first, second = one.find(), one.find()
     assert (names(first), names(second)) == (["0-0", "0-1"], ["1-0", "1-1"])
     assert queue.taken == [0, 1] and first.version == 7 and first.surplus == 0
 
@@ -51,33 +49,27 @@ def test_batches_are_asked_until_there_are_enough_groups_of_both() -> None:
     """Claim: 2 of 3 in two batches, the third has one too many; the next step begins with the batch after it."""
     queue = Batches([MIXED, RIGHT], [WRONG, MIXED], [MIXED, MIXED], [MIXED, MIXED, MIXED])
     one = prospector(queue, wanted=3, most=5, selective=True)
-    found = one.find(whole=1)
+    found = one.find()
     assert names(found) == ["0-0", "1-1", "2-0"]
     assert (found.surplus, len(found.batches), len(found.asked)) == (1, 3, 6)
     assert found.counts() == {"mixed": 4, "all_right": 1, "none_right": 1}
-    assert one.cursor == 3 and names(one.find(whole=1)) == ["3-0", "3-1", "3-2"]
+    assert one.cursor == 3 and names(one.find()) == ["3-0", "3-1", "3-2"]
 
 
 def test_the_search_ends_within_its_bound() -> None:
     """Claim: with what was found, or with nothing, and no batch is asked twice."""
     queue = Batches([RIGHT, WRONG], [RIGHT, MIXED], [RIGHT, RIGHT], [WRONG, WRONG])
     one = prospector(queue, wanted=2, most=2, selective=True)
-    assert names(one.find(whole=1)) == ["1-1"]
-    assert names(one.find(whole=1)) == []
+    assert names(one.find()) == ["1-1"]
+    assert names(one.find()) == []
     assert queue.taken == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(("whole", "kept"), [(1, 3), (2, 2), (3, 3), (4, 0)])
-def test_groups_are_whole_rounds(whole: int, kept: int) -> None:
-    found = prospector(Batches([MIXED] * 3), wanted=4, selective=True).find(whole=whole)
-    assert len(found.groups) == kept and found.surplus == 3 - kept
 
 
 def test_a_run_that_goes_on_asks_what_comes_next() -> None:
     queue = Batches([MIXED], [MIXED], [MIXED])
     one = prospector(queue, wanted=1)
     one.cursor = 2
-    one.find(whole=1)
+    one.find()
     assert queue.taken == [2]
 
 

@@ -19,14 +19,13 @@ from tests.unit.stages.tiny_rewards import group, rewarded
 MIXED, RIGHT, WRONG = group([True, False]), group([True, True]), group([False, False], lengths=[3, 5])
 
 
-def plan(*, wanted: int, mini_batches: int = 1, rounds_of: int = 1) -> RLVRPlan:
+def plan(*, wanted: int, mini_batches: int = 1) -> RLVRPlan:
     form: Any = None
     return RLVRPlan(
         Crediting("group", 10, 0, 1.0),
         UpdatePlan(PolicyObjective(family="clipped", mini_batches=mini_batches), form, 100),
         steps=10,
         prompts_per_step=wanted,
-        rounds_of=rounds_of,
         rollouts_per_prompt=2,
         logprob_gap_alarm=0.05,
     )
@@ -76,11 +75,7 @@ def test_a_step_that_is_the_best_says_so() -> None:
     assert not outcome_of(step(), plan(wanted=1)).best
 
 
-@pytest.mark.parametrize(
-    ("rounds_of", "groups", "whole", "updates"), [(1, 8, 1, 4), (4, 8, 2, 4), (4, 4, 2, 2), (4, 2, 2, 1)]
-)
-def test_fewer_groups_are_fewer_mini_batches(rounds_of: int, groups: int, whole: int, updates: int) -> None:
-    """Claim: two answers a group; each mini-batch has a whole round of micro-batches."""
-    one = plan(wanted=8, mini_batches=4, rounds_of=rounds_of)
-    assert one.whole_groups == whole
-    assert one.learning_from(groups).objective.mini_batches == updates
+@pytest.mark.parametrize(("groups", "updates"), [(8, 4), (2, 4), (1, 2), (0, 1)])
+def test_fewer_groups_are_fewer_mini_batches(groups: int, updates: int) -> None:
+    """Claim: two answers a group; each mini-batch has one at least."""
+    assert plan(wanted=8, mini_batches=4).learning_from(groups).objective.mini_batches == updates

@@ -263,17 +263,14 @@ def test_a_dropped_gradient_is_the_step_s_result(world: World) -> None:
     assert [one.result.updated for one in update.updates] == [True, False, True, True]
 
 
-def test_rows_are_divided_in_their_order_and_in_whole_rounds() -> None:
+def test_rows_are_divided_in_their_order() -> None:
     weight = Bigram().weight
     whole = drawn_by(weight)
-    assert [[row.rollout.token_ids for row in part.rows] for part in whole.parts(2, rounds_of=2)] == [
-        ANSWERS[:2], ANSWERS[2:],
-    ]  # fmt: skip
-    assert [len(part.rows) for part in whole.parts(3, rounds_of=1)] == [1, 1, 2]
-    assert whole.parts(1, rounds_of=3) == [whole]
-    for count, rounds in ((5, 1), (3, 2), (2, 3)):
-        with pytest.raises(ValueError, match=f"4 rollouts cannot be {count} mini-batches of multiples of {rounds}"):
-            whole.parts(count, rounds_of=rounds)
+    assert [[row.rollout.token_ids for row in part.rows] for part in whole.parts(2)] == [ANSWERS[:2], ANSWERS[2:]]
+    assert [len(part.rows) for part in whole.parts(3)] == [1, 1, 2]
+    assert whole.parts(1) == [whole]
+    with pytest.raises(ValueError, match="4 rollouts cannot be 5 mini-batches"):
+        whole.parts(5)
 
 
 def of_one_prompt() -> Experience:
