@@ -42,7 +42,7 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lmms-eval test-lmms-eval lint types defects golden parity gpu-check bench-model bench-convert bench-scoring bench-scoring-long bench-update-long bench-rollout \
+.PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lmms-eval test-lmms-eval lint types defects golden two-hosts parity gpu-check bench-model bench-convert bench-scoring bench-scoring-long bench-update-long bench-rollout \
     bench-data bench-curation bench-weight-sync bench-handover-shares bench-memory-plan bench-vision-cache bench-checkpoints bench-rewards bench-sft bench-grpo trl te-check effect image-use variants mini clean
 
 help:
@@ -60,6 +60,7 @@ help:
 	@echo "make types              mypy --strict"
 	@echo "make defects            put known wrong edits into a copy of the code: do the tests notice? (ARGS=losses narrows)"
 	@echo "make golden             write the rows that short runs must give (tests/golden) anew"
+	@echo "make two-hosts          a run on two hosts (network namespaces, as root), which are cut in every phase (an hour; ARGS=--help)"
 	@echo "make parity             is ours the model that transformers has? every layout, fp32 and bf16 (up to 15 minutes)"
 	@echo "make bench-model        one 2B layer beside its bare arithmetic; attention and log-probs beside the plain ones"
 	@echo "make bench-convert      a 4B model to Megatron and back beside cp: time, memory, equality (45 GB of disk)"
@@ -127,6 +128,9 @@ defects: $(VENV)/.installed-dev
 
 golden: $(VENV)/.installed-dev
 	$(RUN) OMP_NUM_THREADS=1 python -m tests.golden $(ARGS)
+
+two-hosts: $(VENV)/.installed-dev
+	$(RUN) python -m tests.two_hosts $(ARGS)
 
 parity: $(VENV)/.installed
 	$(RUN) python tools/parity.py $(ARGS)

@@ -78,12 +78,12 @@ class NothingTrainsError(PrismError):
 
 
 class LostRankError(PrismError):
-    """A rank of the run is gone; ``speaker`` is the rank that says so for all that are left."""
+    """A rank of the run is gone, or never came; ``speaker`` is the rank that says so for all that are left."""
 
     status = 1
 
-    def __init__(self, message: str, *, speaker: int) -> None:
-        """``speaker`` is a rank."""
+    def __init__(self, message: str, *, speaker: int | None) -> None:
+        """``speaker`` is a rank; None where ranks do not know of each other yet: then all may say so."""
         super().__init__(message)
         self.speaker = speaker
 

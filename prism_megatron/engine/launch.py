@@ -114,8 +114,9 @@ def report_error(error: PrismError) -> int:
     asked to stop ends well for torchrun, which would report, and restart, ranks with any other status than 0.
     """
     rank = int(os.environ.get("RANK", "0"))
-    if isinstance(error, RunStopped | LostRankError):
-        if rank == (error.speaker if isinstance(error, LostRankError) else 0):
+    speaker = error.speaker if isinstance(error, LostRankError) else 0 if isinstance(error, RunStopped) else None
+    if speaker is not None:
+        if rank == speaker:
             print(_one_line(error), file=sys.stderr, flush=True)
         return 0 if isinstance(error, RunStopped) and _TORCHRUN in os.environ else error.status
     if rank > 0:

@@ -20,8 +20,9 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.host.cpu import open_cpu_door
 from prism_megatron.engine.host.determinism import be_deterministic
 from prism_megatron.engine.launch import loopback_variables
-from prism_megatron.errors import ConfigError
+from prism_megatron.errors import ConfigError, LostRankError
 from prism_megatron.parallel.layout import expert_groups
+from prism_megatron.parallel.lost_connection import lost_connection
 from prism_megatron.parallel.object_groups import close_object_groups, open_object_groups
 
 _UNUSED_GROUPS = frozenset({"hcp", "inter_dist_opt", "dp_cp_ag", "expt_dp_ag"})
@@ -103,7 +104,8 @@ def start(
     without one is a world of one. ``store`` with ``rank`` and ``world_size`` is a rendezvous made by the caller.
     The backend is NCCL where CUDA is present and gloo elsewhere; objects travel over gloo. ``timeout`` replaces
     ``parallel``'s own.
-    Raises ConfigError when the world does not fit ``parallel``, or the environment ``--deterministic``.
+    Raises ConfigError when the world does not fit ``parallel``, or the environment ``--deterministic``; LostRankError
+    where the ranks do not all meet.
     """
     if parallel.deterministic:
         be_deterministic()
@@ -129,11 +131,21 @@ def start(
     # Bound to its GPU, a rank makes NCCL's communicator here, and other groups' by splitting it: what cannot work fails
     # now, and not in the first collective.
     device_id = None if on_cpu else device
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
-    )
-    open_object_groups(parallel, timeout)
-    return divide(parallel, seed=seed, device=device, timeout=timeout)
+    try:
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
+        )
+        open_object_groups(parallel, timeout)
+        return divide(parallel, seed=seed, device=device, timeout=timeout)
+    except RuntimeError as error:
+        if (said := lost_connection(error)) is None:
+            raise
+        raise LostRankError(
+            f"rank {rank} of {world_size} could not meet the others ({said}), for whom it waits "
+            f"{timeout.total_seconds() / 60:g} min (--distributed-timeout-minutes); see what the other hosts say, and "
+            "start all of them anew",
+            speaker=None,
+        ) from error
 
 
 def divide(parallel: ParallelConfig, *, seed: int, device: torch.device, timeout: timedelta) -> World:

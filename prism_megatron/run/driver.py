@@ -260,7 +260,12 @@ def _sinks_of(config: StageConfig, session: Session) -> OpenSinks:
 @contextmanager
 def _known_trouble(session: Session, *, is_new: bool) -> Iterator[None]:
     """Give what can befall a run from outside one line, which says how to go on; leave no folder of a refused start."""
-    peers = Peers.meet(session.world.rank)
+    with closing(Peers.meet(session.world.rank)) as peers, _one_line(session, peers, is_new=is_new):
+        yield
+
+
+@contextmanager
+def _one_line(session: Session, peers: Peers, *, is_new: bool) -> Iterator[None]:
     try:
         yield
     except (RunStopped, NothingTrainsError):
@@ -278,10 +283,10 @@ def _known_trouble(session: Session, *, is_new: bool) -> Iterator[None]:
     except Exception as error:
         if (full := disk_error(error, session.output)) is not None:
             raise DiskError(f"{full}; make room, then {how_to_go_on(session.output)}") from error
-        if peers.wait_for_gone():
-            raise LostRankError(
-                f"{peers.describe_loss()}; {how_to_go_on(session.output)}", speaker=peers.speaker()
-            ) from error
+        if (loss := peers.loss(error)) is not None:
+            said = f"{loss.text}; {how_to_go_on(session.output)}"
+            session.note(f"error: {said}")
+            raise LostRankError(said, speaker=loss.speaker) from error
         raise
 
 

@@ -7,14 +7,11 @@ Skipped where this user may not make them. Blind to hosts with a disk or a clock
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import pytest
@@ -22,6 +19,7 @@ import pytest
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.rollout.sglang.arguments import PYTHON
 from tests.sglang.conftest import REPOSITORY
+from tests.two_hosts.hosts import Host, NoHostsError, two_hosts
 from tests.waiting import wait_for
 
 GAP = 1e-4
@@ -34,39 +32,14 @@ FLAGS = (
 STATE_SECONDS = 500.0
 
 
-class Host(NamedTuple):
-    """A network namespace, and its address on its end of the cable."""
-
-    space: str
-    address: str
-    cable: str
-
-
 @pytest.fixture
-def hosts() -> Iterator[list[Host]]:
+def hosts() -> Iterator[Sequence[Host]]:
     """Two of them, joined."""
-    if shutil.which("ip") is None:
-        pytest.skip("no `ip` to make network namespaces with")
-    name = secrets.token_hex(3)
-    cables = [f"pr{name}{i}" for i in range(2)]
-    made = [Host(f"prism-{name}-{i}", f"10.213.77.{i + 1}", cables[i]) for i in range(2)]
-    commands = [f"ip netns add {host.space}" for host in made]
-    commands += [f"ip link add {cables[0]} type veth peer name {cables[1]}"]
-    for space, address, cable in made:
-        commands += [
-            f"ip link set {cable} netns {space}",
-            f"ip -n {space} addr add {address}/24 dev {cable}",
-            f"ip -n {space} link set {cable} up",
-            f"ip -n {space} link set lo up",
-        ]
     try:
-        for command in commands:
-            if subprocess.run(command.split(), capture_output=True, check=False).returncode:
-                pytest.skip(f"this user may not `{command}`")
-        yield made
-    finally:
-        for host in made:
-            subprocess.run(["ip", "netns", "del", host.space], capture_output=True, check=False)
+        with two_hosts() as made:
+            yield made
+    except NoHostsError as error:
+        pytest.skip(str(error))
 
 
 def start(hosts: Sequence[Host], output: Path, said: Sequence[Path]) -> list[subprocess.Popen[bytes]]:
@@ -79,7 +52,7 @@ def start(hosts: Sequence[Host], output: Path, said: Sequence[Path]) -> list[sub
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         tool = str(REPOSITORY / "tools" / "run_align.py")
-        command = ["ip", "netns", "exec", host.space, sys.executable, tool, *FLAGS, "--output", str(output)]
+        command = host.command([sys.executable, tool, *FLAGS, "--output", str(output)])
         with said[rank].open("wb") as file:
             processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment))
     return processes
@@ -94,7 +67,7 @@ def server_of(output: Path, host: int) -> psutil.Process | None:
     return None
 
 
-def test_servers_of_two_hosts_die_and_come_back(hosts: list[Host], tmp_path: Path) -> None:
+def test_servers_of_two_hosts_die_and_come_back(hosts: Sequence[Host], tmp_path: Path) -> None:
     """Claim: at every step both servers score as the trainer does, or are left out; whichever host's is killed, its own
     host restarts it, and it is probed with the weights of then."""
     output = tmp_path / "run"

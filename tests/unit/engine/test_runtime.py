@@ -14,6 +14,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine import runtime
 from prism_megatron.engine.runtime import World, start, stop
+from prism_megatron.errors import LostRankError
 
 
 def test_every_group_waits_as_long_as_was_asked() -> None:
@@ -32,6 +33,15 @@ def test_every_group_waits_as_long_as_was_asked() -> None:
         assert waits == [timedelta(minutes=7)] * len(groups)
     finally:
         stop(world)
+
+
+def test_a_rank_that_never_comes_is_one_error_that_says_how_long_it_was_waited_for() -> None:
+    store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not mark its re-exports
+    seconds = timedelta(seconds=0.3)
+    with pytest.raises(LostRankError, match=r"rank 0 of 2 could not meet the others \(.*\), .* 0.005 min") as caught:
+        start(ParallelConfig(tp=2), seed=1, rank=0, world_size=2, store=store, timeout=seconds)
+    assert caught.value.speaker is None, "who is there is not known"
+    assert not dist.is_initialized()
 
 
 class AskedError(Exception):

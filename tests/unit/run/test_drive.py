@@ -33,7 +33,7 @@ from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.observability.progress import Columns
 from prism_megatron.run.driver import drive
-from prism_megatron.run.peers import Peers
+from prism_megatron.run.peers import Loss, Peers
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome
 
@@ -197,12 +197,12 @@ def test_a_bug_keeps_its_traceback_unless_a_rank_is_gone(
 ) -> None:
     with pytest.raises(KeyError, match="bug"):
         run(world, tmp_path / "first", raises(KeyError("bug")))
-    monkeypatch.setattr(Peers, "wait_for_gone", lambda _self: [object()])
-    monkeypatch.setattr(Peers, "speaker", lambda _self: 3)
-    monkeypatch.setattr(Peers, "describe_loss", lambda _self: "rank 5 on a ended without a word")
+    monkeypatch.setattr(Peers, "loss", lambda _self, _error: Loss("rank 5 on a ended without a word", speaker=3))
     with pytest.raises(LostRankError, match="rank 5 on a ended without a word; go on with") as caught:
         run(world, tmp_path / "second", raises(RuntimeError("Connection closed by peer")))
     assert (caught.value.speaker, caught.value.status) == (3, 1)
+    last = (tmp_path / "second" / "console.log").read_text().splitlines()[-1]
+    assert last == f"error: {caught.value}", "the folder tells it too"
 
 
 def test_a_wish_ends_it_with_a_last_line_in_the_console_file(world: World, tmp_path: Path) -> None:

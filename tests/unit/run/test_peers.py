@@ -6,13 +6,25 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
-from prism_megatron.run import peers
-from prism_megatron.run.peers import Peer, Peers
+from prism_megatron.run import peers as module
+from prism_megatron.run.last_word import LastWord
+from prism_megatron.run.peers import Loss, Peer, Peers
 
 HERE = os.getpid()
+CLOSED = RuntimeError("[/gloo/pair.cc:553] Connection closed by peer [10.0.0.2]:7. This is typically caused by a crash")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_dies_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that have not ended are not waited for, where a test does not ask for it."""
+    wait = Peers.wait_for_gone
+    monkeypatch.setattr(Peers, "wait_for_gone", lambda self, seconds=0.0: wait(self, seconds=seconds))
+    monkeypatch.setattr(module, "_FIRST_SPEAKS_SECONDS", 0.0)
 
 
 def ended_pid() -> int:
@@ -25,9 +37,9 @@ def test_ranks_that_ended_are_named_and_the_first_that_is_left_speaks() -> None:
     gone = ended_pid()
     own = Peers([Peer(0, "a", gone), Peer(1, "a", HERE), Peer(2, "a", gone), Peer(3, "b", gone)], "a")
     assert [peer.rank for peer in own.gone()] == [0, 2]
-    assert own.describe_loss() == "ranks 0, 2 on a ended without a word"
-    assert own.speaker() == 1
-    assert Peers([Peer(0, "a", HERE), Peer(1, "a", gone)], "a").describe_loss() == "rank 1 on a ended without a word"
+    assert own.loss(KeyError("whatever")) == Loss("ranks 0, 2 on a ended without a word", speaker=1)
+    one = Peers([Peer(0, "a", HERE), Peer(1, "a", gone)], "a")
+    assert one.loss(CLOSED) == Loss("rank 1 on a ended without a word", speaker=0)
 
 
 def test_a_process_that_nobody_has_waited_for_yet_is_gone_too() -> None:
@@ -52,15 +64,32 @@ def test_a_process_whose_connections_close_before_it_ends_is_waited_for() -> Non
     process.wait()
 
 
-def test_where_all_are_there_the_others_are_named() -> None:
-    here = [Peer(0, "a", HERE)]
-    assert Peers([*here, Peer(1, "c", 1), Peer(2, "b", 1)], "a").describe_loss() == (
-        "all ranks on a are there, those of b, c no longer answer"
-    )
-    assert Peers(here, "a").gone() == []
+@pytest.mark.parametrize(("hosts", "words"), [(("b", "b"), "b"), (("c", "b"), "b or c")])
+def test_where_all_are_there_the_other_hosts_are_named(hosts: tuple[str, str], words: str) -> None:
+    peers = Peers([Peer(0, "a", HERE), *(Peer(1 + i, host, 1) for i, host in enumerate(hosts))], "a")
+    with closing(peers):
+        said = f"all ranks on a are there, those of {words} no longer answer (Connection closed by peer [10.0.0.2]:7)"
+        assert peers.loss(CLOSED) == Loss(said, speaker=0)
 
 
-def test_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "all_gather_objects", lambda own: [own, Peer(1, "b", 5)])
-    met = Peers.meet(0)
-    assert met.peers[0] == Peer(0, met.host, HERE) and met.peers[1].host == "b"
+def test_a_bug_is_no_loss_and_one_host_blames_no_other() -> None:
+    """Claim: an error of another kind keeps its traceback, and so does one of a connection between ranks that are all
+    there, on this host."""
+    with closing(Peers([Peer(0, "a", HERE), Peer(1, "b", 1)], "a")) as peers:
+        assert peers.loss(KeyError("bug")) is None
+    with closing(Peers([Peer(0, "a", HERE), Peer(1, "a", HERE)], "a")) as peers:
+        assert peers.loss(CLOSED) is None
+
+
+def test_one_rank_of_a_host_speaks_and_the_others_know_why_it_went() -> None:
+    """Claim: whoever finds another host silent tells its neighbours, which then name that host and not the neighbour
+    whose end broke their own connections; whichever of them comes first, one speaks."""
+    words = [LastWord(), LastWord()]
+    for first, second in ((0, 1), (1, 0)):
+        known = [Peer(rank, "a", HERE, words[rank].address) for rank in range(2)] + [Peer(2, "b", 1)]
+        found = Peers(known, "a", first, words[first]).loss(CLOSED)
+        assert found is not None and found.speaker == first
+        known[first] = replace(known[first], pid=ended_pid())
+        assert Peers(known, "a", second, words[second]).loss(CLOSED) == found
+    for word in words:
+        word.close()
