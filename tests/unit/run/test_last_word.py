@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import closing
 
 from prism_megatron.run.last_word import LastWord
@@ -31,3 +32,11 @@ def test_a_long_word_is_cut_and_not_lost() -> None:
         speaker.tell([listener.address], 0, "ä" * 10_000)
         heard = listener.heard()
         assert heard is not None and set(heard[1]) == {"ä"}
+
+
+def test_what_no_rank_has_said_is_not_heard() -> None:
+    """Claim: any process of the host may write there, and breaks nothing."""
+    with closing(LastWord()) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        for word in (b"\xff", b"[1]", b"7", b'[null, "x"]'):
+            stranger.sendto(word, listener.address.encode("ascii"))
+            assert listener.heard() is None, word
