@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +43,13 @@ def move_aside(folder: Path) -> Path:
     for entry in left:
         entry.rename(aside / entry.name)
     return aside
+
+
+def move_over(folder: Path, target: Path) -> None:
+    """Rename a folder, in place of whatever had that name."""
+    if target.exists():
+        shutil.rmtree(target)
+    folder.rename(target)
 
 
 def folder_of_new_run(kind: str) -> Path:
