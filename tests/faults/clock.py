@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FILE = "PRISM_FAULTS_CLOCK"
+FILE = "FAULTS_CLOCK"
 """Names the file that says by how many seconds the clock is wrong; there is none until it jumps."""
 JUMP_SECONDS = 3600.0
 _SHIM = f"""

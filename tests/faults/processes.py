@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import psutil
 
-TAG = "PRISM_FAULTS_TRIAL"
+TAG = "FAULTS_TRIAL"
+"""Servers are started without variables of Python's and of torchrun's; this is neither."""
 _GONE_SECONDS = 20.0
 """What a run leaves to the kernel, or to a loop that looks for its parent every second, is gone by then."""
 _POLL_SECONDS = 0.1

@@ -11,8 +11,8 @@ from tests.faults.draw import draw
 
 ONE = "2-0"
 """Cheap, and the command is really started again."""
-HANDFUL = ("1-0", "1-4", "1-16", "1-18", "1-25")
-"""A kill beside servers, damage under torchrun, a full disk, damage with servers on two ranks, a clock."""
+HANDFUL = ("1-135", "1-207", "1-276", "1-329", "2-24")
+"""Of reinforcement: a reward worker is lost, a checkpoint cut, a server lost, a disk filled, a clock put off."""
 
 
 @pytest.mark.long
@@ -24,8 +24,8 @@ def test_one_trial_passes(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_handful_of_trials_pass(tmp_path: Path) -> None:
-    """Claim: of every kind of fault one is survived, with servers and without, on one rank and on two."""
-    assert {draw(seed, may_mount=True).fault for seed in HANDFUL} == {"kill", "damage", "disk", "clock"}
+    """Claim: of the kinds of fault one each is survived, with a server and without."""
+    assert [draw(seed, may_mount=True).fault for seed in HANDFUL] == ["kill", "damage", "kill", "disk", "clock"]
     check(tmp_path, *HANDFUL)
 
 

@@ -93,7 +93,7 @@ def latest_whole(root: Path) -> tuple[Path | None, dict[Path, str]]:
     says what is wrong.
     """
     damaged: dict[Path, str] = {}
-    folders = sorted((path.parent for path in root.glob(f"step_*/{STATE_FILE}")), key=lambda path: path.name)
+    folders = sorted(filter(is_checkpoint, root.glob("step_*")), key=lambda path: path.name)
     for folder in reversed(folders):
         try:
             check_sizes(folder, read_state(folder))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from prism_megatron.rollout.sglang.arguments import server_environment
 from tests.faults import clock, faults, processes
 from tests.faults.processes import Seen, roles_of
 from tests.faults.watch import Watch
@@ -68,6 +69,11 @@ def test_processes_are_found_by_their_word_and_ended() -> None:
         processes.kill([one.pid for tag in (word, f"{word}-other") for one in processes.of_trial(tag)])
         for process in started:
             process.communicate()
+
+
+def test_a_server_has_the_word_too() -> None:
+    """Claim: the environment that a run starts servers with keeps it."""
+    assert server_environment({processes.TAG: "x"}, tp=1, cuda=False)[processes.TAG] == "x"
 
 
 def test_landmarks_are_names_and_lines(tmp_path: Path) -> None:
