@@ -42,7 +42,7 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help sft align rlvr pipeline test test-long sglang test-sglang lmms-eval test-lmms-eval lint types defects golden two-hosts parity gpu-check bench-model bench-convert bench-scoring bench-scoring-long bench-update-long bench-rollout \
+.PHONY: help sft align rlvr pipeline test test-long faults sglang test-sglang lmms-eval test-lmms-eval lint types defects golden two-hosts parity gpu-check bench-model bench-convert bench-scoring bench-scoring-long bench-update-long bench-rollout \
     bench-data bench-curation bench-weight-sync bench-handover-shares bench-memory-plan bench-vision-cache bench-checkpoints bench-rewards bench-sft bench-grpo trl te-check effect image-use variants mini clean
 
 help:
@@ -52,6 +52,7 @@ help:
 	@echo "make pipeline [ARGS=...]  all five stages on the mini world, evaluated, with one report (a quarter of an hour)"
 	@echo "make test [ARGS=...]    all tests that this machine can run, two files at a time (JOBS=0: in one process)"
 	@echo "make test-long          the tests that take tens of seconds each (CI runs them too)"
+	@echo "make faults [ARGS=...]  kill, fill, cut and turn the clock of 20 short runs at random: does each go on as itself? (half an hour)"
 	@echo "make sglang             SGLang's own environment for rollout servers, on machines without CUDA (2.7 GB)"
 	@echo "make test-sglang        rollouts, log-probs and weight updates against real SGLang servers"
 	@echo "make lmms-eval          lmms-eval's own environment, to ask endpoints with (1.9 GB with a CPU build of torch)"
@@ -104,6 +105,9 @@ test: $(VENV)/.installed-dev
 
 test-long: $(VENV)/.installed-dev
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) --dist loadfile -m long --durations 20 $(ARGS)
+
+faults: $(VENV)/.installed-dev
+	$(RUN) python -m tests.faults $(ARGS)
 
 sglang: $(SGLANG_VENV)/.installed
 

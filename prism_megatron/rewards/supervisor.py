@@ -154,6 +154,7 @@ class _Supervisor:
 
     def _answer(self, items: list[Any]) -> None:
         done: list[list[Any]] = []
+        tried_again = -1
         while len(done) < len(items):
             worker = self._ready_worker()
             with suppress(BrokenPipeError):  # its end is seen below
@@ -169,7 +170,11 @@ class _Supervisor:
                     ended = "it"
             if len(done) < len(items):
                 self._worker = None
-                done.append(["killed", self._why(worker.end(), ended)])
+                status = worker.end()
+                if ended == "it" and _is_from_outside(status) and tried_again != len(done):
+                    tried_again = len(done)  # the item may have no part in it
+                    continue
+                done.append(["killed", self._why(status, ended)])
         _write(self._replies, json.dumps(done))
 
     def _ready_worker(self) -> _Worker:
@@ -206,6 +211,11 @@ class _Supervisor:
         """A run that was killed may have left its end of the pipe with another process."""
         if os.getppid() != self._parent:
             raise SystemExit(1)
+
+
+def _is_from_outside(status: int) -> bool:
+    """Whether it was SIGKILL, which is no limit of ours: somebody's hand, or a kernel short of memory."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def _leave(*_: object) -> NoReturn:

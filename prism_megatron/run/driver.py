@@ -22,7 +22,7 @@ from prism_megatron.parallel.collectives import on_main
 from prism_megatron.run.advice import how_to_go_on
 from prism_megatron.run.checkpoints import Checkpoints
 from prism_megatron.run.files import METRICS
-from prism_megatron.run.folder import folder_of_new_run, move_aside
+from prism_megatron.run.folder import folder_of_new_run, move_aside, move_over, remove_halves
 from prism_megatron.run.idle import Idleness
 from prism_megatron.run.peers import Peers
 from prism_megatron.run.readings import readings
@@ -31,7 +31,7 @@ from prism_megatron.run.reporting import OpenSinks, Reporter
 from prism_megatron.run.session import Session
 from prism_megatron.run.sinks import Sink, check_sinks, open_sinks
 from prism_megatron.run.stage import Outcome, Stage
-from prism_megatron.run.start import ConfigT, StageConfig, Start, find_start, settle, without_command
+from prism_megatron.run.start import ConfigT, StageConfig, Start, find_start, set_aside, settle, without_command
 
 Build = Callable[[ConfigT, Session], Stage]
 
@@ -179,7 +179,8 @@ class _Rows:
 def _claim(start: Start, *, kind: str) -> tuple[Path, bool]:
     """The run's folder, which is there afterwards, and whether it was not before.
 
-    What a try without a checkpoint left is moved aside before anything is built into the folder.
+    What a killed try left half written is removed. What one without a checkpoint left is moved aside before anything is
+    built into the folder, and so are checkpoints that are damaged.
     """
     output = start.output
     with writing(output or Path("runs")):
@@ -187,8 +188,11 @@ def _claim(start: Start, *, kind: str) -> tuple[Path, bool]:
             return folder_of_new_run(kind), True
         is_new = not output.exists()
         output.mkdir(parents=True, exist_ok=True)
+        remove_halves(output)
         if start.begins_anew:
             move_aside(output)
+        for damaged in start.damaged:
+            move_over(damaged, set_aside(damaged))
         return output, is_new
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from prism_megatron.run.files import CHECKPOINTS, CONFIG, METRICS
+from prism_megatron.run.files import CHECKPOINTS, CONFIG, EXPORT, METRICS
 
 _EARLIER = "earlier-"
 
@@ -42,6 +43,26 @@ def move_aside(folder: Path) -> Path:
     for entry in left:
         entry.rename(aside / entry.name)
     return aside
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what a killed command had half written in its run folder: an exported model, files on their way.
+
+    They have names that nothing reads (``disk.folder_beside``, ``disk.write_atomically``), and the command of the run,
+    of which there is one at a time, is the only one to write there.
+    """
+    for half in [*folder.glob(f".{EXPORT}.*"), *folder.glob(".*.part")]:
+        if half.is_dir():
+            shutil.rmtree(half)
+        else:
+            half.unlink()
+
+
+def move_over(folder: Path, target: Path) -> None:
+    """Rename a folder, in place of whatever had that name."""
+    if target.exists():
+        shutil.rmtree(target)
+    folder.rename(target)
 
 
 def folder_of_new_run(kind: str) -> Path:

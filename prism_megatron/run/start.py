@@ -19,7 +19,7 @@ from prism_megatron.config.merge import merge, save
 from prism_megatron.config.resume import check_changes, check_resume, differences
 from prism_megatron.config.run import RunConfig
 from prism_megatron.config.yaml_file import read_yaml
-from prism_megatron.conversion.checkpoints.folder import latest
+from prism_megatron.conversion.checkpoints.folder import latest, latest_whole
 from prism_megatron.errors import CheckpointError, ConfigError
 from prism_megatron.run.files import CHECKPOINTS, CONFIG, RECORD
 from prism_megatron.run.folder import holds_run, newest_config, run_of
@@ -55,6 +55,8 @@ class Start:
     """what differs from how it was begun, in words"""
     begins_anew: bool = False
     """whether the folder holds rows of a try that left no checkpoint"""
+    damaged: Sequence[Path] = ()
+    """newer checkpoints than ``saved`` that lack bytes"""
 
     @property
     def restored(self) -> Path | None:
@@ -88,6 +90,8 @@ def defaults_of(argv: Sequence[str], fresh: ConfigT, *, stage: str) -> ConfigT:
 def checkpoint_of(checkpoint: CheckpointConfig, *, resume: str) -> Path | None:
     """The checkpoint that ``--load`` or ``--resume auto`` means; None for a run that begins.
 
+    The second passes over newer ones that are damaged.
+
     Raises ConfigError for flags that contradict each other, CheckpointError where there is nothing to go on from.
     """
     load, output = checkpoint.load, checkpoint.output
@@ -96,7 +100,7 @@ def checkpoint_of(checkpoint: CheckpointConfig, *, resume: str) -> Path | None:
             raise ConfigError("--resume auto finds its checkpoint in --output; leave --load out")
         if output is None:
             raise ConfigError("--resume auto looks for a checkpoint in --output; name the run's folder with it")
-        return latest(output / CHECKPOINTS)
+        return latest_whole(output / CHECKPOINTS)[0]
     if load is None:
         return None
     folder = latest(load) or latest(load / CHECKPOINTS)
@@ -132,14 +136,27 @@ def find_start(config: ConfigT, *, stage: str) -> Start:
     named_run = flags.load is not None and any(_same(home, one) for one in (flags.load, flags.load.parent))
     own = home if named_run and flags.load is not None and flags.load.name != folder.name else None
     output = flags.output or own
-    if output is not None:
+    damaged: Mapping[Path, str] = {}
+    if output is not None and config.run.resume == "auto":
+        _, damaged = latest_whole(output / CHECKPOINTS)
+    elif output is not None:
         _check_output(output, saved, stage=stage)
+    if output is not None:
         read_record(output / RECORD)
     before = saved.config(type(config)())
-    lines = [] if before is None else check_resume(before, config, change=change, where=str(flags.load or output))
+    lines = [
+        f"passed over a damaged checkpoint, which is kept as {set_aside(path)}: {why}" for path, why in damaged.items()
+    ]
+    if before is not None:
+        lines += check_resume(before, config, change=change, where=str(flags.load or output))
     goes_on_there = output is not None and _same(home, output)
     run = saved.run if goes_on_there and saved.run is not None else uuid.uuid4().hex
-    return Start(output, run, saved, lines)
+    return Start(output, run, saved, lines, damaged=tuple(damaged))
+
+
+def set_aside(damaged: Path) -> Path:
+    """Where a damaged checkpoint is kept, under a name that no checkpoint has."""
+    return damaged.with_name(f"damaged-{damaged.name}")
 
 
 def settle(config: ConfigT, start: Start) -> None:

@@ -86,6 +86,43 @@ def latest(root: Path) -> Path | None:
     return max((path.parent for path in root.glob(f"step_*/{STATE_FILE}")), default=None, key=lambda path: path.name)
 
 
+def latest_whole(root: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest complete ``step_*`` below ``root`` that has all its bytes, and why newer ones are no good.
+
+    Nothing is read but ``state.json`` and the files' sizes. Where none is whole it is the newest one, whose reading
+    says what is wrong.
+    """
+    damaged: dict[Path, str] = {}
+    folders = sorted(filter(is_checkpoint, root.glob("step_*")), key=lambda path: path.name)
+    for folder in reversed(folders):
+        try:
+            check_sizes(folder, read_state(folder))
+        except CheckpointError as error:
+            damaged[folder] = str(error)
+        else:
+            return folder, damaged
+    return (folders[-1] if folders else None), {}
+
+
+def check_sizes(folder: Path, document: Mapping[str, Any], *, below: str = "") -> None:
+    """Raise CheckpointError where a file has fewer bytes than ``document``, the folder's state, says were written.
+
+    Asked of all files, or of those ``below`` one of its folders.
+    What an earlier version wrote says nothing of sizes.
+    """
+    try:
+        sizes = {str(name): int(size) for name, size in document.get("sizes", {}).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / STATE_FILE} is damaged ({error!r}); load another step") from error
+    for name, size in sizes.items():
+        if not name.startswith(below):
+            continue
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else 0
+        if found < size:
+            raise CheckpointError(f"{path} has {found} of the {size} bytes that were written; load another step")
+
+
 def companions_folder(folder: Path, role: str) -> Path:
     """Where a checkpoint keeps the files that make ``role`` a Hugging Face model folder, weights aside."""
     return folder / COMPANIONS_FOLDER / role
@@ -117,8 +154,9 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Metadata]:
     """``state.json`` and the index of tensors, after all checks that need no tensor.
 
     ``state.json`` is ``{"format", "megatron_core", "torch", "engines": {role: {"steps_taken", "adam_step"}}, "models":
-    {role: {"expert_layout", "aliases"}}, "state"}``. Raises CheckpointError for a folder that is incomplete or damaged,
-    that reaches for files outside of it, or whose pickled parts name anything but tensor metadata.
+    {role: {"expert_layout", "aliases"}}, "state", "sizes": {file: bytes}}``. Raises CheckpointError for a folder that
+    is incomplete or damaged, that reaches for files outside of it, or whose pickled parts name anything but tensor
+    metadata.
     """
     from prism_megatron.conversion.checkpoints.index import check_index
     from prism_megatron.conversion.checkpoints.pickles import check_objects, read_index
@@ -135,6 +173,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Metadata]:
     check_objects(folder / OBJECTS_FILE)
     index = read_index(folder / INDEX_FILE)
     check_index(index, folder)
+    check_sizes(folder, document, below=COMPANIONS_FOLDER)  # all other files are held to what they say themselves
     return document, index
 
 
@@ -171,7 +210,10 @@ def write_state(
     models: Mapping[str, Mapping[str, Any]],
     state: Mapping[str, Any],
 ) -> None:
-    """Write ``state.json`` (see ``read_checkpoint``) into a folder that is to be a checkpoint, and flush it."""
+    """Write ``state.json`` (see ``read_checkpoint``) into a folder that is to be a checkpoint, and flush it.
+
+    Everything else is there already: how long each file is is written down.
+    """
     document = {
         "format": FORMAT,
         "megatron_core": version("megatron-core"),
@@ -179,6 +221,9 @@ def write_state(
         "engines": dict(engines),
         "models": dict(models),
         "state": dict(state),
+        "sizes": {
+            str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+        },
     }
     with (folder / STATE_FILE).open("w", encoding="utf-8") as file:
         json.dump(document, file, indent=2)

@@ -111,6 +111,19 @@ def test_a_worker_that_crashes_is_replaced() -> None:
     assert after[:2] == ["done", 1.0]
 
 
+def test_a_worker_that_is_ended_from_outside_is_no_verdict() -> None:
+    """Claim: SIGKILL to an idle worker, as one that frees memory sends it, changes no outcome; an item that brings it
+    about by itself is tried twice, and then counts as killed."""
+    with Workers(WorkSettings(function=f"{BURNER}:crash"), workers=1) as workers:
+        workers.submit([_call("0")])[0].result(timeout=60)
+        worker = max(checking(), key=lambda one: one.create_time())
+        worker.kill()
+        assert workers.submit([_call("0")])[0].result(timeout=60)[:2] == ["done", 1.0]
+        itself, after = (future.result(timeout=60) for future in workers.submit([_call("9"), _call("0")]))
+    assert itself == ["killed", "its process ended by signal 9"]
+    assert after[:2] == ["done", 1.0]
+
+
 def test_no_worker_has_torch() -> None:
     with Workers(WorkSettings(function=f"{BURNER}:holds_torch"), workers=1) as workers:
         assert workers.submit([_call("")])[0].result(timeout=60)[1] == 0.0

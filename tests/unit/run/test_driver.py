@@ -308,3 +308,21 @@ def test_what_a_try_left_is_moved_before_anything_is_built(tmp_path: Path) -> No
     assert _claim(Start(tmp_path, "r1", begins_anew=True), kind="align") == (tmp_path, False)
     assert (tmp_path / "earlier-1" / "format_sft").is_dir() and not (tmp_path / "format_sft").exists()
     assert _claim(Start(tmp_path / "new", "r1"), kind="align") == (tmp_path / "new", True)
+
+
+def test_what_a_killed_try_had_half_written_is_gone(tmp_path: Path) -> None:
+    """Claim: before anything is built, so that room is there again; a new folder has none of it."""
+    (tmp_path / ".hf.12ab34cd").mkdir()
+    _claim(Start(tmp_path, "r1"), kind="align")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_kept_aside(tmp_path: Path) -> None:
+    """Claim: under a name that no checkpoint has, in place of one that was damaged before."""
+    damaged = tmp_path / "checkpoints" / "step_000004"
+    for content in ("first", "second"):
+        damaged.mkdir(parents=True)
+        (damaged / "state.json").write_text(content)
+        _claim(Start(tmp_path, "r1", damaged=(damaged,)), kind="align")
+        assert [path.name for path in damaged.parent.iterdir()] == ["damaged-step_000004"]
+        assert (damaged.parent / "damaged-step_000004" / "state.json").read_text() == content

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prism_megatron.run import folder
-from prism_megatron.run.folder import folder_of_new_run, holds_run, move_aside, newest_config, run_of
+from prism_megatron.run.folder import folder_of_new_run, holds_run, move_aside, newest_config, remove_halves, run_of
 
 
 def test_two_runs_of_one_second_have_two_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -49,3 +49,16 @@ def test_what_an_earlier_try_left_is_kept_aside(tmp_path: Path) -> None:
     for attempt in ("1", "2"):
         assert (tmp_path / f"earlier-{attempt}" / "metrics.jsonl").read_text() == attempt
         assert (tmp_path / f"earlier-{attempt}" / "checkpoints").is_dir()
+
+
+def test_what_a_killed_command_had_half_written_is_removed(tmp_path: Path) -> None:
+    """Claim: a model on its way and files on theirs, by the names that writers give them; nothing else."""
+    kept = {"hf", "metrics.jsonl", ".lock", ".hfx", "summary.json.part"}
+    for name in ("hf", ".hf.12ab34cd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    for name in (*kept - {"hf"}, ".summary.json.4711.part"):
+        (tmp_path / name).touch()
+    remove_halves(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert (tmp_path / "hf" / "model.safetensors").exists()

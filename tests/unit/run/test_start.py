@@ -79,6 +79,42 @@ def test_a_run_goes_on_as_itself_from_its_newest_checkpoint(run: Path) -> None:
     assert start.restored == run / "checkpoints" / "step_000004"
 
 
+@pytest.mark.parametrize("how", ["state", "tensors", "missing"])
+def test_a_damaged_newest_checkpoint_is_passed_over(run: Path, how: str) -> None:
+    """Claim: ``--resume auto`` goes on from the newest one that has all its bytes, and says which was passed over, why,
+    and where it will be kept; what asks for the damaged one is refused. No file is changed for it."""
+    newest = write_checkpoint(run, 6)
+    (newest / "data").write_bytes(b"12")
+    state = newest / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "sizes": {"data": 3}}))
+    if how == "state":
+        state.write_text(state.read_text()[:-9])
+    elif how == "missing":
+        (newest / "data").unlink()
+    before = hashes(run)
+    start = find_start(asked(output=run, resume="auto"), stage="align")
+    assert (start.output, start.run, start.damaged) == (run, "r1", (newest,))
+    assert start.restored == run / "checkpoints" / "step_000004"
+    (line,) = start.lines
+    assert line.startswith(f"passed over a damaged checkpoint, which is kept as {newest.parent}/damaged-step_000006: ")
+    assert ("has 2 of the 3 bytes" in line) is (how == "tensors")
+    assert hashes(run) == before
+
+
+def test_a_checkpoint_with_all_its_bytes_is_not_passed_over(run: Path) -> None:
+    """Claim: neither a longer file than was written, nor a state that knows no sizes, is damage; and where no
+    checkpoint is whole, nothing is begun anew."""
+    state = run / "checkpoints" / "step_000004" / "state.json"
+    (state.parent / "data").write_bytes(b"1234")
+    state.write_text(json.dumps({**json.loads(state.read_text()), "sizes": {"data": 3}}))
+    start = find_start(asked(output=run, resume="auto"), stage="align")
+    assert (start.restored, start.damaged, start.lines) == (state.parent, (), [])
+    for folder in state.parent.parent.iterdir():
+        (folder / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"step_000004/state.json is damaged"):
+        find_start(asked(output=run, resume="auto"), stage="align")
+
+
 def test_a_checkpoint_is_gone_on_from_in_a_new_folder(run: Path, tmp_path: Path) -> None:
     """Claim: an older step is never gone on from in the folder that holds newer ones."""
     older = run / "checkpoints" / "step_000002"
