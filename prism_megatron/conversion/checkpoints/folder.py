@@ -118,6 +118,8 @@ def check_sizes(folder: Path, document: Mapping[str, Any], *, below: str = "") -
         if not name.startswith(below):
             continue
         path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{folder / STATE_FILE} names {name[:80]!r}, which is outside; load another step")
         found = path.stat().st_size if path.is_file() else 0
         if found < size:
             raise CheckpointError(f"{path} has {found} of the {size} bytes that were written; load another step")

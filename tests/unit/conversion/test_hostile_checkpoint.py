@@ -123,6 +123,13 @@ def test_payloads_of_these_tests_do_run(folder: Path) -> None:
         (folder.parent / "ran").unlink()
 
 
+@pytest.mark.parametrize("name", ["../../elsewhere", "/etc/hostname"])
+def test_sizes_of_files_elsewhere_are_not_looked_up(folder: Path, name: str) -> None:
+    """Claim: ``state.json`` says how long the checkpoint's own files are, and of no other whether it is there."""
+    with pytest.raises(CheckpointError, match=f"names '{name}', which is outside"):
+        checkpoint_folder.check_sizes(folder, {"sizes": {name: 1}})
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 @pytest.mark.parametrize("call", [os.system, builtins.exec], ids=["system", "exec"])
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside an index"])
