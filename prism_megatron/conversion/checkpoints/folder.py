@@ -104,19 +104,17 @@ def latest_whole(root: Path) -> tuple[Path | None, dict[Path, str]]:
     return (folders[-1] if folders else None), {}
 
 
-def check_sizes(folder: Path, document: Mapping[str, Any], *, below: str = "") -> None:
+def check_sizes(folder: Path, document: Mapping[str, Any]) -> None:
     """Raise CheckpointError where a file has fewer bytes than ``document``, the folder's state, says were written.
 
-    Asked of all files, or of those ``below`` one of its folders.
-    What an earlier version wrote says nothing of sizes.
+    What an earlier version wrote says nothing of sizes. A checkpoint that is named is not held to them: its owner may
+    have changed a model's ``config.json``, and tensors are held to the index.
     """
     try:
         sizes = {str(name): int(size) for name, size in document.get("sizes", {}).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / STATE_FILE} is damaged ({error!r}); load another step") from error
     for name, size in sizes.items():
-        if not name.startswith(below):
-            continue
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{folder / STATE_FILE} names {name[:80]!r}, which is outside; load another step")
@@ -175,7 +173,6 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Metadata]:
     check_objects(folder / OBJECTS_FILE)
     index = read_index(folder / INDEX_FILE)
     check_index(index, folder)
-    check_sizes(folder, document, below=COMPANIONS_FOLDER)  # all other files are held to what they say themselves
     return document, index
 
 
