@@ -20,8 +20,16 @@ _NAMED = 'hostname "$0" && exec "$@"'
 """A shell's line: its first argument becomes the name of the host, the rest the process."""
 
 
+_NOT_HERE = ("not permitted", "permission denied", "not supported", "unknown device type")
+"""What ip says, in lower case, of a user or a kernel without namespaces or cables; all else is a fault of ours."""
+
+
 class NoHostsError(Exception):
     """This machine, or this user, cannot make them; the message says what is missing."""
+
+
+class CommandError(Exception):
+    """A command about them failed."""
 
 
 class Host(NamedTuple):
@@ -50,7 +58,7 @@ class Host(NamedTuple):
             _run(
                 "ip", "netns", "exec", self.space, "tc", "qdisc", "replace", "dev", self.cable, "root", "netem", *words
             )
-        except NoHostsError as error:
+        except CommandError as error:
             raise NoHostsError(f"links cannot be slowed down here: {error}") from error
 
     def end_all(self) -> None:
@@ -75,14 +83,23 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
     name = secrets.token_hex(3)
     hosts = tuple(Host(f"prism-{name}-{i}", f"10.213.77.{i + 1}", f"pr{name}{i}") for i in range(2))
     try:
-        for words in _steps(*hosts):
-            _run(*words)
+        _make(*hosts)
         yield hosts[0], hosts[1]
     finally:
         for host in hosts:
             if _exists(host):
                 host.end_all()
                 _run("ip", "netns", "del", host.space)
+
+
+def _make(*hosts: Host) -> None:
+    try:
+        for words in _steps(*hosts):
+            _run(*words)
+    except CommandError as error:
+        if any(words in str(error).lower() for words in _NOT_HERE):
+            raise NoHostsError(f"{error} (it needs root)") from error
+        raise
 
 
 def _steps(first: Host, second: Host) -> Iterator[list[str]]:
@@ -104,5 +121,5 @@ def _exists(host: Host) -> bool:
 def _run(*words: str) -> str:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise NoHostsError(f"`{' '.join(words)}` failed: {done.stderr.strip()} (it needs root)")
+        raise CommandError(f"`{' '.join(words)}` failed: {done.stderr.strip()}")
     return done.stdout
