@@ -28,7 +28,13 @@ from typing import Any, Self
 
 from prism_megatron.config.engine.parallel import ParallelConfig
 
-_PRELOAD = ("pytest", "torch._dynamo", "prism_megatron.engine.engine", "model_providers.qwen3_vl.provider")
+_PRELOAD = (
+    "pytest",
+    "prism_megatron.engine.eager_megatron",
+    "torch._dynamo",
+    "prism_megatron.engine.engine",
+    "model_providers.qwen3_vl.provider",
+)
 """Imported once, in the fork server. pytest is there because every child re-imports the main module."""
 
 _LATE = 0.9

@@ -11,6 +11,7 @@ Imports no torch: it runs in the tools before any rank exists.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import logging
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -41,6 +42,7 @@ LAUNCHER_PID = "PRISM_LAUNCHER_PID"
 """Set for the fork server: the process it must not outlive."""
 
 PRELOAD = (
+    "prism_megatron.engine.eager_megatron",
     "torch.distributed.checkpoint",
     "torch._dynamo",
     "megatron.core.dist_checkpointing",
@@ -78,8 +80,8 @@ def launch(
 
     ``model_parallel_size`` is the number of processes one copy of the models takes; ``world_size`` (by default as many)
     is how many to start where there is one. ``fn`` must be importable by name. With WORLD_SIZE above 1 in the
-    environment this process is a rank already, and ``fn`` runs in it. ``preload`` names the modules that forked ranks
-    find imported; where a GPU is present none are, because CUDA does not survive a fork.
+    environment this process is a rank already, and ``fn`` runs in it. ``preload`` names the modules that ranks find
+    imported; where a GPU is present none are, because CUDA does not survive a fork.
 
     A PrismError on a rank is printed once, in one line, with its own status; any other exception ends the world with
     one traceback and status 1. SIGTERM and SIGINT are passed on to the ranks as SIGTERM, once; a second one ends all.
@@ -96,6 +98,8 @@ def launch(
                     f"use --nproc-per-node {model_parallel_size}, or leave it out"
                 )
             quiet_vendors()
+            if not has_gpu():
+                _import(preload)
             fn(config)
         except PrismError as error:
             return report_error(error)
@@ -159,6 +163,13 @@ def quiet_vendors() -> None:
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(torch|megatron)\.")
+
+
+def _import(names: Sequence[str]) -> None:
+    """As the fork server does: what cannot be imported is left to whoever needs it, who then says so."""
+    for name in names:
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def has_gpu() -> bool:
