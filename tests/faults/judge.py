@@ -20,7 +20,7 @@ _SET_ASIDE = re.compile(r"damaged-step_\d{6}$")
 _HIDDEN = re.compile(r"\.step_\d{6}\.(saving|replaced|removed)$")
 _HALF = re.compile(r"\.(step_\d+\..*|hf\..*|.*\.part)$")
 _SAID = re.compile(r"^error: |^rank \d+ (was ended by SIG|ended with status )", re.MULTILINE)
-_FULL = re.compile(r"^error: .*no space left on device", re.MULTILINE)
+_FULL = re.compile(r"^error: .*no space left on device", re.MULTILINE | re.IGNORECASE)
 _HEADER_BYTES = 8
 """Of a safetensors file: how long the description of its tensors is."""
 

@@ -108,6 +108,7 @@ FULL = "error: /a: no space left on device; make room, then go on with `x`"
         ("kill", "everything", -9, "Traceback", 0),
         ("kill", "rank", 0, "", 0),
         ("disk", "", 2, FULL, 0),
+        ("disk", "", 2, "error: no version is in use: [Errno 28] No space left on device; make room", 0),
         ("disk", "", 1, FULL, 1),
         ("disk", "", 2, "error: something else", 1),
     ],
