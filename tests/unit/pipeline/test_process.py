@@ -41,14 +41,15 @@ def later(heard: Path, *numbers: int) -> threading.Thread:
 
 
 LISTENS = """
-    import signal, sys, time
+    import os, signal, sys, time
     heard = []
+    file = open({heard!r} + ".part", "w")
     def hear(*_):
         heard.append(1)
         print(end=".", file=file, flush=True)
     signal.signal(signal.SIGTERM, hear)
     signal.signal(signal.SIGINT, lambda *_: None)
-    file = open({heard!r}, "w")
+    os.rename(file.name, {heard!r})  # whoever sees it may send
     end = time.monotonic() + 60
     while len(heard) < {wanted} and time.monotonic() < end:
         time.sleep(0.02)
