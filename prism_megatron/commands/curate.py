@@ -18,7 +18,7 @@ from prism_megatron.errors import ConfigError, PrismError, RunStopped
 if TYPE_CHECKING:
     from prism_megatron.curation.calls import Asker
     from prism_megatron.curation.steps import Parts
-    from prism_megatron.run.stopping import Stopping
+    from prism_megatron.run.ending.stopping import Stopping
 
 
 def parse(argv: Sequence[str]) -> tuple[CurateConfig, Recipe]:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, recipe = parse(sys.argv[1:] if argv is None else argv)
         from prism_megatron.curation.run import curate
-        from prism_megatron.run.stopping import Stopping
+        from prism_megatron.run.ending.stopping import Stopping
 
         with Stopping() as stopping:
             curate(config, recipe, partial(_parts, config, recipe, stopping), say=_say)

@@ -1,7 +1,8 @@
 """One trainable model on the parallel groups: build, load, forward, backward, step, export.
 
 Policy and discriminator are two of these, built from two providers on the same ``World``. Every method is collective
-over the ranks that its docstring names, and makes the same number of collective calls whatever the data.
+over the ranks that its docstring names, and makes the same number of collective calls whatever the data. This is one
+class and no more, whose methods share the model, its optimizer and its groups; what they call stands in files beside.
 """
 
 from __future__ import annotations

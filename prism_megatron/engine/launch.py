@@ -56,7 +56,7 @@ PRELOAD = (
     "transformers.models.qwen2.tokenization_qwen2",
     "safetensors.torch",
 )
-"""Imported once, before the ranks are forked: nine seconds of CPU time that each rank would otherwise spend again.
+"""Imported once, before the ranks are forked: seven seconds of CPU time that each rank would otherwise spend again.
 The first optimizer step would import torch._dynamo. Nothing here may compute: a thread pool or a generator that a
 module starts at import would be broken, or shared, in every rank."""
 

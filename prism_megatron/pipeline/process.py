@@ -18,7 +18,7 @@ from prism_megatron.errors import RunStopped
 
 _PACKAGES = Path(__file__).resolve().parents[2]
 _ECHO_SECONDS = 1.0
-"""As in ``run/stopping.py``: a Ctrl-C that comes twice within this time came once."""
+"""As in ``run/ending/stopping.py``: a Ctrl-C that comes twice within this time came once."""
 
 
 class Processes:

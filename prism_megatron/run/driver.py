@@ -21,10 +21,10 @@ from prism_megatron.observability.metrics import MetricsWriter
 from prism_megatron.parallel.collectives import on_main
 from prism_megatron.run.advice import how_to_go_on
 from prism_megatron.run.checkpoints import Checkpoints
+from prism_megatron.run.ending.idle import Idleness
+from prism_megatron.run.ending.peers import Peers
 from prism_megatron.run.files import METRICS
 from prism_megatron.run.folder import folder_of_new_run, move_aside, move_over, remove_halves
-from prism_megatron.run.idle import Idleness
-from prism_megatron.run.peers import Peers
 from prism_megatron.run.readings import readings
 from prism_megatron.run.record import RunRecord
 from prism_megatron.run.reporting import OpenSinks, Reporter

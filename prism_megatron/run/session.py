@@ -15,9 +15,9 @@ from prism_megatron.observability.progress import Columns, Progress
 from prism_megatron.observability.timers import PhaseTimers
 from prism_megatron.run.checkpoints import Checkpoints
 from prism_megatron.run.console import Console
+from prism_megatron.run.ending.idle import Idleness
+from prism_megatron.run.ending.stopping import Stopping
 from prism_megatron.run.files import CONSOLE
-from prism_megatron.run.idle import Idleness
-from prism_megatron.run.stopping import Stopping
 
 
 class Session:

@@ -210,7 +210,7 @@ def test_spending_ends_politely(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_no_torch_is_loaded() -> None:
     """Claim: neither the command nor any part of a curation imports torch or transformers."""
     code = (
-        "import sys, prism_megatron.commands.curate, prism_megatron.curation.run, prism_megatron.run.stopping, "
+        "import sys, prism_megatron.commands.curate, prism_megatron.curation.run, prism_megatron.run.ending.stopping, "
         "prism_megatron.curation.client.caller, prism_megatron.curation.duplicates.step\n"
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )

@@ -33,7 +33,7 @@ from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.observability.progress import Columns
 from prism_megatron.run.driver import drive
-from prism_megatron.run.peers import Loss, Peers
+from prism_megatron.run.ending.peers import Loss, Peers
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Artefacts, Outcome
 

@@ -20,7 +20,7 @@ from prism_megatron.evaluation.view import StageView
 from prism_megatron.observability.metrics import read_metrics
 from prism_megatron.observability.progress import Columns
 from prism_megatron.run.driver import _claim, play
-from prism_megatron.run.idle import Idleness
+from prism_megatron.run.ending.idle import Idleness
 from prism_megatron.run.reporting import Reporter
 from prism_megatron.run.session import Session
 from prism_megatron.run.stage import Outcome

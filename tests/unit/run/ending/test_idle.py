@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prism_megatron.run.idle import Idleness
+from prism_megatron.run.ending.idle import Idleness
 
 
 def test_roles_are_counted_apart_and_those_that_rest_are_left_alone() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from prism_megatron.parallel import collectives
-from prism_megatron.run import stopping
-from prism_megatron.run.stopping import Stopping
+from prism_megatron.run.ending import stopping
+from prism_megatron.run.ending.stopping import Stopping
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_threads_take_no_signals() -> None:
 
 SCRIPT = """
 import signal, time
-from prism_megatron.run.stopping import Stopping
+from prism_megatron.run.ending.stopping import Stopping
 now = [0.0]
 with Stopping(clock=lambda: now[0]):
     signal.raise_signal(signal.{name})

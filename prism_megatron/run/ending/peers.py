@@ -12,7 +12,7 @@ import psutil
 
 from prism_megatron.parallel.collectives import all_gather_objects
 from prism_megatron.parallel.lost_connection import lost_connection
-from prism_megatron.run.last_word import LastWord
+from prism_megatron.run.ending.last_word import LastWord
 
 DYING_SECONDS = 2.0
 """The kernel closes a killed process's connections before it reports the process ended: what breaks by the first is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import closing
 
-from prism_megatron.run.last_word import LastWord
+from prism_megatron.run.ending.last_word import LastWord
 
 
 def test_a_word_is_heard_after_whoever_said_it_has_gone() -> None:

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from prism_megatron.run import peers as module
-from prism_megatron.run.last_word import LastWord
-from prism_megatron.run.peers import Loss, Peer, Peers
+from prism_megatron.run.ending import peers as module
+from prism_megatron.run.ending.last_word import LastWord
+from prism_megatron.run.ending.peers import Loss, Peer, Peers
 
 HERE = os.getpid()
 CLOSED = RuntimeError("[/gloo/pair.cc:553] Connection closed by peer [10.0.0.2]:7. This is typically caused by a crash")
