@@ -145,7 +145,10 @@ def test_help_is_printed_in_any_encoding_and_to_nobody(command: list[str]) -> No
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("module", ["yaml", "tyro", "prism_megatron.run.start", "numpy", "torch", "transformers"])
+@pytest.mark.parametrize(
+    "module",
+    ["yaml", "tyro", "prism_megatron.run.start", "numpy", "torch", "megatron.core", "transformers.utils"],
+)
 def test_ctrl_c_is_heard_while_modules_load(module: str, tmp_path: Path) -> None:
     """Claim: just after any of these was loaded, by a run of one rank. Blind spot: the moments between."""
     process = subprocess.Popen(
