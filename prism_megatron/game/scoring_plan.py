@@ -1,6 +1,7 @@
 """Which sequences the discriminator reads together in a step, and what that costs.
 
-Every rollout is compared with its group's reference, tower by tower. Two plans are made, and the cheaper is taken:
+Every rollout is compared with its group's reference, tower by tower. Two plans are made, and the one is taken that is
+done first where data-parallel ranks wait for each other:
 
 *beside*: every micro-batch has a copy of the references that its rollouts are compared with, and one pass does it all;
 *apart*: references have micro-batches of their own. They are scored first, without gradients; rollouts then learn
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from prism_megatron.game.judged_rows import ScoreMicroBatch, ScorePart, prompt_slots, segment_slots
 from prism_megatron.training.batches import BatchFormat
-from prism_megatron.training.microbatches import GroupPart, plan_pairs
+from prism_megatron.training.microbatches import GroupPart, of_rank, plan_pairs
 from prism_megatron.types import PreferenceGroup
 
 FORWARD, BACKWARD = 1, 2
@@ -58,6 +59,8 @@ class ScoringPlan:
     """rollouts; where no ``references`` are apart, beside theirs"""
     references: Sequence[ScoreMicroBatch]
     cost: TrunkCost
+    busiest: int
+    """passes over token slots of the ranks that the others wait for, added up from wait to wait"""
 
 
 def plan_scoring(
@@ -69,11 +72,11 @@ def plan_scoring(
     ranks: int = 1,
     learns: bool = True,
 ) -> ScoringPlan:
-    """The cheaper of both plans; references stay beside their rollouts where both cost the same."""
+    """The plan whose busiest ranks have least to do, of two alike the one of fewer passes, and else ``beside``."""
     slots = _Slots.of(groups, form)
     ways = WAYS if any(slots.rollouts) else (beside,)
     plans = [way(slots, tokens_per_microbatch, rounds_of, ranks, learns=learns) for way in ways]
-    return min(plans, key=lambda plan: plan.cost.passes)
+    return min(plans, key=lambda plan: (plan.busiest, plan.cost.passes))
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,10 @@ class _Slots:
             total += sum(self.references[unit] if r is None else self.rollouts[unit][r] for r in part.answers)
         return total
 
+    def of_busiest(self, plan: Sequence[ScoreMicroBatch], ranks: int) -> int:
+        """Slots of the rank that has most."""
+        return max(self.tokens(of_rank(plan, dp_rank=rank, dp_size=ranks)) for rank in range(ranks))
+
     def cost(self, tokens: int, passes: int, *, references: int, learns: bool, apart: bool) -> TrunkCost:
         return TrunkCost(
             tokens, self.unique_tokens, passes, references, sum(map(len, self.rollouts)), learns=learns, apart=apart
@@ -126,9 +133,10 @@ def beside(slots: _Slots, budget: int, rounds_of: int, ranks: int, *, learns: bo
         for parts in plan_pairs(references, slots.rollouts, budget=budget, rounds_of=rounds_of, ranks=ranks)
     ]
     tokens = slots.tokens(plan)
-    passes = tokens * (FORWARD + BACKWARD * learns)
+    once = FORWARD + BACKWARD * learns
     copies = sum(len(parts) for parts in plan)
-    return ScoringPlan(plan, (), slots.cost(tokens, passes, references=copies, learns=learns, apart=False))
+    cost = slots.cost(tokens, tokens * once, references=copies, learns=learns, apart=False)
+    return ScoringPlan(plan, (), cost, slots.of_busiest(plan, ranks) * once)
 
 
 def apart(slots: _Slots, budget: int, rounds_of: int, ranks: int, *, learns: bool) -> ScoringPlan:
@@ -157,11 +165,20 @@ def apart(slots: _Slots, budget: int, rounds_of: int, ranks: int, *, learns: boo
         tuple(_part(slots.units, part, None) for part in parts)
         for parts in plan_pairs(whole, [{} for _ in whole], budget=budget, rounds_of=rounds_of, ranks=ranks)
     ]
+
+    def passes(of_pairs: int, of_references: int) -> int:
+        return of_pairs * (FORWARD + BACKWARD * learns) + of_references * (FORWARD + (FORWARD + BACKWARD) * learns)
+
     of_pairs, of_references = slots.tokens(pairs), slots.tokens(references)
-    tokens = of_pairs + of_references * (1 + learns)
-    passes = FORWARD * tokens + BACKWARD * (of_pairs + of_references) * learns
-    cost = slots.cost(tokens, passes, references=len(whole), learns=learns, apart=True)
-    return ScoringPlan(pairs, references, cost)
+    cost = slots.cost(
+        of_pairs + of_references * (1 + learns),
+        passes(of_pairs, of_references),
+        references=len(whole),
+        learns=learns,
+        apart=True,
+    )
+    waited_for = passes(slots.of_busiest(pairs, ranks), slots.of_busiest(references, ranks))
+    return ScoringPlan(pairs, references, cost, waited_for)
 
 
 WAYS = (beside, apart)

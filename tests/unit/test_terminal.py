@@ -151,19 +151,19 @@ def test_help_is_printed_in_any_encoding_and_to_nobody(command: list[str]) -> No
 )
 def test_ctrl_c_is_heard_while_modules_load(module: str, tmp_path: Path) -> None:
     """Claim: just after any of these was loaded, by a run of one rank. Blind spot: the moments between."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", HEARS_CTRL_C, sys.executable, "-X", "importtime", "tools/run_align.py", "--output",
          str(tmp_path / "run")],
         cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stderr is not None
-        assert any(line.split("|")[-1].strip() == module for line in process.stderr), "it was never loaded"
-        process.send_signal(signal.SIGINT)
-        errors = process.stderr.read()  # behind what was read: communicate would lose what is buffered
-        process.wait(timeout=120)
-    finally:
-        process.kill()
+    ) as process:  # fmt: skip
+        try:
+            assert process.stderr is not None
+            assert any(line.split("|")[-1].strip() == module for line in process.stderr), "it was never loaded"
+            process.send_signal(signal.SIGINT)
+            errors = process.stderr.read()  # behind what was read: communicate would lose what is buffered
+            process.wait(timeout=120)
+        finally:
+            process.kill()
     assert [line for line in errors.splitlines() if not line.startswith("import time:")] == ["interrupted"]
     assert process.returncode == 130
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prism_megatron.game import scoring_plan
-from prism_megatron.game.judged_rows import judged_sequences
+from prism_megatron.game.judged_rows import ScoreMicroBatch, judged_sequences
 from prism_megatron.game.scoring_plan import ScoringPlan, plan_scoring
 from prism_megatron.game.scoring_plan import apart as plan_apart
 from prism_megatron.game.scoring_plan import beside as plan_beside
+from prism_megatron.training.microbatches import of_rank
 from prism_megatron.types import RolloutGroup
 from tests.unit.game.tiny_game import form, group, invalid, response, rollout
 
@@ -110,3 +111,30 @@ def test_the_cheaper_way_is_taken() -> None:
     few, many = plan(16_384), plan(400_000)
     assert few.cost.apart and few.references
     assert not many.cost.apart and not many.references
+
+
+@pytest.mark.parametrize(("budget", "ranks"), [(16_384, 1), (32_768, 8), (32_768, 16), (65_536, 4), (16_384, 64)])
+def test_no_way_would_be_done_sooner(budget: int, ranks: int) -> None:
+    """Claim: of both ways the one is taken for whose busiest ranks the others wait less, which need not be the one with
+    fewer passes in all. Every rank's share is counted here row by row.
+    """
+    groups, own = long_answers(None), form(64, share_prompts=True)
+
+    def slots(parts: Sequence[ScoreMicroBatch]) -> int:
+        rows = (row for one in parts for row in judged_sequences(groups, one, own))
+        return sum(own.slot(len(row.tokens.token_ids)) for row in rows)
+
+    def waited(plan: ScoringPlan) -> int:
+        return 3 * max(slots(of_rank(plan.pairs, dp_rank=r, dp_size=ranks)) for r in range(ranks)) + 4 * max(
+            slots(of_rank(plan.references, dp_rank=r, dp_size=ranks)) for r in range(ranks)
+        )
+
+    taken = plan_scoring(groups, own, tokens_per_microbatch=budget, rounds_of=ranks, ranks=ranks)
+    ways = {}
+    for way in scoring_plan.WAYS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scoring_plan, "WAYS", (way,))
+            ways[way] = plan_scoring(groups, own, tokens_per_microbatch=budget, rounds_of=ranks, ranks=ranks)
+    assert waited(taken) == min(map(waited, ways.values())) == taken.busiest
+    fewest = min(ways.values(), key=lambda plan: plan.cost.passes)
+    assert (fewest.cost.apart != taken.cost.apart) == ((budget, ranks) in {(32_768, 16), (65_536, 4), (16_384, 64)})
