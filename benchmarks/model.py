@@ -34,6 +34,9 @@ from torch import nn
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
+from prism_megatron.engine.building import data_parallel
+from prism_megatron.engine.host.execution import Execution
+from prism_megatron.engine.host.fast_paths import FastPaths
 from prism_megatron.engine.layers.attention import SDPACoreAttention, Sequences
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.gpu_check.works import PRESET, bare_arithmetic, head, layer_flops, one_layer, spread
@@ -47,11 +50,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOKENS = 2048
 OVERHEAD_LIMIT = 1.1
 """Most that a layer may take, as a multiple of its bare matrix products and attention."""
+GAIN = 1.05
+"""Least times that a layer is as fast as transformers'."""
 HEAD_TIME_LIMIT, HEAD_MEMORY_LIMIT = 1.15, 5
 """Most that the chunked output layer may take of the plain one's time, and least by how much it needs less memory."""
 HEAD_SPREAD_LIMIT = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Largest difference of a loss or gradient to the plain one, relative to its norm: what the formats resolve."""
-TURNS = 3
+TURNS = 7
 
 
 def fastest(works: Mapping[str, Work], turns: int = TURNS) -> dict[str, float]:
@@ -127,19 +132,28 @@ def transformers_layer(dtype: torch.dtype) -> nn.Module:
 
 
 def bench_layer(world: World, dtype: torch.dtype) -> bool:
-    """One layer forward and backward: ours, transformers', and the bare arithmetic."""
-    ours, theirs = one_layer(world, dtype, tokens=TOKENS), transformers_layer(dtype)
+    """One layer's micro-batch, whose gradients are added to those before it: ours, and transformers' with torch's
+    ``.grad``; and the bare arithmetic, which keeps none.
+    """
+    fast = FastPaths(fuse_weight_gradients=dtype == torch.float32)  # as a run's --fuse-weight-gradients auto
+    ours, theirs = one_layer(world, dtype, tokens=TOKENS, execution=Execution(fast=fast)), transformers_layer(dtype)
+    holds_gradients = data_parallel(ours.module, ours.module.config, world, distributed=False, fast=fast)
     angles = (ours.cos_L_1_1_D.squeeze(2).transpose(0, 1), ours.sin_L_1_1_D.squeeze(2).transpose(0, 1))
-    hidden, gradient = ours.hidden_L_1_H.transpose(0, 1), ours.gradient_L_1_H.transpose(0, 1)
+    hidden = ours.hidden_L_1_H.detach().transpose(0, 1).requires_grad_()
+    gradient = ours.gradient_L_1_H.transpose(0, 1)
+
+    def train_ours() -> None:
+        ours.hidden_L_1_H.grad = None
+        ours.forward().backward(ours.gradient_L_1_H)
 
     def train_theirs() -> None:
-        output = theirs(hidden, position_embeddings=angles, attention_mask=None)
-        torch.autograd.grad(output, [ours.hidden_L_1_H, *theirs.parameters()], gradient)
+        hidden.grad = None
+        theirs(hidden, position_embeddings=angles, attention_mask=None).backward(gradient)
 
     times = fastest(
         {
             "bare arithmetic": bare_arithmetic(dtype, tokens=TOKENS, device=world.device),
-            "ours": ours.train,
+            "ours": train_ours,
             "transformers": train_theirs,
         }
     )
@@ -154,9 +168,13 @@ def bench_layer(world: World, dtype: torch.dtype) -> bool:
             f"{flops / seconds / rate:6.1%} of the square matmul's {rate / 1e9:.0f} GFLOP/s"
         )
     within = times["ours"] <= OVERHEAD_LIMIT * times["bare arithmetic"]
-    faster = times["ours"] <= times["transformers"]
-    print(f"  within {OVERHEAD_LIMIT} of the bare arithmetic: {_yes(within)}; as fast as transformers: {_yes(faster)}")
-    return within and faster
+    gain = times["transformers"] / times["ours"]
+    summed = next(parameter.main_grad for parameter in holds_gradients.parameters() if parameter.dim() == 2)
+    print(
+        f"  within {OVERHEAD_LIMIT} of the bare arithmetic: {_yes(within)}; "
+        f"{gain:.3f} times as fast as transformers (asked {GAIN}): {_yes(gain >= GAIN)}"
+    )
+    return within and gain >= GAIN and bool(summed.any())
 
 
 def attention_works(world: World, dtype: torch.dtype, tokens: int) -> dict[str, Work]:

@@ -28,6 +28,7 @@ from prism_megatron.engine.batch import collate
 from prism_megatron.engine.engine import MegatronEngine
 from prism_megatron.engine.host.execution import Execution
 from prism_megatron.engine.host.fast_paths import FastPaths
+from prism_megatron.engine.host.weight_gradients import WeightGradientsOnCpu
 from prism_megatron.engine.layers.experts import ExpertLayer
 from prism_megatron.engine.layers.te_twins import PERMUTATION, ROUTER, indices_on_the_cpu
 from prism_megatron.engine.provider import LossFn, LossOutput, ModelProvider
@@ -46,10 +47,13 @@ class Pass:
     calls: Counter[str]
 
 
-def run_pass(world: World, fast: FastPaths, role: Role) -> Pass:
-    """A step's gradients, from all but one micro-batch and from the last one."""
+def run_pass(world: World, fast: FastPaths, role: Role, apex: bool = True) -> Pass:
+    """A step's gradients, from all but one micro-batch and from the last one.
+
+    Weight gradients are added by a twin of apex's kernel, or by what a CPU has instead.
+    """
     calls: Counter[str] = Counter()
-    with twins(calls):
+    with twins(calls, _add_weight_gradient if apex else WeightGradientsOnCpu.wgrad_gemm_accum_fp32):
         model = provider(role, fast)
         engine = MegatronEngine(
             name=role, provider=model, world=world, dtype=torch.float32, optimizer=OptimizerConfig(), total_steps=1,
@@ -100,7 +104,7 @@ def kept(layer: Any) -> list[str]:
 
 
 @contextmanager
-def twins(calls: Counter[str]) -> Iterator[None]:
+def twins(calls: Counter[str], add_weight_gradient: Callable[..., None]) -> Iterator[None]:
     """Stand-ins for apex, Transformer Engine's permutation and router, and DeepEP, which count their calls."""
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,7 +119,7 @@ def twins(calls: Counter[str]) -> Iterator[None]:
         def stand_in(module: Any, name: str, function: Callable[..., Any]) -> None:
             stack.enter_context(mock.patch.object(module, name, counted(name, function), create=True))
 
-        apex = mock.Mock(wgrad_gemm_accum_fp32=counted("wgrad_gemm_accum_fp32", _add_weight_gradient))
+        apex = mock.Mock(wgrad_gemm_accum_fp32=counted("wgrad_gemm_accum_fp32", add_weight_gradient))
         stack.enter_context(mock.patch.object(layers, "fused_weight_gradient_mlp_cuda", apex, create=True))
         stack.enter_context(mock.patch.object(layers, "_grad_accum_fusion_available", True))
         stack.enter_context(mock.patch.object(moe_utils, "HAVE_TE", True))

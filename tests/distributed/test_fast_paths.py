@@ -25,8 +25,12 @@ def gloo() -> Iterator[GlooWorld]:
         yield world
 
 
-def both(gloo: GlooWorld, fast: FastPaths, role: Role, parallel: ParallelConfig) -> tuple[Pass, Pass]:
-    plain, other = (gloo.run(run_pass, one, role, num_ranks=2, parallel=parallel)[0] for one in (PLAIN_PATHS, fast))
+def both(
+    gloo: GlooWorld, fast: FastPaths, role: Role, parallel: ParallelConfig, *, apex: bool = True
+) -> tuple[Pass, Pass]:
+    plain, other = (
+        gloo.run(run_pass, one, role, apex, num_ranks=2, parallel=parallel)[0] for one in (PLAIN_PATHS, fast)
+    )
     assert not plain.calls and plain.gradients.keys() == other.gradients.keys()
     return plain, other
 
@@ -40,7 +44,7 @@ def differing(plain: Pass, other: Pass, *, within: float) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
+WITH_LINEARS = pytest.mark.parametrize(
     ("role", "parallel"),
     [
         ("dense policy", ParallelConfig(tp=2, sp="on")),
@@ -48,6 +52,9 @@ def differing(plain: Pass, other: Pass, *, within: float) -> list[str]:
         ("discriminator", ParallelConfig()),
     ],
 )
+
+
+@WITH_LINEARS
 def test_fused_weight_gradients_are_added_once(gloo: GlooWorld, role: Role, parallel: ParallelConfig) -> None:
     """Claim: over micro-batches, passes and ranks, in every linear layer; what is no linear layer is added as before.
 
@@ -57,6 +64,14 @@ def test_fused_weight_gradients_are_added_once(gloo: GlooWorld, role: Role, para
     plain, other = both(gloo, FastPaths(fuse_weight_gradients=True), role, parallel)
     assert other.calls.keys() == {"wgrad_gemm_accum_fp32"}
     assert other.loss == plain.loss and differing(plain, other, within=0.0) == []
+
+
+@WITH_LINEARS
+def test_a_cpu_adds_weight_gradients_inside_the_product(gloo: GlooWorld, role: Role, parallel: ParallelConfig) -> None:
+    """Claim: what apex's kernel does, by torch: within 1e-6 of each gradient's largest, since sums round elsewhere."""
+    plain, other = both(gloo, FastPaths(fuse_weight_gradients=True), role, parallel, apex=False)
+    assert other.calls["wgrad_gemm_accum_fp32"] > 8
+    assert other.loss == plain.loss and differing(plain, other, within=1e-6) == []
 
 
 @pytest.mark.parametrize("role", ["policy with experts", "discriminator"])

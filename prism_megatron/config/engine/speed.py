@@ -29,8 +29,8 @@ class SpeedConfig:
     bucket_parameters: Annotated[int | None, AT_LEAST_ONE] = None
     """weights of such a bucket; by default Megatron's, 40 million or a million a data-parallel rank"""
     fuse_weight_gradients: Wish = "auto"
-    """add weight gradients to their sum inside the matrix product, in float32; needs CUDA, and layers of Transformer
-    Engine or NVIDIA apex's extension"""
+    """add weight gradients to their sum inside the matrix product, in float32; on CUDA it needs layers of Transformer
+    Engine or NVIDIA apex's extension, on a CPU weights in fp32"""
     fuse_swiglu: Wish = "auto"
     """compile what lies between the products of an expert, SwiGLU times the gate, into one kernel; auto does so on CUDA
     with Triton"""

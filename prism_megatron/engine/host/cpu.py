@@ -4,6 +4,7 @@
 ``PATCHES`` lists every change with the upstream place it answers, the megatron-core versions it is for, the reason,
 and when it can go. They answer calls that would otherwise raise, but for three: ``Tensor.type()`` names CPU tensors as
 Megatron's type checks expect them, all-to-all split sizes become plain integers, and a lone rank copies nothing.
+Two more give Megatron's linears what only a CUDA extension gives them elsewhere.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from prism_megatron.engine.host.lone_rank import nothing_alone
 from prism_megatron.engine.host.unequal_collectives import gather_unequal, reduce_scatter_unequal
+from prism_megatron.engine.host.weight_gradients import WeightGradientsOnCpu
 
 
 class _Place:
@@ -284,6 +286,22 @@ PATCHES: tuple[Patch, ...] = (
         for name, wrapper in (
             ("_gather_along_first_dim", gather_unequal),
             ("_reduce_scatter_along_first_dim", reduce_scatter_unequal),
+        )
+    ),
+    *(
+        Patch(
+            module="megatron.core.tensor_parallel.layers",
+            name=name,
+            new=_always(answer),
+            upstream="tensor_parallel/layers.py LinearWithGradAccumulationAndAsyncCommunication.backward",
+            versions=_BOTH,
+            reason="what adds a weight's gradient to its sum inside the product is NVIDIA apex's CUDA extension",
+            until="Megatron calls torch where the extension is missing",
+            may_be_missing=True,
+        )
+        for name, answer in (
+            ("fused_weight_gradient_mlp_cuda", WeightGradientsOnCpu),
+            ("_grad_accum_fusion_available", True),
         )
     ),
     *(

@@ -141,9 +141,11 @@ def _alone(setting: Setting) -> str:
 
 
 def _weight_gradients(machine: Installed, speed: SpeedConfig, setting: Setting) -> _Way:
-    """Transformer Engine's layers do it by themselves, Megatron's over torch with apex's kernel."""
-    lacks = [] if machine.compute_capability else ["there is no CUDA device"]
-    if setting.layers == "torch" and not machine.fused_weight_gradients:
+    """Transformer Engine's layers do it by themselves, Megatron's over torch by apex's kernel, or by torch on CPUs."""
+    lacks = []
+    if machine.compute_capability is None and setting.dtype != "fp32":
+        lacks.append(f"there is no CUDA device, and torch adds no product of {setting.dtype} to a sum in fp32")
+    elif machine.compute_capability and setting.layers == "torch" and not machine.fused_weight_gradients:
         lacks.append("NVIDIA apex's extension fused_weight_gradient_mlp_cuda (built with --cuda_ext) is missing")
     return _Way(
         "weight gradients", "--fuse-weight-gradients", speed.fuse_weight_gradients,

@@ -57,13 +57,18 @@ def test_a_gpu_with_transformer_engine_takes_all_that_is_exact() -> None:
     }
 
 
-def test_a_cpu_takes_none_and_the_table_says_why() -> None:
+def test_a_cpu_sums_in_the_product_in_fp32_alone() -> None:
+    in_fp32, _ = fast_paths(CPU, SpeedConfig(), dataclasses.replace(TORCH, dtype="fp32"))
+    assert in_fp32 == FastPaths(fuse_weight_gradients=True)
+
+
+def test_a_cpu_takes_none_in_bf16_and_the_table_says_why() -> None:
     paths, _ = fast_paths(CPU, SpeedConfig(), TORCH)
     assert paths == PLAIN_PATHS
     why = {part: why for part, (_, why) in table(CPU, TORCH).items()}
     assert why["gradient sums"] == "--overlap-grad-reduce auto: no CUDA device that could compute meanwhile"
     assert why["weight gathers"] == "--overlap-param-gather auto: gradient sums do not overlap"
-    assert "no CUDA device" in why["weight gradients"] and "fused_weight_gradient_mlp_cuda" in why["weight gradients"]
+    assert why["weight gradients"].endswith("no CUDA device, and torch adds no product of bf16 to a sum in fp32")
     assert "compiling for a CPU" in why["experts' SwiGLU and gates"]
     assert why["order of experts' tokens"] == "--fuse-permutation auto: layers are not Transformer Engine's"
 
@@ -94,7 +99,7 @@ def test_off_is_off_and_on_is_on_where_it_gains_nothing() -> None:
 @pytest.mark.parametrize(
     ("machine", "setting", "speed", "complaint"),
     [
-        (CPU, TORCH, SpeedConfig(fuse_weight_gradients="on"), "--fuse-weight-gradients cannot .* no CUDA .* apex"),
+        (CPU, TORCH, SpeedConfig(fuse_weight_gradients="on"), "--fuse-weight-gradients cannot .* no product of bf16"),
         (GPU, TORCH, SpeedConfig(fuse_weight_gradients="on"), r"apex's extension .* is missing; leave it out"),
         (GPU, TORCH, SpeedConfig(fuse_permutation="on"), "--fuse-permutation .* layers are not Transformer Engine's"),
         (GPU, TORCH, SpeedConfig(fuse_router=True), "--fuse-router .* layers are not Transformer Engine's"),
