@@ -26,6 +26,7 @@ from examples.minimal.sft import fine_tune
 from examples.minimal.warm_start import HELD_OUT_ROLLOUTS, NUM_HELD_OUT, warm_up
 from prism_megatron.config.check import CheckConfig
 from prism_megatron.config.checkpoint import CheckpointConfig
+from prism_megatron.config.engine.speed import SpeedConfig
 from prism_megatron.config.experiments.mini_rlvr import mini_rlvr
 from prism_megatron.config.experiments.mini_world import MINI_FOLDER
 from prism_megatron.config.stages.exam import NO_EXAM
@@ -54,6 +55,10 @@ def gloo() -> Iterator[GlooWorld]:
         yield world
 
 
+PLAIN_WAYS = SpeedConfig(fuse_weight_gradients="off")
+"""What the examples take: summed inside the product, weight gradients would be rounded elsewhere."""
+
+
 def saved_in(run: Path) -> CheckpointConfig:
     return CheckpointConfig(output=run, save_every=STEPS)
 
@@ -71,7 +76,8 @@ def test_fine_tuning_is_the_stage(gloo: GlooWorld, tmp_path: Path) -> None:
     """Claim: equal to the last bit are all figures of the example's steps and the policy's weights after them."""
     example, run = tmp_path / "example", tmp_path / "run"
     (rows,) = gloo.run(partial(fine_tune, steps=STEPS, output=example))
-    gloo.run(fine_tune_on, replace(MINI_SFT, steps=STEPS, drift_scenes=0, checkpoint=saved_in(run)))
+    config = replace(MINI_SFT, steps=STEPS, drift_scenes=0, checkpoint=saved_in(run), speed=PLAIN_WAYS)
+    gloo.run(fine_tune_on, config)
     check_same(rows, example, run)
     assert rows[0]["policy_updated"] == 1 and rows[0]["loss"] > 0
 
@@ -81,7 +87,8 @@ def test_warm_start_is_the_stage(gloo: GlooWorld, tmp_path: Path) -> None:
     example, run = tmp_path / "example", tmp_path / "run"
     ((rows, held_out),) = gloo.run(partial(warm_up, steps=STEPS, output=example))
     gate = GateConfig(gate_prompts=NUM_HELD_OUT, gate_rollouts=HELD_OUT_ROLLOUTS)
-    gloo.run(warm_up_on, replace(MINI_WARM_START, steps=STEPS, gate=gate, checkpoint=saved_in(run)))
+    config = replace(MINI_WARM_START, steps=STEPS, gate=gate, checkpoint=saved_in(run), speed=PLAIN_WAYS)
+    gloo.run(warm_up_on, config)
     check_same(rows, example, run)
     assert rows[0]["discriminator_updated"] == 1
     assert held_out == json.loads((run / "summary.json").read_text(encoding="utf-8"))["held_out"]
@@ -91,7 +98,9 @@ def test_reinforcement_is_the_stage(gloo: GlooWorld, tmp_path: Path) -> None:
     """Claim: equal are figures and weights, as of fine-tuning: the advantages written out in the example are GRPO's."""
     example, run = tmp_path / "example", tmp_path / "run"
     (rows,) = gloo.run(partial(reinforce, steps=STEPS, output=example))
-    config = replace(mini_rlvr("grpo", records=False), steps=STEPS, exam=NO_EXAM, checkpoint=saved_in(run))
+    config = replace(
+        mini_rlvr("grpo", records=False), steps=STEPS, exam=NO_EXAM, checkpoint=saved_in(run), speed=PLAIN_WAYS
+    )
     gloo.run(reinforce_on, config)
     check_same(rows, example, run)
     assert rows[0]["policy_updated"] == 1 and 0 < rows[0]["reward/accuracy"] < 1

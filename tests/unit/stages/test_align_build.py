@@ -84,11 +84,13 @@ def test_faster_ways_reach_both_players_and_the_table(run_on: Any) -> None:
     """Claim: engine and layers of the policy and of the discriminator are given what the table says."""
     run, said = run_on(Installed("2.13.0"), "--overlap-grad-reduce on --overlap-param-gather on --fuse-swiglu on")
     for engine in (run.players.policy, run.players.discriminator):
-        assert engine.fast == FastPaths(overlap_grad_reduce=True, overlap_param_gather=True, fuse_swiglu=True)
+        assert engine.fast == FastPaths(
+            overlap_grad_reduce=True, overlap_param_gather=True, fuse_weight_gradients=True, fuse_swiglu=True
+        )
         assert engine.provider.execution.fast == engine.fast
     assert any(line.startswith("gradient sums") and "during backward" in line for line in said)
-    with pytest.raises(ConfigError, match="--fuse-weight-gradients cannot be had here: there is no CUDA device"):
-        run_on(Installed("2.13.0"), "--fuse-weight-gradients on")
+    with pytest.raises(ConfigError, match="--fuse-permutation cannot be had here: layers are not Transformer Engine's"):
+        run_on(Installed("2.13.0"), "--fuse-permutation on")
 
 
 def test_defaults_keep_activations_and_use_torch_without_transformer_engine(run_on: Any) -> None:
