@@ -23,10 +23,11 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
 from prism_megatron.engine.layers.recompute import checkpointed
-from prism_megatron.engine.layers.sdpa import scaled_dot_product_attention
+from prism_megatron.engine.layers.sdpa import is_square_cheaper, scaled_dot_product_attention
 from prism_megatron.parallel.host_to_device import on_device
 from prism_megatron.parallel.layout import zigzag
 
@@ -204,6 +205,9 @@ class SDPACoreAttention(nn.Module):
     def _attend(self, q_N_C_B_H_D: Tensor, k_N_S_B_G_D: Tensor, v_N_S_B_G_D: Tensor) -> Tensor:
         """The C queries are the last of the S tokens of each sequence."""
         query, key, value = (x.permute(0, 2, 3, 1, 4).flatten(0, 1) for x in (q_N_C_B_H_D, k_N_S_B_G_D, v_N_S_B_G_D))
+        before = key.shape[2] - query.shape[2]
+        if is_square_cheaper(query, key):
+            query = functional.pad(query, (0, 0, before, 0))
         num_queries, num_keys = query.shape[2], key.shape[2]
         context = scaled_dot_product_attention(
             query,
@@ -214,6 +218,7 @@ class SDPACoreAttention(nn.Module):
             scale=self.softmax_scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
+        context = context[:, :, num_queries - q_N_C_B_H_D.shape[1] :]
         context_N_C_B_H_D: Tensor = context.unflatten(0, (len(q_N_C_B_H_D), -1)).permute(0, 3, 1, 2, 4)
         return context_N_C_B_H_D
 

@@ -10,6 +10,7 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
+from prism_megatron.engine.layers import sdpa
 from prism_megatron.engine.layers.attention import SDPACoreAttention, Sequences
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
@@ -42,10 +43,25 @@ def test_runs_end_where_length_or_prefix_changes() -> None:
     assert list(Sequences((4, 4, 8)).runs()) == [(4, 2, slice(0, 0)), (8, 1, slice(0, 0))]
 
 
+def test_long_sequences_are_squares_where_most_of_the_keys_are_their_own() -> None:
+    query, key = torch.empty(1, 1, 4500, 4, device="cpu"), torch.empty(1, 1, 6000, 4)
+    assert sdpa.is_square_cheaper(query, key)
+    assert not sdpa.is_square_cheaper(query[:, :, :400], key[:, :, :1900]), "most of a square would be the prompt's"
+    assert not sdpa.is_square_cheaper(key, key), "it is one"
+    assert not sdpa.is_square_cheaper(query[:, :, :700], key[:, :, :1000])
+    assert not sdpa.is_square_cheaper(query.to("meta"), key.to("meta")), "CUDA's kernels leave out what is masked"
+
+
+@pytest.mark.parametrize("long", [sdpa.LONG, 1])
 @pytest.mark.parametrize("scale", [None, 0.9])
-def test_attention_is_plain_attention_over_prefix_and_sequence(scale: float | None) -> None:
-    """Claim: to 1e-12 in float64, for grouped heads, two rows, and prefixes shorter than their slots."""
-    sequences = Sequences((6, 4, 4, 3), ((0, 0), (0, 5), (0, 5), (0, 0)))
+def test_attention_is_plain_attention_over_prefix_and_sequence(
+    scale: float | None, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claim: to 1e-12 in float64, for grouped heads, two rows, and prefixes shorter than their slots; masked, and as
+    squares where they are cheaper.
+    """
+    monkeypatch.setattr(sdpa, "LONG", long)
+    sequences = Sequences((6, 4, 4, 3), ((0, 0), (0, 3), (0, 5), (0, 0)))
     query = torch.randn(17, 2, HEADS, SIZE, dtype=torch.float64)
     key, value = torch.randn(2, 17, 2, KV_HEADS, SIZE, dtype=torch.float64)
     core = SDPACoreAttention(
