@@ -205,9 +205,8 @@ class SDPACoreAttention(nn.Module):
     def _attend(self, q_N_C_B_H_D: Tensor, k_N_S_B_G_D: Tensor, v_N_S_B_G_D: Tensor) -> Tensor:
         """The C queries are the last of the S tokens of each sequence."""
         query, key, value = (x.permute(0, 2, 3, 1, 4).flatten(0, 1) for x in (q_N_C_B_H_D, k_N_S_B_G_D, v_N_S_B_G_D))
-        before = key.shape[2] - query.shape[2]
         if is_square_cheaper(query, key):
-            query = functional.pad(query, (0, 0, before, 0))
+            query = functional.pad(query, (0, 0, key.shape[2] - query.shape[2], 0))
         num_queries, num_keys = query.shape[2], key.shape[2]
         context = scaled_dot_product_attention(
             query,
