@@ -135,7 +135,7 @@ def bench_layer(world: World, dtype: torch.dtype) -> bool:
     """One layer's micro-batch, whose gradients are added to those before it: ours, and transformers' with torch's
     ``.grad``; and the bare arithmetic, which keeps none.
     """
-    fast = FastPaths(fuse_weight_gradients=dtype == torch.float32)  # as a run's --fuse-weight-gradients auto
+    fast = FastPaths(fuse_weight_gradients=True)  # as a run's --fuse-weight-gradients auto
     ours, theirs = one_layer(world, dtype, tokens=TOKENS, execution=Execution(fast=fast)), transformers_layer(dtype)
     holds_gradients = data_parallel(ours.module, ours.module.config, world, distributed=False, fast=fast)
     angles = (ours.cos_L_1_1_D.squeeze(2).transpose(0, 1), ours.sin_L_1_1_D.squeeze(2).transpose(0, 1))

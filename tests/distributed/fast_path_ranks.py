@@ -47,7 +47,7 @@ class Pass:
     calls: Counter[str]
 
 
-def run_pass(world: World, fast: FastPaths, role: Role, apex: bool = True) -> Pass:
+def run_pass(world: World, fast: FastPaths, role: Role, apex: bool, dtype: torch.dtype) -> Pass:
     """A step's gradients, from all but one micro-batch and from the last one.
 
     Weight gradients are added by a twin of apex's kernel, or by what a CPU has instead.
@@ -56,7 +56,7 @@ def run_pass(world: World, fast: FastPaths, role: Role, apex: bool = True) -> Pa
     with twins(calls, _add_weight_gradient if apex else WeightGradientsOnCpu.wgrad_gemm_accum_fp32):
         model = provider(role, fast)
         engine = MegatronEngine(
-            name=role, provider=model, world=world, dtype=torch.float32, optimizer=OptimizerConfig(), total_steps=1,
+            name=role, provider=model, world=world, dtype=dtype, optimizer=OptimizerConfig(), total_steps=1,
             fast=fast,
         )  # fmt: skip
         engine.load_hf(tiny.weights(model))

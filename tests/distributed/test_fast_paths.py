@@ -26,10 +26,11 @@ def gloo() -> Iterator[GlooWorld]:
 
 
 def both(
-    gloo: GlooWorld, fast: FastPaths, role: Role, parallel: ParallelConfig, *, apex: bool = True
-) -> tuple[Pass, Pass]:
+    gloo: GlooWorld, fast: FastPaths, role: Role, parallel: ParallelConfig, *, apex: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Pass, Pass]:  # fmt: skip
     plain, other = (
-        gloo.run(run_pass, one, role, apex, num_ranks=2, parallel=parallel)[0] for one in (PLAIN_PATHS, fast)
+        gloo.run(run_pass, one, role, apex, dtype, num_ranks=2, parallel=parallel)[0] for one in (PLAIN_PATHS, fast)
     )
     assert not plain.calls and plain.gradients.keys() == other.gradients.keys()
     return plain, other
@@ -72,6 +73,17 @@ def test_a_cpu_adds_weight_gradients_inside_the_product(gloo: GlooWorld, role: R
     plain, other = both(gloo, FastPaths(fuse_weight_gradients=True), role, parallel, apex=False)
     assert other.calls["wgrad_gemm_accum_fp32"] > 8
     assert other.loss == plain.loss and differing(plain, other, within=1e-6) == []
+
+
+@WITH_LINEARS
+def test_a_cpu_rounds_weight_gradients_of_bf16_where_it_did(
+    gloo: GlooWorld, role: Role, parallel: ParallelConfig
+) -> None:
+    """Claim: a micro-batch's gradient is rounded before it is added, as without this: equal to the bit."""
+    fast = FastPaths(fuse_weight_gradients=True)
+    plain, other = both(gloo, fast, role, parallel, apex=False, dtype=torch.bfloat16)
+    assert other.calls["wgrad_gemm_accum_fp32"] > 8
+    assert other.loss == plain.loss and differing(plain, other, within=0.0) == []
 
 
 @pytest.mark.parametrize("role", ["policy with experts", "discriminator"])

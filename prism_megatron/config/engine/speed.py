@@ -30,7 +30,7 @@ class SpeedConfig:
     """weights of such a bucket; by default Megatron's, 40 million or a million a data-parallel rank"""
     fuse_weight_gradients: Wish = "auto"
     """add weight gradients to their sum inside the matrix product, in float32; on CUDA it needs layers of Transformer
-    Engine or NVIDIA apex's extension, on a CPU weights in fp32"""
+    Engine or NVIDIA apex's extension"""
     fuse_swiglu: Wish = "auto"
     """compile what lies between the products of an expert, SwiGLU times the gate, into one kernel; auto does so on CUDA
     with Triton"""

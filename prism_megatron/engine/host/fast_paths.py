@@ -107,7 +107,7 @@ def fast_paths(machine: Installed, speed: SpeedConfig, setting: Setting) -> tupl
             *([] if setting.parallel.distributed_optimizer else ["--no-distributed-optimizer gathers nothing"]),
         ],
     )  # fmt: skip
-    weights, swiglu = _weight_gradients(machine, speed, setting), _swiglu(machine, speed)
+    weights, swiglu = _weight_gradients(machine, speed, setting.layers), _swiglu(machine, speed)
     no_te = [] if setting.layers == "te" else ["layers are not Transformer Engine's"]
     permutation = _Way(
         "order of experts' tokens", "--fuse-permutation", speed.fuse_permutation,
@@ -140,12 +140,10 @@ def _alone(setting: Setting) -> str:
     return "gradients are those of one rank" if setting.ranks == 1 else ""
 
 
-def _weight_gradients(machine: Installed, speed: SpeedConfig, setting: Setting) -> _Way:
+def _weight_gradients(machine: Installed, speed: SpeedConfig, layers: Literal["te", "torch"]) -> _Way:
     """Transformer Engine's layers do it by themselves, Megatron's over torch by apex's kernel, or by torch on CPUs."""
     lacks = []
-    if machine.compute_capability is None and setting.dtype != "fp32":
-        lacks.append(f"there is no CUDA device, and torch adds no product of {setting.dtype} to a sum in fp32")
-    elif machine.compute_capability and setting.layers == "torch" and not machine.fused_weight_gradients:
+    if machine.compute_capability and layers == "torch" and not machine.fused_weight_gradients:
         lacks.append("NVIDIA apex's extension fused_weight_gradient_mlp_cuda (built with --cuda_ext) is missing")
     return _Way(
         "weight gradients", "--fuse-weight-gradients", speed.fuse_weight_gradients,

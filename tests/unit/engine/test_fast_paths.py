@@ -57,18 +57,14 @@ def test_a_gpu_with_transformer_engine_takes_all_that_is_exact() -> None:
     }
 
 
-def test_a_cpu_sums_in_the_product_in_fp32_alone() -> None:
-    in_fp32, _ = fast_paths(CPU, SpeedConfig(), dataclasses.replace(TORCH, dtype="fp32"))
-    assert in_fp32 == FastPaths(fuse_weight_gradients=True)
-
-
-def test_a_cpu_takes_none_in_bf16_and_the_table_says_why() -> None:
-    paths, _ = fast_paths(CPU, SpeedConfig(), TORCH)
-    assert paths == PLAIN_PATHS
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_cpu_sums_in_the_product_alone_and_the_table_says_why(dtype: str) -> None:
+    paths, _ = fast_paths(CPU, SpeedConfig(), dataclasses.replace(TORCH, dtype=dtype))
+    assert paths == FastPaths(fuse_weight_gradients=True)
     why = {part: why for part, (_, why) in table(CPU, TORCH).items()}
     assert why["gradient sums"] == "--overlap-grad-reduce auto: no CUDA device that could compute meanwhile"
     assert why["weight gathers"] == "--overlap-param-gather auto: gradient sums do not overlap"
-    assert why["weight gradients"].endswith("no CUDA device, and torch adds no product of bf16 to a sum in fp32")
+    assert why["weight gradients"] == "--fuse-weight-gradients auto"
     assert "compiling for a CPU" in why["experts' SwiGLU and gates"]
     assert why["order of experts' tokens"] == "--fuse-permutation auto: layers are not Transformer Engine's"
 
@@ -93,13 +89,12 @@ def test_off_is_off_and_on_is_on_where_it_gains_nothing() -> None:
     speed = SpeedConfig("off", "off", None, "off", "off", "off")
     assert fast_paths(HOPPER, speed, TE)[0] == PLAIN_PATHS
     wanted = SpeedConfig("on", "on", bucket_parameters=7, fuse_swiglu="on")
-    assert fast_paths(CPU, wanted, TORCH)[0] == FastPaths(True, True, 7, fuse_swiglu=True)
+    assert fast_paths(CPU, wanted, TORCH)[0] == FastPaths(True, True, 7, fuse_weight_gradients=True, fuse_swiglu=True)
 
 
 @pytest.mark.parametrize(
     ("machine", "setting", "speed", "complaint"),
     [
-        (CPU, TORCH, SpeedConfig(fuse_weight_gradients="on"), "--fuse-weight-gradients cannot .* no product of bf16"),
         (GPU, TORCH, SpeedConfig(fuse_weight_gradients="on"), r"apex's extension .* is missing; leave it out"),
         (GPU, TORCH, SpeedConfig(fuse_permutation="on"), "--fuse-permutation .* layers are not Transformer Engine's"),
         (GPU, TORCH, SpeedConfig(fuse_router=True), "--fuse-router .* layers are not Transformer Engine's"),
