@@ -53,7 +53,7 @@ def measure(config: EffectConfig, registered: Registration) -> int:
         return launch(run, config, model_parallel_size=1, world_size=1)
     embed = read_embeddings(config.embeddings)
     run_seeds(config, registered, command_of(config, Path(__file__).resolve()))
-    print(write_result(config.output, registered, embed), flush=True)
+    print(write_result(config.output, registered, embed, workers=config.workers), flush=True)
     return 0
 
 

@@ -146,7 +146,7 @@ class EffectConfig:
     """folder of static embeddings for distances of words, as prism-drift takes it; by default those of the installed
     wordllama, if it is there"""
     workers: Annotated[int, AT_LEAST_ONE] = 2
-    """seeds that run at a time, each in a process with one thread"""
+    """seeds that run at a time, each in a process with one thread, and whose distances are computed at a time"""
     seed: int | None = None
     """run this seed of the registration alone, in this process"""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +27,31 @@ Drift = dict[str, dict[str, dict[str, list[dict[str, float]]]]]
 """By arm, set and distance: one entry a seed, with the value and what relabelled texts have on average."""
 
 
-def drift_of(output: Path, registered: Registration, embed: Embed | None) -> Drift:
-    """Of one answer to each scene, at temperature 1. Raises DataError for a damaged file."""
+def drift_of(output: Path, registered: Registration, embed: Embed | None, *, workers: int = 1) -> Drift:
+    """Of one answer to each scene, at temperature 1; so many seeds at a time. Raises DataError for a damaged file."""
     found: Drift = {}
-    for place, seed in enumerate(registered.seeds):
-        others = [_read(folder_of(output, seed, BASE) / RESPONSES, BASE)]
-        others += [_read(texts_of(output, seed, name), name) for name in (TAUGHT, FAITHFUL)]
-        for arm in arms_of(registered, place):
-            own = _read(folder_of(output, seed, arm) / RESPONSES, arm)
-            for other in others:
-                if arm != other.name:
-                    for name, value in _distances(own, other, embed).items():
-                        found.setdefault(arm, {}).setdefault(other.name, {}).setdefault(name, []).append(value)
+    with ThreadPoolExecutor(workers) as threads:  # what takes long are numpy's products
+        for seed in threads.map(partial(_of_seed, output, registered, embed), range(len(registered.seeds))):
+            for arm, other, name, value in seed:
+                found.setdefault(arm, {}).setdefault(other, {}).setdefault(name, []).append(value)
     return found
+
+
+def _of_seed(
+    output: Path, registered: Registration, embed: Embed | None, place: int
+) -> list[tuple[str, str, str, dict[str, float]]]:
+    """Arm, the set that it is compared with, name and value of every distance."""
+    seed = registered.seeds[place]
+    others = [_read(folder_of(output, seed, BASE) / RESPONSES, BASE)]
+    others += [_read(texts_of(output, seed, name), name) for name in (TAUGHT, FAITHFUL)]
+    arms = [(arm, _read(folder_of(output, seed, arm) / RESPONSES, arm)) for arm in arms_of(registered, place)]
+    return [
+        (arm, other.name, name, value)
+        for arm, own in arms
+        for other in others
+        if arm != other.name
+        for name, value in _distances(own, other, embed).items()
+    ]
 
 
 def _read(path: Path, name: str) -> Responses:

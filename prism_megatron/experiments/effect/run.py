@@ -83,7 +83,7 @@ def commit_here() -> str:
         return "unknown"
 
 
-def write_result(output: Path, registered: Registration, embed: Embed | None = None) -> str:
+def write_result(output: Path, registered: Registration, embed: Embed | None = None, *, workers: int = 1) -> str:
     """Write ``effect.json`` and ``effect.md`` of all seeds; the text. Raises PrismError where an arm is missing."""
     runs: dict[str, dict[int, Answers]] = {}
     done: dict[str, dict[int, Mapping[str, object]]] = {}
@@ -94,7 +94,7 @@ def write_result(output: Path, registered: Registration, embed: Embed | None = N
                 raise PrismError(f"{folder} is not done; the same command without --seed runs it")
             runs.setdefault(arm, {})[seed] = read_answers(folder)
             done.setdefault(arm, {})[seed] = read_done(folder)
-    drift = drift_of(output, registered, embed)
+    drift = drift_of(output, registered, embed, workers=workers)
     document = document_of(registered, runs, done) | {"drift": drift}
     text = "\n".join(
         [

@@ -287,28 +287,32 @@ def test_registered_files_can_be_run(path: Path) -> None:
 def test_drift_is_from_the_right_texts(tmp_path: Path) -> None:
     """Claim: an arm's answers are held against the base's, the taught ones and the references; its own are not.
 
-    Of every arm a response is as many items long as its place among the arms says, and the two other sets have none.
+    Of every arm a response is as many items long as its place among the arms says, and the second seed's has one more.
     """
-    one = replace(REGISTERED, seeds=(7,), guessable=Regime(seeds=1), informative=Regime())
+    both = replace(REGISTERED, seeds=(7, 8), guessable=Regime(seeds=2), informative=Regime())
     ids = [f"scene-{number}" for number in range(40)]
 
     def said(items: int) -> list[str]:
         caption = "\n".join(f"- red circle: {item}" for item in range(items)) or "nothing"
         return [f"<caption>\n{caption}\n</caption>\n<think>\nso\n</think>\n<answer>1</answer>"] * len(ids)
 
-    for place, arm in enumerate(arms_of(one, 0)):
-        folder_of(tmp_path, 7, arm).mkdir(parents=True)
-        write_responses(folder_of(tmp_path, 7, arm) / RESPONSES, ids, said(place + 3))
-    write_responses(texts_of(tmp_path, 7, TAUGHT), [f"other-{id_}" for id_ in ids], said(1))
-    write_responses(texts_of(tmp_path, 7, FAITHFUL), ids, said(2))
-    drift = drift_of(tmp_path, one, None)
+    for seed in both.seeds:
+        for place, arm in enumerate(arms_of(both, 0)):
+            folder_of(tmp_path, seed, arm).mkdir(parents=True)
+            write_responses(folder_of(tmp_path, seed, arm) / RESPONSES, ids, said(place + seed - 4))
+        write_responses(texts_of(tmp_path, seed, TAUGHT), [f"other-{id_}" for id_ in ids], said(1))
+        write_responses(texts_of(tmp_path, seed, FAITHFUL), ids, said(2))
+    drift = drift_of(tmp_path, both, None, workers=2)
+    assert drift == drift_of(tmp_path, both, None)
     assert "base" not in drift["base"]
-    for place, arm in enumerate(arms_of(one, 0)):
-        found = {name: of_name["caption_items/wasserstein"][0]["value"] for name, of_name in drift[arm].items()}
-        assert found == {"taught": place + 2, "faithful": place + 1} | ({"base": place} if place else {})
+    for place, arm in enumerate(arms_of(both, 0)):
+        for of_seed in (0, 1):
+            found = {name: by["caption_items/wasserstein"][of_seed]["value"] for name, by in drift[arm].items()}
+            wanted = {"taught": place + of_seed + 2, "faithful": place + of_seed + 1}
+            assert found == wanted | ({"base": place} if place else {})
     lines = drift_lines(drift)
-    assert len(lines) == 2 + len(arms_of(one, 0))
-    assert lines[3].startswith("| sft | 1.000 | 0.000 | – | – | 3.000 |")
+    assert len(lines) == 2 + len(arms_of(both, 0))
+    assert lines[3].startswith("| sft | 1.000 | 0.000 | – | – | 3.500 |")
 
 
 def test_what_is_registered_holds_where_every_algorithm_is_above() -> None:
