@@ -55,6 +55,7 @@ from prism_megatron.conversion.hf.open_source import open_weights
 from prism_megatron.data.loader import SceneSource
 from prism_megatron.data.render import Renderer
 from prism_megatron.engine.batch import Batch, Extra, collate
+from prism_megatron.engine.building import build_chunks
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.engine.vision.images import SharedImages
 from prism_megatron.game.judged_rows import ScorePart, ScoreRow, discriminator_batch, segment_row
@@ -265,11 +266,10 @@ def _random_group(rng: np.random.Generator, shape: Qwen3VLShape, like: RolloutGr
     return dataclasses.replace(like, prompt=prompt, reference=reference, rollouts=tuple(rollouts))
 
 
-def build_chunk(shape: Qwen3VLShape, world: World, *, std: float) -> MegatronModule:
-    """The whole discriminator with random weights, in fp32; dropout is left out, as every way would draw the same."""
+def build_chunk(shape: Qwen3VLShape, world: World, *, std: float, dtype: torch.dtype = torch.float32) -> MegatronModule:
+    """The whole discriminator with random weights; dropout is left out, as every way would draw the same."""
     provider = DiscriminatorProvider(shape, Towers(), head_dropout=0.0)
-    config = provider.transformer_config(ParallelConfig(), torch.float32)
-    chunk = provider.build_chunk(config, world.groups, pre_process=True, post_process=True, vp_stage=None)
+    (chunk,) = build_chunks(provider, provider.transformer_config(ParallelConfig(), dtype), world, dtype)
     draw_weights(chunk, std=std)
     return chunk
 

@@ -14,7 +14,8 @@ layers of each kind, random weights, the vision tower frozen. The ways:
 
 Each has a process of its own, one after the other, and takes no optimizer's step. Seconds are CPU time of one thread;
 memory is the peak of the resident set beyond weights that have just been made. Scores must agree to 1e-5 of the
-largest. All of it in fp32: this is no GPU benchmark, and few CPUs are faster in bf16. The exit code is 1 where a limit
+largest in fp32, and to 3e-2 in bf16, which keeps 8 bits of every sum. Both formats are measured where this CPU
+multiplies bf16 matrices faster than fp32 ones, else fp32 alone; not a GPU benchmark. The exit code is 1 where a limit
 does not hold.
 """
 
@@ -37,6 +38,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from benchmarks.model import DTYPES, formats_here
 from benchmarks.scoring import (
     build_chunk,
     draw_weights,
@@ -53,6 +55,8 @@ from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
 from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.engine.engine import MegatronEngine
+from prism_megatron.engine.host.execution import Execution
+from prism_megatron.engine.host.fast_paths import FastPaths
 from prism_megatron.engine.provider import StepResult
 from prism_megatron.engine.runtime import World, start, stop
 from prism_megatron.game.judge import JudgePlan, train
@@ -74,8 +78,10 @@ PROMPT, CAPTION, REASONING = 1500, 400, 4500
 IMAGE_SIDE = 64
 """Patches; an image token stands for four."""
 STD = 0.02
+FAST = FastPaths(fuse_weight_gradients=True)
+"""As a run's ``--fuse-weight-gradients auto`` on a CPU."""
 LIMIT = 2.5
-TOLERANCE = 1e-5
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 Scores = Mapping[tuple[int, int | None], float]
 """Of every (tower, answer); answer None is the reference."""
 
@@ -118,18 +124,30 @@ class Gradients(MegatronEngine):
         return super().step(update=update)
 
 
-def ours(world: World, shape: Qwen3VLShape, form: BatchFormat, group: RolloutGroup, budget: int) -> Taken:
+class Work(NamedTuple):
+    """What both ways are given."""
+
+    shape: Qwen3VLShape
+    group: RolloutGroup
+    form: BatchFormat
+    dtype: torch.dtype
+    budget: int
+
+
+def ours(world: World, work: Work) -> Taken:
     """What an alignment step does."""
-    provider = DiscriminatorProvider(shape, Towers(), head_dropout=0.0, freeze_vision=True)
+    provider = DiscriminatorProvider(
+        work.shape, Towers(), head_dropout=0.0, freeze_vision=True, execution=Execution(fast=FAST)
+    )
     engine = Gradients(
-        name="discriminator", provider=provider, world=world, dtype=torch.float32, optimizer=OptimizerConfig(),
-        total_steps=1,
+        name="discriminator", provider=provider, world=world, dtype=work.dtype, optimizer=OptimizerConfig(),
+        total_steps=1, fast=FAST,
     )  # fmt: skip
     draw_weights(engine.modules[0], std=STD)
-    plan = JudgePlan(form, budget, score_regulariser=0.0, seed=0)
+    plan = JudgePlan(work.form, work.budget, score_regulariser=0.0, seed=0)
 
     def step() -> tuple[int, Scores]:
-        judgement = train(engine, [group], plan, world=world, step=0)
+        judgement = train(engine, [work.group], plan, world=world, step=0)
         print(f"    overhead {judgement.cost.overhead:.2f}, references "
               f"{'apart' if judgement.cost.apart else 'beside their rollouts'}", flush=True)  # fmt: skip
         return judgement.cost.trunk_tokens, {key[1:]: score for key, score in judgement.scores.items()}
@@ -137,25 +155,26 @@ def ours(world: World, shape: Qwen3VLShape, form: BatchFormat, group: RolloutGro
     return measured(step)
 
 
-def released(world: World, shape: Qwen3VLShape, form: BatchFormat, group: RolloutGroup, _budget: int) -> Taken:
+def released(world: World, work: Work) -> Taken:
     """Four whole rows a pair, forward and backward."""
-    chunk = build_chunk(shape, world, std=STD)
+    chunk = build_chunk(work.shape, world, std=STD, dtype=work.dtype)
     for name, parameter in chunk.named_parameters():
         parameter.requires_grad_(not name.startswith("vision_model."))
 
     def step() -> tuple[int, Scores]:
         tokens, scores = 0, {}
-        for answer in range(len(group.rollouts)):
+        for answer in range(len(work.group.rollouts)):
             pair = []
             for of in (None, answer):
                 for tower in TOWERS:
                     key = ScoreRow(0, tower, of)
-                    batch = padded_batch(form, [(key, with_own_image(row_of([group], key, form)))])
+                    row = row_of([work.group], key, work.form)
+                    batch = padded_batch(work.form, [(key, with_own_image(row))])
                     tokens += batch.input_ids_B_S.numel()
                     pair.append(chunk(batch)[0])
                     scores[tower, of] = float(pair[-1])
             references, rollouts = torch.cat(pair[: len(TOWERS)]), torch.cat(pair[len(TOWERS) :])
-            (-functional.logsigmoid(references - rollouts).sum() / len(group.rollouts)).backward()
+            (-functional.logsigmoid(references - rollouts).sum() / len(work.group.rollouts)).backward()
         return tokens, scores
 
     return measured(step)
@@ -172,15 +191,49 @@ def measured(step: Callable[[], tuple[int, Scores]]) -> Taken:
 WAYS = {"ours": ours, "released": released}
 
 
-def take(name: str, layers: int, answers: int, budget: int) -> Taken:
+def take(name: str, layers: int, answers: int, budget: int, dtype: torch.dtype) -> Taken:
     """A way in this process, which it has to itself."""
+    shape = layers_of_2b(layers)
+
+    def way(world: World) -> Taken:
+        form = BatchFormat(pad_token_id=0, end_token_id=1, length_multiple=1, device=world.device, share_prompts=True)
+        return WAYS[name](world, Work(shape, group_of(shape, answers), form, dtype, budget))
+
+    return in_world(way)
+
+
+def in_world(way: Callable[[World], Taken]) -> Taken:
+    """What a way takes in a world of one rank and one thread."""
     torch.set_num_threads(1)
     world = start(ParallelConfig(distributed_optimizer=False), seed=1)
-    shape = layers_of_2b(layers)
-    form = BatchFormat(pad_token_id=0, end_token_id=1, length_multiple=1, device=world.device, share_prompts=True)
-    taken = WAYS[name](world, shape, form, group_of(shape, answers), budget)
+    taken = way(world)
     stop(world)
     return taken
+
+
+def alone(take_way: Callable[..., Taken], *arguments: object) -> Taken:
+    """``take_way(*arguments)`` in a process of its own. Unlike a pool of multiprocessing, this tells of a process that
+    the system has ended for its memory.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(take_way, *arguments).result()
+
+
+def compared(dtype: torch.dtype, layers: int, answers: int, budget: int) -> bool:
+    """Print what both ways take; whether limits hold."""
+    print(f"{dtype}", flush=True)
+    found = {}
+    for name in WAYS:
+        found[name] = taken = alone(take, name, layers, answers, budget, dtype)
+        print(f"  {name:9} {taken.seconds:8.1f} s  {taken.peak_bytes / 2**30:6.2f} GiB  {taken.trunk_tokens:7} tokens "
+              "forward", flush=True)  # fmt: skip
+    mine, theirs = found["ours"], found["released"]
+    largest = max(map(abs, theirs.scores.values()))
+    error = max(abs(mine.scores[key] - score) for key, score in theirs.scores.items()) / largest
+    ratio, tolerance = theirs.seconds / mine.seconds, TOLERANCE[dtype]
+    print(f"  scores differ by {error:.0e} of the largest (limit {tolerance:.0e})")
+    print(f"  {ratio:.2f} times as fast as released (limit {LIMIT}): {'holds' if ratio >= LIMIT else 'DOES NOT HOLD'}")
+    return ratio >= LIMIT and error <= tolerance
 
 
 def main() -> int:
@@ -188,25 +241,14 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--answers", type=int, default=16)
     parser.add_argument("--budget", type=int, default=16384, help="tokens of a micro-batch of ours")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    dtypes = formats_here() if arguments.dtype == "auto" else (DTYPES[arguments.dtype],)
     lengths = f"prompt {PROMPT}, caption {CAPTION}, reasoning {REASONING}, {arguments.answers} answers"
     print(f"2B widths x {arguments.layers} layers: {lengths}", flush=True)
-    found = {}
-    for name in WAYS:
-        # Unlike a pool, it tells of a process that the system has ended for its memory.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found[name] = taken = pool.submit(
-                take, name, arguments.layers, arguments.answers, arguments.budget
-            ).result()
-        print(f"  {name:9} {taken.seconds:8.1f} s  {taken.peak_bytes / 2**30:6.2f} GiB  {taken.trunk_tokens:7} tokens "
-              "forward", flush=True)  # fmt: skip
-    mine, theirs = found["ours"], found["released"]
-    largest = max(map(abs, theirs.scores.values()))
-    error = max(abs(mine.scores[key] - score) for key, score in theirs.scores.items()) / largest
-    ratio = theirs.seconds / mine.seconds
-    print(f"  scores differ by {error:.0e} of the largest (limit {TOLERANCE:.0e})")
-    print(f"  {ratio:.2f} times as fast as released (limit {LIMIT}): {'holds' if ratio >= LIMIT else 'DOES NOT HOLD'}")
-    return 0 if ratio >= LIMIT and error <= TOLERANCE else 1
+    good = [compared(dtype, arguments.layers, arguments.answers, arguments.budget) for dtype in dtypes]
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":

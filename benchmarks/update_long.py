@@ -23,11 +23,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -37,7 +35,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.scoring import draw_weights, layers_of_2b, with_own_image
-from benchmarks.scoring_long import CAPTION, PROMPT, REASONING, STD, Gradients, Taken, group_of, measured
+from benchmarks.scoring_long import (
+    CAPTION,
+    FAST,
+    PROMPT,
+    REASONING,
+    STD,
+    Gradients,
+    Taken,
+    alone,
+    group_of,
+    in_world,
+    measured,
+)
 from model_providers.qwen3_vl.provider import Qwen3VLProvider
 from prism_megatron.config.architecture.qwen3_vl import Qwen3VLShape
 from prism_megatron.config.engine.optimizer import OptimizerConfig
@@ -45,7 +55,8 @@ from prism_megatron.config.engine.parallel import ParallelConfig
 from prism_megatron.config.presets import preset
 from prism_megatron.config.stages.objective import PolicyObjective
 from prism_megatron.engine.batch import collate
-from prism_megatron.engine.runtime import World, start, stop
+from prism_megatron.engine.host.execution import Execution
+from prism_megatron.engine.runtime import World
 from prism_megatron.training.batches import BatchFormat
 from prism_megatron.training.experience import Experience, ExperienceRow
 from prism_megatron.training.policy_update import UpdatePlan, update_policy
@@ -75,10 +86,11 @@ def experience_of(shape: Qwen3VLShape, answers: int) -> Experience:
 
 def updated(world: World, shape: Qwen3VLShape, answers: int, *, share_prompts: bool) -> Taken:
     """An update by the engine."""
-    provider = Qwen3VLProvider(shape, freeze=("vision", "projector"))
+    provider = Qwen3VLProvider(shape, freeze=("vision", "projector"), execution=Execution(fast=FAST))
     engine = Gradients(
-        name="policy", provider=provider, world=world, dtype=torch.float32, optimizer=OptimizerConfig(), total_steps=1
-    )
+        name="policy", provider=provider, world=world, dtype=torch.float32, optimizer=OptimizerConfig(), total_steps=1,
+        fast=FAST,
+    )  # fmt: skip
     draw_weights(engine.modules[0], std=STD)
     form = BatchFormat(0, 1, 1, world.device, share_prompts=share_prompts)
     plan = UpdatePlan(PolicyObjective(family="clipped"), form, BUDGET)
@@ -142,11 +154,7 @@ WAYS: dict[str, Callable[[World, Qwen3VLShape, int], Taken]] = {"ours": ours, "w
 
 def take(name: str, layers: int, answers: int) -> Taken:
     """A way in this process, which it has to itself."""
-    torch.set_num_threads(1)
-    world = start(ParallelConfig(distributed_optimizer=False), seed=1)
-    taken = WAYS[name](world, shape_of(layers), answers)
-    stop(world)
-    return taken
+    return in_world(lambda world: WAYS[name](world, shape_of(layers), answers))
 
 
 def main() -> int:
@@ -158,8 +166,7 @@ def main() -> int:
           f"{CAPTION + REASONING}", flush=True)  # fmt: skip
     found = {}
     for name in WAYS:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found[name] = taken = pool.submit(take, name, arguments.layers, arguments.answers).result()
+        found[name] = taken = alone(take, name, arguments.layers, arguments.answers)
         print(f"  {name:9} {taken.seconds:8.1f} s  {taken.peak_bytes / 2**30:6.2f} GiB  {taken.trunk_tokens:7} tokens "
               f"forward, {taken.seconds / found['ours'].seconds:.2f} of ours", flush=True)  # fmt: skip
     norms = [next(iter(taken.scores.values())) for taken in found.values()]
